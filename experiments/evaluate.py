@@ -1,0 +1,232 @@
+"""Preference accuracy of a reward model on a file of comparisons.
+
+    python -m experiments.evaluate --model=DIR --data=FILE --out=FILE.json [--scores=FILE.jsonl]
+
+Scores are written to FILE.json.partial as they are made: run again, a stopped command continues
+with the rows that are not there yet, if model, data and --reference are the same.
+"""
+
+import dataclasses
+import json
+import logging
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from absl import app, flags
+from tqdm import tqdm
+
+from rmjax.data.readers import open_records
+from rmjax.data.record import Comparison, RecordError
+from rmjax.evaluate.comparisons import (
+    ScoreError,
+    check_scores,
+    evaluate_comparisons,
+    judge,
+    with_best_as_reference,
+)
+from rmjax.evaluate.files import refuse_unwritable, write_json, write_text
+from rmjax.evaluate.report import environment
+from rmjax.evaluate.score_log import ScoreLog, fingerprint_comparisons, fingerprint_files
+from rmjax.evaluate.table import print_table
+
+logger = logging.getLogger(__name__)
+
+
+class Scorer(Protocol):
+    """What is asked of a reward model here."""
+
+    def score_groups(
+        self, comparisons: Sequence[Comparison], progress: bool = False
+    ) -> list[list[float]]:
+        """A list of scores per record, one per output."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What to evaluate, and how; the flags of this command."""
+
+    model: Path
+    data: str
+    out: Path
+    scores: Path | None = None
+    reference: Literal["given", "best"] = "given"
+    on_error: Literal["raise", "skip"] = "raise"
+    rows_per_save: int = 64
+    seed: int = 0
+
+    @property
+    def partial(self) -> Path:
+        """Where scores go while they are made."""
+        return self.out.with_name(self.out.name + ".partial")
+
+    @property
+    def outputs(self) -> list[Path]:
+        """All files this command writes."""
+        return [self.out, self.partial] + ([self.scores] if self.scores else [])
+
+
+def define_flags() -> None:
+    """Flags are defined when run, not when imported, so that they cannot clash."""
+    flags.DEFINE_string("model", None, "reward model: folder of a checkpoint", required=True)
+    flags.DEFINE_string(
+        "data", None, "comparisons: .jsonl[.zst], .parquet, .array_record, tfds:NAME", required=True
+    )
+    flags.DEFINE_string("out", None, "JSON file to write", required=True)
+    flags.DEFINE_string("scores", None, "JSONL file to write: a line per row with its scores")
+    flags.DEFINE_enum(
+        "reference",
+        "given",
+        ["given", "best"],
+        "given: each row's own reference. best: where a row has none, its top-ranked output "
+        "becomes the reference and leaves the candidates (POLAR, section 4.2)",
+    )
+    flags.DEFINE_enum("on_error", "raise", ["raise", "skip"], "what to do with a broken row")
+    flags.DEFINE_integer("rows_per_save", 64, "rows scored between two saves", lower_bound=1)
+    flags.DEFINE_integer("seed", 0, "seed of the bootstrap")
+
+
+def load_model(path: Path) -> Scorer:
+    """The reward model at `path`; imported late, because that is slow and errors should be fast.
+
+    Raises:
+      OSError: it cannot be loaded; says why.
+    """
+    from rmjax.reward_model import RewardModel
+
+    try:
+        model: Scorer = RewardModel.load(path)
+    except (OSError, ValueError, KeyError) as error:
+        raise OSError(f"cannot load --model={path}: {error}") from error
+    return model
+
+
+def evaluate(options: Options) -> dict[str, Any]:
+    """Scores the rows that are not scored yet, writes the files, returns what --out holds.
+
+    Raises:
+      OSError: a file or the model cannot be read or written; before any scoring where possible.
+      RecordError: a row is broken, or there is none.
+      ScoreError: the model gave a score that is not finite.
+    """
+    started = time.monotonic()
+    _refuse_bad_paths(options)
+    source = open_records(options.data, on_error=options.on_error)
+    given = [source[index] for index in range(len(source))]
+    rows = [with_best_as_reference(row) for row in given] if options.reference == "best" else given
+    fingerprint = {
+        "model": fingerprint_files(options.model, ignore=options.outputs),
+        "data": fingerprint_comparisons(rows),
+    }
+    with ScoreLog(options.partial, fingerprint) as log:
+        resumed = len(log.scores)
+        _score_missing(options, rows, log)
+    scores = [log.scores[index] for index in range(len(rows))]
+    result = {
+        **evaluate_comparisons(rows, scores, options.seed),
+        "reference": options.reference,
+        "reference_from_ranks": sum(a is not b for a, b in zip(rows, given, strict=True)),
+        "unreadable": source.skipped,
+        "model": str(options.model),
+        "data": options.data,
+        "sha256": fingerprint,
+        "resumed_rows": resumed,
+        "seconds": round(time.monotonic() - started, 3),
+        **environment(),
+    }
+    if options.scores:
+        write_text(options.scores, "".join(_score_lines(rows, scores)))
+    write_json(options.out, result)
+    options.partial.unlink()
+    return result
+
+
+def main(_: list[str]) -> None:
+    """Evaluates by the flags and prints the table, or one line that says what is wrong."""
+    values = flags.FLAGS
+    options = Options(
+        model=Path(values.model),
+        data=values.data,
+        out=Path(values.out),
+        scores=Path(values.scores) if values.scores else None,
+        reference=values.reference,
+        on_error=values.on_error,
+        rows_per_save=values.rows_per_save,
+        seed=values.seed,
+    )
+    try:
+        result = evaluate(options)
+    except (OSError, RecordError, ScoreError) as error:
+        sys.exit(f"error: {error}")
+    print_table(result)
+    print("\n".join(_notes(result, options)))
+
+
+def _refuse_bad_paths(options: Options) -> None:
+    if not options.model.exists():
+        raise FileNotFoundError(f"--model={options.model} does not exist")
+    paths = [path.resolve() for path in [*options.outputs, Path(options.data)]]
+    if len(set(paths)) < len(paths):
+        raise OSError("--data, --out and --scores must be different files")
+    for path in options.outputs:
+        refuse_unwritable(path)
+
+
+def _score_missing(options: Options, rows: Sequence[Comparison], log: ScoreLog) -> None:
+    missing = [index for index in range(len(rows)) if index not in log.scores]
+    if not missing:
+        return
+    if len(missing) < len(rows):
+        logger.warning("continuing: %d of %d rows are scored", len(log.scores), len(rows))
+    _warn_without_reference(rows)
+    model = load_model(options.model)
+    with tqdm(total=len(rows), initial=len(log.scores), desc="scoring", unit="row") as bar:
+        for start in range(0, len(missing), options.rows_per_save):
+            chunk = missing[start : start + options.rows_per_save]
+            scores = model.score_groups([rows[index] for index in chunk])
+            for index, row_scores in zip(chunk, scores, strict=True):
+                check_scores(rows[index], row_scores)
+            log.append(dict(zip(chunk, scores, strict=True)))
+            bar.update(len(chunk))
+
+
+def _warn_without_reference(rows: Sequence[Comparison]) -> None:
+    without = sum(not row.references for row in rows)
+    if without:
+        logger.warning(
+            "%d of %d rows have NO REFERENCE and are scored without one: for a POLAR model this is "
+            "not what it was trained on; give a reference, or --reference=best for ranked rows",
+            without,
+            len(rows),
+        )
+
+
+def _score_lines(rows: Sequence[Comparison], scores: Sequence[Sequence[float]]) -> Iterator[str]:
+    for row, row_scores in zip(rows, scores, strict=True):
+        verdict = judge(row, row_scores)
+        line = {
+            "id": row.id,
+            "scores": list(row_scores),
+            "correct": verdict.credit if verdict else None,
+            "category": row.category,
+            "line": row.place,
+        }
+        yield json.dumps(line, ensure_ascii=False) + "\n"
+
+
+def _notes(result: dict[str, Any], options: Options) -> Iterator[str]:
+    if result["without_reference"]:
+        yield f"{result['without_reference']} rows had no reference and were scored without one"
+    if result["reference_from_ranks"]:
+        yield f"{result['reference_from_ranks']} rows: the top-ranked output was the reference"
+    for reason, count in [*result["skipped"].items(), *result["unreadable"].items()]:
+        yield f"rows left out: {count} ({reason})"
+    yield f"wrote {options.out}" + (f" and {options.scores}" if options.scores else "")
+
+
+if __name__ == "__main__":
+    define_flags()
+    app.run(main)

@@ -1,0 +1,143 @@
+"""Samples every policy of a pool on its prompts: `python -m experiments.sample --config=configs/sample/corpus.py --workdir=DIR`.
+
+Writes DIR/<policy>.jsonl, one {"prompt_id", "prompt", "policy", "sample", "output"} a line. Run again, a stopped command
+continues: whole batches are kept, the last broken one is drawn again, and the result is the same.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+from ml_collections import config_flags
+from tqdm import tqdm
+
+from rmjax.hub.gguf import load_gguf, smollm2_path
+from rmjax.models.transformer import TransformerConfig
+from rmjax.policy.pool import Policy, realize, sequence_key, turn
+from rmjax.policy.sampling import generate, left_pad, rules
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "what to sample", lock_config=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "folder that the samples are written to")
+_ENDS = ("<|im_end|>", "<|endoftext|>")
+
+
+def chosen_policies(policies: Sequence[Policy], row: dict, per_prompt: int) -> set[str]:
+    """The policies that answer this prompt: `per_prompt` seen ones, or half seen half unseen for a held-out prompt."""
+    order = sorted(policies, key=lambda p: hashlib.sha256(f"{row['id']}/{p.name}".encode()).digest())
+    seen = [p.name for p in order if p.split == "seen"]
+    unseen = [p.name for p in order if p.split == "unseen"]
+    if row.get("split") == "unseen":
+        return {*seen[: per_prompt // 2], *unseen[: per_prompt - per_prompt // 2]}
+    return set(seen[:per_prompt])
+
+
+def batches(rows: list[dict], size: int) -> Iterator[list[dict]]:
+    """Rows by prompt length, in equal batches of at most `size`: little padding, one shape."""
+    rows = sorted(rows, key=lambda row: (len(row["ids"]), row["id"]))
+    count = -(-len(rows) // size)
+    size = -(-len(rows) // count)
+    return (rows[i : i + size] for i in range(0, len(rows), size))
+
+
+def kept_lines(path: Path, per_batch: list[int]) -> int:
+    """How many whole batches the file holds; what follows them is cut off."""
+    if not path.exists():
+        return 0
+    lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    done = 0
+    while done < len(per_batch) and sum(per_batch[: done + 1]) <= len(lines):
+        done += 1
+    with open(path, "r+") as file:
+        file.truncate(len("".join(lines[: sum(per_batch[:done])]).encode()))
+    return done
+
+
+def sample_policy(policy: Policy, rows: list[dict], model: Any, config: Any, path: Path, bar: tqdm) -> None:
+    """Draws what is missing of one policy's file."""
+    model_config, params, tokenizer = model
+    plan = list(batches(rows, config.batch_prompts))
+    done = kept_lines(path, [len(batch) * config.samples for batch in plan])
+    bar.update(sum(map(len, plan[:done])) * config.samples)
+    if done == len(plan):
+        return
+    model_config, params = realize(policy, model_config, params)
+    prefix = left_pad([tokenizer.encode_marked(policy.preamble())], 32)
+    with open(path, "a") as file:
+        for batch in plan[done:]:
+            ids_RM = _draw(policy, batch, (model_config, params, tokenizer), prefix, config)
+            for i, row_ids in enumerate(ids_RM):
+                row, sample = batch[i // config.samples], i % config.samples
+                output = tokenizer.decode(row_ids[row_ids >= 0].tolist())
+                record = {"prompt_id": row["id"], "prompt": row["prompt"], "policy": policy.name, "sample": sample}
+                file.write(json.dumps(record | {"output": output}, ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+            bar.update(len(batch) * config.samples)
+
+
+def _draw(policy: Policy, batch: list[dict], model: tuple, prefix: Any, config: Any) -> np.ndarray:
+    model_config, params, tokenizer = model
+    names = [(row["id"], sample) for row in batch for sample in range(config.samples)]
+    keys = jnp.stack([sequence_key(config.seed, prompt_id, policy.name, sample) for prompt_id, sample in names])
+    rule, candidates = rules([policy.decoding] * len(names), model_config.vocab_size)
+    prompts = left_pad([row["ids"] for row in batch], 32)
+    return np.asarray(
+        generate(
+            params, prefix, prompts, keys, rule, config=model_config, candidates=candidates, samples=config.samples,
+            max_new_tokens=config.max_new_tokens, stop=tuple(tokenizer.id(end) for end in _ENDS),
+        )
+    )  # fmt: skip
+
+
+def language_model(policy: Policy, base: tuple[TransformerConfig, Any, Any], checkpoints: str) -> tuple:
+    """The base model, or the tuned one that the policy names."""
+    if not policy.checkpoint:
+        return base
+    from rmjax.train.checkpoint import Checkpoints
+
+    run, step = policy.checkpoint.split("/")
+    with Checkpoints(Path(checkpoints) / run / "checkpoints") as saved:
+        _, params = saved.restore_subtree("params", step=int(step))
+    return base[0], params["backbone"], base[2]
+
+
+def run(config: Any, workdir: Path) -> None:
+    workdir.mkdir(parents=True, exist_ok=True)
+    everyone = [Policy.parse(row.to_dict() if hasattr(row, "to_dict") else row) for row in config.policies]
+    wanted = [p for p in everyone if not config.kinds or p.kind in config.kinds.split(",")]
+    base = load_gguf(config.model or smollm2_path())
+    base = (base[0], jax.tree.map(jnp.asarray, base[1]), base[2])
+    prompts = [json.loads(line) for line in open(config.prompts)]
+    for row in prompts:
+        row["ids"] = base[2].encode_marked(turn(row["prompt"]))
+    work = {
+        p.name: [row for row in prompts if p.name in chosen_policies(everyone, row, config.policies_per_prompt)]
+        for p in wanted
+    }
+    total = sum(map(len, work.values())) * config.samples
+    with tqdm(total=total, unit="sample", desc="sampling", mininterval=5, file=sys.stderr) as bar:
+        for policy in wanted:
+            bar.set_postfix_str(policy.name)
+            model = language_model(policy, base, config.checkpoints)
+            if work[policy.name]:
+                sample_policy(policy, work[policy.name], model, config, workdir / f"{policy.name}.jsonl", bar)
+
+
+def main(argv: Sequence[str]) -> None:
+    del argv
+    logging.getLogger("absl").setLevel(logging.WARNING)
+    run(_CONFIG.value, Path(_WORKDIR.value))
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config", "workdir"])
+    app.run(main)

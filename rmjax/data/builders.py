@@ -1,0 +1,218 @@
+"""TFDS builders that write ArrayRecord without TensorFlow: comparisons, and pools of policies.
+
+builder = PolarJsonl({"train": "hh.jsonl.zst"}, name="hh", data_dir="data")
+prepare(builder)
+open_records("tfds:polar_jsonl/hh:train@data")
+"""
+
+from __future__ import annotations
+
+import collections
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from rmjax.data.readers import RandomAccessSource, open_records
+from rmjax.data.record import Comparison, RecordError, to_row
+from rmjax.data.rows import check_readable, iterate_rows
+
+_SOURCES_FILE = "sources.json"
+_POOL_TEXTS = ("prompt_id", "prompt", "policy", "output", "split")
+
+
+def comparison_features() -> tfds.features.FeaturesDict:
+    """Features that hold every field of a `Comparison` but `place`.
+
+    An absent field is an empty string or an empty sequence. `votes` is flat, voter after voter.
+    """
+    text, texts = tfds.features.Text(), tfds.features.Sequence(tfds.features.Text())
+    return tfds.features.FeaturesDict(
+        {
+            "prompt": text,
+            "outputs": texts,
+            "references": texts,
+            "ranks": _float64(None),
+            "scores": _float64(None),
+            "votes": _float64(None),
+            "policies": texts,
+            "category": text,
+            "source": text,
+            "type": tfds.features.Sequence(np.int64),
+            "wrapper": text,
+            "weight": _float64(),
+            "margin": _float64(),
+            "id": text,
+        }
+    )
+
+
+def _float64(*shape: int | None) -> tfds.features.Tensor:
+    # As bytes: TFDS would otherwise store float32, and near-ties in scores would become ties.
+    return tfds.features.Tensor(
+        shape=shape, dtype=np.float64, encoding=tfds.features.Encoding.BYTES
+    )
+
+
+def example_from_comparison(comparison: Comparison) -> dict[str, object]:
+    """The inverse of `rows.row_from_example`, with every feature filled."""
+    row = to_row(comparison)
+    numbers = {
+        name: np.asarray(row.get(name, []), np.float64).ravel()
+        for name in ("ranks", "scores", "votes")
+    }
+    texts = {name: row.get(name, "") for name in ("prompt", "category", "source", "id")}
+    lists = {name: row.get(name, []) for name in ("outputs", "references", "policies")}
+    return {
+        **texts,
+        **lists,
+        **numbers,
+        "type": [] if comparison.type is None else [comparison.type],
+        "wrapper": comparison.wrapper,
+        "weight": np.float64(comparison.weight),
+        "margin": np.float64(comparison.margin),
+    }
+
+
+def pool_features() -> tfds.features.FeaturesDict:
+    """Features of one sample of a policy pool; the split is TFDS's."""
+    text = tfds.features.Text()
+    return tfds.features.FeaturesDict(
+        {"prompt_id": text, "prompt": text, "policy": text, "sample": np.int64, "output": text}
+    )
+
+
+def pool_rows_by_split(path: str | Path) -> dict[str, list[dict[str, object]]]:
+    """Reads {"prompt_id", "prompt", "policy", "sample", "output", "split"} rows, by split.
+
+    Raises:
+      RecordError: a missing or ill-typed field, or a split name TFDS cannot use; an empty
+        `output` is allowed, since a policy may say nothing.
+    """
+    splits: dict[str, list[dict[str, object]]] = collections.defaultdict(list)
+    for place, row in iterate_rows(path):
+        sample = _checked_sample(row, place)
+        splits[str(sample.pop("split"))].append(sample)
+    return dict(splits)
+
+
+def _checked_sample(row: object, place: str) -> dict[str, object]:
+    if not isinstance(row, Mapping):
+        raise RecordError(place, "", "not a JSON object", "write one object per line")
+    for name in _POOL_TEXTS:
+        if not isinstance(row.get(name), str):
+            raise RecordError(place, name, "missing or not a string", "give a string")
+    if not isinstance(row.get("sample"), int) or isinstance(row["sample"], bool):
+        raise RecordError(place, "sample", "missing or not an integer", "number the samples")
+    if not re.fullmatch(r"\w+", row["split"]):
+        remedy = "use letters, digits and underscores"
+        raise RecordError(place, "split", "not a TFDS split name", remedy, row["split"])
+    return {name: row[name] for name in (*_POOL_TEXTS, "sample")}
+
+
+class PolarJsonl(tfds.core.GeneratorBasedBuilder):
+    """Comparisons in POLAR's field names, from any file that `open_records` reads.
+
+    Args:
+      paths: split name -> file. May be empty to read a data set that is prepared already.
+      name: TFDS config name, which tells the data sets of this builder apart.
+      **keywords: of the TFDS builder, such as `data_dir`.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+    code_path = None  # nothing is downloaded; TFDS's lookup of checksums needs a missing package
+
+    def __init__(
+        self, paths: Mapping[str, str | Path] | None = None, name: str = "default", **keywords
+    ) -> None:
+        self.paths = {split: Path(path) for split, path in (paths or {}).items()}
+        super().__init__(**_with_config(name, keywords))
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return _dataset_info(self, comparison_features(), "Comparisons of candidates.")
+
+    def _split_generators(self, dl_manager: object) -> dict[str, Iterator]:
+        sources = {split: open_records(path) for split, path in self.paths.items()}
+        return {split: self._generate_examples(source) for split, source in sources.items()}
+
+    def _generate_examples(self, source: RandomAccessSource) -> Iterator[tuple[int, dict]]:
+        for i in range(len(source)):
+            yield i, example_from_comparison(source[i])
+
+
+class PolicyPool(tfds.core.GeneratorBasedBuilder):
+    """Samples of policies, from a file of rows as in `pool_rows_by_split`.
+
+    Args:
+      path: the file. May be None to read a data set that is prepared already.
+      name: TFDS config name, which tells the data sets of this builder apart.
+      **keywords: of the TFDS builder, such as `data_dir`.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+    code_path = None  # nothing is downloaded; TFDS's lookup of checksums needs a missing package
+
+    def __init__(self, path: str | Path | None = None, name: str = "default", **keywords) -> None:
+        self.paths = {"pool": Path(path)} if path else {}
+        super().__init__(**_with_config(name, keywords))
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return _dataset_info(self, pool_features(), "Samples of policies.")
+
+    def _split_generators(self, dl_manager: object) -> dict[str, Iterator]:
+        splits = pool_rows_by_split(self.paths["pool"])
+        return {split: self._generate_examples(rows) for split, rows in splits.items()}
+
+    def _generate_examples(
+        self, rows: Sequence[dict[str, object]]
+    ) -> Iterator[tuple[int, dict[str, object]]]:
+        yield from enumerate(rows)
+
+
+def _with_config(name: str, keywords: dict) -> dict:
+    return {"config": tfds.core.BuilderConfig(name=name), "file_format": "array_record", **keywords}
+
+
+def _dataset_info(
+    builder: tfds.core.DatasetBuilder, features: tfds.features.FeaturesDict, description: str
+) -> tfds.core.DatasetInfo:
+    # Order is kept: the pipeline shuffles by its own seed.
+    return tfds.core.DatasetInfo(
+        builder=builder, features=features, description=description, disable_shuffling=True
+    )
+
+
+def prepare(builder: PolarJsonl | PolicyPool) -> Path:
+    """Writes the builder's data set unless it is there, and returns its directory.
+
+    Raises:
+      RecordError: a bad source row; or a data set of that name is there, made from other sources
+        (TFDS itself would silently go on using it).
+      FileNotFoundError: a source is absent.
+    """
+    if not builder.paths:
+        raise RecordError(builder.name, "", "no source files", "give the builder its path")
+    directory = Path(builder.data_path)
+    sources = {split: _digest(path) for split, path in builder.paths.items()}
+    marker = directory / _SOURCES_FILE
+    if directory.exists() and _read_marker(marker) != sources:
+        remedy = "delete that directory or give another config name"
+        raise RecordError(str(directory), "", "prepared from other or unknown sources", remedy)
+    config = tfds.download.DownloadConfig(try_download_gcs=False)
+    builder.download_and_prepare(download_config=config)
+    marker.write_text(json.dumps(sources), encoding="utf-8")
+    return directory
+
+
+def _read_marker(marker: Path) -> object:
+    return json.loads(marker.read_text(encoding="utf-8")) if marker.is_file() else None
+
+
+def _digest(path: Path) -> str:
+    check_readable(path)
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

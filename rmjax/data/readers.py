@@ -1,0 +1,239 @@
+"""Files of comparisons: random access for reading, atomic writing."""
+
+from __future__ import annotations
+
+import collections
+import errno
+import json
+import logging
+import operator
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Literal, SupportsIndex
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import zstandard
+from array_record.python.array_record_module import ArrayRecordWriter
+
+from rmjax.data.record import (
+    Comparison,
+    RecordError,
+    nearest_field,
+    parse,
+    to_row,
+    unknown_fields,
+)
+from rmjax.data.rows import JsonLines, Rows, open_rows
+
+logger = logging.getLogger(__name__)
+
+_ZSTD_LEVEL = 10
+_ONE_RECORD_PER_GROUP = "group_size:1"  # ArrayRecord: random access without reading neighbors
+
+
+class RandomAccessSource:
+    """Comparisons by index, every one of them already validated; a grain data source.
+
+    Attributes:
+      path: as it was given.
+      skipped: reason -> number of rows left out (blank lines, and bad records where asked for).
+      unknown: field name -> number of rows in which it was ignored.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        rows: Rows,
+        kept: np.ndarray,
+        skipped: dict[str, int],
+        unknown: dict[str, int],
+    ) -> None:
+        self.path, self.skipped, self.unknown = path, skipped, unknown
+        self._rows, self._kept = rows, kept
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def __getitem__(self, index: SupportsIndex) -> Comparison:
+        i = int(self._kept[operator.index(index)])
+        return _parse_row(self._rows, i)
+
+    def __iter__(self) -> Iterator[Comparison]:
+        return (self[i] for i in range(len(self)))
+
+    def __repr__(self) -> str:  # grain stores it in its checkpoints, so it must not vary
+        return f"RandomAccessSource(path={self.path!r}, length={len(self)})"
+
+
+def open_records(
+    path: str | Path, on_error: Literal["raise", "skip"] = "raise"
+) -> RandomAccessSource:
+    """Opens and validates a file of comparisons.
+
+    Accepts .jsonl, .jsonl.zst, .parquet, .array_record (records are UTF-8 JSON) and
+    "tfds:NAME[/CONFIG][:SPLIT][@DIR]". Every record is parsed once here, so a fault shows before
+    training starts; records are parsed again at each access and not kept.
+
+    Args:
+      path: file or TFDS name.
+      on_error: "raise" raises the first bad record's error and says how many there are; "skip"
+        leaves bad records out, counts them by reason in `skipped` and logs the counts.
+
+    Raises:
+      FileNotFoundError, IsADirectoryError, PermissionError: the file cannot be read.
+      RecordError: a bad record; or, whatever `on_error` says, a file that is empty, damaged as a
+        whole (truncated zstd), of an unknown type, or without a single good record.
+    """
+    if on_error not in ("raise", "skip"):
+        raise ValueError(f'on_error is "{on_error}"; use "raise" or "skip"')
+    rows = open_rows(path)
+    kept: list[int] = []
+    errors: list[RecordError] = []
+    unknown: collections.Counter[str] = collections.Counter()
+    for i in range(len(rows)):
+        try:
+            raw = rows.row(i)
+            parse(raw, rows.place(i))  # type: ignore[arg-type]
+            unknown.update(unknown_fields(raw))  # type: ignore[arg-type]
+            kept.append(i)
+        except RecordError as error:
+            errors.append(error)
+    skipped = _tally(rows, errors)
+    _log_unknown(str(path), unknown, len(rows))
+    if errors and (on_error == "raise" or not kept):
+        raise _first_with_count(errors, len(rows))
+    if skipped:
+        logger.warning("%s: skipped %s", path, _listed(skipped))
+    return RandomAccessSource(str(path), rows, np.asarray(kept, np.int64), skipped, dict(unknown))
+
+
+def _parse_row(rows: Rows, i: int) -> Comparison:
+    return parse(rows.row(i), rows.place(i))  # type: ignore[arg-type]
+
+
+def _tally(rows: Rows, errors: Sequence[RecordError]) -> dict[str, int]:
+    tally = collections.Counter(error.reason for error in errors)
+    if isinstance(rows, JsonLines) and rows.blank_lines:
+        tally["blank line"] = rows.blank_lines
+    return dict(tally)
+
+
+def _first_with_count(errors: Sequence[RecordError], total: int) -> RecordError:
+    first = errors[0]
+    if len(errors) == 1:
+        return first
+    remedy = f"{first.remedy} ({len(errors)} of {total} records are bad)"
+    return RecordError(first.place, first.field, first.problem, remedy, first.detail)
+
+
+def _listed(tally: dict[str, int]) -> str:
+    return ", ".join(f"{count} × {reason}" for reason, count in sorted(tally.items()))
+
+
+def _log_unknown(path: str, unknown: collections.Counter[str], total: int) -> None:
+    for name, count in sorted(unknown.items()):
+        near = nearest_field(name)
+        hint = f" (did you mean `{near}`?)" if near else ""
+        message = "%s: unknown field `%s` ignored in %d of %d records%s"
+        logger.warning(message, path, name, count, total, hint)
+
+
+def write_records(path: str | Path, comparisons: Iterable[Comparison]) -> int:
+    """Writes comparisons as .jsonl, .jsonl.zst, .parquet or .array_record, and counts them.
+
+    The file appears complete or not at all: it is written beside its place and then renamed.
+    `place` is not written.
+
+    Raises:
+      OSError: disk full, no permission, no such directory; what was there before is untouched.
+      RecordError: unknown extension, or no record to write.
+    """
+    path = Path(path)
+    writer = _writer_for(path)
+    rows = [to_row(comparison) for comparison in comparisons]
+    if not rows:
+        raise RecordError(str(path), "", "no records to write", "check what selects them")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.touch()  # ArrayRecord's writer would hide why it cannot be made
+        writer(temporary, rows)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:
+        raise _write_error(error, path) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return len(rows)
+
+
+def _write_error(error: OSError | RuntimeError, path: Path) -> OSError:
+    """One clear error; ArrayRecord reports a full disk as RuntimeError."""
+    reason = getattr(error, "strerror", None) or str(error)
+    message = f"cannot write ({reason}); check free space and permission, nothing was changed"
+    return OSError(getattr(error, "errno", None) or errno.EIO, message, str(path))
+
+
+def _writer_for(path: Path) -> Callable[[Path, Sequence[dict[str, object]]], None]:
+    for suffix, writer in _WRITERS.items():
+        if path.name.endswith(suffix):
+            return writer
+    raise RecordError(str(path), "", "unknown file type", f"use one of {', '.join(_WRITERS)}")
+
+
+def _encoded(row: dict[str, object]) -> bytes:
+    return json.dumps(row, ensure_ascii=False, allow_nan=False).encode("utf-8")
+
+
+def _write_jsonl(path: Path, rows: Sequence[dict[str, object]]) -> None:
+    with path.open("wb") as file:
+        file.writelines(_encoded(row) + b"\n" for row in rows)
+
+
+def _write_jsonl_zst(path: Path, rows: Sequence[dict[str, object]]) -> None:
+    compressor = zstandard.ZstdCompressor(level=_ZSTD_LEVEL, write_checksum=True)
+    with path.open("wb") as file, compressor.stream_writer(file) as stream:
+        for row in rows:
+            stream.write(_encoded(row) + b"\n")
+
+
+def _write_array_record(path: Path, rows: Sequence[dict[str, object]]) -> None:
+    writer = ArrayRecordWriter(str(path), _ONE_RECORD_PER_GROUP)
+    for row in rows:
+        writer.write(_encoded(row))
+    writer.close()
+
+
+def _write_parquet(path: Path, rows: Sequence[dict[str, object]]) -> None:
+    table = pyarrow.Table.from_pylist(rows, schema=_PARQUET_SCHEMA)
+    pyarrow.parquet.write_table(table, path, compression="zstd")
+
+
+_PARQUET_SCHEMA = pyarrow.schema(
+    {
+        "prompt": pyarrow.string(),
+        "outputs": pyarrow.list_(pyarrow.string()),
+        "references": pyarrow.list_(pyarrow.string()),
+        "ranks": pyarrow.list_(pyarrow.float64()),
+        "scores": pyarrow.list_(pyarrow.float64()),
+        "votes": pyarrow.list_(pyarrow.list_(pyarrow.float64())),
+        "policies": pyarrow.list_(pyarrow.string()),
+        "category": pyarrow.string(),
+        "source": pyarrow.string(),
+        "type": pyarrow.int64(),
+        "wrapper": pyarrow.string(),
+        "weight": pyarrow.float64(),
+        "margin": pyarrow.float64(),
+        "id": pyarrow.string(),
+    }
+)
+
+_WRITERS: dict[str, Callable[[Path, Sequence[dict[str, object]]], None]] = {
+    ".jsonl": _write_jsonl,
+    ".jsonl.zst": _write_jsonl_zst,
+    ".parquet": _write_parquet,
+    ".array_record": _write_array_record,
+}

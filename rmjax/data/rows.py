@@ -1,0 +1,332 @@
+"""Random access to the raw rows of a file, one small class per storage format.
+
+Every class has `__len__`, `row(i)` (the decoded row, not validated) and `place(i)` ("file:line").
+They keep no open files, so that data loading threads can share them and worker processes can
+receive them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import io
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import zstandard
+from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+from rmjax.data.record import RecordError
+
+# Frames of zstd --long=28 and above exceed the decoder's default limit of 2**27.
+_MAX_WINDOW_BYTES = 2**31
+_TFDS_NAME = re.compile(
+    r"tfds:(?P<name>\w+(/[\w.-]+)?(:\d+\.\d+\.\d+)?)(:(?P<split>[^@]+))?(@(?P<directory>.+))?"
+)
+# Fields that are absent where a TFDS example has them empty.
+_OPTIONAL = ("references", "ranks", "scores", "votes", "policies", "category", "source", "type")
+
+
+class Rows(Protocol):
+    """What a reader needs from a storage format."""
+
+    def __len__(self) -> int: ...
+
+    def row(self, i: int) -> object: ...
+
+    def place(self, i: int) -> str: ...
+
+
+def open_rows(path: str | Path) -> Rows:
+    """Opens a file by its extension, or a TFDS data set by "tfds:NAME[/CONFIG][:SPLIT][@DIR]".
+
+    Raises:
+      FileNotFoundError, IsADirectoryError, PermissionError: the file cannot be read.
+      RecordError: unknown extension, or the file is damaged or empty.
+    """
+    if str(path).startswith("tfds:"):
+        return _not_empty(open_tfds(str(path)), str(path))
+    path = Path(path)
+    check_readable(path)
+    for suffix, opener in _OPENERS.items():
+        if path.name.endswith(suffix):
+            return _not_empty(opener(path), str(path))
+    accepted = ", ".join(_OPENERS) + " and tfds:NAME:SPLIT"
+    raise RecordError(str(path), "", "unknown file type", f"use one of {accepted}")
+
+
+def check_readable(path: Path) -> None:
+    """Raises the OSError that fits, with what to do, unless `path` is a readable file."""
+    if path.is_dir():
+        raise IsADirectoryError(f"{path}: is a directory; give one of the files in it")
+    try:
+        path.open("rb").close()
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such file; {_near_names(path)}") from None
+    except PermissionError:
+        raise PermissionError(f"{path}: no read permission; try chmod u+r on it") from None
+
+
+def _near_names(path: Path) -> str:
+    if not path.parent.is_dir():
+        return f"its directory {path.parent} does not exist either"
+    close = difflib.get_close_matches(path.name, os.listdir(path.parent), n=3, cutoff=0.5)
+    return f"near names in {path.parent}: {', '.join(close)}" if close else "check the path"
+
+
+def _not_empty(rows: Rows, path: str) -> Rows:
+    if len(rows) == 0:
+        raise RecordError(path, "", "empty data set", "give a file with at least one record")
+    return rows
+
+
+def decode_json(line: bytes, place: str) -> object:
+    """Decodes one UTF-8 JSON line; RecordError names the byte or the column of a fault."""
+    try:
+        return json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        detail = f"byte {error.start + 1} of the line is 0x{line[error.start]:02x}"
+        remedy = "convert the file to UTF-8, for example with iconv"
+        raise RecordError(place, "", "not UTF-8", remedy, detail) from None
+    except json.JSONDecodeError as error:
+        detail = f"column {error.colno}: {error.msg}"
+        raise RecordError(place, "", "broken JSON", "correct or delete the line", detail) from None
+    except RecursionError:
+        remedy = "correct or delete the line"
+        raise RecordError(place, "", "broken JSON", remedy, "nested too deeply") from None
+
+
+@dataclasses.dataclass(frozen=True)
+class JsonLines:
+    """JSON lines: read from the file at each access, or held in memory where it is compressed."""
+
+    path: str
+    starts: np.ndarray  # byte offset of each row's line
+    stops: np.ndarray  # byte offset of its end
+    numbers: np.ndarray  # line number of each row, from 1; blank lines are no rows
+    blank_lines: int
+    text: bytes | None  # the decompressed file, or None to read `path`
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def place(self, i: int) -> str:
+        return f"{self.path}:{self.numbers[i]}"
+
+    def row(self, i: int) -> object:
+        return decode_json(self._line(i), self.place(i))
+
+    def _line(self, i: int) -> bytes:
+        start, stop = int(self.starts[i]), int(self.stops[i])
+        if self.text is not None:
+            return self.text[start:stop]
+        with open(self.path, "rb") as file:
+            file.seek(start)
+            return file.read(stop - start)
+
+
+def open_jsonl(path: Path) -> JsonLines:
+    """Opens uncompressed JSON lines; only the line offsets stay in memory (24 bytes a line)."""
+    with path.open("rb") as file:
+        return _index_lines(str(path), file, None)
+
+
+def open_jsonl_zst(path: Path) -> JsonLines:
+    """Opens zstd-compressed JSON lines, decompressed in memory."""
+    text = decompress(path)
+    return _index_lines(str(path), io.BytesIO(text), text)
+
+
+def decompress(path: Path) -> bytes:
+    """Decompresses a zstd file of one or several frames; RecordError where it is damaged."""
+    rest, pieces = path.read_bytes(), []
+    while rest:
+        frame = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW_BYTES).decompressobj()
+        try:
+            pieces.append(frame.decompress(rest))
+        except zstandard.ZstdError as error:
+            remedy = "copy or download the file again"
+            raise RecordError(str(path), "", "broken zstd file", remedy, str(error)) from None
+        if not frame.eof:
+            remedy = "copy or download the file again"
+            raise RecordError(str(path), "", "truncated zstd file", remedy)
+        rest = frame.unused_data
+    return b"".join(pieces)
+
+
+def _index_lines(path: str, lines: Iterable[bytes], text: bytes | None) -> JsonLines:
+    """Finds the lines. Only b"\\n" ends one: U+2028 and U+0085 occur inside JSON strings."""
+    starts, stops, numbers, offset, number = [], [], [], 0, 0
+    for number, line in enumerate(lines, 1):
+        if line.strip(b" \t\r\n\xef\xbb\xbf"):
+            # A byte order mark is legal in UTF-8 and illegal in JSON.
+            starts.append(offset + 3 * (number == 1 and line.startswith(b"\xef\xbb\xbf")))
+            stops.append(offset + len(line))
+            numbers.append(number)
+        offset += len(line)
+    return JsonLines(
+        path=path,
+        starts=np.asarray(starts, np.int64),
+        stops=np.asarray(stops, np.int64),
+        numbers=np.asarray(numbers, np.int64),
+        blank_lines=number - len(numbers),
+        text=text,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class ParquetRows:
+    """Rows of a Parquet table; the number in a place is the row's, from 1."""
+
+    path: str
+    table: pyarrow.Table
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    def place(self, i: int) -> str:
+        return f"{self.path}:{i + 1}"
+
+    def row(self, i: int) -> object:
+        return {name: self.table[name][i].as_py() for name in self.table.column_names}
+
+
+def open_parquet(path: Path) -> ParquetRows:
+    """Opens a Parquet file; its table is held in memory."""
+    try:
+        return ParquetRows(str(path), pyarrow.parquet.read_table(path))
+    except pyarrow.ArrowException as error:
+        remedy = "write or download the file again"
+        detail = str(error).splitlines()[0]
+        raise RecordError(str(path), "", "broken Parquet file", remedy, detail) from None
+
+
+@dataclasses.dataclass(frozen=True)
+class ArrayRecordRows:
+    """Rows of an ArrayRecord file of UTF-8 JSON; the number in a place is the row's, from 1."""
+
+    path: str
+    source: ArrayRecordDataSource
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def place(self, i: int) -> str:
+        return f"{self.path}:{i + 1}"
+
+    def row(self, i: int) -> object:
+        return decode_json(self.source[i], self.place(i))
+
+
+def open_array_record(path: Path) -> ArrayRecordRows:
+    """Opens an ArrayRecord file whose records are UTF-8 JSON."""
+    try:
+        return ArrayRecordRows(str(path), ArrayRecordDataSource(str(path)))
+    except RuntimeError as error:
+        remedy = "write or download the file again"
+        raise RecordError(str(path), "", "broken ArrayRecord file", remedy, str(error)) from None
+
+
+@dataclasses.dataclass(frozen=True)
+class TfdsRows:
+    """Examples of a prepared TFDS split, read without TensorFlow."""
+
+    path: str
+    source: object  # a tfds data source: __len__ and __getitem__
+
+    def __len__(self) -> int:
+        return len(self.source)  # type: ignore[arg-type]
+
+    def place(self, i: int) -> str:
+        return f"{self.path}:{i + 1}"
+
+    def row(self, i: int) -> object:
+        return row_from_example(self.source[i])  # type: ignore[index]
+
+
+def open_tfds(name: str) -> TfdsRows:
+    """Opens "tfds:NAME[/CONFIG][:VERSION][:SPLIT][@DIR]"; SPLIT is "train" unless given.
+
+    The data set has to be prepared on disk, in a format with random access (ArrayRecord); nothing
+    is downloaded. DIR is TFDS's data_dir, by default its own.
+    """
+    # Imported here: it takes a second, and only this format needs it.
+    import tensorflow_datasets as tfds
+
+    match = _TFDS_NAME.fullmatch(name)
+    if match is None:
+        raise RecordError(name, "", "not a TFDS name", "write tfds:NAME[/CONFIG][:SPLIT][@DIR]")
+    try:
+        source = tfds.builder(match["name"], data_dir=match["directory"]).as_data_source(
+            split=match["split"] or "train"
+        )
+    except (AssertionError, NotImplementedError, ValueError) as error:
+        raise _tfds_error(error, name, match["directory"]) from None
+    return TfdsRows(name, source)
+
+
+def _tfds_error(error: Exception, name: str, directory: str | None) -> Exception:
+    """TFDS knows no data set or config (ValueError), or has not prepared it (AssertionError)."""
+    reason = (str(error).splitlines() or [""])[0]
+    if isinstance(error, AssertionError) or "not found" in reason:
+        place = directory or "TFDS's default data_dir"
+        remedy = "prepare it with rmjax.data.builders"
+        return FileNotFoundError(f"{name}: no prepared data set in {place} ({reason}); {remedy}")
+    remedy = "check split and file format (array_record is needed)"
+    return RecordError(name, "", "TFDS cannot read it", remedy, reason)
+
+
+def row_from_example(example: Mapping[str, object]) -> dict[str, object]:
+    """Turns a TFDS example into a row as `record.parse` takes it.
+
+    Bytes become strings, arrays lists, a dict of lists (how TFDS gives a sequence of messages)
+    a list of messages. Optional fields that are empty, which there means absent, are left out;
+    flat `votes` are folded to one list per voter.
+    """
+    row = {name: _plain(value) for name, value in example.items()}
+    row = {n: v for n, v in row.items() if n not in _OPTIONAL or v not in ("", [])}
+    votes, outputs = row.get("votes"), row.get("outputs")
+    if isinstance(votes, list) and isinstance(outputs, list) and not isinstance(votes[0], list):
+        count = len(outputs)
+        row["votes"] = [votes[k : k + count] for k in range(0, len(votes), count)]
+    if isinstance(row.get("type"), list):
+        row["type"] = row["type"][0]  # type: ignore[index]
+    return row
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, bytes):
+        return value.decode("utf-8")
+    if isinstance(value, np.ndarray | np.generic):
+        return _plain(value.tolist())
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, Mapping):
+        plain = {name: _plain(item) for name, item in value.items()}
+        if isinstance(plain.get("content"), list):
+            columns = [item for item in plain.values() if isinstance(item, list)]
+            return [dict(zip(plain, turn, strict=True)) for turn in zip(*columns, strict=True)]
+        return plain
+    return value
+
+
+def iterate_rows(path: str | Path) -> Iterator[tuple[str, object]]:
+    """Yields (place, raw row) for every row of a file; errors as in `open_rows`."""
+    rows = open_rows(path)
+    for i in range(len(rows)):
+        yield rows.place(i), rows.row(i)
+
+
+_OPENERS: dict[str, Callable[[Path], Rows]] = {
+    ".jsonl": open_jsonl,
+    ".jsonl.zst": open_jsonl_zst,
+    ".parquet": open_parquet,
+    ".array_record": open_array_record,
+}

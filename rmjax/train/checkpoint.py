@@ -1,0 +1,325 @@
+"""Checkpoints that survive `kill -9` and report damage. The only module that knows orbax.
+
+A checkpoint is one directory on a file system that every process sees:
+
+    <directory>/<step>/state/          the arrays, written by orbax
+                       data_<p>.json   what process p saves of its own: its data iterator, say
+                       manifest.json   size and SHA-256 of every other file; written last, at once
+
+No manifest: the save never finished, and the directory is ignored. A file that disagrees with the
+manifest: the checkpoint is damaged, and is renamed `<step>.damaged`, never deleted.
+"""
+
+import concurrent.futures
+import errno
+import json
+import logging
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from orbax.checkpoint import v1 as ocp
+
+from rmjax.train.manifest import MANIFEST, find_damage, set_aside, write_durably, write_manifest
+
+PyTree = Any
+_DIFFERENCES_SHOWN = 12
+_log = logging.getLogger(__name__)
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be written, or cannot be read; the message names path and remedy."""
+
+
+class Checkpoints:
+    """The checkpoints of one run. With several processes, all of them make every call.
+
+    Use it in a `with` statement: a save that is under way when Python exits is lost otherwise.
+
+    directory:   made by the first `save`; reading never makes it.
+    keep:        how many of the newest finished checkpoints stay (at least 1).
+    keep_every:  checkpoints whose step is a multiple of this stay for good.
+    """
+
+    def __init__(self, directory: str | Path, keep: int = 2, keep_every: int | None = None):
+        if keep < 1 or (keep_every is not None and keep_every < 1):
+            raise ValueError(f"keep ({keep}) and keep_every ({keep_every}) must be 1 or more")
+        self.directory = Path(directory).absolute()
+        self._keep = keep
+        self._keep_every = keep_every
+        self._pool = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
+        self._saving: concurrent.futures.Future[None] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def save(self, step: int, state: PyTree, data: Mapping[str, Any], wait: bool = False) -> None:
+        """Saves `state` (a pytree of arrays, sharded or not) and this process's `data` (JSON).
+
+        Returns once the values are copied off the devices, so `state` may be donated right after;
+        files are written in the background. Waits first for the save before. A step that is
+        already saved is left as it is, which a line in the log says.
+
+        Raises CheckpointError (disk full, no permission, data that is not JSON); that of a
+        background write comes out of the next `save`, `wait` or `close`.
+        """
+        self.wait()
+        path = self.directory / str(step)
+        if (path / MANIFEST).exists():
+            _log.info("step %d is already saved in %s: not saved again", step, path)
+            return
+        try:
+            text = json.dumps(data)
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(f"{path}: `data` must be JSON-able: {error}") from error
+        try:
+            self._make_empty(path)
+            write_durably(path / f"data_{jax.process_index()}.json", text)
+            response = ocp.save_async(path / "state", state)
+        except Exception as error:
+            raise _save_error(path, error) from error
+        self._saving = self._pool.submit(self._finish, path, response)
+        if wait:
+            self.wait()
+
+    def wait(self) -> None:
+        """Blocks until the save under way is finished; raises CheckpointError if it failed."""
+        saving, self._saving = self._saving, None
+        if saving is not None:
+            try:
+                saving.result()
+            finally:
+                _sync("checkpoint_finished")
+
+    def close(self) -> None:
+        """`wait`, then stops the background thread; no save may follow."""
+        try:
+            self.wait()
+        finally:
+            self._pool.shutdown()
+
+    def latest(self) -> int | None:
+        """The step of the newest finished checkpoint (its files not verified), None without one."""
+        return max(self._finished(), default=None)
+
+    def restore(
+        self, abstract_state: PyTree, step: int | None = None
+    ) -> tuple[int, PyTree, dict[str, Any]] | None:
+        """The newest intact checkpoint (or that of `step`) as `(step, state, data)`.
+
+        abstract_state: pytree of `jax.ShapeDtypeStruct` with shardings. Arrays come back in these
+        shardings, whatever mesh they were saved from, and in these dtypes; a cast is logged.
+
+        None when nothing was ever saved. A damaged checkpoint is reported as an error in the log
+        and as a RuntimeWarning, set aside, and the one before is taken. Raises CheckpointError if
+        none is intact, if `step` is asked for and is not, or if tree paths or shapes differ.
+        """
+        chosen = self._choose(step)
+        if chosen is None:
+            return None
+        path = self.directory / str(chosen)
+        _check_same_tree(path, abstract_state, _saved_tree(path))
+        return chosen, _load(path, abstract_state, partial=False), _read_data(path)
+
+    def restore_subtree(
+        self, name: str, abstract: PyTree | None = None, step: int | None = None
+    ) -> tuple[int, PyTree]:
+        """One top-level entry of the state, such as "params", as `(step, subtree)`.
+
+        The rest (the optimizer's state, say) is neither read nor has to be known. Without
+        `abstract`, it comes as nested dicts and lists in the saved shapes and dtypes, on the
+        first device. Damage and errors as in `restore`; no checkpoint at all is an error as well.
+        """
+        chosen = self._choose_existing(step)
+        path = self.directory / str(chosen)
+        saved = _saved_tree(path)
+        if name not in saved:
+            raise CheckpointError(f"{path} has no `{name}`; it has {', '.join(sorted(saved))}")
+        if abstract is None:
+            here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+            abstract = jax.tree.map(
+                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
+                saved[name],
+            )
+        _check_same_tree(path, {name: abstract}, {name: saved[name]})
+        return chosen, _load(path, {name: abstract}, partial=True)[name]
+
+    def metadata(self, step: int | None = None) -> tuple[int, PyTree]:
+        """`(step, tree of jax.ShapeDtypeStruct)` of the newest intact checkpoint, without arrays.
+
+        Tuples come as lists and named tuples as dicts. Errors as in `restore_subtree`.
+        """
+        chosen = self._choose_existing(step)
+        return chosen, _saved_tree(self.directory / str(chosen))
+
+    def _make_empty(self, path: Path) -> None:
+        if jax.process_index() == 0:
+            if path.exists():
+                _log.info("removing the unfinished save %s", path)
+                shutil.rmtree(path)
+            path.mkdir(parents=True)
+        _sync(f"checkpoint_{path.name}_ready")
+
+    def _finish(self, path: Path, response: ocp.AsyncResponse[None]) -> None:
+        """Runs in the background: waits for orbax, seals the checkpoint, deletes old ones."""
+        try:
+            # Orbax ends on process 0 only after a barrier that every process enters behind its
+            # own files, data_<p>.json included: no further barrier is needed before the manifest.
+            response.result()
+            if jax.process_index() == 0:
+                write_manifest(path)
+                self._prune(int(path.name))
+        except Exception as error:
+            if jax.process_index() == 0 and not (path / MANIFEST).exists():
+                shutil.rmtree(path, ignore_errors=True)
+            raise _save_error(path, error) from error
+
+    def _prune(self, newest: int) -> None:
+        finished = self._finished()
+        kept = {newest, *sorted(finished)[-self._keep :]}
+        if self._keep_every is not None:
+            kept.update(step for step in finished if step % self._keep_every == 0)
+        for path in list(self.directory.iterdir()):
+            if path.name.isdigit() and int(path.name) not in kept:
+                # Renamed first: a half-deleted checkpoint must not look like a damaged one.
+                path = path.rename(path.with_name(f"{path.name}.deleting"))
+            if path.suffix == ".deleting":
+                shutil.rmtree(path)
+
+    def _finished(self) -> list[int]:
+        if not self.directory.is_dir():
+            return []
+        steps = [int(path.name) for path in self.directory.iterdir() if path.name.isdigit()]
+        finished = [s for s in steps if (self.directory / str(s) / MANIFEST).exists()]
+        for step in set(steps) - set(finished):
+            _log.info("ignoring the unfinished save %s", self.directory / str(step))
+        return finished
+
+    def _choose_existing(self, step: int | None) -> int:
+        chosen = self._choose(step)
+        if chosen is None:
+            raise CheckpointError(f"there is no finished checkpoint in {self.directory}")
+        return chosen
+
+    def _choose(self, step: int | None) -> int | None:
+        """Verified on process 0, which tells the others: all must restore the same step."""
+        self.wait()
+        if jax.process_count() == 1:
+            return self._intact(step)
+        chosen, error = -2, CheckpointError(f"process 0 found no checkpoint in {self.directory}")
+        if jax.process_index() == 0:
+            try:
+                intact = self._intact(step)
+                chosen = -1 if intact is None else intact
+            except CheckpointError as found:
+                error = found
+        chosen = int(multihost_utils.broadcast_one_to_all(np.int32(chosen)))
+        if chosen == -2:
+            raise error
+        return None if chosen == -1 else chosen
+
+    def _intact(self, step: int | None) -> int | None:
+        finished = sorted(self._finished(), reverse=True)
+        if step is not None and step not in finished:
+            raise CheckpointError(f"{self.directory} has no step {step}; it has {finished[::-1]}")
+        for candidate in finished if step is None else [step]:
+            path = self.directory / str(candidate)
+            damage = find_damage(path)
+            if damage is None:
+                if candidate != finished[0] and step is None:
+                    _log.error("falling back to the checkpoint of step %d", candidate)
+                return candidate
+            if path.exists():  # else the run that owns it deleted it while we read
+                set_aside(path, damage)
+        damaged = sorted(path.name for path in self.directory.glob("*.damaged*"))
+        if step is None and not damaged:
+            return None
+        raise CheckpointError(
+            f"no intact checkpoint{'' if step is None else f' of step {step}'} in "
+            f"{self.directory}; damaged: {', '.join(damaged)}; bring back a good copy, or remove "
+            "these or choose another directory to start afresh"
+        )
+
+
+def _sync(name: str) -> None:
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def _save_error(path: Path, error: Exception) -> CheckpointError:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    number = getattr(error, "errno", None)
+    text = str(error).lower()
+    if number in (errno.ENOSPC, errno.EDQUOT) or "no space left" in text or "quota" in text:
+        remedy = "the disk is full: free some space or choose another directory, then run again"
+    elif number in (errno.EACCES, errno.EPERM, errno.EROFS) or "permission denied" in text:
+        remedy = "no permission to write there: change it or choose another directory"
+    elif number in (errno.EEXIST, errno.ENOTDIR):
+        remedy = "a file stands where a directory is needed: move it or choose another directory"
+    else:
+        remedy = "earlier checkpoints are untouched"
+    return CheckpointError(f"cannot save checkpoint {path}: {remedy} ({reason})")
+
+
+def _saved_tree(path: Path) -> PyTree:
+    saved = ocp.metadata(path / "state").metadata
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), saved)
+
+
+def _load(path: Path, abstract: PyTree, partial: bool) -> PyTree:
+    context = ocp.Context()
+    context.pytree.loading.partial_load = partial
+    try:
+        with context:
+            return ocp.load(path / "state", abstract)
+    except Exception as error:
+        raise CheckpointError(
+            f"cannot read {path}, though its files are intact: {error}"
+        ) from error
+
+
+def _read_data(path: Path) -> dict[str, Any]:
+    file = path / f"data_{jax.process_index()}.json"
+    saved = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["processes"]
+    if saved != jax.process_count():
+        raise CheckpointError(
+            f"{path} was saved by {saved} processes and this run has {jax.process_count()}: the "
+            f"data iterator's state fits only {saved}; start as many"
+        )
+    data: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return data
+
+
+def _leaves(tree: PyTree) -> dict[str, Any]:
+    paths = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in paths}
+
+
+def _check_same_tree(path: Path, wanted_tree: PyTree, saved_tree: PyTree) -> None:
+    wanted, saved = _leaves(wanted_tree), _leaves(saved_tree)
+    lines = [f"{name}: in the checkpoint, not in this model" for name in saved.keys() - wanted]
+    lines += [f"{name}: in this model, not in the checkpoint" for name in wanted.keys() - saved]
+    common = wanted.keys() & saved.keys()
+    lines += [
+        f"{name}: {saved[name].shape} in the checkpoint, {wanted[name].shape} in this model"
+        for name in common
+        if tuple(saved[name].shape) != tuple(wanted[name].shape)
+    ]
+    if lines:
+        shown = sorted(lines)[:_DIFFERENCES_SHOWN]
+        if len(lines) > len(shown):
+            shown.append(f"... and {len(lines) - len(shown)} more")
+        raise CheckpointError(
+            f"{path} is of another architecture or optimizer, {len(lines)} paths differ:\n  "
+            + "\n  ".join(shown)
+        )
+    cast = sorted(name for name in common if saved[name].dtype != wanted[name].dtype)
+    if cast:
+        _log.warning("%s: %d arrays are cast to another dtype, %s first", path, len(cast), cast[0])

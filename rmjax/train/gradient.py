@@ -1,0 +1,54 @@
+"""How a gradient is formed: gradient(trainable, frozen, forest, rng) → (gradient, terms).
+
+Other methods wrap this function; the loop and the optimizer do not change.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from rmjax.data.forest import Forest
+from rmjax.train.objective import Objective, Terms
+from rmjax.train.parameters import merge
+
+Gradient = Callable[[Any, Any, Forest, jax.Array], tuple[Any, Terms]]
+
+
+def plain(objective: Objective, microbatches: int = 1) -> Gradient:
+    """The gradient of the mean loss. With `microbatches` > 1 the rows are run in that many parts, added up inside one
+    compiled step; numerators and counts are added separately, so the result is that of the whole batch."""
+
+    def numerator(trainable: Any, frozen: Any, forest: Forest, rng: jax.Array):
+        terms = objective(merge(trainable, frozen), forest, rng)
+        return terms["loss"][0], terms
+
+    value_and_grad = jax.value_and_grad(numerator, has_aux=True)
+
+    def whole(trainable: Any, frozen: Any, forest: Forest, rng: jax.Array):
+        (_, terms), gradient = value_and_grad(trainable, frozen, forest, rng)
+        return gradient, terms
+
+    def in_parts(trainable: Any, frozen: Any, forest: Forest, rng: jax.Array):
+        parts = jax.tree.map(lambda x: _interleave(x, microbatches), forest)
+        rngs = jax.random.split(rng, microbatches)
+
+        def add(carry, part):
+            return jax.tree.map(jnp.add, carry, whole(trainable, frozen, *part)), None
+
+        shapes = jax.eval_shape(whole, trainable, frozen, jax.tree.map(lambda x: x[0], parts), rngs[0])
+        start = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        return jax.lax.scan(add, start, (parts, rngs))[0]
+
+    def gradient(trainable: Any, frozen: Any, forest: Forest, rng: jax.Array):
+        summed, terms = (whole if microbatches == 1 else in_parts)(trainable, frozen, forest, rng)
+        count = jnp.maximum(terms["loss"][1], 1e-9)
+        return jax.tree.map(lambda g: g / count, summed), terms
+
+    return gradient
+
+
+def _interleave(x: jax.Array, parts: int) -> jax.Array:
+    """[R, …] → [parts, R / parts, …]; row r goes to part r % parts, so that every device keeps its share of each part."""
+    return jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0)

@@ -1,0 +1,76 @@
+"""Integrity of a checkpoint: a manifest of sizes and SHA-256, written last and atomically."""
+
+import hashlib
+import json
+import logging
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import jax
+
+MANIFEST = "manifest.json"
+_log = logging.getLogger(__name__)
+
+
+def write_durably(path: Path, text: str) -> None:
+    """Writes under another name, then renames: `path` has all of `text` or doesn't exist."""
+    unfinished = path.with_name(path.name + ".unfinished")
+    with unfinished.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(unfinished, path)
+
+
+def write_manifest(path: Path) -> None:
+    """Seals the checkpoint `path`: flushes its files to the disk, then writes their manifest."""
+    files = {}
+    for file in sorted(path.rglob("*")):
+        if file.is_file():
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())
+            files[str(file.relative_to(path))] = _fingerprint(file)
+    manifest = {"step": int(path.name), "processes": jax.process_count(), "files": files}
+    write_durably(path / MANIFEST, json.dumps(manifest, indent=1))
+
+
+def _fingerprint(file: Path) -> dict[str, Any]:
+    with file.open("rb") as opened:
+        digest = hashlib.file_digest(opened, "sha256").hexdigest()
+    return {"size": file.stat().st_size, "sha256": digest}
+
+
+def find_damage(path: Path) -> str | None:
+    """What is wrong with a finished checkpoint, naming the file; None if nothing is."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        expected = {str(name): (f["size"], f["sha256"]) for name, f in manifest["files"].items()}
+        if manifest["step"] != int(path.name) or not manifest["processes"]:
+            raise ValueError("another step's manifest")
+    except (OSError, ValueError, TypeError, AttributeError, LookupError) as error:
+        return f"{MANIFEST} is unreadable ({error})"
+    for name, (size, digest) in expected.items():
+        file = path / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if file.stat().st_size != size:
+            return f"{name} has {file.stat().st_size} bytes instead of {size}"
+        if _fingerprint(file)["sha256"] != digest:
+            return f"{name} has other content than was saved (SHA-256 differs)"
+    return None
+
+
+def set_aside(path: Path, damage: str) -> None:
+    """Renames a damaged checkpoint to `<step>.damaged`, and says so in the log and as a warning."""
+    names = [f"{path.name}.damaged", *(f"{path.name}.damaged.{i}" for i in range(1, 1000))]
+    aside = next(p for p in map(path.with_name, names) if not p.exists())
+    message = f"checkpoint of step {path.name} is damaged: {path}: {damage}; "
+    try:
+        path.rename(aside)
+        message += f"set aside as {aside.name}"
+    except OSError as error:
+        message += f"could not be set aside ({error})"
+    _log.error(message)
+    warnings.warn(message, RuntimeWarning, stacklevel=2)

@@ -1,0 +1,80 @@
+"""Parameters by path: trainable or frozen, the first k layers, warm start."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+
+class ParameterError(ValueError):
+    """Parameters and architecture, or a path pattern and the tree, do not fit."""
+
+
+def flat(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """{"a/b/c": leaf}."""
+    return flatten_dict(tree, sep="/")
+
+
+def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    return unflatten_dict(dict(leaves), sep="/")
+
+
+def split(tree: Mapping[str, Any], trainable: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(trainable, frozen) by a regular expression that a path such as `backbone/layers/mlp/up/kernel` must contain.
+
+    Raises:
+      ParameterError: nothing matches; the message lists paths to choose from.
+    """
+    leaves = flat(tree)
+    try:
+        chosen = {path for path in leaves if re.search(trainable, path)}
+    except re.error as error:
+        raise ParameterError(f"trainable is {trainable!r}, not a regular expression: {error}") from error
+    if not chosen:
+        raise ParameterError(f"trainable is {trainable!r} and matches no parameter; paths: {', '.join(sorted(leaves))}")
+    return (
+        nested({path: leaf for path, leaf in leaves.items() if path in chosen}),
+        nested({path: leaf for path, leaf in leaves.items() if path not in chosen}),
+    )
+
+
+def merge(trainable: Mapping[str, Any], frozen: Mapping[str, Any]) -> dict[str, Any]:
+    """Undoes `split`."""
+    return nested(flat(trainable) | flat(frozen))
+
+
+def first_layers(params: Mapping[str, Any], layers: int) -> dict[str, Any]:
+    """A decoder's parameters with only its first `layers` layers (the final norm stays)."""
+    return {**params, "layers": jax.tree.map(lambda x: x[:layers], params["layers"])}
+
+
+def count(tree: Any) -> int:
+    """Number of parameters."""
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
+
+
+def warm_start(initial: Mapping[str, Any], loaded: Mapping[str, Any], may_miss: str = "^head/") -> dict[str, Any]:
+    """`initial` with every leaf replaced by the loaded one; leaves matching `may_miss` may be absent there.
+
+    A language model has no reward head: that one is expected. From a reward model nothing may be absent: pass "".
+
+    Raises:
+      ParameterError: paths or shapes differ; the message lists them.
+    """
+    ours, theirs = flat(initial), flat(loaded)
+    missing = [path for path in ours if path not in theirs and not (may_miss and re.search(may_miss, path))]
+    surplus = [path for path in theirs if path not in ours]
+    shapes = [
+        f"{path}: {tuple(theirs[path].shape)} there, {tuple(ours[path].shape)} here"
+        for path in ours
+        if path in theirs and tuple(theirs[path].shape) != tuple(ours[path].shape)
+    ]
+    problems = [f"{p}: missing there" for p in missing] + [f"{p}: unknown here" for p in surplus] + shapes
+    if problems:
+        more = f" (and {len(problems) - 12} more)" if len(problems) > 12 else ""
+        raise ParameterError("the checkpoint is of another architecture: " + "; ".join(problems[:12]) + more)
+    return nested({path: jnp.asarray(theirs.get(path, leaf), leaf.dtype) for path, leaf in ours.items()})

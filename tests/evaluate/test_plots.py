@@ -1,0 +1,72 @@
+import math
+
+import numpy as np
+
+from rmjax.evaluate import plots
+from rmjax.evaluate.scaling import envelope, fit_power_law
+
+
+def test_policies_are_sorted_and_show_interval_and_baseline():
+    def scorer(values):
+        means = {
+            name: {"value": value, "low": value - 0.1, "high": value + 0.1, "n": 5}
+            for name, value in values.items()
+        }
+        return {"overall": means["a"], "ties": 0, "policies": means}
+
+    model, rival = scorer({"a": 0.6, "b": 0.9, "c": 0.7}), scorer({"a": 0.1, "b": 0.2, "c": 0.3})
+    (axes,) = plots.accuracy_by_policy(model, {"length": rival}).axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "c", "b"]
+    assert [bar.get_width() for bar in axes.patches] == [0.6, 0.7, 0.9]
+    (markers,) = [line for line in axes.lines if line.get_label() == "length"]
+    assert list(markers.get_xdata()) == [0.1, 0.3, 0.2]
+    assert any(list(line.get_xdata()) == [0.5, 0.5] for line in axes.lines)  # chance
+
+
+def test_a_policy_without_triples_has_no_bar():
+    none = {"value": None, "low": None, "high": None, "n": 0}
+    some = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 9}
+    scorer = {"overall": some, "ties": 0, "policies": {"a": some, "b": none}}
+    (axes,) = plots.accuracy_by_policy(scorer, {}).axes
+    assert len(axes.patches) == 1
+
+
+def test_histogram_heights_are_percentages():
+    histogram = {"edges": [0.0, 1.0, 2.0], "same": [1, 3], "other": [5, 0]}
+    (axes,) = plots.reward_histogram(histogram).axes
+    heights = [patch.get_data().values.tolist() for patch in axes.patches]
+    assert heights[0] == [25, 75]
+    assert heights[2] == [100, 0]
+    assert "n = 4" in axes.get_legend().get_texts()[0].get_text()
+
+
+def test_learning_curves_draw_training_evaluation_and_chance():
+    curve = plots.Curve(np.arange(100.0), np.linspace(0.7, 0.3, 100))
+    names = ("train/loss", "train/accuracy", "eval/unseen/accuracy", "train/tokens_per_second")
+    figure = plots.learning_curves(dict.fromkeys(names, curve), (0.0, 0.8))
+    loss, accuracy = figure.axes
+    assert loss.get_ylim() == (0.0, 0.8)
+    assert [line.get_label() for line in accuracy.lines][-2:] == ["training", "chance (loss ln 2)"]
+    assert "unseen" in [line.get_label() for line in accuracy.lines]
+    assert math.log(2) in [line.get_ydata()[0] for line in loss.lines]
+    assert not plots.has_learning_curves({"train/tokens_per_second": curve})
+
+
+def test_the_thick_line_is_a_running_mean():
+    curve = plots.Curve(np.arange(200.0), np.tile([0.0, 1.0], 100))
+    loss = plots.learning_curves({"train/loss": curve}).axes[0]
+    thick = loss.lines[1].get_ydata()
+    np.testing.assert_allclose(thick[10:], 0.5)
+    assert thick[0] == 0
+
+
+def test_scaling_law_draws_runs_envelope_and_fit():
+    runs = {"small": ([1e12, 1e13], [0.6, 0.5]), "large": ([1e13, 1e14], [0.55, 0.4])}
+    points = envelope(runs)
+    law = fit_power_law([p.compute for p in points], [p.loss for p in points])
+    figure = plots.scaling_law(runs, points, law)
+    (axes,) = figure.axes
+    assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
+    assert len(axes.lines) == 4
+    assert f"{law.alpha:.4f}" in axes.lines[-1].get_label()
+    assert plots.svg(figure, 'a "law"').startswith('<svg role="img" aria-label="a &quot;law&quot;"')
