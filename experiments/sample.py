@@ -24,20 +24,20 @@ from rmjax.hub.gguf import load_gguf, smollm2_path
 from rmjax.models.transformer import TransformerConfig
 from rmjax.policy.pool import Policy, realize, sequence_key, turn
 from rmjax.policy.sampling import generate, left_pad, rules
+from rmjax.reward_model import load_params
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "what to sample", lock_config=True)
-_WORKDIR = flags.DEFINE_string("workdir", None, "folder that the samples are written to")
 _ENDS = ("<|im_end|>", "<|endoftext|>")
 
 
-def chosen_policies(policies: Sequence[Policy], row: dict, per_prompt: int) -> set[str]:
-    """The policies that answer this prompt: `per_prompt` seen ones, or half seen half unseen for a held-out prompt."""
+def chosen_policies(policies: Sequence[Policy], row: dict, seen: int, held_out: tuple[int, int]) -> set[str]:
+    """The policies that answer this prompt: `seen` seen ones, or for a held-out prompt `held_out` = (seen, unseen) ones."""
     order = sorted(policies, key=lambda p: hashlib.sha256(f"{row['id']}/{p.name}".encode()).digest())
-    seen = [p.name for p in order if p.split == "seen"]
-    unseen = [p.name for p in order if p.split == "unseen"]
-    if row.get("split") == "unseen":
-        return {*seen[: per_prompt // 2], *unseen[: per_prompt - per_prompt // 2]}
-    return set(seen[:per_prompt])
+    wanted = held_out if row.get("split") == "unseen" else (seen, 0)
+    return {
+        policy.name
+        for split, count in zip(("seen", "unseen"), wanted, strict=True)
+        for policy in [p for p in order if p.split == split][:count]
+    }
 
 
 def batches(rows: list[dict], size: int) -> Iterator[list[dict]]:
@@ -52,13 +52,24 @@ def kept_lines(path: Path, per_batch: list[int]) -> int:
     """How many whole batches the file holds; what follows them is cut off."""
     if not path.exists():
         return 0
-    lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    # In bytes: an output may hold U+2028, at which str.splitlines breaks, and a kill may halve a character.
+    lines = path.read_bytes().split(b"\n")[:-1]
     done = 0
     while done < len(per_batch) and sum(per_batch[: done + 1]) <= len(lines):
         done += 1
-    with open(path, "r+") as file:
-        file.truncate(len("".join(lines[: sum(per_batch[:done])]).encode()))
+    with open(path, "r+b") as file:
+        file.truncate(sum(len(line) + 1 for line in lines[: sum(per_batch[:done])]))
     return done
+
+
+def check_kept(path: Path, kept: list[list[dict]], samples: int) -> None:
+    """ValueError if the lines kept are not this plan's: made with other prompts, policies, batches or samples."""
+    wanted = ((row["id"], sample) for batch in kept for row in batch for sample in range(samples))
+    with open(path, "rb") as file:
+        for number, (line, name) in enumerate(zip(file, wanted), 1):
+            record = json.loads(line)
+            if (record["prompt_id"], record["sample"]) != name:
+                raise ValueError(f"{path}:{number}: holds another config's sample; remove the file or use a new workdir")
 
 
 def sample_policy(policy: Policy, rows: list[dict], model: Any, config: Any, path: Path, bar: tqdm) -> None:
@@ -66,6 +77,8 @@ def sample_policy(policy: Policy, rows: list[dict], model: Any, config: Any, pat
     model_config, params, tokenizer = model
     plan = list(batches(rows, config.batch_prompts))
     done = kept_lines(path, [len(batch) * config.samples for batch in plan])
+    if done:
+        check_kept(path, plan[:done], config.samples)
     bar.update(sum(map(len, plan[:done])) * config.samples)
     if done == len(plan):
         return
@@ -102,12 +115,8 @@ def language_model(policy: Policy, base: tuple[TransformerConfig, Any, Any], che
     """The base model, or the tuned one that the policy names."""
     if not policy.checkpoint:
         return base
-    from rmjax.train.checkpoint import Checkpoints
-
-    run, step = policy.checkpoint.split("/")
-    with Checkpoints(Path(checkpoints) / run / "checkpoints") as saved:
-        _, params = saved.restore_subtree("params", step=int(step))
-    return base[0], params["backbone"], base[2]
+    run_name, step = policy.checkpoint.split("/")
+    return base[0], load_params(Path(checkpoints) / run_name, int(step))["backbone"], base[2]
 
 
 def run(config: Any, workdir: Path) -> None:
@@ -120,7 +129,11 @@ def run(config: Any, workdir: Path) -> None:
     for row in prompts:
         row["ids"] = base[2].encode_marked(turn(row["prompt"]))
     work = {
-        p.name: [row for row in prompts if p.name in chosen_policies(everyone, row, config.policies_per_prompt)]
+        p.name: [
+            row
+            for row in prompts
+            if p.name in chosen_policies(everyone, row, config.policies_per_prompt, tuple(config.policies_per_held_out))
+        ]
         for p in wanted
     }
     total = sum(map(len, work.values())) * config.samples
@@ -135,9 +148,11 @@ def run(config: Any, workdir: Path) -> None:
 def main(argv: Sequence[str]) -> None:
     del argv
     logging.getLogger("absl").setLevel(logging.WARNING)
-    run(_CONFIG.value, Path(_WORKDIR.value))
+    run(flags.FLAGS.config, Path(flags.FLAGS.workdir))
 
 
 if __name__ == "__main__":
+    config_flags.DEFINE_config_file("config", None, "what to sample", lock_config=True)
+    flags.DEFINE_string("workdir", None, "folder that the samples are written to")
     flags.mark_flags_as_required(["config", "workdir"])
     app.run(main)

@@ -107,8 +107,9 @@ def _weights():
 
 
 def _tuned():
-    rows = [("verne-early", "verne/20", "seen"), ("verne-late", "verne/60", "seen"),
-            ("stdlib-early", "stdlib/20", "seen"), ("stdlib-late", "stdlib/60", "seen"),
-            ("tasks-early", "tasks/20", "seen"), ("tasks-late", "tasks/60", "seen"),
-            ("words-early", "words/20", "unseen"), ("words-late", "words/60", "unseen")]
-    return [dict(name=name, kind="tuned", split=split, checkpoint=checkpoint) for name, checkpoint, split in rows]
+    runs = [("verne", "seen"), ("docstrings", "seen"), ("tasks", "seen"), ("code", "unseen")]
+    return [
+        dict(name=f"{run}-{when}", kind="tuned", split=split, checkpoint=f"{run}/{step}")
+        for run, split in runs
+        for when, step in (("early", 15), ("late", 30))
+    ]

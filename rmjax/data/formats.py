@@ -11,7 +11,7 @@ the answer is empty. The read-out is the reward token.
 
 import dataclasses
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -152,8 +152,11 @@ def _tree_tokens(sequences: list[list[int]]) -> int:
     return shared + sum(len(s) - shared for s in sequences)
 
 
-def text_tree(tokenizer: Tokenizer, prompt: str, answer: str, end: int | None, row_tokens: int, record: int = -1) -> Tree:
-    """A tree for language-model training: the loss is on `answer` (and the end token), not on `prompt`, a marked template."""
-    before = tokenizer.encode_marked(prompt) if prompt else []
-    ids = before + tokenizer.encode(answer) + ([] if end is None else [end])
-    return Tree.for_language_model(ids[:row_tokens], learned_from=max(1, len(before)), record=record)
+def text_trees(tokenizer: Tokenizer, end_token: str, row_tokens: int, text: Mapping[str, str], record: int) -> list[Tree]:
+    """A tree for language-model training from {"prompt", "output"}: the loss is on the output and the end token.
+
+    `prompt` is a template in which special tokens count; it may be empty, and then all of the text is learned.
+    """
+    before = tokenizer.encode_marked(text.get("prompt", ""))
+    ids = before + tokenizer.encode(text["output"]) + [tokenizer.id(end_token)]
+    return [Tree.for_language_model(ids[:row_tokens], learned_from=max(1, len(before)), record=record)]

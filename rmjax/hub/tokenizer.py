@@ -4,6 +4,7 @@ User text never becomes a special token: `encode` treats every string as plain t
 `<|im_end|>` or the read-out token cannot move the read-out. Formats add special tokens by id.
 """
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -63,7 +64,10 @@ class Tokenizer:
         return found
 
     def encode(self, text: str) -> list[int]:
-        """Ids of plain text: no BOS, no EOS, special tokens in the text taken as ordinary characters."""
+        """Ids of plain text: no BOS, no EOS, special tokens in the text taken as ordinary characters.
+
+        Bytes that the vocabulary lacks are left out, as `transformers` does: of SmolLM2 six control characters.
+        """
         return self._plain.encode(text, add_special_tokens=False).ids
 
     def encode_marked(self, text: str) -> list[int]:
@@ -84,7 +88,8 @@ class Tokenizer:
 
 
 def _split(text: str, marks: Sequence[str]) -> list[str]:
-    import re
-
-    pattern = "(" + "|".join(re.escape(mark) for mark in marks) + ")"
+    if not marks:
+        return [text]
+    longest_first = sorted(marks, key=len, reverse=True)  # of two that begin alike, the longer one is meant
+    pattern = "(" + "|".join(map(re.escape, longest_first)) + ")"
     return [part for part in re.split(pattern, text) if part]

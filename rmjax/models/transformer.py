@@ -76,21 +76,25 @@ def attend(
     With `past` (one layer's, [R, J, E, C] and [R, J, C, E]) the mask has C + S columns, the past ones first.
     """
     R, T, H, E = q_RTHE.shape
-    J = k_RSJE.shape[2]
-    q_RTJPE = q_RTHE.reshape(R, T, J, H // J, E) * (E**-0.5)
-    scores_RJPTS = jnp.einsum("rtjpe,rsje->rjpts", q_RTJPE, k_RSJE).astype(jnp.float32)
-    if past is not None:
-        past_RJPTC = jnp.einsum("rtjpe,rjec->rjptc", q_RTJPE, past["k"]).astype(jnp.float32)
-        scores_RJPTS = jnp.concatenate([past_RJPTC, scores_RJPTS], axis=-1)
-    mask = mask_RTS[:, None, None]
-    # A finite floor keeps fully masked (padding) rows free of NaN; the second `where` makes them exactly zero.
-    scores_RJPTS = jnp.where(mask, scores_RJPTS, -1e30)
-    weights = jnp.where(mask, jax.nn.softmax(scores_RJPTS, axis=-1), 0.0).astype(v_RSJE.dtype)
+    S, J = k_RSJE.shape[1:3]
+    P = H // J
+    # Plain batched matrix products, heads of one group side by side: XLA's CPU backend runs the einsum form 1.4 times slower.
+    q = (q_RTHE * (E**-0.5)).reshape(R, T, J, P, E).transpose(0, 2, 3, 1, 4).reshape(R * J, P * T, E)
+    k = k_RSJE.transpose(0, 2, 3, 1).reshape(R * J, E, S)
+    v = v_RSJE.transpose(0, 2, 1, 3).reshape(R * J, S, E)
+    scores = jax.lax.batch_matmul(q, k)
     C = 0 if past is None else past["k"].shape[-1]
-    out = jnp.einsum("rjpts,rsje->rtjpe", weights[..., C:], v_RSJE)
     if past is not None:
-        out = out + jnp.einsum("rjptc,rjce->rtjpe", weights[..., :C], past["v"])
-    return out.reshape(R, T, H, E)
+        scores = jnp.concatenate([jax.lax.batch_matmul(q, past["k"].reshape(R * J, E, C)), scores], axis=-1)
+    # A finite floor keeps fully masked (padding) rows free of NaN; the second `where` makes them exactly zero.
+    mask = mask_RTS[:, None]
+    scores_RHTS = jnp.where(mask, scores.reshape(R, H, T, C + S).astype(jnp.float32), -1e30)
+    weights = jnp.where(mask, jax.nn.softmax(scores_RHTS, axis=-1), 0.0).astype(v_RSJE.dtype)
+    weights = weights.reshape(R * J, P * T, C + S)
+    out = jax.lax.batch_matmul(weights[..., C:], v)
+    if past is not None:
+        out = out + jax.lax.batch_matmul(weights[..., :C], past["v"].reshape(R * J, C, E))
+    return out.reshape(R, J, P, T, E).transpose(0, 3, 1, 2, 4).reshape(R, T, H, E)
 
 
 def _dense(config: TransformerConfig, features: int, axes: tuple[str, str], name: str, bias: bool = False) -> nn.Dense:
@@ -195,7 +199,8 @@ class Transformer(nn.Module):
         )(c)
         self.final_norm = _norm(c, "final_norm")
         if not c.tied_embeddings:
-            self.output = _dense(c, c.vocab_size, ("embed", "vocab"), "output")
+            head = dataclasses.replace(c, dtype="float32")
+            self.output = _dense(head, c.vocab_size, ("embed", "vocab"), "output")
 
     def __call__(
         self,
@@ -212,9 +217,11 @@ class Transformer(nn.Module):
         return self.final_norm(x_RTD), new
 
     def logits(self, hidden_RTD: Float[Array, "R T D"]) -> Float[Array, "R T V"]:
-        """Next-token logits in fp32."""
-        out = self.embedding.attend(hidden_RTD) if self.config.tied_embeddings else self.output(hidden_RTD)
-        return out.astype(jnp.float32)
+        """Next-token logits, computed in fp32: bf16 would round a logit of 18 to a multiple of 1/8."""
+        hidden_RTD = hidden_RTD.astype(jnp.float32)
+        if not self.config.tied_embeddings:
+            return self.output(hidden_RTD)
+        return jnp.dot(hidden_RTD, self.embedding.embedding.astype(jnp.float32).T)
 
     def decode(
         self,

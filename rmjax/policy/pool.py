@@ -71,8 +71,10 @@ def realize(policy: Policy, config: TransformerConfig, params: Any) -> tuple[Tra
 
 
 def drop_layers(config: TransformerConfig, params: Any, dropped: Sequence[int]) -> tuple[TransformerConfig, Any]:
-    """The model without these layers (0-based; negative from the end)."""
-    gone = {layer % config.depth for layer in dropped}
+    """The model without these layers (0-based; negative from the end). ValueError: no such layer, or none is left."""
+    gone = {layer % config.depth for layer in dropped if -config.depth <= layer < config.depth}
+    if len(gone) < len(set(dropped)) or len(gone) == config.depth:
+        raise ValueError(f"cannot drop layers {tuple(dropped)} of {config.depth}; name distinct existing ones, not all")
     kept = jnp.array([layer for layer in range(config.depth) if layer not in gone])
     layers = jax.tree.map(lambda x: x[kept], params["layers"])
     return dataclasses.replace(config, depth=len(kept)), {**params, "layers": layers}

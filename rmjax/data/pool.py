@@ -1,0 +1,140 @@
+"""Policy pools: who wrote what. POLAR's pre-training groups are drawn from one.
+
+A pool row is {"prompt_id", "prompt", "policy", "sample", "output"} with optional `kind` (what makes the policy differ),
+`policy_split` and `prompt_split` ("seen" | "unseen"), `category`.
+"""
+
+import logging
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from rmjax.data.record import Comparison
+
+_log = logging.getLogger(__name__)
+_NEEDED = ("prompt_id", "prompt", "policy", "output")
+
+
+class PoolError(ValueError):
+    """A pool row is malformed, or the pool cannot give a single triple."""
+
+
+class PolicyPool:
+    """Samples by prompt and policy; `len` counts the prompts that a triple can be drawn from, `[i]` is such a prompt's id.
+
+    A prompt needs one policy with two samples and another policy with one. Rows without text are left out and counted in
+    `skipped`, as are prompts that cannot give a triple.
+    """
+
+    def __init__(self, rows: Iterable[tuple[str, Mapping[str, Any]]]):
+        self.skipped: Counter[str] = Counter()
+        self.prompts: dict[str, str] = {}
+        self.category: dict[str, str] = {}
+        self.kind: dict[str, str] = {}
+        self.outputs: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+        for place, row in rows:
+            self._add(place, row)
+        self._ids = [prompt for prompt, by_policy in self.outputs.items() if self._usable(by_policy)]
+        self.skipped["prompt_without_triple"] += len(self.outputs) - len(self._ids)
+        if not self._ids:
+            raise PoolError("the pool gives no triple: want a prompt with two samples of one policy and one of another")
+        if +self.skipped:
+            _log.info("policy pool: left out %s", dict(+self.skipped))
+
+    def _add(self, place: str, row: Mapping[str, Any]) -> None:
+        for field in _NEEDED:
+            if not isinstance(row.get(field), str):
+                raise PoolError(f"{place}: field `{field}` is missing or not text; a pool row has {', '.join(_NEEDED)}")
+        if not row["output"].strip():
+            self.skipped["empty_output"] += 1
+            return
+        self.prompts[row["prompt_id"]] = row["prompt"]
+        self.category[row["prompt_id"]] = str(row.get("category", ""))
+        self.kind[row["policy"]] = str(row.get("kind", ""))
+        self.outputs[row["prompt_id"]][row["policy"]].append(row["output"])
+
+    @staticmethod
+    def _usable(by_policy: Mapping[str, list[str]]) -> bool:
+        return len(by_policy) > 1 and any(len(samples) > 1 for samples in by_policy.values())
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def __getitem__(self, index: int) -> str:
+        return self._ids[index]
+
+    @property
+    def policies(self) -> list[str]:
+        return sorted({policy for by_policy in self.outputs.values() for policy in by_policy})
+
+    def draw(
+        self,
+        prompt_id: str,
+        rng: np.random.Generator,
+        *,
+        negatives: int = 1,
+        hard_negatives: float = 0.0,
+        references: int = 1,
+        wrapper: str = "sft",
+    ) -> Comparison:
+        """One group by POLAR's pairing rule (appendix D.1.1): two different policies uniformly at random; the first gives
+        the reference and the positive, the second the negative.
+
+        Args:
+          prompt_id: an element of the pool.
+          rng: numpy generator; the draw is a function of it alone.
+          negatives: K different other policies, one sample of each (fewer where the prompt has fewer).
+          hard_negatives: share of the negatives taken from the first policy's own kind where there are any.
+          references: different samples of the first policy besides the positive (fewer where it has fewer).
+          wrapper: POLAR wrapper of the record.
+        """
+        by_policy = self.outputs[prompt_id]
+        policy = _pick(rng, [name for name, samples in by_policy.items() if len(samples) > 1])
+        order = rng.permutation(len(by_policy[policy]))
+        own = [by_policy[policy][i] for i in order[: 1 + references]]
+        others = self._others(rng, by_policy, policy, negatives, hard_negatives)
+        outputs = [own[0]] + [_pick(rng, by_policy[name]) for name in others]
+        return _group(self, prompt_id, policy, own, others, outputs, wrapper)
+
+    def _others(self, rng, by_policy, policy: str, negatives: int, hard_negatives: float) -> list[str]:
+        rest = [name for name in by_policy if name != policy]
+        rest = [rest[i] for i in rng.permutation(len(rest))]
+        siblings = [name for name in rest if self.kind[name] == self.kind[policy]]
+        wanted = int(np.sum(rng.random(negatives) < hard_negatives))
+        chosen = siblings[:wanted]
+        return (chosen + [name for name in rest if name not in chosen])[:negatives]
+
+    def triples(self, seed: int, per_prompt: int) -> list[Comparison]:
+        """A fixed evaluation set: `per_prompt` draws of one triple from each prompt, equal draws once.
+
+        A triple whose positive and negative are the same text has no right answer: it is left out and counted.
+        """
+        kept = {}
+        for i, prompt_id in enumerate(self._ids):
+            for rng in np.random.default_rng([seed, i]).spawn(per_prompt):
+                c = self.draw(prompt_id, rng)
+                if c.outputs[0] == c.outputs[1]:
+                    self.skipped["identical_candidates"] += 1
+                else:
+                    kept[(c.id, c.references, c.outputs)] = c
+        return list(kept.values())
+
+
+def _pick(rng: np.random.Generator, choices: Sequence[str]) -> str:
+    return choices[int(rng.integers(len(choices)))]
+
+
+def _group(pool: PolicyPool, prompt_id: str, policy: str, own: list[str], others: list[str], outputs, wrapper) -> Comparison:
+    return Comparison(
+        prompt=pool.prompts[prompt_id],
+        outputs=tuple(outputs),
+        references=tuple(own[1:]),
+        ranks=(0.0,) + (1.0,) * len(others),
+        policies=(policy, *others),
+        category=pool.category[prompt_id] or None,
+        source="policy_pool",
+        wrapper=wrapper,
+        id=prompt_id,
+    )

@@ -1,0 +1,57 @@
+"""Rewards of records: encode, pack into forests, one compiled call, unpack. Training evaluations and `RewardModel` share it."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from rmjax.data.forest import Forest, ForestShape, pack
+from rmjax.data.formats import Encoder
+from rmjax.data.record import Comparison
+
+Rewards = Callable[[Any, Forest], jax.Array]
+
+
+def score(
+    rewards: Rewards, params: Any, encoder: Encoder, comparisons: Sequence[Comparison], batch_tokens: int, progress=False
+) -> list[list[float]]:
+    """One list of rewards per record, in the order of its outputs; with several references their mean.
+
+    Sizes of the batch are rounded up to powers of two, so that few shapes are ever compiled.
+
+    Args:
+      rewards: (params, forest) → rewards_RGN, jitted.
+      batch_tokens: tokens a batch at most (one row at least).
+    """
+    trees = [(i, tree) for i, c in enumerate(comparisons) for tree in encoder.trees(c, i)]
+    sums = [np.zeros(len(c.outputs)) for c in comparisons]
+    if not trees:
+        return []
+    shape = _shape([tree for _, tree in trees], batch_tokens)
+    with tqdm(total=len(trees), desc="scoring", unit="group", disable=not progress) as bar:
+        for forest, places in pack([tree for _, tree in trees], shape):
+            values_RGN = np.asarray(rewards(params, forest), np.float64)
+            for r, row in enumerate(places):
+                for g, t in enumerate(row):
+                    i = trees[t][0]
+                    sums[i] += values_RGN[r, g, : len(sums[i])]
+            bar.update(sum(map(len, places)))
+    return [(s / max(1, len(c.references))).tolist() for s, c in zip(sums, comparisons, strict=True)]
+
+
+def _shape(trees: Sequence, batch_tokens: int) -> ForestShape:
+    row_tokens = max(128, _power_of_two(max(tree.size for tree in trees)))
+    needed = -(-sum(tree.size for tree in trees) // row_tokens)
+    smallest = min(tree.size for tree in trees)
+    return ForestShape(
+        rows=max(1, min(_power_of_two(needed), batch_tokens // row_tokens)),
+        row_tokens=row_tokens,
+        groups=_power_of_two(min(row_tokens // smallest, 32)),
+        leaves=_power_of_two(max(len(tree.leaves) for tree in trees)),
+    )
+
+
+def _power_of_two(n: int) -> int:
+    return 1 << (n - 1).bit_length()

@@ -1,0 +1,113 @@
+"""`RewardModel`: load a trained directory and score texts."""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from rmjax.data.formats import Encoder, Format
+from rmjax.data.record import Comparison, RecordError, parse
+from rmjax.evaluate.scoring import score
+from rmjax.hub.tokenizer import Tokenizer
+from rmjax.models.reward import RewardTransformer
+from rmjax.models.transformer import TransformerConfig
+from rmjax.train.checkpoint import Checkpoints
+from rmjax.train.parameters import ParameterError, flat, merge
+
+MODEL_FILE, TOKENIZER_FILE, CHECKPOINTS = "model.json", "tokenizer.json", "checkpoints"
+BATCH_TOKENS = 4096
+
+
+def save_description(directory: Path, config: TransformerConfig, form: Format, tokenizer: Tokenizer) -> None:
+    """Writes what a checkpoint needs beside it to be read alone: the architecture, the format, the tokenizer."""
+    directory.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(directory / TOKENIZER_FILE)
+    described = {"transformer": dataclasses.asdict(config), "format": dataclasses.asdict(form)}
+    (directory / MODEL_FILE).write_text(json.dumps(described, indent=1) + "\n")
+
+
+def load_description(directory: Path) -> tuple[TransformerConfig, Format, Tokenizer]:
+    """Reads what `save_description` wrote. FileNotFoundError or ValueError, naming the file, where that fails."""
+    path = directory / MODEL_FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: not there; a model is a directory that experiments.train has written")
+    try:
+        described = json.loads(path.read_text())
+        parts = TransformerConfig(**described["transformer"]), Format(**described["format"])
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not a model description ({error!r})") from error
+    return *parts, Tokenizer.load(directory / TOKENIZER_FILE)
+
+
+def load_params(directory: Path, step: int | None = None) -> dict[str, Any]:
+    """All parameters of a training directory's newest intact checkpoint (or that of `step`)."""
+    with Checkpoints(directory / CHECKPOINTS) as checkpoints:
+        step, tree = checkpoints.metadata(step)
+        parts = {name: checkpoints.restore_subtree(name, step=step)[1] for name in ("trainable", "frozen") if name in tree}
+    return merge(parts.get("trainable", {}), parts.get("frozen", {}))
+
+
+class RewardModel:
+    """Scores texts with a trained reward model.
+
+    Rewards are unbounded fp32 numbers without a fixed zero; only differences between outputs for one prompt (and one
+    reference) mean anything. They do not depend on what else is in the call, to 1e-5 in fp32.
+    """
+
+    def __init__(self, config: TransformerConfig, form: Format, tokenizer: Tokenizer, params: Any):
+        if not any(path.startswith("head/") for path in flat(params)):
+            raise ParameterError("the checkpoint has no reward head (`head/kernel`): it is a language model, not a reward model")
+        self.config, self.format, self.tokenizer, self.params = config, form, tokenizer, params
+        model = RewardTransformer(config)
+        self._rewards = jax.jit(lambda params, forest: model.apply({"params": params}, forest))
+        self._encoder = Encoder(tokenizer, form, row_tokens=2 * form.max_length)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "RewardModel":
+        """From a directory that `experiments.train` wrote: its newest intact checkpoint.
+
+        Raises:
+          FileNotFoundError, ValueError: not such a directory, or a damaged file; the message names it.
+        """
+        directory = Path(path)
+        return cls(*load_description(directory), load_params(directory))
+
+    def score(self, rows: Sequence[Mapping[str, Any]], progress: bool = False) -> list[float]:
+        """Rewards of {"prompt", "reference"?, "output"} rows (text or message lists), in their order.
+
+        Rows with the same prompt, reference and wrapper are scored as one group, so their shared text is run once.
+
+        Raises:
+          RecordError: a field is missing or of the wrong kind; the message names the row.
+        """
+        singles = [self._single(row, f"row {i}") for i, row in enumerate(rows)]
+        groups: dict[tuple, list[int]] = {}
+        for i, c in enumerate(singles):
+            members = groups.setdefault((c.prompt, c.references, c.wrapper), [])
+            members.append(i)
+        merged, places = [], []
+        for members in groups.values():
+            for start in range(0, len(members), 16):
+                part = members[start : start + 16]
+                outputs = tuple(singles[i].outputs[0] for i in part)
+                merged.append(dataclasses.replace(singles[part[0]], outputs=outputs, ranks=None))
+                places.append(part)
+        result = [0.0] * len(rows)
+        for part, values in zip(places, self.score_groups(merged, progress), strict=True):
+            for i, value in zip(part, values, strict=True):
+                result[i] = value
+        return result
+
+    @staticmethod
+    def _single(row: Mapping[str, Any], place: str) -> Comparison:
+        c = parse(row, place)
+        if len(c.outputs) != 1:
+            raise RecordError(place, "output", f"has {len(c.outputs)} candidates", "give one `output` a row")
+        return c
+
+    def score_groups(self, comparisons: Sequence[Comparison], progress: bool = False) -> list[list[float]]:
+        """Rewards of every output of every record, prefixes shared; with several references their mean."""
+        return score(self._rewards, self.params, self._encoder, comparisons, BATCH_TOKENS, progress)

@@ -1,0 +1,208 @@
+"""The GGUF reader: a tiny file that we write ourselves, and the real SmolLM2 against golden values from torch."""
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import gguf
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rmjax.hub.gguf import GGUFError, load_gguf, smollm2_path
+from rmjax.models.transformer import Transformer, causal_mask
+from rmjax.policy.sampling import Decoding, generate, left_pad, rules
+
+GOLDEN = json.loads((Path(__file__).parent / "smollm2_golden.json").read_text(encoding="utf-8"))
+TOKENS = ["<|end|>", "a", "b", "ab"] + [f"t{i}" for i in range(93)]  # vocab_size of tiny_config
+
+
+# --- a file of our own ---------------------------------------------------------------------------------------------
+
+
+def _tensors(params: dict[str, Any], config) -> dict[str, np.ndarray]:
+    """GGUF names and layouts ([out, in]; Q and K with llama.cpp's interleaved rotary pairs) of our parameters."""
+    attention, mlp = params["layers"]["attention"], params["layers"]["mlp"]
+    tensors = {"token_embd.weight": params["embedding"]["embedding"], "output_norm.weight": params["final_norm"]["scale"]}
+    if "output" in params:
+        tensors["output.weight"] = params["output"]["kernel"].T
+    for i in range(config.depth):
+        layer = {
+            "attn_q": _interleave(attention["query"]["kernel"][i].T, config.heads),
+            "attn_k": _interleave(attention["key"]["kernel"][i].T, config.kv_heads),
+            "attn_v": attention["value"]["kernel"][i].T,
+            "attn_output": attention["output"]["kernel"][i].T,
+            "attn_norm": params["layers"]["attention_norm"]["scale"][i],
+            "ffn_norm": params["layers"]["mlp_norm"]["scale"][i],
+        } | {f"ffn_{name}": mlp[name]["kernel"][i].T for name in ("gate", "up", "down")}
+        tensors |= {f"blk.{i}.{name}.weight": value for name, value in layer.items()}
+    return tensors
+
+
+def _interleave(weight: np.ndarray, heads: int) -> np.ndarray:
+    """`LlamaModel.permute` of llama.cpp's convert_hf_to_gguf.py."""
+    out, width = weight.shape
+    return weight.reshape(heads, 2, out // heads // 2, width).swapaxes(1, 2).reshape(out, width)
+
+
+def _write(path: Path, config, tensors: dict[str, np.ndarray], architecture: str = "llama", skip: str = "", **more: str) -> Path:
+    writer = gguf.GGUFWriter(path, architecture)
+    sizes = {
+        "block_count": config.depth, "context_length": config.max_positions, "embedding_length": config.width,
+        "feed_forward_length": config.mlp_width, "attention.head_count": config.heads,
+        "attention.head_count_kv": config.kv_heads,
+    }  # fmt: skip
+    for name, size in sizes.items():
+        if name != skip:
+            writer.add_uint32(f"llama.{name}", size)
+    writer.add_float32("llama.rope.freq_base", config.rope_theta)
+    writer.add_float32("llama.attention.layer_norm_rms_epsilon", config.norm_epsilon)
+    for name, text in ({"tokenizer.ggml.pre": "smollm"} | more).items():
+        writer.add_string(name, text)
+    writer.add_token_list(TOKENS)
+    writer.add_token_types([3] + [1] * (len(TOKENS) - 1))
+    writer.add_token_merges(["a b"])
+    for name, value in tensors.items():
+        if name != skip:
+            writer.add_tensor(name, np.ascontiguousarray(value))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_reads_back_what_was_written(tiny_config, random_params, tmp_path, tied):
+    config = dataclasses.replace(tiny_config, tied_embeddings=tied, rope_theta=5000.0, norm_epsilon=1e-6, max_positions=77)
+    params = random_params(config)
+    got_config, got, tokenizer = load_gguf(_write(tmp_path / "tiny.gguf", config, _tensors(params, config)))
+    assert got_config == config
+    jax.tree.map(np.testing.assert_array_equal, got, params)
+    assert {leaf.dtype for leaf in jax.tree.leaves(got)} == {np.dtype(np.float32)}
+    assert tokenizer.special == ("<|end|>",)
+    assert tokenizer.encode("abb") == [TOKENS.index("ab"), TOKENS.index("b")]
+
+
+@pytest.mark.parametrize("name", ["blk.1.ffn_up.weight", "output_norm.weight", "block_count"])
+def test_names_what_is_missing(tiny_config, random_params, tmp_path, name):
+    path = _write(tmp_path / "tiny.gguf", tiny_config, _tensors(random_params(tiny_config), tiny_config), skip=name)
+    with pytest.raises(GGUFError, match=rf"{path}.*`(llama\.)?{name}` is missing"):
+        load_gguf(path)
+
+
+def test_names_a_tensor_that_it_would_have_to_ignore(tiny_config, random_params, tmp_path):
+    tensors = _tensors(random_params(tiny_config), tiny_config) | {"rope_freqs.weight": np.ones(4, np.float32)}
+    with pytest.raises(GGUFError, match="rope_freqs.weight"):
+        load_gguf(_write(tmp_path / "tiny.gguf", tiny_config, tensors))
+
+
+def test_names_an_unknown_architecture(tiny_config, random_params, tmp_path):
+    tensors = _tensors(random_params(tiny_config), tiny_config)
+    with pytest.raises(GGUFError, match="'gemma3' is not supported; supported: llama"):
+        load_gguf(_write(tmp_path / "tiny.gguf", tiny_config, tensors, architecture="gemma3"))
+
+
+@pytest.mark.parametrize(
+    ("field", "text", "message"),
+    [
+        ("tokenizer.ggml.pre", "llama-bpe", "pre-tokenizer 'llama-bpe' is not supported; supported: smollm"),
+        ("llama.rope.scaling.type", "yarn", "llama.rope.scaling.type: scaled rotary embeddings are not supported"),
+    ],
+)
+def test_names_what_would_silently_be_computed_otherwise(tiny_config, random_params, tmp_path, field, text, message):
+    tensors = _tensors(random_params(tiny_config), tiny_config)
+    with pytest.raises(GGUFError, match=message):
+        load_gguf(_write(tmp_path / "tiny.gguf", tiny_config, tensors, **{field: text}))
+
+
+def test_names_an_absent_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"absent\.gguf: no such GGUF file"):
+        load_gguf(tmp_path / "absent.gguf")
+
+
+@pytest.mark.parametrize("content", [b"", b"GG", b"not a model at all, but long enough to have a header"])
+def test_names_a_file_that_is_not_gguf(tmp_path, content):
+    path = tmp_path / "other.gguf"
+    path.write_bytes(content)
+    with pytest.raises(GGUFError, match=r"other\.gguf: not a readable GGUF file"):
+        load_gguf(path)
+
+
+@pytest.mark.parametrize("kept", [0.02, 0.5, 0.99])
+def test_names_a_file_that_was_cut_off(tiny_config, random_params, tmp_path, kept):
+    path = _write(tmp_path / "cut.gguf", tiny_config, _tensors(random_params(tiny_config), tiny_config))
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * kept)])
+    with pytest.raises(GGUFError, match=r"cut\.gguf: not a readable GGUF file"):
+        load_gguf(path)
+
+
+# --- SmolLM2-135M-Instruct -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def measured(smollm2):
+    """(hidden_RTD, embedding_RTD, logits_RTV) of the golden texts, right-padded into one batch."""
+    config, params, _ = smollm2
+    T = max(len(row["ids"]) for row in GOLDEN["texts"])
+    ids_RT = np.array([row["ids"] + [0] * (T - len(row["ids"])) for row in GOLDEN["texts"]], np.int32)
+    valid_RT = np.array([[t < len(row["ids"]) for t in range(T)] for row in GOLDEN["texts"]])
+    positions_RT = np.broadcast_to(np.arange(T), ids_RT.shape)
+
+    @jax.jit
+    def forward(params, ids_RT, positions_RT, valid_RT):
+        model = Transformer(config).bind({"params": params})
+        hidden_RTD = model(ids_RT, positions_RT, causal_mask(valid_RT))
+        return hidden_RTD, model.embedding(ids_RT), model.logits(hidden_RTD)
+
+    return [np.asarray(x) for x in forward(params, ids_RT, positions_RT, valid_RT)]
+
+
+def test_the_file_is_the_one_that_was_measured(smollm2):
+    assert hashlib.sha256(smollm2_path().read_bytes()).hexdigest() == GOLDEN["gguf_sha256"]
+
+
+@pytest.mark.parametrize("row", GOLDEN["texts"] + [dict(g, text=g["prompt"], ids=g["prompt_ids"]) for g in GOLDEN["greedy"]])
+def test_token_ids(smollm2, row):
+    assert smollm2[2].encode_marked(row["text"]) == row["ids"]
+
+
+@pytest.mark.parametrize("r", range(len(GOLDEN["texts"])))
+def test_log_probabilities(measured, r):
+    ids = np.array(GOLDEN["texts"][r]["ids"])
+    logprobs_TV = np.asarray(jax.nn.log_softmax(jnp.asarray(measured[2][r, : len(ids) - 1])))
+    got_T = logprobs_TV[np.arange(len(ids) - 1), ids[1:]]
+    np.testing.assert_allclose(got_T, GOLDEN["texts"][r]["logprobs"], atol=1e-3)
+
+
+@pytest.mark.parametrize("r", range(len(GOLDEN["texts"])))
+def test_hidden_states_and_best_logits(measured, r):
+    row = GOLDEN["texts"][r]
+    last = len(row["ids"]) - 1
+    hidden_D, embedding_D, logits_V = (x[r, last] for x in measured)
+    np.testing.assert_allclose(embedding_D[:8], row["embedding"], atol=1e-5)
+    np.testing.assert_allclose(hidden_D[:8], row["hidden"], atol=1e-3)
+    assert np.argsort(-logits_V)[:5].tolist() == row["top5_ids"]
+    np.testing.assert_allclose(logits_V[row["top5_ids"]], row["top5_logits"], atol=1e-3)
+
+
+def test_greedy_continuations(smollm2):
+    """All three prompts in one batch, after their shared system prompt as the prefix."""
+    config, params, tokenizer = smollm2
+    rows = GOLDEN["greedy"]
+    system = tokenizer.encode_marked(rows[0]["prompt"][: rows[0]["prompt"].index("<|im_start|>user")])
+    assert all(row["prompt_ids"][: len(system)] == system for row in rows)
+    rule, candidates = rules([Decoding(temperature=0.0)] * len(rows), config.vocab_size)
+    ids_RM = generate(
+        params, left_pad([system]), left_pad([row["prompt_ids"][len(system) :] for row in rows]),
+        jax.random.split(jax.random.key(0), len(rows)), rule, config=config, candidates=candidates, samples=1,
+        max_new_tokens=max(len(row["new_ids"]) for row in rows), stop=(tokenizer.id("<|im_end|>"),),
+    )  # fmt: skip
+    end = tokenizer.id("<|im_end|>")
+    for got, row in zip(np.asarray(ids_RM).tolist(), rows, strict=True):
+        want = [token for token in row["new_ids"] if token != end]
+        assert got == want + [-1] * (len(got) - len(want))
+        assert tokenizer.decode(want) == row["text"].removesuffix("<|im_end|>")
