@@ -1,7 +1,9 @@
-"""Samples every policy of a pool on its prompts: `python -m experiments.sample --config=configs/sample/corpus.py --workdir=DIR`.
+"""Samples every policy of a pool on its prompts.
 
-Writes DIR/<policy>.jsonl, one {"prompt_id", "prompt", "policy", "sample", "output"} a line. Run again, a stopped command
-continues: whole batches are kept, the last broken one is drawn again, and the result is the same.
+Use: `python -m experiments.sample --config=configs/sample/corpus.py --workdir=DIR`.
+
+Writes DIR/<policy>.jsonl, one {"prompt_id", "prompt", "policy", "sample", "output"} a line. Run again, a stopped
+command continues: whole batches are kept, the last broken one is drawn again, and the result is the same.
 """
 
 import hashlib
@@ -30,7 +32,7 @@ _ENDS = ("<|im_end|>", "<|endoftext|>")
 
 
 def chosen_policies(policies: Sequence[Policy], row: dict, seen: int, held_out: tuple[int, int]) -> set[str]:
-    """The policies that answer this prompt: `seen` seen ones, or for a held-out prompt `held_out` = (seen, unseen) ones."""
+    """The policies that answer this prompt: `seen` seen ones; for a held-out one `held_out` = (seen, unseen)."""
     order = sorted(policies, key=lambda p: hashlib.sha256(f"{row['id']}/{p.name}".encode()).digest())
     wanted = held_out if row.get("split") == "unseen" else (seen, 0)
     return {
@@ -63,13 +65,13 @@ def kept_lines(path: Path, per_batch: list[int]) -> int:
 
 
 def check_kept(path: Path, kept: list[list[dict]], samples: int) -> None:
-    """ValueError if the lines kept are not this plan's: made with other prompts, policies, batches or samples."""
+    """ValueError if the lines kept are not this plan's: made with other prompts, policies or numbers of samples."""
     wanted = ((row["id"], sample) for batch in kept for row in batch for sample in range(samples))
     with open(path, "rb") as file:
-        for number, (line, name) in enumerate(zip(file, wanted), 1):
+        for number, (line, name) in enumerate(zip(file, wanted, strict=True), 1):
             record = json.loads(line)
             if (record["prompt_id"], record["sample"]) != name:
-                raise ValueError(f"{path}:{number}: holds another config's sample; remove the file or use a new workdir")
+                raise ValueError(f"{path}:{number}: sample of another config; remove the file or use a new workdir")
 
 
 def sample_policy(policy: Policy, rows: list[dict], model: Any, config: Any, path: Path, bar: tqdm) -> None:
@@ -120,12 +122,13 @@ def language_model(policy: Policy, base: tuple[TransformerConfig, Any, Any], che
 
 
 def run(config: Any, workdir: Path) -> None:
+    """Samples all that `config` wants and that `workdir` does not hold yet."""
     workdir.mkdir(parents=True, exist_ok=True)
     everyone = [Policy.parse(row.to_dict() if hasattr(row, "to_dict") else row) for row in config.policies]
     wanted = [p for p in everyone if not config.kinds or p.kind in config.kinds.split(",")]
     base = load_gguf(config.model or smollm2_path())
     base = (base[0], jax.tree.map(jnp.asarray, base[1]), base[2])
-    prompts = [json.loads(line) for line in open(config.prompts)]
+    prompts = [json.loads(line) for line in Path(config.prompts).read_bytes().splitlines()]
     for row in prompts:
         row["ids"] = base[2].encode_marked(turn(row["prompt"]))
     work = {
@@ -146,6 +149,7 @@ def run(config: Any, workdir: Path) -> None:
 
 
 def main(argv: Sequence[str]) -> None:
+    """Reads the flags."""
     del argv
     logging.getLogger("absl").setLevel(logging.WARNING)
     run(flags.FLAGS.config, Path(flags.FLAGS.workdir))

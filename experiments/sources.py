@@ -1,7 +1,7 @@
 """Names in a config → data: the shipped corpus, files, the real preference sets."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,12 @@ from rmjax.data.pipeline import tree_dataset
 from rmjax.data.pool import PolicyPool
 from rmjax.data.preferences import PREFERENCE_SETS, load_preferences
 from rmjax.data.readers import open_records
-from rmjax.data.record import Comparison, require_order, require_reference
+from rmjax.data.record import Comparison, RecordError, require_order, require_reference
 from rmjax.data.rows import iterate_rows
 from rmjax.hub.tokenizer import Tokenizer
 
 SHIPPED = "shipped:"
+_SPLITS = ("seen", "unseen", "all")
 
 
 def shipped(name: str) -> Path:
@@ -29,20 +30,37 @@ def shipped(name: str) -> Path:
     return path
 
 
+def choose(field: str, value: str, choices: Sequence[str]) -> str:
+    """`value`, or a ValueError that names the config field and its choices."""
+    if value not in choices:
+        raise ValueError(f"config.{field} is {value!r}; choose {', '.join(choices[:-1])} or {choices[-1]}")
+    return value
+
+
 def located(path: str) -> str:
+    """The file behind a `shipped:` name; other paths as they are."""
     return str(shipped(path.removeprefix(SHIPPED))) if path.startswith(SHIPPED) else path
 
 
 @functools.cache
 def pool(path: str, policies: str, prompts: str) -> PolicyPool:
     """A pool's rows of these splits ("seen", "unseen", "all")."""
+    choose("data.policies", policies, _SPLITS)
+    choose("data.prompts", prompts, _SPLITS)
 
     def wanted(row: Any) -> bool:
         return (policies == "all" or row.get("policy_split", "seen") == policies) and (
             prompts == "all" or row.get("prompt_split", "seen") == prompts
         )
 
-    return PolicyPool((place, row) for place, row in iterate_rows(located(path)) if wanted(row))
+    return PolicyPool((place, row) for place, row in _objects(path) if wanted(row))
+
+
+def _objects(path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for place, row in iterate_rows(located(path)):
+        if not isinstance(row, Mapping):
+            raise RecordError(place, "", "not a JSON object", "correct or delete the line")
+        yield place, row
 
 
 def records(path: str, root: str = "") -> Sequence[Comparison]:
@@ -52,28 +70,44 @@ def records(path: str, root: str = "") -> Sequence[Comparison]:
     return open_records(located(path))
 
 
-def training_trees(config: Any, tokenizer: Tokenizer, encoder: Encoder) -> grain.MapDataset:
-    """The shuffled stream of trees of `config.data`."""
+def training_trees(
+    config: Any, tokenizer: Tokenizer, encoder: Encoder
+) -> tuple[grain.MapDataset, Callable[[int], str]]:
+    """The shuffled stream of trees of `config.data`, and the name of a record by its index."""
     data = config.data
-    source, draw = _source(data)
+    source, draw, identify = _source(data)
     encode: Callable = encoder.trees
     if data.kind == "texts":
         encode = functools.partial(text_trees, tokenizer, data.end_token, data.row_tokens)
-    return tree_dataset(source, encode, seed=config.run.seed, epochs=data.epochs or None, draw=draw)
+    return tree_dataset(source, encode, seed=config.run.seed, epochs=data.epochs or None, draw=draw), identify
 
 
-def _source(data: Any) -> tuple[Any, Callable | None]:
+def _source(data: Any) -> tuple[Any, Callable | None, Callable[[int], str]]:
+    choose("data.kind", data.kind, ("pool", "comparisons", "texts"))
     if data.kind == "pool":
+        if data.negatives + 1 > data.leaves:
+            raise ValueError(f"config.data.leaves is {data.leaves}; {data.negatives} negatives need {data.negatives + 1}")
         source = pool(data.path, data.policies, data.prompts)
         draw = functools.partial(
             source.draw, negatives=data.negatives, hard_negatives=data.hard_negatives, references=data.references
         )
-        return source, draw
+        return source, draw, source.__getitem__
     if data.kind == "comparisons":
-        return [_usable(c, data.reference) for c in records(data.path, data.root)], None
-    if data.kind == "texts":
-        return [row for _, row in iterate_rows(located(data.path))], None
-    raise ValueError(f"config.data.kind is {data.kind!r}; choose pool, comparisons or texts")
+        choose("data.reference", data.reference, ("required", "optional"))
+        comparisons = [_usable(c, data.reference) for c in records(data.path, data.root)]
+        if comparisons and min(len(c.outputs) for c in comparisons) > data.leaves:
+            raise ValueError(f"config.data.leaves is {data.leaves}; every record of {data.path} has more candidates")
+        return comparisons, None, lambda i: comparisons[i].id or comparisons[i].place
+    places, texts = zip(*map(_text, _objects(data.path)), strict=True)
+    return texts, None, places.__getitem__
+
+
+def _text(placed: tuple[str, Mapping[str, Any]]) -> tuple[str, Mapping[str, Any]]:
+    place, row = placed
+    for field in ("prompt", "output"):
+        if not isinstance(row.get(field, "" if field == "prompt" else None), str):
+            raise RecordError(place, field, "missing or not text", "a row has `output` and, if need be, `prompt`")
+    return place, row
 
 
 def _usable(c: Comparison, reference: str) -> Comparison:
@@ -85,6 +119,6 @@ def _usable(c: Comparison, reference: str) -> Comparison:
 
 def evaluation_set(entry: Any) -> list[Comparison]:
     """From an entry of `config.evals`."""
-    if entry.kind == "pool":
+    if choose("evals.*.kind", entry.kind, ("pool", "comparisons")) == "pool":
         return pool(entry.path, entry.policies, entry.prompts).triples(seed=0, per_prompt=entry.per_prompt)
     return list(records(entry.path, entry.root))

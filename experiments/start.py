@@ -2,9 +2,12 @@
 
 import logging
 import os
+import re
+import sys
 from pathlib import Path
 
 import jax
+from absl import app
 from absl import logging as absl_logging
 
 
@@ -17,3 +20,18 @@ def prepare() -> None:
     cache = os.environ.get("RMJAX_CACHE", str(Path.home() / ".cache" / "rmjax" / "xla"))
     jax.config.update("jax_compilation_cache_dir", cache)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """absl's parser; ends with one line, exit code 1, where a config key does not exist (ml_collections: a traceback)."""
+    try:
+        return app.parse_flags_with_usage(argv)
+    except (AttributeError, KeyError) as error:
+        text = str(error)
+        key, near = re.search(r"\w+", text), re.search(r'mean "(\w+)"', text)
+        if key is None:
+            raise
+        flag = next((a for a in argv if key[0] in a.split("=")[0].split(".")), "--config")
+        hint = f"did you mean `{near[1]}`?" if near else "configs/base.py has them all"
+        print(f"error: {flag}: there is no config key `{key[0]}`; {hint}", file=sys.stderr)
+        sys.exit(1)

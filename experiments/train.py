@@ -6,32 +6,32 @@ and metrics.jsonl, and is what `RewardModel.load` and `--config.init` take.
 
 import dataclasses
 import functools
-import json
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
-import numpy as np
 from absl import app, flags
+from jax.sharding import Mesh
 from ml_collections import config_flags
 
-from experiments.sources import evaluation_set, training_trees
-from rmjax.data.formats import Encoder, Format
+from experiments.sources import choose, evaluation_set, training_trees
+from experiments.start import parse_flags
 from rmjax.data.forest import ForestShape
+from rmjax.data.formats import Encoder, Format
 from rmjax.data.pipeline import batches
 from rmjax.data.record import RecordError
-from rmjax.evaluate import discriminate, evaluate_comparisons
+from rmjax.evaluate import evaluate_comparisons
 from rmjax.evaluate.scoring import score
 from rmjax.hub.gguf import load_gguf, smollm2_path
 from rmjax.hub.tokenizer import Tokenizer
 from rmjax.models.reward import RewardTransformer
 from rmjax.models.transformer import TransformerConfig
-from rmjax.parallel.mesh import batch_sharding, make_mesh, parameter_shardings
+from rmjax.parallel.mesh import batch_sharding, make_mesh
 from rmjax.reward_model import CHECKPOINTS, load_description, load_params, save_description
 from rmjax.train import gradient, objective, optimizer, parameters
 from rmjax.train.checkpoint import Checkpoints
@@ -41,6 +41,10 @@ from rmjax.train.metrics import MetricWriter, count_traces
 from rmjax.train.state import State, compile_step, initial_params, make_state, make_step, state_shardings
 
 _log = logging.getLogger(__name__)
+_POSITIVE = (
+    "data.rows", "data.row_tokens", "data.groups", "data.leaves", "data.negatives", "data.references",
+    "optimizer.microbatches", "run.steps", "run.log_every", "run.save_every", "run.keep",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,9 +63,8 @@ def load_start(model: Any) -> Start:
         config, _, tokenizer = load_description(Path(model.init))
         return _changed(Start(config, tokenizer, load_params(Path(model.init)), may_miss=""), model)
     path = smollm2_path() if model.init in ("smollm2", "random") else Path(model.init)
-    config, params, tokenizer = load_gguf(path)
-    loaded = None if model.init == "random" else {"backbone": params}
-    return _changed(Start(config, tokenizer, loaded, may_miss="^head/"), model)
+    config, params, tokenizer = load_gguf(path, weights=model.init != "random")
+    return _changed(Start(config, tokenizer, {"backbone": params} if params else None, may_miss="^head/"), model)
 
 
 def _changed(start: Start, model: Any) -> Start:
@@ -69,7 +72,7 @@ def _changed(start: Start, model: Any) -> Start:
     sizes = {name: model[name] for name in ("width", "heads", "kv_heads", "mlp_width") if model[name]}
     if sizes and start.params is not None:
         raise ValueError(f"config.model.{next(iter(sizes))} is set, but loaded weights have their own; use init=random")
-    if model.layers > start.config.depth and not sizes:
+    if model.layers > start.config.depth and start.params is not None:
         raise ValueError(f"config.model.layers is {model.layers}; the loaded model has {start.config.depth}")
     depth = model.layers or start.config.depth
     config = dataclasses.replace(
@@ -85,15 +88,14 @@ def _changed(start: Start, model: Any) -> Start:
 
 def make_objective(config: Any, model: RewardTransformer) -> objective.Objective:
     """From `config.objective`."""
+    choose("objective", config.objective, ("preference", "language_model"))
     if config.objective == "language_model":
         return objective.language_model(model)
-    if config.objective == "preference":
-        loss = config.loss
-        return objective.preference(
-            model, loss.name, label_smoothing=loss.label_smoothing, penalty=loss.penalty,
-            penalty_weight=loss.penalty_weight,
-        )  # fmt: skip
-    raise ValueError(f"config.objective is {config.objective!r}; choose preference or language_model")
+    loss = config.loss
+    return objective.preference(
+        model, loss.name, label_smoothing=loss.label_smoothing, penalty=loss.penalty,
+        penalty_weight=loss.penalty_weight,
+    )  # fmt: skip
 
 
 def make_evaluations(config: Any, model: RewardTransformer, tokenizer: Tokenizer, form: Format) -> Mapping[str, Any]:
@@ -125,18 +127,39 @@ def flops_per_token(config: TransformerConfig, state: State, row_tokens: int, he
     )  # fmt: skip
 
 
+def check(config: Any, mesh: Mesh) -> None:
+    """ValueError for values that no run can have."""
+    choose("model.dtype", config.model.dtype, ("float32", "bfloat16"))
+    choose("model.param_dtype", config.model.param_dtype, ("float32", "bfloat16"))
+    for field in _POSITIVE:
+        section, name = field.split(".")
+        if config[section][name] < 1:
+            raise ValueError(f"config.{field} is {config[section][name]}; it must be 1 or more")
+    rows, parts = config.data.rows, mesh.shape["data"] * mesh.shape["fsdp"] * config.optimizer.microbatches
+    if rows % parts:
+        raise ValueError(f"config.data.rows is {rows}; make it a multiple of mesh.data · mesh.fsdp · microbatches = {parts}")
+
+
+def open_workdir(workdir: Path) -> None:
+    """Makes the directory; an OSError that says what to do where it cannot be written."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=workdir).close()
+    except OSError as error:
+        raise OSError(f"--workdir={workdir} cannot be written ({error.strerror}); choose or free another one") from error
+
+
 def run(config: Any, workdir: Path) -> State:
     """One training run, from wherever it stopped."""
-    workdir.mkdir(parents=True, exist_ok=True)
+    mesh = make_mesh(config.mesh.to_dict())
+    check(config, mesh)
+    open_workdir(workdir)
     start, form = load_start(config.model), Format(**config.format.to_dict())
     model = RewardTransformer(start.config)
-    save_description(workdir, start.config, form, start.tokenizer)
-    (workdir / "config.json").write_text(config.to_json_best_effort(indent=1) + "\n")
-
-    data, mesh = config.data, make_mesh(config.mesh.to_dict())
+    data = config.data
     shape = ForestShape(data.rows, data.row_tokens, data.groups, data.leaves)
     encoder = Encoder(start.tokenizer, form, data.row_tokens)
-    trees = training_trees(config, start.tokenizer, encoder)
+    trees, identify = training_trees(config, start.tokenizer, encoder)
 
     opt = config.optimizer
     rate = optimizer.schedule(opt.learning_rate, config.run.steps, opt.warmup, opt.final)
@@ -149,6 +172,9 @@ def run(config: Any, workdir: Path) -> State:
 
     with jax.set_mesh(mesh), Checkpoints(workdir / CHECKPOINTS, config.run.keep, config.run.keep_every or None) as saved:
         state, position, first = _restore(saved, abstract, shardings)
+        # Only now: a checkpoint of another architecture must keep its own description.
+        save_description(workdir, start.config, form, start.tokenizer)
+        (workdir / "config.json").write_text(config.to_json_best_effort(indent=1) + "\n")
         if state is None:
             state = _first_state(model, config, update, start, shardings)
         stream = iter(batches(trees, shape, data.prefetch))
@@ -171,7 +197,7 @@ def run(config: Any, workdir: Path) -> State:
                 place=lambda forest: jax.device_put(forest, batch_sharding(mesh)), checkpoints=saved, writer=writer,
                 directory=workdir, describe=describe, traces=counted, log_every=config.run.log_every,
                 save_every=config.run.save_every,
-                evaluations=make_evaluations(config, model, start.tokenizer, form),
+                evaluations=make_evaluations(config, model, start.tokenizer, form), identify=identify,
             )  # fmt: skip
         finally:
             writer.close()
@@ -202,21 +228,22 @@ def _restore(saved: Checkpoints, abstract: State, shardings: State) -> tuple[Sta
     return restored(abstract, parts), data["iterator"], step
 
 
-def execute(config: Any, workdir: Path) -> int:
-    """`run`, with the errors that a user can mend as one line each; the exit code."""
+def guarded(job: Callable[[], object]) -> int:
+    """Runs a job, with the errors that a user can mend as one line each; the exit code."""
     try:
-        run(config, workdir)
+        job()
     except Preempted as stop:
         print(stop, file=sys.stderr)
-    except (Diverged, RecordError, ValueError, OSError, RuntimeError) as error:
+    except (Diverged, RecordError, ValueError, OSError, RuntimeError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
 
 
 def main(argv: Sequence[str]) -> None:
+    """Reads the flags."""
     del argv
-    sys.exit(execute(flags.FLAGS.config, Path(flags.FLAGS.workdir)))
+    sys.exit(guarded(functools.partial(run, flags.FLAGS.config, Path(flags.FLAGS.workdir))))
 
 
 if __name__ == "__main__":
@@ -226,4 +253,4 @@ if __name__ == "__main__":
     from experiments.start import prepare
 
     prepare()
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)

@@ -16,10 +16,6 @@ from rmjax.hub.gguf import load_gguf, smollm2_path
 from rmjax.models.transformer import Transformer, TransformerConfig, causal_mask
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "slow: takes more than ten seconds")
-
-
 @pytest.fixture(scope="session")
 def tiny_config() -> TransformerConfig:
     return TransformerConfig(vocab_size=97, width=32, depth=2, heads=4, kv_heads=2, head_width=8, mlp_width=64)

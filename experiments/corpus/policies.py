@@ -13,6 +13,7 @@ def _persona(name, split, system, first, second, **more):
 
 
 def policies():
+    """All entries, in the order that they are sampled in."""
     return _base() + _personas("seen", _SEEN) + _personas("unseen", _UNSEEN) + _weights() + _tuned()
 
 

@@ -1,12 +1,13 @@
 """The one batch: rows that pack trees. A tree is a shared prefix and one branch (leaf) per candidate.
 
-R rows, T tokens a row, G groups (trees) a row, N leaves a group. Token i may attend to j iff they are of the same group,
-j is on the prefix or on i's own leaf, and j <= i. Sharing is exact: every full sequence is tokenized, then the longest
-common token prefix is stored once; positions of a leaf continue from it.
+R rows, T tokens a row, G groups (trees) a row, N leaves a group. Token i may attend to j iff they are of the same
+group, j is on the prefix or on i's own leaf, and j <= i. Sharing is exact: every full sequence is tokenized, then the
+longest common token prefix is stored once; positions of a leaf continue from it.
 """
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import flax.struct
 import jax
@@ -33,7 +34,7 @@ class Tree:
         return len(self.prefix) + sum(map(len, self.leaves))
 
     @staticmethod
-    def shared_length(sequences: Sequence[Sequence[int]]) -> int:
+    def shared_length(sequences: Sequence[list[int]]) -> int:
         """Length of the longest common prefix that leaves every sequence a token of its own."""
         limit = min(map(len, sequences)) - 1
         first, last = min(sequences), max(sequences)  # the extremes in order differ earliest
@@ -43,7 +44,7 @@ class Tree:
         return shared
 
     @classmethod
-    def from_sequences(cls, sequences: Sequence[Sequence[int]], ranks: Sequence[float], **facts) -> "Tree":
+    def from_sequences(cls, sequences: Sequence[list[int]], ranks: Sequence[float], **facts) -> "Tree":
         shared = cls.shared_length(sequences)
         leaves = tuple(np.asarray(s[shared:], np.int32) for s in sequences)
         prefix = np.asarray(sequences[0][:shared], np.int32)
@@ -75,7 +76,8 @@ class Forest:
     @property
     def shape(self) -> tuple[int, int, int, int]:
         """(R, T, G, N)."""
-        return (*self.tokens_RT.shape, *self.readout_RGN.shape[1:])
+        (R, T), (_, G, N) = self.tokens_RT.shape, self.readout_RGN.shape
+        return R, T, G, N
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,9 +91,11 @@ class ForestShape:
 
     def empty(self) -> Forest:
         R, T, G, N = self.rows, self.row_tokens, self.groups, self.leaves
-        ints = {name: np.zeros((R, T), np.int32) for name in ("tokens_RT", "positions_RT", "group_RT", "leaf_RT")}
-        return Forest(
-            **ints,
+        arrays: dict[str, Any] = dict(  # on the host they are numpy's
+            tokens_RT=np.zeros((R, T), np.int32),
+            positions_RT=np.zeros((R, T), np.int32),
+            group_RT=np.zeros((R, T), np.int32),
+            leaf_RT=np.zeros((R, T), np.int32),
             readout_RGN=np.full((R, G, N), -1, np.int32),
             ranks_RGN=np.full((R, G, N), np.inf, np.float32),
             weight_RG=np.zeros((R, G), np.float32),
@@ -101,6 +105,7 @@ class ForestShape:
             target_RT=np.zeros((R, T), np.int32),
             target_weight_RT=np.zeros((R, T), np.float32),
         )
+        return Forest(**arrays)
 
     def refuse(self, tree: Tree) -> str | None:
         """Why the tree can never be placed, or None."""
@@ -179,16 +184,24 @@ class Packer:
 
 
 def pack(trees: Sequence[Tree], shape: ForestShape) -> Iterator[tuple[Forest, list[list[int]]]]:
-    """All trees in as many batches as it takes, largest first; with each batch, which tree stands at [row][group]."""
+    """All trees in as many batches as it takes, largest first; with each batch, which tree stands at [row][group].
+
+    Raises:
+      ValueError: a tree that fits no row.
+    """
+    for tree in trees:
+        if reason := shape.refuse(tree):
+            raise ValueError(f"record {tree.record}: {reason}")
     waiting = sorted(range(len(trees)), key=lambda i: -trees[i].size)
     while waiting:
-        packer, places, later = Packer(shape), {}, []
+        packer, later = Packer(shape), []
+        places: dict[int, list[int]] = {}  # a tree may come more than once
         for i in waiting:
             if packer.offer(trees[i]):
-                places[id(trees[i])] = i
+                places.setdefault(id(trees[i]), []).append(i)
             else:
                 later.append(i)
-        yield packer.forest(), [[places[id(tree)] for tree in row] for row in packer.rows]
+        yield packer.forest(), [[places[id(tree)].pop() for tree in row] for row in packer.rows]
         waiting = later
 
 

@@ -5,8 +5,8 @@ Source: POLAR (arXiv 2507.05197) section 4.1 for the format; the truncation orde
     with a reference:  P [\\n] REF <split> P [\\n] CAND <reward>
     without one:       P [\\n] CAND <reward>
 
-`[\\n]` is there with the wrapper "sft" and absent with "pretrain" (whose prompts are text cut off in mid-sentence) or where
-the answer is empty. The read-out is the reward token.
+`[\\n]` is there with the wrapper "sft" and absent with "pretrain" (whose prompts are text cut off in mid-sentence) or
+where the answer is empty. The read-out is the reward token.
 """
 
 import dataclasses
@@ -36,6 +36,8 @@ class Format:
     def __post_init__(self) -> None:
         if self.response_cut_side not in ("left", "right"):
             raise ValueError(f"response_cut_side is {self.response_cut_side!r}; choose left or right")
+        if self.max_response_length < 1:
+            raise ValueError(f"max_response_length is {self.max_response_length}; it must be at least 1")
         if self.max_length <= SPECIALS + 2:
             raise ValueError(f"max_length is {self.max_length}; it must leave room for text beside {SPECIALS} specials")
 
@@ -90,8 +92,9 @@ class Encoder:
         """POLAR's rule: answers keep `max_response_length` tokens, then the prompt keeps its tail.
 
         The same rule with the row instead of the sequence as budget makes a whole group fit its row. Where the answers
-        alone exceed the budget (the official code's slice then keeps all of the prompt) they share it equally. Parts are
-        decoded and tokenized again, which may merge or split at the borders, so the budget shrinks until the result fits.
+        leave less room than 8 prompt tokens (without any, the official code's slice keeps all of the prompt) the
+        longest are cut to an equal share. Parts are decoded and tokenized again, which may merge or split at the
+        borders, so the budget shrinks until the result fits.
         """
         spare = 0
         while True:
@@ -109,18 +112,21 @@ class Encoder:
                     "raise data.row_tokens or split the group"
                 )
 
-    def _cut_texts(self, prompt: str, reference: str | None, outputs: Sequence[str], spare: int):
+    def _cut_texts(
+        self, prompt: str, reference: str | None, outputs: Sequence[str], spare: int
+    ) -> tuple[str, str | None, list[str]]:
         encode, halves = self.tokenizer.encode, 1 if reference is None else 2
         prompt_ids = encode(prompt)
         answers = [encode(text) for text in ([] if reference is None else [reference]) + list(outputs)]
         row_budget = self.row_tokens - halves - len(outputs) - spare
         pair_budget = self.form.max_length - SPECIALS - spare
         floor = halves * min(len(prompt_ids), 8)  # a few prompt tokens survive whatever the answers' length
-        pair_answers = len(answers) - len(outputs) + 1
+        lengths = [len(ids) for ids in answers]
+        pair_lengths = [*lengths[: -len(outputs)], max(lengths[-len(outputs) :])]
         cap = min(
             self.form.max_response_length,
-            max(1, (pair_budget - floor) // pair_answers),
-            self._equal_share([len(a) for a in answers], row_budget - floor),
+            self._equal_share(pair_lengths, pair_budget - floor),
+            self._equal_share(lengths, row_budget - floor),
         )
         answers = [self._cut_answer(ids, cap) for ids in answers]
         longest = max(len(ids) for ids in answers[-len(outputs) :])

@@ -16,6 +16,8 @@ from rmjax.data.record import Comparison
 _log = logging.getLogger(__name__)
 LOOKAHEAD = 16
 """Trees that may wait for a later batch; more fill rows better and reorder the stream more."""
+HOPELESS = 1000
+"""Groups refused while a batch is still empty that are an error: an endless stream would go on refusing."""
 
 
 class PackForests(grain.IterDataset):
@@ -39,7 +41,7 @@ class ForestIterator(grain.DatasetIterator):
         self._waiting: list[tuple[int, int, Tree]] = []
 
     def __next__(self) -> Forest:
-        packer = Packer(self._shape)
+        packer, refused_before = Packer(self._shape), self._skipped
         self._waiting = [entry for entry in self._waiting if not packer.offer(entry[2])]
         while len(self._waiting) <= self._lookahead and self._next < len(self._source):
             index = self._next
@@ -48,6 +50,8 @@ class ForestIterator(grain.DatasetIterator):
                 reason = self._shape.refuse(tree)
                 if reason is not None:
                     self._skip(index, reason)
+                    if self._skipped - refused_before >= HOPELESS and not any(packer.rows):
+                        raise ValueError(f"none of {HOPELESS} groups fits a row, the last because {reason}")
                 elif not packer.offer(tree):
                     self._waiting.append((index, number, tree))
         if not any(packer.rows):
@@ -83,13 +87,13 @@ def tree_dataset(
       source: `__len__` and `__getitem__`, giving records (or what `draw` takes).
       encode: (record, index in the source) → trees, such as `Encoder.trees`.
       epochs: passes over the source, each in an order of its own; None = endless.
-      draw: (element, rng) -> Comparison, for sources that are sampled from (policy pools); rng is a function of seed and
-        stream position.
+      draw: (element, rng) -> Comparison, for sources that are sampled from (policy pools); rng is a function of seed
+        and stream position.
       shard: (index, count) of this process; process i takes elements i, i + count, …
     """
     if len(source) == 0:
         raise ValueError("the data set is empty: nothing to train on")
-    indexed = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat(epochs)[shard[0] :: shard[1]]
+    indexed = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat(epochs)
 
     def read(index: int, rng=None) -> list[Tree]:
         record = source[index]
@@ -97,7 +101,8 @@ def tree_dataset(
             record = draw(record, rng)
         return encode(record, index)
 
-    return indexed.random_map(read) if draw is not None else indexed.map(read)
+    trees = indexed.random_map(read) if draw is not None else indexed.map(read)
+    return trees[shard[0] :: shard[1]]  # last, so that no two processes draw with the same rng
 
 
 def batches(trees: grain.MapDataset, shape: ForestShape, prefetch: int = 2) -> grain.IterDataset:

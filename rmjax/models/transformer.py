@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 Past = dict[str, jax.Array]
-"""Keys and values of earlier columns: `k` [L, R, J, E, S], `v` [L, R, J, S, E] (the layouts that one-token dots like)."""
+"""Keys and values of earlier columns: `k` [L, R, J, E, S], `v` [L, R, J, S, E] (layouts that one-token dots like)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +78,7 @@ def attend(
     R, T, H, E = q_RTHE.shape
     S, J = k_RSJE.shape[1:3]
     P = H // J
-    # Plain batched matrix products, heads of one group side by side: XLA's CPU backend runs the einsum form 1.4 times slower.
+    # Plain batched matrix products, heads of one group side by side: on CPU the einsum form is 1.4 times slower.
     q = (q_RTHE * (E**-0.5)).reshape(R, T, J, P, E).transpose(0, 2, 3, 1, 4).reshape(R * J, P * T, E)
     k = k_RSJE.transpose(0, 2, 3, 1).reshape(R * J, E, S)
     v = v_RSJE.transpose(0, 2, 1, 3).reshape(R * J, S, E)

@@ -26,13 +26,16 @@ def make_mesh(sizes: dict[str, int]) -> Mesh:
     """A mesh over all devices; one size may be −1 (the rest). Axis types are Auto: Linen's rules fail on Explicit ones.
 
     Raises:
-      ValueError: an unknown axis, two −1, or a product that is not the number of devices.
+      ValueError: an unknown axis, a size below 1, two −1, or a product that is not the number of devices.
     """
     unknown = set(sizes) - set(AXES)
     if unknown:
         raise ValueError(f"mesh axis {sorted(unknown)[0]!r} is unknown; axes are {', '.join(AXES)}")
     shape = [sizes.get(axis, 1) for axis in AXES]
     devices = jax.device_count()
+    for axis, size in zip(AXES, shape, strict=True):
+        if size < 1 and size != -1:
+            raise ValueError(f"mesh axis {axis!r} has size {size}; give 1 or more, or -1 for the rest of the devices")
     if shape.count(-1) > 1:
         raise ValueError("at most one mesh axis may be -1")
     known = 1
@@ -56,4 +59,5 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
+    """The same on every device."""
     return NamedSharding(mesh, PartitionSpec())

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from rmjax.models.transformer import Past, Transformer, TransformerConfig
 
@@ -76,8 +76,8 @@ def generate(
 ) -> Int[Array, "R M"]:
     """Samples `samples` continuations of each prompt; row b * samples + n is sample n of prompt b.
 
-    `prefix` (ids_1T, valid_1T) stands before every prompt and is run once; `prompts` (ids_BT, valid_BT) once per prompt,
-    not per sample; both left-padded (`left_pad`). Returns [R, max_new_tokens] ids; from the first stop token on
+    `prefix` (ids_1T, valid_1T) stands before every prompt and is run once; `prompts` (ids_BT, valid_BT) once per
+    prompt, not per sample; both left-padded (`left_pad`). Returns [R, max_new_tokens] ids; from the first stop token on
     (inclusive) a row holds −1. Decoding ends when every row has stopped.
     """
     model = Transformer(config)
@@ -136,7 +136,7 @@ def _widen(past: Past, columns: int) -> Past:
     return {"k": k, "v": jnp.pad(past["v"], ((0, 0),) * 3 + ((0, columns), (0, 0)))}
 
 
-def _write(past: Past, new: Past, column: jax.Array) -> Past:
+def _write(past: Past, new: Any, column: jax.Array) -> Past:
     k = jax.lax.dynamic_update_slice(past["k"], new["k"], (0, 0, 0, 0, column))
     return {"k": k, "v": jax.lax.dynamic_update_slice(past["v"], new["v"], (0, 0, 0, column, 0))}
 

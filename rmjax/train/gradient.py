@@ -18,7 +18,12 @@ Gradient = Callable[[Any, Any, Forest, jax.Array], tuple[Any, Terms]]
 
 def plain(objective: Objective, microbatches: int = 1) -> Gradient:
     """The gradient of the mean loss. With `microbatches` > 1 the rows are run in that many parts, added up inside one
-    compiled step; numerators and counts are added separately, so the result is that of the whole batch."""
+    compiled step; numerators and counts are added separately, so the result is that of the whole batch.
+
+    Raises ValueError when the rows do not divide into that many parts.
+    """
+    if microbatches < 1:
+        raise ValueError(f"microbatches is {microbatches}; it must be 1 or more")
 
     def numerator(trainable: Any, frozen: Any, forest: Forest, rng: jax.Array):
         terms = objective(merge(trainable, frozen), forest, rng)
@@ -51,4 +56,6 @@ def plain(objective: Objective, microbatches: int = 1) -> Gradient:
 
 def _interleave(x: jax.Array, parts: int) -> jax.Array:
     """[R, …] → [parts, R / parts, …]; row r goes to part r % parts, so that every device keeps its share of each part."""
+    if x.shape[0] % parts:
+        raise ValueError(f"{x.shape[0]} rows do not divide into {parts} microbatches; change data.rows or the other")
     return jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0)

@@ -1,7 +1,7 @@
 """The loop, for every method: dispatch step t, write the metrics of t − 1, save, then go on.
 
 A checkpoint is saved before the iterator advances, so the parameters and the data position agree and a resumed run is the
-uninterrupted one.
+uninterrupted one. By then all metrics up to its step are written, evaluations included: a kill can lose none for good.
 """
 
 import contextlib
@@ -18,7 +18,6 @@ import jax
 import numpy as np
 
 from rmjax.data.forest import Forest
-from rmjax.losses.reduction import mean
 from rmjax.train.checkpoint import Checkpoints
 from rmjax.train.metrics import CountedTraces, MetricWriter, Progress, Throughput
 from rmjax.train.objective import Terms
@@ -51,6 +50,7 @@ def train(
     log_every: int = 10,
     save_every: int = 100,
     evaluations: Mapping[str, tuple[int, Evaluate]] | None = None,
+    identify: Callable[[int], str] = str,
 ) -> State:
     """Runs from `state.step` to `steps` and returns the last state, saved.
 
@@ -61,60 +61,66 @@ def train(
       describe: adds what depends on speed (MFU) or step (learning rate) to the logged metrics; gets them so far.
       log_every, save_every: steps. The loss is checked at every step whatever `log_every`.
       evaluations: name → (every so many steps, function); also run after the last step.
+      identify: index of a record → its name in `diverged.json`.
 
     Raises:
-      Diverged: the loss is NaN or infinite.
+      Diverged: the loss or its gradient is NaN or infinite.
       Preempted: SIGTERM came; the state is saved.
+      ValueError: the data ended before the last step (the state is saved), or a bad `log_every` or `save_every`.
     """
+    if min(log_every, save_every) < 1:
+        raise ValueError(f"log_every ({log_every}) and save_every ({save_every}) must be 1 or more")
     start = int(state.step)
     speed, progress = Throughput(), Progress(steps, initial=start, label=directory.name)
-    pending: tuple[int, Terms, np.ndarray] | None = None
+    pending: tuple[int, Terms, Forest] | None = None
+    traced = 0
 
     def settle() -> None:
         """Writes the metrics of the step before; it is done by now, so this waits for nothing that is still to run."""
-        nonlocal pending
+        nonlocal pending, traced
         if pending is None:
             return
-        number, terms, records = pending
+        number, terms, forest = pending
         pending = None
-        scalars = {name: float(value) for name, value in jax.device_get({n: mean(t) for n, t in terms.items()}).items()}
-        _check_finite(scalars["loss"], number, records, directory)
-        scalars = _with_deviation(scalars) | speed.rates()
-        scalars |= describe(scalars | {"step": number}) | ({"retraces": float(traces.traces)} if traces else {})
+        scalars = _means(jax.device_get(terms))
+        before, traced = traced, traces.traces if traces else 0
+        speed.step(int(np.sum(forest.group_RT > 0)), _pairs(forest), compiled=traced != before)
+        _check_finite(scalars, number, forest, directory, identify)
+        scalars = _with_deviation(scalars)
         if number % log_every == 0 or number == steps:
+            scalars |= speed.rates()
+            scalars |= describe(scalars | {"step": number}) | ({"retraces": float(traces.traces)} if traces else {})
             writer.write(number, {f"train/{name}": value for name, value in scalars.items()})
         progress.update(number, scalars)
 
-    def save(number: int, position: Any, wait: bool = False) -> None:
+    def save(number: int, wait: bool = False) -> None:
         settle()
-        checkpoints.save(number, _saved(state), {"iterator": position}, wait=wait)
+        checkpoints.save(number, _saved(state), {"iterator": batches.get_state()}, wait=wait)
+        speed.pause()
 
-    with _stop_requests() as stopping:
+    with _stop_requests() as stopping, contextlib.closing(progress):
         if start == 0:
             _evaluate_all(state, 0, steps, evaluations, writer)
         for number in range(start + 1, steps + 1):
             with speed.waiting():
-                forest = next(batches)
-                batch = place(forest)
-            before = traces.traces if traces else 0
+                forest = next(batches, None)
+                batch = None if forest is None else place(forest)
+            if forest is None:
+                if number > 1:
+                    save(number - 1, wait=True)
+                raise ValueError(f"the data ended after step {number - 1} of {steps}; raise data.epochs or lower run.steps")
             state, terms = step(state, batch)
             settle()
-            pending = (number, terms, np.asarray(forest.record_RG))
-            speed.step(
-                int(np.sum(forest.group_RT > 0)), _pairs(forest), compiled=bool(traces and traces.traces != before)
-            )
-            if stopping.is_set():
-                save(number, batches.get_state(), wait=True)
-                progress.close()
-                raise Preempted(f"asked to stop: saved step {number} of {steps}; run the same command to go on")
-            if number % save_every == 0 or number == steps:
-                save(number, batches.get_state())
+            pending = (number, terms, forest)
             if number == steps or any(number % every == 0 for every, _ in (evaluations or {}).values()):
                 settle()
                 _evaluate_all(state, number, steps, evaluations, writer)
                 speed.pause()
-    settle()
-    progress.close()
+            if stopping.is_set() and number < steps:
+                save(number, wait=True)
+                raise Preempted(f"asked to stop: saved step {number} of {steps}; run the same command to go on")
+            if number % save_every == 0 or number == steps:
+                save(number)
     checkpoints.wait()
     return state
 
@@ -145,6 +151,11 @@ def _pairs(forest: Forest) -> int:
     return int(better.sum())
 
 
+def _means(terms: Mapping[str, tuple[Any, Any]]) -> dict[str, float]:
+    """`reduction.mean` in numpy: on the device it would queue behind the step that is running."""
+    return {name: float(total / np.where(count > 0, count, np.float32(1))) for name, (total, count) in terms.items()}
+
+
 def _with_deviation(scalars: dict[str, float]) -> dict[str, float]:
     if "reward_square" not in scalars:
         return scalars
@@ -152,15 +163,20 @@ def _with_deviation(scalars: dict[str, float]) -> dict[str, float]:
     return scalars | {"reward_std": math.sqrt(max(0.0, square - scalars["reward_mean"] ** 2))}
 
 
-def _check_finite(loss: float, number: int, records: np.ndarray, directory: Path) -> None:
-    if math.isfinite(loss):
+def _check_finite(
+    scalars: Mapping[str, float], number: int, forest: Forest, directory: Path, identify: Callable[[int], str]
+) -> None:
+    """A gradient can be NaN where the loss is not; the parameters would be lost and saved."""
+    bad = [name for name in ("loss", "gradient_norm") if not math.isfinite(scalars.get(name, 0.0))]
+    if not bad:
         return
-    path = directory / "diverged.json"
-    ids = sorted({int(i) for i in records.ravel() if i >= 0})
-    path.write_text(json.dumps({"step": number, "loss": str(loss), "records": ids}) + "\n")
+    path, value = directory / "diverged.json", scalars[bad[0]]
+    records = sorted({int(i) for i in np.ravel(forest.record_RG) if i >= 0})
+    found = {"step": number, bad[0]: str(value), "records": records, "ids": [identify(i) for i in records]}
+    path.write_text(json.dumps(found, ensure_ascii=False) + "\n")
     raise Diverged(
-        f"the loss is {loss} at step {number}; the indices of the batch's {len(ids)} records are in {path}. "
-        "Lower optimizer.learning_rate or look at those records; the last checkpoint is from before this step"
+        f"{bad[0]} is {value} at step {number}; the ids of the batch's {len(records)} records are in {path}; "
+        "lower optimizer.learning_rate or look at those records; the last checkpoint is from before this step"
     )
 
 

@@ -78,7 +78,10 @@ class MetricWriter:
         values = {name: _as_number(name, value) for name, value in scalars.items()}
         line: dict[str, int | float | str] = {"step": int(step), "time": round(time.time(), 3)}
         line |= {name: _json_safe(value) for name, value in values.items()}
-        self._file.write(json.dumps(line, allow_nan=False) + "\n")
+        try:
+            self._file.write(json.dumps(line, allow_nan=False) + "\n")
+        except OSError as error:
+            raise OSError(error.errno, f"cannot write the metrics ({error.strerror})", self._file.name) from error
         if self._tensorboard is not None:
             for name, value in values.items():
                 self._tensorboard.add_scalar(name, value, step)
@@ -296,7 +299,7 @@ class Throughput:
         """Metrics since the last call; empty where every step compiled.
 
         tokens_per_second, pairs_per_second; step_seconds, the mean; data_wait_fraction, the share
-        of that time in which the accelerator had no batch.
+        of that time in which the loop waited for a batch (the step before may have been running).
         """
         steps, seconds = self._steps, max(self._seconds, 1e-9)
         rates = {

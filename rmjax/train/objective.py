@@ -27,6 +27,8 @@ def preference(
     """Ranks the leaves of each group: Bradley–Terry, POLAR (eq. 7 and 8), listwise. `loss` and `penalty` name functions of
     `losses.ranking`; KeyError-free: an unknown name is a ValueError that lists the known ones."""
     ranking_loss = _named(ranking.LOSSES, "loss", loss)
+    if label_smoothing and loss != "bradley_terry":
+        raise ValueError(f"label_smoothing is {label_smoothing}, but only the loss bradley_terry has it, not {loss}")
     extra = {"label_smoothing": label_smoothing} if label_smoothing else {}
     penalize = _named(ranking.PENALTIES, "penalty", penalty) if penalty else None
 

@@ -20,6 +20,7 @@ def flat(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """Undoes `flat`."""
     return unflatten_dict(dict(leaves), sep="/")
 
 

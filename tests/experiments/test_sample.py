@@ -28,7 +28,7 @@ SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 AWKWARD = ["âĢ¨", "aâĢ¨", "ÂħÂħ", "Ã©", "ðŁİī"]
 
 
-# --- who answers what --------------------------------------------------------------------------------------------------
+# --- who answers what ------------------------------------------------------------------------------------------------
 
 POLICIES = [Policy(f"s{i}", "base", "seen") for i in range(6)] + [Policy(f"u{i}", "base", "unseen") for i in range(4)]
 
@@ -53,7 +53,7 @@ def test_every_policy_is_chosen_by_some_prompt():
     assert min(counts) >= 8  # 20 expected
 
 
-# --- batches -----------------------------------------------------------------------------------------------------------
+# --- batches ---------------------------------------------------------------------------------------------------------
 
 
 @given(lengths=st.lists(st.integers(0, 9), min_size=1, max_size=30), size=st.integers(1, 8), random=st.randoms())
@@ -70,7 +70,7 @@ def test_batches(lengths, size, random):
     assert list(command.batches(rows, size)) == got  # whatever the order of the prompts' file
 
 
-# --- what a stopped run leaves -----------------------------------------------------------------------------------------
+# --- what a stopped run leaves ---------------------------------------------------------------------------------------
 
 outputs = st.text(st.sampled_from('ab"\\\n\r\u2028\x85\x0cé🎉'), max_size=6)
 
@@ -93,7 +93,7 @@ def test_without_a_file_nothing_is_kept(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-# --- whole runs, of a tiny random model --------------------------------------------------------------------------------
+# --- whole runs, of a tiny random model ------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +139,7 @@ def _records(path: Path) -> list[dict]:
 
 def test_a_run_writes_every_policy_s_samples(settings_of, whole):
     assert sorted(path.name for path in whole.iterdir()) == ["other.jsonl", "plain.jsonl", "short.jsonl"]
-    prompts = {row["id"]: row["prompt"] for row in map(json.loads, open(settings_of.prompts))}
+    prompts = {row["id"]: row["prompt"] for row in _records(Path(settings_of.prompts))}
     records = {name: _records(whole / f"{name}.jsonl") for name in ("plain", "short", "other")}
     for name, rows in records.items():
         assert all(list(row) == ["prompt_id", "prompt", "policy", "sample", "output"] for row in rows)
@@ -149,11 +149,13 @@ def test_a_run_writes_every_policy_s_samples(settings_of, whole):
         assert not any(token in row["output"] for token in SPECIAL for row in rows)
     assert {row["prompt_id"] for row in records["other"]} == {"held"}
     assert len(records["plain"]) + len(records["short"]) == 2 * (7 * 2 + 1)
+    pairs = [(rows[i]["output"], rows[i + 1]["output"]) for rows in records.values() for i in range(0, len(rows), 2)]
+    assert sum(first != second for first, second in pairs) > 0.8 * len(pairs)
     everything = "".join(row["output"] for rows in records.values() for row in rows)
     assert {"\u2028", "\x85"} & set(everything), "the outputs do not test awkward characters; scale their logits up"
 
 
-# Bytes from the end of the file: in the last line's middle, just before its newline, inside earlier batches, nothing left.
+# Bytes from the end of the file: the newline, inside the last line, inside earlier batches, everything.
 @pytest.mark.parametrize("lost", [1, 2, 9, 60, 250, 700, 100_000])
 def test_a_stopped_run_continues_to_the_same_bytes(settings_of, whole, tmp_path, lost):
     stopped = tmp_path / "stopped"
@@ -173,12 +175,12 @@ def test_a_finished_run_draws_nothing(settings_of, whole, monkeypatch):
     assert {path.name: path.read_bytes() for path in whole.iterdir()} == before
 
 
-@pytest.mark.parametrize("change", [{"policies_per_prompt": 1}, {"samples": 1}, {"batch_prompts": 8}])
+@pytest.mark.parametrize("change", [{"policies_per_prompt": 1}, {"samples": 1}])
 def test_samples_of_another_config_are_not_continued(settings_of, whole, change):
     if "policies_per_prompt" in change:  # fewer prompts a policy
         settings_of.policies = (*settings_of.policies, {"name": "more", "kind": "base", "split": "seen"})
     settings_of.update(change)
-    with pytest.raises(ValueError, match=r"\.jsonl:\d+: holds another config's sample; remove the file"):
+    with pytest.raises(ValueError, match=r"\.jsonl:\d+: sample of another config; remove the file"):
         command.run(settings_of, whole)
 
 
@@ -188,6 +190,13 @@ def test_only_the_kinds_that_are_asked_for(settings_of, whole, tmp_path):
     assert sorted(path.name for path in (tmp_path / "some").iterdir()) == ["other.jsonl", "short.jsonl"]
     for path in (tmp_path / "some").iterdir():
         assert path.read_bytes() == (whole / path.name).read_bytes()
+
+
+def test_batches_of_another_size_change_nothing(settings_of, whole, tmp_path):
+    """So a run may continue on a machine that holds more."""
+    settings_of.batch_prompts, settings_of.kinds = 3, "base"
+    command.run(settings_of, tmp_path / "larger")
+    assert (tmp_path / "larger" / "plain.jsonl").read_bytes() == (whole / "plain.jsonl").read_bytes()
 
 
 def test_another_seed_draws_other_samples(settings_of, whole, tmp_path):
@@ -205,12 +214,16 @@ def test_a_tuned_policy_has_its_own_weights(model, tmp_path):
     tuned = jax.tree.map(lambda x: x + 1, model[1])
     with Checkpoints(tmp_path / "dpo" / "checkpoints") as saved:
         saved.save(3, {"trainable": {"backbone": tuned}}, {})
-    config, params, tokenizer = command.language_model(dataclasses.replace(plain, checkpoint="dpo/3"), base, str(tmp_path))
+    config, params, tokenizer = command.language_model(
+        dataclasses.replace(plain, checkpoint="dpo/3"), base, str(tmp_path)
+    )
     assert (config, tokenizer) == (model[0], model[2])
     jax.tree.map(np.testing.assert_array_equal, params, tuned)
 
 
 def test_the_command_says_what_it_needs():
-    done = subprocess.run([sys.executable, "-m", "experiments.sample"], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.sample"], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 1
     assert "--config must have a value" in done.stderr

@@ -20,13 +20,16 @@ GOLDEN = json.loads((Path(__file__).parent / "smollm2_golden.json").read_text(en
 TOKENS = ["<|end|>", "a", "b", "ab"] + [f"t{i}" for i in range(93)]  # vocab_size of tiny_config
 
 
-# --- a file of our own ---------------------------------------------------------------------------------------------
+# --- a file of our own -----------------------------------------------------------------------------------------------
 
 
 def _tensors(params: dict[str, Any], config) -> dict[str, np.ndarray]:
     """GGUF names and layouts ([out, in]; Q and K with llama.cpp's interleaved rotary pairs) of our parameters."""
     attention, mlp = params["layers"]["attention"], params["layers"]["mlp"]
-    tensors = {"token_embd.weight": params["embedding"]["embedding"], "output_norm.weight": params["final_norm"]["scale"]}
+    tensors = {
+        "token_embd.weight": params["embedding"]["embedding"],
+        "output_norm.weight": params["final_norm"]["scale"],
+    }
     if "output" in params:
         tensors["output.weight"] = params["output"]["kernel"].T
     for i in range(config.depth):
@@ -48,7 +51,9 @@ def _interleave(weight: np.ndarray, heads: int) -> np.ndarray:
     return weight.reshape(heads, 2, out // heads // 2, width).swapaxes(1, 2).reshape(out, width)
 
 
-def _write(path: Path, config, tensors: dict[str, np.ndarray], architecture: str = "llama", skip: str = "", **more: str) -> Path:
+def _write(
+    path: Path, config, tensors: dict[str, np.ndarray], architecture: str = "llama", skip: str = "", **more: str
+) -> Path:
     writer = gguf.GGUFWriter(path, architecture)
     sizes = {
         "block_count": config.depth, "context_length": config.max_positions, "embedding_length": config.width,
@@ -77,7 +82,9 @@ def _write(path: Path, config, tensors: dict[str, np.ndarray], architecture: str
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_reads_back_what_was_written(tiny_config, random_params, tmp_path, tied):
-    config = dataclasses.replace(tiny_config, tied_embeddings=tied, rope_theta=5000.0, norm_epsilon=1e-6, max_positions=77)
+    config = dataclasses.replace(
+        tiny_config, tied_embeddings=tied, rope_theta=5000.0, norm_epsilon=1e-6, max_positions=77
+    )
     params = random_params(config)
     got_config, got, tokenizer = load_gguf(_write(tmp_path / "tiny.gguf", config, _tensors(params, config)))
     assert got_config == config
@@ -140,7 +147,7 @@ def test_names_a_file_that_was_cut_off(tiny_config, random_params, tmp_path, kep
         load_gguf(path)
 
 
-# --- SmolLM2-135M-Instruct -----------------------------------------------------------------------------------------
+# --- SmolLM2-135M-Instruct -------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +172,9 @@ def test_the_file_is_the_one_that_was_measured(smollm2):
     assert hashlib.sha256(smollm2_path().read_bytes()).hexdigest() == GOLDEN["gguf_sha256"]
 
 
-@pytest.mark.parametrize("row", GOLDEN["texts"] + [dict(g, text=g["prompt"], ids=g["prompt_ids"]) for g in GOLDEN["greedy"]])
+@pytest.mark.parametrize(
+    "row", GOLDEN["texts"] + [dict(g, text=g["prompt"], ids=g["prompt_ids"]) for g in GOLDEN["greedy"]]
+)
 def test_token_ids(smollm2, row):
     assert smollm2[2].encode_marked(row["text"]) == row["ids"]
 

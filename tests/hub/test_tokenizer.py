@@ -109,7 +109,7 @@ def test_an_absent_file_is_named(tmp_path):
         Tokenizer.load(tmp_path / "absent.json")
 
 
-# --- SmolLM2's vocabulary: 49152 tokens, so that most characters really are merged ---------------------------------
+# --- SmolLM2's vocabulary: 49152 tokens, so that most characters really are merged -----------------------------------
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from rmjax.models.transformer import Transformer, TransformerConfig, attend, causal_mask, rope
 
 R, T = 2, 7
-VARIANTS = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "llama": {},
     "qwen2": {"qkv_bias": True},
     "qwen3": {"qk_norm": True, "rope_theta": 1e6},
@@ -24,7 +25,7 @@ VARIANTS = {
 }
 
 
-# --- a transformer in numpy, float64, with loops over rows and heads -----------------------------------------------
+# --- a transformer in numpy, float64, with loops over rows and heads -------------------------------------------------
 
 
 def _numpy_logits(config, params, tokens_RT, positions_RT, mask_RTS):
@@ -87,6 +88,10 @@ def _inputs(config, seed=0):
     positions_RT = random.integers(0, 40, (R, T))
     mask_RTS = np.tril(random.random((R, T, T)) < 0.7) | np.eye(T, dtype=bool)
     return tokens_RT, positions_RT, mask_RTS
+
+
+def _normal(seed: int, *shape: int) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -168,7 +173,7 @@ places = st.integers(0, 1000)
 @settings(deadline=None, max_examples=30)
 @given(first=places, second=places, shift=places, scale=st.sampled_from([1.0, 2.0, 8.0]), seed=st.integers(0, 99))
 def test_rope_depends_on_relative_position_only(first, second, shift, scale, seed):
-    q, k = np.random.default_rng(seed).standard_normal((2, 1, 1, 1, 8)).astype(np.float32)
+    q, k = _normal(seed, 2, 1, 1, 1, 8)
 
     def product(i, j):
         turned = [rope(x, jnp.array([[position]]), 10_000.0, scale) for x, position in ((q, i), (k, j))]
@@ -180,20 +185,20 @@ def test_rope_depends_on_relative_position_only(first, second, shift, scale, see
 @settings(deadline=None, max_examples=30)
 @given(position=places, seed=st.integers(0, 99))
 def test_rope_is_a_rotation(position, seed):
-    x = np.random.default_rng(seed).standard_normal((1, 1, 2, 8)).astype(np.float32)
+    x = _normal(seed, 1, 1, 2, 8)
     turned = np.asarray(rope(x, jnp.array([[position]]), 10_000.0))
     np.testing.assert_allclose(np.linalg.norm(turned, axis=-1), np.linalg.norm(x, axis=-1), rtol=1e-5)
     np.testing.assert_array_equal(rope(x, jnp.array([[0]]), 10_000.0), x)
 
 
 def test_rope_scale_stretches_positions():
-    x = np.random.default_rng(0).standard_normal((1, 1, 2, 8)).astype(np.float32)
+    x = _normal(0, 1, 1, 2, 8)
     stretched = rope(x, jnp.array([[12]]), 10_000.0, 4.0)
     np.testing.assert_allclose(stretched, rope(x, jnp.array([[3]]), 10_000.0), atol=1e-6)
 
 
 def test_a_token_that_may_attend_to_nothing_gets_zero():
-    q, k, v = np.random.default_rng(0).standard_normal((3, 1, 2, 2, 4)).astype(np.float32)
+    q, k, v = _normal(0, 3, 1, 2, 2, 4)
     out = attend(q, k, v, jnp.array([[[False, False], [True, False]]]))
     np.testing.assert_array_equal(out[0, 0], 0.0)
     np.testing.assert_allclose(out[0, 1], v[0, 0], rtol=1e-6)
@@ -206,7 +211,7 @@ def test_padding_stays_finite_and_touches_nothing(tiny_config, random_params, dt
     params = jax.tree.map(jnp.asarray, random_params(config))
     tokens_RT, positions_RT, _ = _plain(_inputs(config)[0])
     valid_RT = np.array([[True] * 4 + [False] * (T - 4), [False] * T])
-    mask_RTS = causal_mask(valid_RT)
+    mask_RTS = causal_mask(jnp.asarray(valid_RT))
 
     def total(params, tokens_RT):
         logits_RTV = _logits(config, params, tokens_RT, positions_RT, mask_RTS)

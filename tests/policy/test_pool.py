@@ -23,7 +23,7 @@ def params(deep, random_params):
     return jax.tree.map(jnp.asarray, random_params(deep))
 
 
-# --- entries -----------------------------------------------------------------------------------------------------------
+# --- entries ---------------------------------------------------------------------------------------------------------
 
 
 def test_an_entry_is_parsed():
@@ -70,13 +70,15 @@ def test_the_preamble_is_chatml():
     assert Policy("x", "base", "seen").preamble() == ""
 
 
-# --- weights -----------------------------------------------------------------------------------------------------------
+# --- weights ---------------------------------------------------------------------------------------------------------
 
 
 def test_dropping_layers_keeps_the_others_in_order(deep, params):
     config, cut = drop_layers(deep, params, (1, -1))
     assert config == dataclasses.replace(deep, depth=2)
-    jax.tree.map(lambda got, was: np.testing.assert_array_equal(got, was[jnp.array([0, 2])]), cut["layers"], params["layers"])
+    jax.tree.map(
+        lambda got, was: np.testing.assert_array_equal(got, was[jnp.array([0, 2])]), cut["layers"], params["layers"]
+    )
     assert {name: cut[name] is params[name] for name in cut} == {"embedding": True, "final_norm": True, "layers": False}
 
 
@@ -135,7 +137,9 @@ def test_noise_leaves_norms_and_embeddings(params):
 def test_noise_differs_between_seeds_and_matrices_and_is_repeatable(params):
     def added(seed, name):
         kernel = params["layers"]["mlp"][name]["kernel"]
-        return np.asarray((blend_noise(params, 0.5, seed)["layers"]["mlp"][name]["kernel"] - 0.5 * kernel) / jnp.std(kernel))
+        return np.asarray(
+            (blend_noise(params, 0.5, seed)["layers"]["mlp"][name]["kernel"] - 0.5 * kernel) / jnp.std(kernel)
+        )
 
     np.testing.assert_array_equal(added(0, "up"), added(0, "up"))
     assert np.abs(added(0, "up") - added(1, "up")).mean() > 0.1
@@ -152,7 +156,7 @@ def test_realizing_does_all_of_it_and_nothing_else(deep, params):
     jax.tree.map(np.testing.assert_array_equal, got, blend_noise(cut, 0.2, 3))
 
 
-# --- keys --------------------------------------------------------------------------------------------------------------
+# --- keys ------------------------------------------------------------------------------------------------------------
 
 
 def test_every_sequence_has_its_own_key():

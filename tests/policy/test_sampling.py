@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats
+from scipy import stats  # type: ignore[import-untyped]
 
 from rmjax.models.transformer import Transformer, causal_mask
 from rmjax.policy.sampling import Decoding, draw, generate, left_pad, rules
@@ -34,7 +34,9 @@ def keys(*seeds: int) -> jax.Array:
     return jnp.stack([jax.random.key(seed) for seed in seeds])
 
 
-def sample(params, config, prompts, keys_R, decodings, prefix=(), samples=1, stop=(), multiple=16, new=M) -> list[list[int]]:
+def sample(
+    params, config, prompts, keys_R, decodings, prefix=(), samples=1, stop=(), multiple=16, new=M
+) -> list[list[int]]:
     rule, candidates = rules(decodings, config.vocab_size)
     ids_RM = generate(
         params, left_pad([list(prefix)], multiple), left_pad(prompts, multiple), keys_R, rule, config=config,
@@ -175,7 +177,9 @@ def test_rules_that_leave_one_candidate_are_greedy(rule):
 def test_each_row_has_its_own_rule():
     decodings = [GREEDY, Decoding(3.0), Decoding(3.0, 1.0, 2)] * 200
     columns, candidates = rules(decodings, len(LOGITS))
-    drawn_R = np.asarray(DRAW(jnp.tile(LOGITS, (600, 1)), jax.random.split(jax.random.key(0), 600), columns, candidates))
+    drawn_R = np.asarray(
+        DRAW(jnp.tile(LOGITS, (600, 1)), jax.random.split(jax.random.key(0), 600), columns, candidates)
+    )
     assert [len(set(drawn_R[i::3].tolist())) for i in range(3)] == [1, 8, 2]
 
 

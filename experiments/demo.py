@@ -1,0 +1,114 @@
+"""The main job in the small: `python -m experiments.demo --workdir=runs/demo` (or `make demo`).
+
+POLAR pre-training on the shipped policy pool, fine-tuning on ranked triples from the pre-trained and from the bare
+backbone, evaluation on held-out prompts and unseen policies, a report. Run again, a stopped demo continues.
+"""
+
+import functools
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags
+
+from configs import demo as demo_config
+from experiments import train
+from experiments.sources import pool, records
+from experiments.start import prepare
+from rmjax.evaluate import (
+    discriminate,
+    environment,
+    evaluate_comparisons,
+    paired_gain,
+    polar_report,
+    print_table,
+    read_runs,
+    write_report,
+)
+from rmjax.reward_model import RewardModel
+
+POOL, RANKED = "shipped:policy_pool", "shipped:ranked_test"
+TRIPLES_PER_PROMPT = 6
+ENOUGH = 480
+"""Evaluation triples of each split; more would cost the demo's minutes, not change its table."""
+
+
+def _announce(number: int, text: str) -> None:
+    print(f"\n[{number}/5] {text}", file=sys.stderr, flush=True)
+
+
+def train_all(workdir: Path, seed: int) -> None:
+    """The three runs; a finished one is not run again."""
+    pretrain, finetune = demo_config.pretrain(), demo_config.finetune()
+    pretrain.run.seed = finetune.run.seed = seed
+    _announce(1, f"POLAR pre-training: {pretrain.run.steps} steps, who wrote what")
+    train.run(pretrain, workdir / "pretrain")
+    _announce(2, f"fine-tuning on ranked triples from the pre-trained model: {finetune.run.steps} steps")
+    finetune.model.init = str(workdir / "pretrain")
+    train.run(finetune, workdir / "finetune")
+    _announce(3, "the same fine-tuning without pre-training")
+    finetune.model.init = pretrain.model.init
+    train.run(finetune, workdir / "scratch")
+
+
+def judge(workdir: Path, seed: int) -> dict[str, Any]:
+    """Policy discrimination of the pre-trained model and preference accuracy of the two fine-tuned ones."""
+    _announce(4, "evaluation: held-out prompts, seen and unseen policies")
+    pretrained = RewardModel.load(workdir / "pretrain")
+    splits = {}
+    for split in ("seen", "unseen"):
+        source = pool(POOL, split, "unseen")
+        triples = source.triples(seed=0, per_prompt=TRIPLES_PER_PROMPT)[:ENOUGH]
+        splits[split] = discriminate(triples, pretrained.score_groups(triples, progress=True), source.kind, seed)
+    ranked = list(records(RANKED))
+    models = {name: RewardModel.load(workdir / name) for name in ("finetune", "scratch")}
+    scores = {name: model.score_groups(ranked, progress=True) for name, model in models.items()}
+    judged = {name: evaluate_comparisons(ranked, found, seed) for name, found in scores.items()}
+    gain = paired_gain(ranked, scores["finetune"], scores["scratch"], seed)
+    make = functools.partial(polar_report, splits["seen"], splits["unseen"], judged["finetune"], judged["scratch"])
+    return make(seconds=0.0, provenance={}, pretraining_gain=gain)
+
+
+def run(workdir: Path, seed: int) -> None:
+    """Trains, judges, reports."""
+    started = _clock(workdir)
+    train_all(workdir, seed)
+    report = judge(workdir, seed)
+    _announce(5, "report")
+    report["seconds"] = _clock(workdir, started)
+    report["provenance"] = {
+        "command": f"python -m experiments.demo --workdir={workdir} --seed={seed}",
+        "config": "configs/demo.py",
+        "seed": seed,
+        **environment(),
+    }
+    write_report(report, workdir, read_runs(workdir))
+    print_table(report)
+    print(f"\n{report['seconds']:.0f} s; open {workdir / 'report.html'}")
+
+
+def _clock(workdir: Path, started: float | None = None) -> float:
+    """Seconds of work so far, those before a stop included (`clock.json`); starts the count without `started`."""
+    path = workdir / "clock.json"
+    before = json.loads(path.read_text())["seconds"] if path.exists() else 0.0
+    if started is None:
+        return time.time()
+    seconds = before + time.time() - started
+    path.write_text(json.dumps({"seconds": seconds}))
+    return seconds
+
+
+def main(argv: Sequence[str]) -> None:
+    """Reads the flags."""
+    del argv
+    sys.exit(train.guarded(functools.partial(run, Path(flags.FLAGS.workdir), flags.FLAGS.seed)))
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("workdir", "runs/demo", "folder of the three runs and the report")
+    flags.DEFINE_integer("seed", 0, "of the order, the draws and the bootstrap")
+    prepare()
+    app.run(main)

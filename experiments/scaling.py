@@ -1,0 +1,97 @@
+"""The scaling law: `python -m experiments.scaling --workdir=runs/scaling` trains the grid of configs/polar/scaling.py.
+
+Writes scaling.json (every run's parameters, tokens, compute and held-out loss; the fit L = β·C^α) and scaling.svg. Finished
+runs are not run again. Paper: α = −0.0342, R² = 0.9912 (section 4.4).
+"""
+
+import dataclasses
+import functools
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import app, flags
+
+from configs.polar import scaling as grid
+from experiments import train
+from experiments.sources import pool
+from experiments.start import prepare
+from rmjax.data.record import Comparison
+from rmjax.evaluate import envelope, environment, fit_power_law
+from rmjax.evaluate.plots import scaling_law, svg
+from rmjax.evaluate.scaling import Point, PowerLaw
+from rmjax.reward_model import RewardModel
+from rmjax.train.flops import decoder_flops_per_token
+from rmjax.train.metrics import read_metrics
+from rmjax.train.parameters import count
+
+TRIPLES_PER_PROMPT = 4
+
+
+def held_out_loss(model: RewardModel, triples: Sequence[Comparison]) -> float:
+    """Mean −log σ(r+ − r−) in nats on triples that training has not seen; ln 2 is chance."""
+    scores = model.score_groups(triples, progress=True)
+    return float(np.mean([np.logaddexp(0.0, negative - positive) for positive, negative in scores]))
+
+
+def point(layers: int, steps: int, workdir: Path, sets: dict[str, list[Comparison]]) -> dict[str, Any]:
+    """Trains and judges one cell of the grid."""
+    config, folder = grid.get_config(layers, steps), workdir / f"layers{layers}-steps{steps}"
+    train.run(config, folder)
+    model = RewardModel.load(folder)
+    layer_parameters = count(model.params["backbone"]["layers"])
+    per_token = decoder_flops_per_token(
+        layer_parameters, layers=layers, attention_width=model.config.heads * model.config.head_width,
+        keys=config.data.row_tokens,
+    )  # fmt: skip
+    padding = np.mean([row["train/pad_fraction"] for row in read_metrics(folder / "metrics.jsonl") if "train/loss" in row])
+    tokens = steps * config.data.rows * config.data.row_tokens * (1 - float(padding))
+    losses = {f"loss_{name}": held_out_loss(model, triples) for name, triples in sets.items()}
+    return dict(layers=layers, parameters=layer_parameters, tokens=tokens, compute=per_token * tokens, **losses)
+
+
+def run(workdir: Path) -> None:
+    """The grid, the fits, the plot."""
+    sets = {
+        split: pool("shipped:policy_pool", split, "unseen").triples(seed=0, per_prompt=TRIPLES_PER_PROMPT)
+        for split in ("seen", "unseen")
+    }
+    points = [point(layers, steps, workdir, sets) for layers in grid.LAYERS for steps in grid.STEPS]
+    result: dict[str, Any] = {"points": points, "paper": {"alpha": -0.0342, "r_squared": 0.9912}, **environment()}
+    for split in sets:
+        result[split] = _fit(points, f"loss_{split}")
+    (workdir / "scaling.json").write_text(json.dumps(result, indent=1) + "\n")
+    law, front, runs = _law(points, "loss_seen")
+    (workdir / "scaling.svg").write_text(svg(scaling_law(runs, front, law), "held-out loss against compute"))
+    print(json.dumps({split: result[split] for split in sets}, indent=1))
+
+
+def _law(points: Sequence[dict[str, Any]], name: str) -> tuple[PowerLaw, list[Point], dict]:
+    runs = {
+        f"{layers} layers": tuple(
+            np.array([p[key] for p in points if p["layers"] == layers]) for key in ("compute", name)
+        )
+        for layers in grid.LAYERS
+    }
+    front = envelope(runs)
+    return fit_power_law([p.compute for p in front], [p.loss for p in front]), front, runs
+
+
+def _fit(points: Sequence[dict[str, Any]], name: str) -> dict[str, Any]:
+    everything = fit_power_law([p["compute"] for p in points], [p[name] for p in points])
+    return {"all_runs": dataclasses.asdict(everything), "envelope": dataclasses.asdict(_law(points, name)[0])}
+
+
+def main(argv: Sequence[str]) -> None:
+    """Reads the flags."""
+    del argv
+    sys.exit(train.guarded(functools.partial(run, Path(flags.FLAGS.workdir))))
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("workdir", "runs/scaling", "folder of the runs")
+    prepare()
+    app.run(main)

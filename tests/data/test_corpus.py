@@ -1,0 +1,72 @@
+"""The shipped corpus: what the documentation promises of it."""
+
+import json
+from collections import Counter, defaultdict
+
+import pytest
+
+from experiments.sources import pool, records, shipped
+from rmjax.data.rows import iterate_rows
+
+PARTS = ("policy_pool", "ranked_train", "ranked_test")
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return [dict(row) for _, row in iterate_rows(str(shipped("policy_pool")))]
+
+
+def test_it_is_compact():
+    assert sum(shipped(part).stat().st_size for part in PARTS) < 10_000_000
+
+
+def test_there_are_enough_policies_of_every_kind(rows):
+    kinds = {row["policy"]: row["kind"] for row in rows}
+    assert len(kinds) >= 32
+    assert set(kinds.values()) == {"base", "decoding", "persona", "depth", "noise", "tuned"}
+
+
+def test_every_policy_gives_two_samples_a_prompt(rows):
+    samples = Counter((row["prompt_id"], row["policy"]) for row in rows)
+    assert min(samples.values()) >= 2
+
+
+def test_splits_are_by_prompt_and_by_policy(rows):
+    of_prompt, of_policy = defaultdict(set), defaultdict(set)
+    for row in rows:
+        of_prompt[row["prompt_id"]].add(row["prompt_split"])
+        of_policy[row["policy"]].add(row["policy_split"])
+    assert all(len(splits) == 1 for splits in [*of_prompt.values(), *of_policy.values()])
+    trained_on = [row for row in rows if row["prompt_split"] == "seen"]
+    assert {row["policy_split"] for row in trained_on} == {"seen"}
+    texts = {row["prompt"] for row in trained_on}
+    assert not texts & {row["prompt"] for row in rows if row["prompt_split"] == "unseen"}
+
+
+@pytest.mark.parametrize("split", ["seen", "unseen"])
+def test_held_out_prompts_give_triples(split):
+    triples = pool("shipped:policy_pool", split, "unseen").triples(seed=0, per_prompt=2)
+    assert len(triples) > 100
+    assert all(t.policies[0] != t.policies[1] and len(t.references) == 1 for t in triples)
+
+
+def test_ranked_triples_share_no_prompt_between_train_and_test():
+    train, test = ([*records(f"shipped:{part}")] for part in PARTS[1:])
+    assert len(train) > 100 and len(test) > 30
+    assert not {c.prompt for c in train} & {c.prompt for c in test}
+    assert all(c.references and c.ranks == (0.0, 1.0) for c in (*train, *test))
+
+
+def test_solver_triples_are_verified_by_the_tasks_own_scorer():
+    pytest.importorskip("reasoning_gym", reason="comes with the extra `corpus`")
+    from experiments.corpus.tasks import is_correct, solver_rows
+
+    tasks = {row["prompt"]: row for row in solver_rows(per_task=30, seed=7)}
+    checked = 0
+    for _, row in iterate_rows(str(shipped("ranked_test"))):
+        if row["category"] != "ladder":
+            task = tasks[row["prompt"]]
+            verdicts = [is_correct(task["category"], task["answer"], row[part]) for part in ("reference", "chosen", "rejected")]
+            assert verdicts == [True, True, False], json.dumps(row)
+            checked += 1
+    assert checked

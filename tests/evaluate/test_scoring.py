@@ -1,0 +1,141 @@
+"""Scoring records: every reward comes back to its candidate, however the batches are cut."""
+
+import dataclasses
+import random
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import pre_tokenizers
+
+from rmjax.data.forest import Forest, ForestShape, fill
+from rmjax.data.formats import Encoder, Format
+from rmjax.data.record import Comparison
+from rmjax.evaluate.scoring import score
+from rmjax.hub.tokenizer import Tokenizer
+from rmjax.models.reward import RewardTransformer
+
+SPECIAL = ("<split>", "<reward>")
+
+
+@pytest.fixture(scope="module")
+def encoder() -> Encoder:
+    bytes_ = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer.from_bpe([*SPECIAL, *bytes_], [], SPECIAL)
+    return Encoder(tokenizer, Format(*SPECIAL, max_length=500, max_response_length=200), row_tokens=1000)
+
+
+def fingerprint(ids) -> float:
+    """Tells any two sequences apart."""
+    return float(sum((i + 1) * (int(token) + 1) ** 2 for i, token in enumerate(ids)))
+
+
+def read_back(forest: Forest) -> np.ndarray:
+    """A stand-in for the model: the fingerprint of each leaf's whole path."""
+    rewards_RGN = np.zeros(forest.readout_RGN.shape)
+    for r, g, n in np.argwhere(forest.readout_RGN >= 0):
+        path = (forest.group_RT[r] == g + 1) & np.isin(forest.leaf_RT[r], [0, n + 1])
+        rewards_RGN[r, g, n] = fingerprint(forest.tokens_RT[r, path])
+    return rewards_RGN
+
+
+def wanted(encoder: Encoder, c: Comparison) -> list[float]:
+    by_tree = [[fingerprint([*tree.prefix, *leaf]) for leaf in tree.leaves] for tree in encoder.trees(c)]
+    return np.mean(by_tree, axis=0).tolist()
+
+
+def some_records(count: int, seed: int = 0) -> list[Comparison]:
+    rng = random.Random(seed)
+
+    def text(longest: int) -> str:
+        return "".join(rng.choices("abc de\n", k=rng.randint(1, longest)))
+
+    return [
+        Comparison(
+            text(40),
+            tuple(text(30) for _ in range(rng.randint(1, 5))),
+            tuple(text(20) for _ in range(rng.randint(0, 3))),
+        )
+        for _ in range(count)
+    ]
+
+
+class Model:
+    """`read_back`, with a record of the batches."""
+
+    def __init__(self):
+        self.shapes: list[tuple[int, int, int, int]] = []
+
+    def __call__(self, params, forest: Forest):
+        assert params == "params"
+        self.shapes.append(forest.shape)
+        return read_back(forest)
+
+
+@settings(deadline=None, max_examples=30)
+@given(count=st.integers(1, 12), seed=st.integers(0, 99), batch_tokens=st.integers(1, 3000))
+def test_rewards_come_back_in_order(encoder, count, seed, batch_tokens):
+    records = some_records(count, seed)
+    found = score(Model(), "params", encoder, records, batch_tokens)
+    assert [len(values) for values in found] == [len(c.outputs) for c in records]
+    for values, c in zip(found, records, strict=True):
+        assert values == pytest.approx(wanted(encoder, c), rel=1e-12)
+
+
+def test_no_records_no_rewards(encoder):
+    model = Model()
+    assert score(model, "params", encoder, [], 1024) == []
+    assert model.shapes == []
+
+
+def test_several_references_give_their_mean(encoder):
+    c = Comparison("prompt", ("one", "two"), ("first", "second", "third"))
+    single = [dataclasses.replace(c, references=(reference,)) for reference in c.references]
+    (together,), apart = (score(Model(), "params", encoder, rows, 1024) for rows in ([c], single))
+    assert together == pytest.approx(np.mean(apart, axis=0).tolist(), rel=1e-12)
+    assert len({values[0] for values in apart}) == 3
+
+
+def test_equal_records_and_equal_candidates(encoder):
+    c = Comparison("prompt", ("same", "same", "other"))
+    first, second = score(Model(), "params", encoder, [c, c], 1024)
+    assert first == second
+    assert first[0] == first[1] != first[2]
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 1024, 4096])
+def test_few_shapes_and_no_more_tokens_than_asked_for(encoder, batch_tokens):
+    model, records = Model(), some_records(60)
+    score(model, "params", encoder, records, batch_tokens)
+    assert len(set(model.shapes)) == 1
+    R, T, G, N = model.shapes[0]
+    assert R * T <= batch_tokens or R == 1
+    assert all(size & (size - 1) == 0 for size in (R, T, G, N))
+    tokens = sum(tree.size for c in records for tree in encoder.trees(c))
+    assert len(model.shapes) * R * T < 1.5 * tokens + R * T  # rows are filled
+
+
+def test_a_progress_bar_counts_groups(encoder, capsys):
+    score(Model(), "params", encoder, some_records(5), 1024, progress=True)
+    groups = sum(len(encoder.trees(c)) for c in some_records(5))
+    assert f"{groups}/{groups}" in capsys.readouterr().err
+    score(Model(), "params", encoder, some_records(5), 1024)
+    assert capsys.readouterr().err == ""
+
+
+def test_the_model_s_rewards_do_not_depend_on_the_batch_size(encoder, tiny_config, random_params):
+    config = dataclasses.replace(tiny_config, vocab_size=encoder.tokenizer.vocab_size)
+    head = np.random.default_rng(1).standard_normal((config.width, 1)).astype(np.float32) / config.width**0.5
+    params = {"backbone": random_params(config, 0), "head": {"kernel": head}}
+    rewards = jax.jit(lambda params, forest: RewardTransformer(config).apply({"params": params}, forest))
+    records = some_records(6)
+    small, large = (score(rewards, params, encoder, records, batch_tokens) for batch_tokens in (1, 2048))
+    assert np.concatenate(small) == pytest.approx(np.concatenate(large), abs=1e-5)
+    assert np.std(np.concatenate(small)) > 0.1
+
+    (tree,) = encoder.trees(next(c for c in records if len(c.references) == 1))
+    i = next(i for i, c in enumerate(records) if len(c.references) == 1)
+    alone = rewards(params, fill(ForestShape(1, 256, 1, len(tree.leaves)), [[tree]]))[0, 0]
+    np.testing.assert_allclose(small[i], alone, atol=1e-5)
