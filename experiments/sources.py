@@ -1,10 +1,12 @@
 """Names in a config → data: the shipped corpus, files, the real preference sets."""
 
 import functools
+import hashlib
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import grain
 
@@ -12,13 +14,17 @@ from rmjax.data.formats import Encoder, text_trees
 from rmjax.data.pipeline import tree_dataset
 from rmjax.data.pool import PolicyPool
 from rmjax.data.preferences import PREFERENCE_SETS, load_preferences
-from rmjax.data.readers import open_records
+from rmjax.data.readers import RandomAccessSource, open_records
 from rmjax.data.record import Comparison, RecordError, require_order, require_reference
 from rmjax.data.rows import iterate_rows
 from rmjax.hub.tokenizer import Tokenizer
 
 SHIPPED = "shipped:"
 _SPLITS = ("seen", "unseen", "all")
+WRAPPERS = ("sft", "pretrain")
+RECORD_SPLITS = ("all", "train", "test")
+TEST_SHARE = 5  # a fifth of the prompts of a real set
+_log = logging.getLogger(__name__)
 
 
 def shipped(name: str) -> Path:
@@ -49,8 +55,8 @@ def pool(path: str, policies: str, prompts: str) -> PolicyPool:
     choose("data.prompts", prompts, _SPLITS)
 
     def wanted(row: Any) -> bool:
-        return (policies == "all" or row.get("policy_split", "seen") == policies) and (
-            prompts == "all" or row.get("prompt_split", "seen") == prompts
+        return (policies == "all" or (row.get("policy_split") or "seen") == policies) and (
+            prompts == "all" or (row.get("prompt_split") or "seen") == prompts
         )
 
     return PolicyPool((place, row) for place, row in _objects(path) if wanted(row))
@@ -63,11 +69,26 @@ def _objects(path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
         yield place, row
 
 
-def records(path: str, root: str = "") -> Sequence[Comparison]:
-    """A file of comparisons, or the real set of that name under `root`."""
-    if path in PREFERENCE_SETS:
-        return load_preferences(path, root)
-    return open_records(located(path))
+def records(
+    path: str, root: str = "", split: str = "all", on_error: Literal["raise", "skip"] = "raise"
+) -> Sequence[Comparison] | RandomAccessSource:
+    """A file of comparisons, or a split ("all", "train", "test") of the real set of that name under `root`.
+
+    Which split a record is in is a property of its prompt's text alone. Files come whole: their split is their name.
+    """
+    choose("data.split", split, RECORD_SPLITS)
+    if path not in PREFERENCE_SETS:
+        if split != "all":
+            raise ValueError(f"split {split!r} of {path}: only the real sets have it ({', '.join(PREFERENCE_SETS)}); use all")
+        return open_records(located(path), on_error)
+    everything = load_preferences(path, root)
+    chosen = [c for c in everything if split == "all" or _is_test(c.prompt) == (split == "test")]
+    _log.info("%s, split %s: %d of %d comparisons", path, split, len(chosen), len(everything))
+    return chosen
+
+
+def _is_test(prompt: str) -> bool:
+    return int.from_bytes(hashlib.sha256(prompt.encode()).digest()) % TEST_SHARE == 0
 
 
 def training_trees(
@@ -89,12 +110,13 @@ def _source(data: Any) -> tuple[Any, Callable | None, Callable[[int], str]]:
             raise ValueError(f"config.data.leaves is {data.leaves}; {data.negatives} negatives need {data.negatives + 1}")
         source = pool(data.path, data.policies, data.prompts)
         draw = functools.partial(
-            source.draw, negatives=data.negatives, hard_negatives=data.hard_negatives, references=data.references
-        )
+            source.draw, negatives=data.negatives, hard_negatives=data.hard_negatives, references=data.references,
+            wrapper=choose("data.wrapper", data.wrapper, WRAPPERS),
+        )  # fmt: skip
         return source, draw, source.__getitem__
     if data.kind == "comparisons":
         choose("data.reference", data.reference, ("required", "optional"))
-        comparisons = [_usable(c, data.reference) for c in records(data.path, data.root)]
+        comparisons = [_usable(c, data.reference) for c in records(data.path, data.root, data.split)]
         if comparisons and min(len(c.outputs) for c in comparisons) > data.leaves:
             raise ValueError(f"config.data.leaves is {data.leaves}; every record of {data.path} has more candidates")
         return comparisons, None, lambda i: comparisons[i].id or comparisons[i].place
@@ -120,5 +142,7 @@ def _usable(c: Comparison, reference: str) -> Comparison:
 def evaluation_set(entry: Any) -> list[Comparison]:
     """From an entry of `config.evals`."""
     if choose("evals.*.kind", entry.kind, ("pool", "comparisons")) == "pool":
-        return pool(entry.path, entry.policies, entry.prompts).triples(seed=0, per_prompt=entry.per_prompt)
-    return list(records(entry.path, entry.root))
+        chosen = pool(entry.path, entry.policies, entry.prompts)
+        wrapper = choose("evals.*.wrapper", entry.wrapper, WRAPPERS)
+        return chosen.triples(seed=0, per_prompt=entry.per_prompt, wrapper=wrapper)
+    return list(records(entry.path, entry.root, entry.split))

@@ -6,7 +6,9 @@ and metrics.jsonl, and is what `RewardModel.load` and `--config.init` take.
 
 import dataclasses
 import functools
+import json
 import logging
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +18,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 from absl import app, flags
+from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 from ml_collections import config_flags
 
@@ -26,13 +29,13 @@ from rmjax.data.formats import Encoder, Format
 from rmjax.data.pipeline import batches
 from rmjax.data.record import RecordError
 from rmjax.evaluate import evaluate_comparisons
-from rmjax.evaluate.scoring import score
 from rmjax.hub.gguf import load_gguf, smollm2_path
 from rmjax.hub.tokenizer import Tokenizer
 from rmjax.models.reward import RewardTransformer
 from rmjax.models.transformer import TransformerConfig
 from rmjax.parallel.mesh import batch_sharding, make_mesh
 from rmjax.reward_model import CHECKPOINTS, load_description, load_params, save_description
+from rmjax.scoring import score
 from rmjax.train import gradient, objective, optimizer, parameters
 from rmjax.train.checkpoint import Checkpoints
 from rmjax.train.flops import decoder_flops_per_token, mfu
@@ -41,6 +44,7 @@ from rmjax.train.metrics import MetricWriter, count_traces
 from rmjax.train.state import State, compile_step, initial_params, make_state, make_step, state_shardings
 
 _log = logging.getLogger(__name__)
+_MAY_CHANGE = r"evals|mesh\.|data\.prefetch|run\.(log_every|save_every|keep|keep_every|tensorboard|wandb)$"
 _POSITIVE = (
     "data.rows", "data.row_tokens", "data.groups", "data.leaves", "data.negatives", "data.references",
     "optimizer.microbatches", "run.steps", "run.log_every", "run.save_every", "run.keep",
@@ -107,7 +111,7 @@ def make_evaluations(config: Any, model: RewardTransformer, tokenizer: Tokenizer
         params = parameters.merge(state.trainable, state.frozen)
         scores = score(rewards, params, encoder, records, batch_tokens=4096)
         overall = evaluate_comparisons(records, scores)["overall"]
-        return {name: overall[name] for name in ("accuracy", "low", "high", "ties")}
+        return {name: float(overall[name] or 0) for name in ("accuracy", "low", "high", "ties")}
 
     found = {}
     for name, entry in config.evals.items():
@@ -149,6 +153,21 @@ def open_workdir(workdir: Path) -> None:
         raise OSError(f"--workdir={workdir} cannot be written ({error.strerror}); choose or free another one") from error
 
 
+def keep_config(config: Any, path: Path) -> None:
+    """Writes the config down; ValueError where the folder holds a run of another one (how it is logged may change)."""
+    now = flatten_dict(json.loads(config.to_json_best_effort()), sep=".", keep_empty_nodes=True)
+    if path.exists():
+        before = flatten_dict(json.loads(path.read_text()), sep=".", keep_empty_nodes=True)
+        changed = [
+            f"{key}: {before.get(key)!r} then, {now.get(key)!r} now"
+            for key in sorted(before.keys() | now.keys())
+            if before.get(key) != now.get(key) and not re.match(_MAY_CHANGE, key)
+        ]
+        if changed:
+            raise ValueError(f"{path.parent} holds a run of another config ({'; '.join(changed[:6])}); use a new workdir")
+    path.write_text(config.to_json_best_effort(indent=1) + "\n")
+
+
 def run(config: Any, workdir: Path) -> State:
     """One training run, from wherever it stopped."""
     mesh = make_mesh(config.mesh.to_dict())
@@ -174,7 +193,7 @@ def run(config: Any, workdir: Path) -> State:
         state, position, first = _restore(saved, abstract, shardings)
         # Only now: a checkpoint of another architecture must keep its own description.
         save_description(workdir, start.config, form, start.tokenizer)
-        (workdir / "config.json").write_text(config.to_json_best_effort(indent=1) + "\n")
+        keep_config(config, workdir / "config.json")
         if state is None:
             state = _first_state(model, config, update, start, shardings)
         stream = iter(batches(trees, shape, data.prefetch))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,14 @@ import jax
 
 from rmjax.data.formats import Encoder, Format
 from rmjax.data.record import Comparison, RecordError, parse
-from rmjax.evaluate.scoring import score
 from rmjax.hub.tokenizer import Tokenizer
 from rmjax.models.reward import RewardTransformer
 from rmjax.models.transformer import TransformerConfig
+from rmjax.scoring import score
 from rmjax.train.checkpoint import Checkpoints
 from rmjax.train.parameters import ParameterError, flat, merge
 
+_log = logging.getLogger(__name__)
 MODEL_FILE, TOKENIZER_FILE, CHECKPOINTS = "model.json", "tokenizer.json", "checkpoints"
 BATCH_TOKENS = 4096
 
@@ -86,18 +88,14 @@ class RewardModel:
         singles = [self._single(row, f"row {i}") for i, row in enumerate(rows)]
         groups: dict[tuple, list[int]] = {}
         for i, c in enumerate(singles):
-            members = groups.setdefault((c.prompt, c.references, c.wrapper), [])
-            members.append(i)
-        merged, places = [], []
-        for members in groups.values():
-            for start in range(0, len(members), 16):
-                part = members[start : start + 16]
-                outputs = tuple(singles[i].outputs[0] for i in part)
-                merged.append(dataclasses.replace(singles[part[0]], outputs=outputs, ranks=None))
-                places.append(part)
+            groups.setdefault((c.prompt, c.references, c.wrapper), []).append(i)
+        merged = [
+            dataclasses.replace(singles[members[0]], outputs=tuple(singles[i].outputs[0] for i in members), ranks=None)
+            for members in groups.values()
+        ]
         result = [0.0] * len(rows)
-        for part, values in zip(places, self.score_groups(merged, progress), strict=True):
-            for i, value in zip(part, values, strict=True):
+        for members, values in zip(groups.values(), self.score_groups(merged, progress), strict=True):
+            for i, value in zip(members, values, strict=True):
                 result[i] = value
         return result
 
@@ -109,5 +107,12 @@ class RewardModel:
         return c
 
     def score_groups(self, comparisons: Sequence[Comparison], progress: bool = False) -> list[list[float]]:
-        """Rewards of every output of every record, prefixes shared; with several references their mean."""
-        return score(self._rewards, self.params, self._encoder, comparisons, BATCH_TOKENS, progress)
+        """Rewards of every output of every record, prefixes shared; with several references their mean.
+
+        Texts cut to the format's lengths and texts that spell special tokens are counted in a log line.
+        """
+        before = self._encoder.counts.copy()
+        rewards = score(self._rewards, self.params, self._encoder, comparisons, BATCH_TOKENS, progress)
+        if found := self._encoder.counts - before:
+            _log.warning("while scoring %d records: %s", len(comparisons), dict(found))
+        return rewards

@@ -10,7 +10,7 @@ def get_config() -> ConfigDict:
     config.data.path = "shipped:policy_pool"
     config.data.negatives = 3  # the paper has 1; further ones cost a leaf each, not a prompt
     config.data.leaves = 4
-    config.model.layers = 6  # 27 M parameters of SmolLM2-135M, 21 M of them trained
+    config.model.layers = 6  # of SmolLM2-135M's 30: 21.2 M parameters, trained; and 28.3 M of the embedding, frozen
     config.optimizer.learning_rate = 3e-4
     config.run.steps = 400
     config.run.save_every = 100

@@ -45,7 +45,7 @@ def _write(path: Path, rows: Iterable[Mapping]) -> None:
 
 
 def _rows(path: Path) -> list[dict]:
-    return [dict(row) for _, row in iterate_rows(str(path))]
+    return [row for _, row in iterate_rows(str(path)) if isinstance(row, dict)]
 
 
 def write_prompts(workdir: Path) -> None:
@@ -106,14 +106,14 @@ def solver_triples(workdir: Path) -> list[dict]:
 
 
 def _task_triples(task: Mapping, sides: Mapping[bool, Sequence[str]]) -> list[dict]:
-    right = list(sides[True])
+    right, wrong = list(sides[True]), sides[False]
     if len(right) == 1:  # one verified answer needs a second: the gold one, in words
         right.append(f"The answer is {task['answer']}.")
     pairs = [pair for pair in permutations(dict.fromkeys(right), 2)][:TRIPLES_PER_TASK]
     return [
-        _triple(f"{task['id']}/{i}", task, task["category"], reference, chosen, sides[False][i % len(sides[False])])
-        for i, (reference, chosen) in enumerate(pairs)
-        if sides[False]
+        _triple(f"{task['id']}/{i}", task["id"], task["prompt"], task["category"], *pair, wrong[i % len(wrong)])
+        for i, pair in enumerate(pairs)
+        if wrong
     ]
 
 
@@ -127,13 +127,14 @@ def ladder_triples(workdir: Path) -> list[dict]:
     for prompt_id, rungs in by_prompt.items():
         texts = [rungs[rung]["output"].strip() for rung in ladder_config.RUNGS]
         if all(texts) and len(set(texts)) == len(texts):
-            made.append(_triple(f"ladder-{prompt_id}", rungs[ladder_config.RUNGS[0]], "ladder", *texts))
+            prompt = rungs[ladder_config.RUNGS[0]]["prompt"]
+            made.append(_triple(f"ladder-{prompt_id}", prompt_id, prompt, "ladder", *texts))
     return made
 
 
-def _triple(name: str, source: Mapping, category: str, reference: str, chosen: str, rejected: str) -> dict:
-    texts = {"reference": reference, "chosen": chosen, "rejected": rejected}
-    return {"id": name, "prompt": source["prompt"], "category": category, **texts}
+def _triple(name: str, prompt_id: str, prompt: str, category: str, *texts: str) -> dict:
+    answers = dict(zip(("reference", "chosen", "rejected"), texts, strict=True))
+    return {"id": name, "prompt_id": prompt_id, "prompt": prompt, "category": category, **answers}
 
 
 def build(workdir: Path) -> None:
@@ -142,7 +143,8 @@ def build(workdir: Path) -> None:
     ranked = solver_triples(workdir) + ladder_triples(workdir)
     _write(PACKAGE / "policy_pool.jsonl.zst", pool)
     for split, wanted in (("train", False), ("test", True)):
-        rows = [row for row in ranked if held_out(row["prompt"]) == wanted]
+        # By prompt id, as in the pool: a ladder prompt kept for testing is none of pre-training's.
+        rows = [{k: v for k, v in row.items() if k != "prompt_id"} for row in ranked if held_out(row["prompt_id"]) == wanted]
         _write(PACKAGE / f"ranked_{split}.jsonl.zst", rows)
         print(f"ranked_{split}: {len(rows)} triples, {dict(Counter(row['category'] for row in rows))}")
     print(f"policy_pool: {len(pool)} samples of {len({row['policy'] for row in pool})} policies")

@@ -1,4 +1,4 @@
-"""The policy pool of the shipped corpus: 44 writers made from SmolLM2-135M-Instruct.
+"""The policy pool of the shipped corpus: 46 writers made from SmolLM2-135M-Instruct.
 
 A 135M model hardly follows a system prompt, so personas also show two example turns. `unseen` policies never occur in
 training; each has relatives among the seen ones, as a new policy has in practice.

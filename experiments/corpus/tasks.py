@@ -39,7 +39,7 @@ def pool_rows(per_task: int, seed: int) -> list[dict]:
 
 def solver_rows(per_task: int, seed: int) -> list[dict]:
     """Prompts with their gold answers: {"id", "category", "prompt", "answer"}; equal questions once."""
-    rows = {}
+    rows: dict[str, dict] = {}
     for task, options in SOLVER_TASKS.items():
         for i, entry in enumerate(reasoning_gym.create_dataset(task, size=per_task, seed=seed, **options)):
             row = {"id": f"{task}-s{i}", "category": task, "prompt": entry["question"], "answer": entry["answer"]}

@@ -1,7 +1,7 @@
 """The corpora that tuned policies are made on, read from installed packages: {"prompt", "output"} rows.
 
 verne: Jules Verne, In the Year 2889 (public domain, in reasoning-gym). docstrings, code: the Python standard library
-(PSF licence; tuned on, never shipped). tasks: reasoning-gym questions and bare gold answers (Apache-2.0).
+(PSF license; tuned on, never shipped). tasks: reasoning-gym questions and bare gold answers (Apache-2.0).
 """
 
 import inspect

@@ -22,7 +22,8 @@ from rmjax.data.record import Comparison, RecordError, to_row
 from rmjax.data.rows import check_readable, iterate_rows
 
 _SOURCES_FILE = "sources.json"
-_POOL_TEXTS = ("prompt_id", "prompt", "policy", "output", "split")
+_POOL_TEXTS = ("prompt_id", "prompt", "policy", "output")
+_POOL_LABELS = ("kind", "policy_split", "prompt_split", "category")
 
 
 def comparison_features() -> tfds.features.FeaturesDict:
@@ -79,15 +80,17 @@ def example_from_comparison(comparison: Comparison) -> dict[str, object]:
 
 
 def pool_features() -> tfds.features.FeaturesDict:
-    """Features of one sample of a policy pool; the split is TFDS's."""
+    """Features of one sample of a policy pool; an absent label is an empty string."""
     text = tfds.features.Text()
-    return tfds.features.FeaturesDict(
-        {"prompt_id": text, "prompt": text, "policy": text, "sample": np.int64, "output": text}
-    )
+    texts = dict.fromkeys((*_POOL_TEXTS, *_POOL_LABELS), text)
+    return tfds.features.FeaturesDict({**texts, "sample": np.int64})
 
 
 def pool_rows_by_split(path: str | Path) -> dict[str, list[dict[str, object]]]:
-    """Reads {"prompt_id", "prompt", "policy", "sample", "output", "split"} rows, by split.
+    """Reads {"prompt_id", "prompt", "policy", "sample", "output"} rows, by TFDS split.
+
+    The split is the row's `split`, else its `prompt_split`, else "seen". The labels `kind`,
+    `policy_split`, `prompt_split` and `category` are kept, empty where absent.
 
     Raises:
       RecordError: a missing or ill-typed field, or a split name TFDS cannot use; an empty
@@ -96,22 +99,33 @@ def pool_rows_by_split(path: str | Path) -> dict[str, list[dict[str, object]]]:
     splits: dict[str, list[dict[str, object]]] = collections.defaultdict(list)
     for place, row in iterate_rows(path):
         sample = _checked_sample(row, place)
-        splits[str(sample.pop("split"))].append(sample)
+        splits[_pool_split(row, place)].append(sample)
     return dict(splits)
 
 
 def _checked_sample(row: object, place: str) -> dict[str, object]:
     if not isinstance(row, Mapping):
         raise RecordError(place, "", "not a JSON object", "write one object per line")
+    labels = {name: "" if row.get(name) is None else row[name] for name in _POOL_LABELS}
     for name in _POOL_TEXTS:
         if not isinstance(row.get(name), str):
             raise RecordError(place, name, "missing or not a string", "give a string")
+    for name, label in labels.items():
+        if not isinstance(label, str):
+            raise RecordError(place, name, "not a string", "give a string or leave it out")
     if not isinstance(row.get("sample"), int) or isinstance(row["sample"], bool):
         raise RecordError(place, "sample", "missing or not an integer", "number the samples")
-    if not re.fullmatch(r"\w+", row["split"]):
+    return {**{name: row[name] for name in (*_POOL_TEXTS, "sample")}, **labels}
+
+
+def _pool_split(row: Mapping, place: str) -> str:
+    # Policy pools count a row without a split as seen, too.
+    field = next((name for name in ("split", "prompt_split") if row.get(name)), "")
+    split = row[field] if field else "seen"
+    if not isinstance(split, str) or not re.fullmatch(r"\w+", split):
         remedy = "use letters, digits and underscores"
-        raise RecordError(place, "split", "not a TFDS split name", remedy, row["split"])
-    return {name: row[name] for name in (*_POOL_TEXTS, "sample")}
+        raise RecordError(place, field, "not a TFDS split name", remedy, str(split))
+    return split
 
 
 class PolarJsonl(tfds.core.GeneratorBasedBuilder):

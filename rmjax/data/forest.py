@@ -216,6 +216,8 @@ def attention_mask(group_RT: Array, leaf_RT: Array) -> Bool[Array, "R T T"]:
 def unshared_tokens(forest: Forest) -> jax.Array:
     """Tokens that the same candidates would take as separate sequences; over real tokens it is the sharing factor."""
     R, T, G, N = forest.shape
-    prefix_RG = jnp.sum((forest.group_RT[:, :, None] == jnp.arange(1, G + 1)) & (forest.leaf_RT == 0)[:, :, None], axis=1)
+    prefix_RG = jnp.sum(
+        (forest.group_RT[:, :, None] == jnp.arange(1, G + 1)) & (forest.leaf_RT == 0)[:, :, None], axis=1
+    )
     leaves_RG = jnp.sum(forest.readout_RGN >= 0, axis=-1)
     return jnp.sum(prefix_RG * leaves_RG) + jnp.sum((forest.group_RT > 0) & (forest.leaf_RT > 0))

@@ -19,6 +19,7 @@ from rmjax.data.forest import Tree
 from rmjax.data.record import Comparison
 from rmjax.hub.tokenizer import Tokenizer
 
+SCORED_TOGETHER = 16  # candidates a tree at most when scoring; more would only make the batch's leaf axis longer
 SPECIALS = 4
 """Tokens that POLAR's budget sets aside: one read-out token, two separators, one reward token."""
 
@@ -42,7 +43,9 @@ class Format:
             raise ValueError(f"max_length is {self.max_length}; it must leave room for text beside {SPECIALS} specials")
 
 
-SMOLLM2_FORMAT = Format(split_token="<file_sep>", reward_token="<empty_output>", max_length=1024, max_response_length=384)
+SMOLLM2_FORMAT = Format(
+    split_token="<file_sep>", reward_token="<empty_output>", max_length=1024, max_response_length=384
+)
 
 
 class Encoder:
@@ -59,6 +62,44 @@ class Encoder:
         self._count_specials(c)
         return [self._tree(c, reference, record) for reference in c.references or (None,)]
 
+    def scoring_trees(self, c: Comparison, record: int = -1) -> list[tuple[list[int], Tree]]:
+        """(which outputs, tree) pairs for scoring, over all references.
+
+        Every candidate is cut by itself and outputs are spread over as many trees as their length asks for, so that a reward
+        depends on nothing else in the record. (Training cuts a group as one: POLAR takes the smaller prompt of the pair.)
+        """
+        self._count_specials(c)
+        found = []
+        for reference in c.references or (None,):
+            whole = self._sequences(c.prompt, reference, c.outputs, c.wrapper)
+            alone = [self._alone(c, reference, n, ids) for n, ids in enumerate(whole)]
+            cut = [n for n, ids in enumerate(alone) if ids is not whole[n]]
+            self.counts["cut"] += bool(cut)
+            parts = self._parts([n for n in range(len(whole)) if n not in cut], alone) + [[n] for n in cut]
+            found += [(part, self._unranked([alone[n] for n in part], record)) for part in parts]
+        return found
+
+    def _alone(self, c: Comparison, reference: str | None, n: int, ids: list[int]) -> list[int]:
+        if self._fits([ids], reference, c.outputs[n : n + 1]):
+            return ids
+        return self._cut_sequences(dataclasses.replace(c, outputs=c.outputs[n : n + 1]), reference)[0]
+
+    def _parts(self, members: list[int], sequences: list[list[int]]) -> list[list[int]]:
+        """Consecutive members together as long as their tree fits the row."""
+        parts: list[list[int]] = []
+        for n in members:
+            together = [*parts[-1], n] if parts else [n]
+            fits = len(together) <= SCORED_TOGETHER and _tree_tokens([sequences[i] for i in together]) <= self.row_tokens
+            if parts and fits:
+                parts[-1] = together
+            else:
+                parts.append([n])
+        return parts
+
+    @staticmethod
+    def _unranked(sequences: list[list[int]], record: int) -> Tree:
+        return Tree.from_sequences(sequences, ranks=[np.inf] * len(sequences), record=record)
+
     def _count_specials(self, c: Comparison) -> None:
         if any(map(self.tokenizer.mentions_special, (c.prompt, *c.references, *c.outputs))):
             self.counts["special_token_in_text"] += 1
@@ -70,7 +111,12 @@ class Encoder:
             self.counts["cut"] += 1
         ranks = c.ranks if c.ranks is not None else [np.inf] * len(c.outputs)
         return Tree.from_sequences(
-            sequences, ranks=ranks, weight=c.weight, margin=c.margin, type=-1 if c.type is None else c.type, record=record
+            sequences,
+            ranks=ranks,
+            weight=c.weight,
+            margin=c.margin,
+            type=-1 if c.type is None else c.type,
+            record=record,
         )
 
     def _sequences(self, prompt: str, reference: str | None, outputs: Sequence[str], wrapper: str) -> list[list[int]]:
@@ -100,9 +146,7 @@ class Encoder:
         while True:
             parts = self._cut_texts(c.prompt, reference, c.outputs, spare)
             sequences = self._sequences(*parts, c.wrapper)
-            over = max(
-                max(map(len, sequences)) - self.form.max_length, _tree_tokens(sequences) - self.row_tokens
-            )
+            over = max(max(map(len, sequences)) - self.form.max_length, _tree_tokens(sequences) - self.row_tokens)
             if over <= 0:
                 return sequences
             spare += over + 1
@@ -158,7 +202,9 @@ def _tree_tokens(sequences: list[list[int]]) -> int:
     return shared + sum(len(s) - shared for s in sequences)
 
 
-def text_trees(tokenizer: Tokenizer, end_token: str, row_tokens: int, text: Mapping[str, str], record: int) -> list[Tree]:
+def text_trees(
+    tokenizer: Tokenizer, end_token: str, row_tokens: int, text: Mapping[str, str], record: int
+) -> list[Tree]:
     """A tree for language-model training from {"prompt", "output"}: the loss is on the output and the end token.
 
     `prompt` is a template in which special tokens count; it may be empty, and then all of the text is learned.

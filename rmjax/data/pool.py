@@ -22,10 +22,10 @@ class PoolError(ValueError):
 
 
 class PolicyPool:
-    """Samples by prompt and policy; `len` counts the prompts that a triple can be drawn from, `[i]` is such a prompt's id.
+    """Samples by prompt and policy; `len` counts the prompts that give a triple, `[i]` is such a prompt's id.
 
-    A prompt needs one policy with two samples and another policy with one. Rows without text are left out and counted in
-    `skipped`, as are prompts that cannot give a triple.
+    A prompt needs one policy with two samples and another policy with one. Rows without text are left out and counted
+    in `skipped`, as are prompts that cannot give a triple.
     """
 
     def __init__(self, rows: Iterable[tuple[str, Mapping[str, Any]]]):
@@ -47,12 +47,16 @@ class PolicyPool:
         for field in _NEEDED:
             if not isinstance(row.get(field), str):
                 raise PoolError(f"{place}: field `{field}` is missing or not text; a pool row has {', '.join(_NEEDED)}")
+        if self.prompts.setdefault(row["prompt_id"], row["prompt"]) != row["prompt"]:
+            raise PoolError(
+                f"{place}: field `prompt` differs from that of earlier rows with prompt_id `{row['prompt_id']}`; "
+                "give each prompt its own prompt_id"
+            )
         if not row["output"].strip():
             self.skipped["empty_output"] += 1
             return
-        self.prompts[row["prompt_id"]] = row["prompt"]
-        self.category[row["prompt_id"]] = str(row.get("category", ""))
-        self.kind[row["policy"]] = str(row.get("kind", ""))
+        self.category[row["prompt_id"]] = str(row.get("category") or "")
+        self.kind[row["policy"]] = str(row.get("kind") or "")
         self.outputs[row["prompt_id"]][row["policy"]].append(row["output"])
 
     @staticmethod
@@ -79,8 +83,8 @@ class PolicyPool:
         references: int = 1,
         wrapper: str = "sft",
     ) -> Comparison:
-        """One group by POLAR's pairing rule (appendix D.1.1): two different policies uniformly at random; the first gives
-        the reference and the positive, the second the negative.
+        """One group by POLAR's pairing rule (appendix D.1.1): two different policies uniformly at random; the first
+        gives the reference and the positive, the second the negative.
 
         Args:
           prompt_id: an element of the pool.
@@ -106,19 +110,23 @@ class PolicyPool:
         chosen = siblings[:wanted]
         return (chosen + [name for name in rest if name not in chosen])[:negatives]
 
-    def triples(self, seed: int, per_prompt: int) -> list[Comparison]:
+    def triples(self, seed: int, per_prompt: int, wrapper: str = "sft") -> list[Comparison]:
         """A fixed evaluation set: `per_prompt` draws of one triple from each prompt, equal draws once.
 
-        A triple whose positive and negative are the same text has no right answer: it is left out and counted.
+        A triple whose positive and negative are the same text has no right answer: it is left out, counted in `skipped`
+        and logged.
         """
-        kept = {}
+        kept, identical = {}, 0
         for i, prompt_id in enumerate(self._ids):
             for rng in np.random.default_rng([seed, i]).spawn(per_prompt):
-                c = self.draw(prompt_id, rng)
+                c = self.draw(prompt_id, rng, wrapper=wrapper)
                 if c.outputs[0] == c.outputs[1]:
-                    self.skipped["identical_candidates"] += 1
+                    identical += 1
                 else:
                     kept[(c.id, c.references, c.outputs)] = c
+        self.skipped["identical_candidates"] += identical
+        if identical:
+            _log.info("policy pool: left out %d triples with identical candidates, kept %d", identical, len(kept))
         return list(kept.values())
 
 
@@ -126,7 +134,9 @@ def _pick(rng: np.random.Generator, choices: Sequence[str]) -> str:
     return choices[int(rng.integers(len(choices)))]
 
 
-def _group(pool: PolicyPool, prompt_id: str, policy: str, own: list[str], others: list[str], outputs, wrapper) -> Comparison:
+def _group(
+    pool: PolicyPool, prompt_id: str, policy: str, own: list[str], others: list[str], outputs, wrapper
+) -> Comparison:
     return Comparison(
         prompt=pool.prompts[prompt_id],
         outputs=tuple(outputs),

@@ -31,7 +31,10 @@ _TFDS_NAME = re.compile(
     r"tfds:(?P<name>\w+(/[\w.-]+)?(:\d+\.\d+\.\d+)?)(:(?P<split>[^@]+))?(@(?P<directory>.+))?"
 )
 # Fields that are absent where a TFDS example has them empty.
-_OPTIONAL = ("references", "ranks", "scores", "votes", "policies", "category", "source", "type")
+_OPTIONAL = (
+    "references", "ranks", "scores", "votes", "policies", "category", "source", "type",
+    "kind", "policy_split", "prompt_split",
+)  # fmt: skip
 
 
 class Rows(Protocol):

@@ -1,6 +1,6 @@
 """Ranking losses: pure functions of rewards and what is known of their order, one value a group, never a mean.
 
-R rows, G groups a row, N leaves a group. Everything is fp32. `order_RGNN[r, g, i, j]` says that leaf i is better than j.
+R rows, G groups a row, N leaves a group. All is fp32. `order_RGNN[r, g, i, j]` says that leaf i is better than j.
 """
 
 import jax
@@ -32,8 +32,8 @@ def bradley_terry(
 ) -> PerGroup:
     """−log σ(r_i − r_j − m), averaged over the ordered pairs (i better than j) of a group; 0 in a group without any.
 
-    With one reference, one positive and one negative this is POLAR's pre-training loss (eq. 7) and fine-tuning loss (eq. 8);
-    `label_smoothing` α gives −(1−α) log σ(Δ) − α log σ(−Δ) (Secrets of RLHF II, section 2.3).
+    With one reference, one positive and one negative this is POLAR's pre-training loss (eq. 7) and fine-tuning loss
+    (eq. 8); `label_smoothing` α gives −(1−α) log σ(Δ) − α log σ(−Δ) (Secrets of RLHF II, section 2.3).
     """
     d_RGNN = _differences(rewards_RGN, margin_RG)
     values = -(1 - label_smoothing) * jax.nn.log_sigmoid(d_RGNN)
@@ -69,9 +69,9 @@ LOSSES = {"bradley_terry": bradley_terry, "focal": focal, "listwise": listwise}
 
 
 def log_barrier(rewards_RGN: Rewards, present_RGN: Bool[Array, "R G N"], bound: float = 5.0) -> PerGroup:
-    """−log(b − z) − log(b + z), z the reward clamped inside ±b, averaged over leaves (xtuner sums it: twice this for a pair).
+    """−log(b − z) − log(b + z), z the reward clamped inside ±b, averaged over leaves.
 
-    Not for POLAR, whose rewards run from about 0 to −11.
+    xtuner sums it over a pair, which is twice this. Not for POLAR, whose rewards run from about 0 to −11.
     """
     z = jnp.clip(rewards_RGN.astype(jnp.float32), -bound + 1e-3, bound - 1e-3)
     return _leaf_mean(-jnp.log(bound - z) - jnp.log(bound + z), present_RGN)

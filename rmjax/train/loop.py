@@ -5,6 +5,7 @@ uninterrupted one. By then all metrics up to its step are written, evaluations i
 """
 
 import contextlib
+import dataclasses
 import json
 import logging
 import math
@@ -89,7 +90,7 @@ def train(
         scalars = _with_deviation(scalars)
         if number % log_every == 0 or number == steps:
             scalars |= speed.rates()
-            scalars |= describe(scalars | {"step": number}) | ({"retraces": float(traces.traces)} if traces else {})
+            scalars |= dict(describe(scalars | {"step": number})) | ({"retraces": float(traces.traces)} if traces else {})
             writer.write(number, {f"train/{name}": value for name, value in scalars.items()})
         progress.update(number, scalars)
 
@@ -131,7 +132,7 @@ def _saved(state: State) -> dict[str, Any]:
 
 def restored(state: State, saved: Mapping[str, Any]) -> State:
     """`state` with the parts of a checkpoint."""
-    return state.replace(**saved)
+    return dataclasses.replace(state, **saved)
 
 
 def saved_part(state: State) -> dict[str, Any]:

@@ -25,7 +25,7 @@ def preference(
     penalty_weight: float = 0.0,
 ) -> Objective:
     """Ranks the leaves of each group: Bradley–Terry, POLAR (eq. 7 and 8), listwise. `loss` and `penalty` name functions of
-    `losses.ranking`; KeyError-free: an unknown name is a ValueError that lists the known ones."""
+    `losses.ranking`; an unknown name is a ValueError that lists the known ones."""
     ranking_loss = _named(ranking.LOSSES, "loss", loss)
     if label_smoothing and loss != "bradley_terry":
         raise ValueError(f"label_smoothing is {label_smoothing}, but only the loss bradley_terry has it, not {loss}")
@@ -33,7 +33,7 @@ def preference(
     penalize = _named(ranking.PENALTIES, "penalty", penalty) if penalty else None
 
     def objective(params: Any, forest: Forest, rng: jax.Array) -> Terms:
-        rewards_RGN = model.apply({"params": params}, forest, rngs={"dropout": rng})
+        rewards_RGN: Any = model.apply({"params": params}, forest, rngs={"dropout": rng})
         order_RGNN = ranking.order(forest.ranks_RGN)
         loss_RG = ranking_loss(rewards_RGN, order_RGNN, forest.margin_RG, **extra)
         ranked_RG = jnp.any(order_RGNN, axis=(-1, -2))
@@ -75,7 +75,7 @@ def language_model(model: RewardTransformer) -> Objective:
     """Next-token loss on the tokens with a target weight; the reward head takes no part."""
 
     def objective(params: Any, forest: Forest, rng: jax.Array) -> Terms:
-        logits_RTV = model.apply({"params": params}, forest, rngs={"dropout": rng}, method="logits")
+        logits_RTV: Any = model.apply({"params": params}, forest, rngs={"dropout": rng}, method="logits")
         loss = total(next_token(logits_RTV, forest.target_RT), forest.target_weight_RT)
         return {"loss": loss, **batch_terms(forest)}
 

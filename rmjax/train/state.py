@@ -1,5 +1,6 @@
 """The training state and the compiled step."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -22,11 +23,11 @@ from rmjax.train.parameters import split
 class State:
     """All that a step changes, and the frozen parameters beside it."""
 
-    step: jax.Array
+    step: Any
     trainable: Any
     frozen: Any
     optimizer: Any  # state for the trainable parameters only
-    rng: jax.Array  # key data
+    rng: Any  # key data
 
 
 def initial_params(model: RewardTransformer, seed: int) -> Any:
@@ -52,7 +53,7 @@ def make_state(params: Any, trainable: str, optimizer: optax.GradientTransformat
 def state_shardings(state: State, boxed: Any, trainable: str, mesh: Mesh) -> State:
     """Parameters by the sharding table; optimizer moments as the parameter of the same path; the rest replicated."""
     moving, frozen = split(nn.meta.unbox(parameter_shardings(boxed, mesh)), trainable)
-    structure = jax.tree.structure(moving)
+    structure: Any = jax.tree.structure(moving)
 
     def like_params(part: Any) -> Any:
         return moving if jax.tree.structure(part) == structure else jax.tree.map(lambda _: replicated(mesh), part)
@@ -76,7 +77,7 @@ def make_step(
             moved = optax.apply_updates(state.trainable, updates)
         one = jnp.float32(1)
         terms = terms | {"gradient_norm": (optax.global_norm(grads), one), "update_norm": (optax.global_norm(updates), one)}
-        return state.replace(step=state.step + 1, trainable=moved, optimizer=moments), terms
+        return dataclasses.replace(state, step=state.step + 1, trainable=moved, optimizer=moments), terms
 
     return step
 

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -39,7 +40,7 @@ def sequences_of(forest: Forest, r: int, g: int) -> list[list[int]]:
     return paths
 
 
-# --- sharing ------------------------------------------------------------------------------------------------------------
+# --- sharing ----------------------------------------------------------------------------------------------------------
 
 
 def brute_shared_length(sequences: list[list[int]]) -> int:
@@ -80,7 +81,7 @@ def test_sharing_by_hand(sequences, prefix, leaves):
     assert [leaf.tolist() for leaf in tree.leaves] == leaves
 
 
-# --- layout -------------------------------------------------------------------------------------------------------------
+# --- layout -----------------------------------------------------------------------------------------------------------
 
 
 def test_layout_by_hand():
@@ -123,7 +124,7 @@ def test_every_token_from_learned_from_on_is_predicted_once(ids, learned_from):
     assert forest.target_RT[0, columns].tolist() == ids[learned_from:]
 
 
-# --- packing ------------------------------------------------------------------------------------------------------------
+# --- packing ----------------------------------------------------------------------------------------------------------
 
 shapes = st.builds(
     ForestShape, rows=st.integers(1, 3), row_tokens=st.integers(27, 60), groups=st.integers(1, 4), leaves=st.just(3)
@@ -211,7 +212,7 @@ def test_a_row_is_filled_to_the_last_token():
     assert (packer.forest().group_RT > 0).all()
 
 
-# --- mask ---------------------------------------------------------------------------------------------------------------
+# --- mask -------------------------------------------------------------------------------------------------------------
 
 
 @settings(deadline=None, max_examples=30)
@@ -220,7 +221,7 @@ def test_attention_mask_is_the_definition(data):
     R, T = 2, 7
     array = st.lists(st.lists(st.integers(0, 3), min_size=T, max_size=T), min_size=R, max_size=R)
     group, leaf = np.array(data.draw(array)), np.array(data.draw(array))
-    mask = np.asarray(attention_mask(group, leaf))
+    mask = np.asarray(attention_mask(jnp.asarray(group), jnp.asarray(leaf)))
     assert mask.dtype == bool and mask.shape == (R, T, T)
     for r, i, j in itertools.product(range(R), range(T), range(T)):
         same = group[r, i] == group[r, j] and group[r, i] != 0

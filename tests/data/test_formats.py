@@ -1,14 +1,15 @@
 """POLAR's input format, token by token, and its truncation, against the rule written out again and numbers by hand."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tokenizers import pre_tokenizers
 
-from rmjax.data.formats import SMOLLM2_FORMAT, Encoder, Format, text_trees
 from rmjax.data.forest import Tree
+from rmjax.data.formats import SMOLLM2_FORMAT, Encoder, Format, text_trees
 from rmjax.data.record import Comparison, parse
 from rmjax.hub.gguf import load_gguf, smollm2_path
 from rmjax.hub.tokenizer import Tokenizer, TokenizerError
@@ -65,7 +66,7 @@ def roomy(tokenizer: Tokenizer, **changes) -> Encoder:
     return Encoder(tokenizer, dataclasses.replace(FORM, max_length=16384, max_response_length=4096, **changes), 16384)
 
 
-# --- the format ---------------------------------------------------------------------------------------------------------
+# --- the format -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -147,7 +148,7 @@ def test_messages_are_joined_and_roles_dropped(one_byte):
     assert found == [f"{prompt}\n4{{<file_sep>}}{prompt}\n{o}{{<empty_output>}}" for o in ("four", "five")]
 
 
-# --- special tokens in texts --------------------------------------------------------------------------------------------
+# --- special tokens in texts ------------------------------------------------------------------------------------------
 
 
 def assert_specials_only_where_they_belong(tokenizer: Tokenizer, tree: Tree, references: bool) -> None:
@@ -163,7 +164,8 @@ def assert_specials_only_where_they_belong(tokenizer: Tokenizer, tree: Tree, ref
 def test_a_special_token_in_a_text_is_ordinary_text_and_counted(smollm2_tokenizer, field, token):
     evil = f"a {token} b {token}"
     c = Comparison("prompt", ("good", "bad"), ("reference",))
-    c = dataclasses.replace(c, **{field: evil if field == "prompt" else (evil, "other")[: len(getattr(c, field))]})
+    changes: dict[str, Any] = {"prompt": evil, "references": (evil,), "outputs": ("good", evil)}
+    c = dataclasses.replace(c, **{field: changes[field]})
     encoder = Encoder(smollm2_tokenizer, SMOLLM2_FORMAT, 1024)
     (tree,) = encoder.trees(c)
     assert_specials_only_where_they_belong(smollm2_tokenizer, tree, references=True)
@@ -211,7 +213,7 @@ def test_any_text_fits_afterwards(merging, prompt, references, outputs, wrapper,
         assert [[spelled(merging, ids) for ids in paths(tree)] for tree in trees] == texts(roomy(merging), c)
 
 
-# --- truncation ---------------------------------------------------------------------------------------------------------
+# --- truncation -------------------------------------------------------------------------------------------------------
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
 
@@ -387,7 +389,7 @@ def test_candidates_that_can_never_fit_a_row_are_an_error_that_names_the_place(o
         encoder.trees(Comparison("P", tuple(LETTERS[:9]), place="file.jsonl:7"))
 
 
-# --- options ------------------------------------------------------------------------------------------------------------
+# --- options ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -408,7 +410,7 @@ def test_a_format_whose_tokens_are_not_in_the_vocabulary_is_refused(one_byte):
         Encoder(one_byte, dataclasses.replace(FORM, split_token="<nothing>"), 100)
 
 
-# --- texts for language models ------------------------------------------------------------------------------------------
+# --- texts for language models ----------------------------------------------------------------------------------------
 
 
 def text_tree(tokenizer: Tokenizer, text: dict[str, str], row: int = 100) -> Tree:

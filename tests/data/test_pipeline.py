@@ -33,7 +33,7 @@ def stream(count: int = 40, *, seed: int = 0, epochs: int | None = 1, **options)
 
 def seen(forests) -> list[tuple[int, int]]:
     """(record, tree number) of every group, in order."""
-    found = []
+    found: list[tuple[int, int]] = []
     for forest in forests:
         present = forest.record_RG >= 0
         found += zip(forest.record_RG[present].tolist(), forest.type_RG[present].tolist(), strict=True)
@@ -50,7 +50,7 @@ def assert_same(found: list, wanted: list) -> None:
         jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
-# --- nothing lost, nothing twice ----------------------------------------------------------------------------------------
+# --- nothing lost, nothing twice --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("prefetch", [0, 2])
@@ -84,7 +84,7 @@ def test_rows_are_filled():
     assert np.mean([(forest.group_RT > 0).mean() for forest in forests[:-LOOKAHEAD]]) > 0.85
 
 
-# --- what cannot be placed ----------------------------------------------------------------------------------------------
+# --- what cannot be placed --------------------------------------------------------------------------------------------
 
 
 def test_trees_that_fit_no_row_are_skipped_counted_and_logged(caplog):
@@ -125,7 +125,7 @@ def test_an_empty_data_set_is_an_error():
         tree_dataset([], encode, seed=0)
 
 
-# --- order --------------------------------------------------------------------------------------------------------------
+# --- order ------------------------------------------------------------------------------------------------------------
 
 
 def records(trees: grain.MapDataset, count: int | None = None) -> list[int]:
@@ -162,7 +162,7 @@ def test_processes_share_the_stream_without_overlap(count, epochs):
         assert records(stream(epochs=epochs, shard=(process, count)), len(wanted)) == wanted
 
 
-# --- drawing ------------------------------------------------------------------------------------------------------------
+# --- drawing ----------------------------------------------------------------------------------------------------------
 
 
 def drawn(seed: int, epochs: int | None = 2, **options) -> grain.MapDataset:
@@ -218,7 +218,7 @@ def test_a_policy_pool_is_drawn_from():
     assert len({c.outputs for c in groups}) > 8
 
 
-# --- state --------------------------------------------------------------------------------------------------------------
+# --- state ------------------------------------------------------------------------------------------------------------
 
 
 def variants() -> dict[str, grain.IterDataset]:
@@ -236,7 +236,7 @@ def variants() -> dict[str, grain.IterDataset]:
 
 @pytest.mark.parametrize("name", variants())
 def test_the_state_after_any_batch_continues_exactly(name):
-    """grain's own `assert_equal_output_after_checkpoint` wants states of one structure and elements that compare by ==."""
+    """grain's `assert_equal_output_after_checkpoint` wants states of one structure and elements that compare by ==."""
     data = variants()[name]
     iterator = iter(data)
     states, forests = [json.dumps(iterator.get_state())], []

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats
+from scipy import stats  # type: ignore[import-untyped]
 
 from rmjax.data.pool import PolicyPool, PoolError
 
@@ -49,7 +49,7 @@ def draws(pool: PolicyPool, count: int, **options):
     return [pool.draw(pool[0], rng, **options) for _ in range(count)]
 
 
-# --- the pairing rule ---------------------------------------------------------------------------------------------------
+# --- the pairing rule -------------------------------------------------------------------------------------------------
 
 
 @st.composite
@@ -128,7 +128,7 @@ def test_several_negatives_are_uniform_too():
     assert chi_square(Counter(c.policies[3] for c in found), 5) > 0.01
 
 
-# --- hard negatives -----------------------------------------------------------------------------------------------------
+# --- hard negatives ---------------------------------------------------------------------------------------------------
 
 
 def sibling_share(pool: PolicyPool, count: int = 2000, **options) -> float:
@@ -155,7 +155,7 @@ def test_siblings_are_drawn_uniformly():
     assert chi_square(Counter(c.policies for c in found), 24) > 0.01
 
 
-# --- fixed triples ------------------------------------------------------------------------------------------------------
+# --- fixed triples ----------------------------------------------------------------------------------------------------
 
 
 def test_triples_are_fixed_by_the_seed():
@@ -186,7 +186,7 @@ def test_triples_of_identical_candidates_are_left_out_and_counted():
     assert 10 < pool.skipped["identical_candidates"] < 40
 
 
-# --- what a pool holds --------------------------------------------------------------------------------------------------
+# --- what a pool holds ------------------------------------------------------------------------------------------------
 
 
 def test_a_pool_is_a_source_of_prompts():

@@ -18,34 +18,39 @@ every_loss = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
 every_penalty = pytest.mark.parametrize("penalty", PENALTIES.values(), ids=PENALTIES.keys())
 
 
-def one_group(loss, rewards, ranks, margin: float = 0.0, **options) -> float:
+def floats(values) -> jax.Array:
+    return jnp.asarray(values, jnp.float32)
+
+
+def one_group(loss, rewards, ranks, margin=0.0, **options) -> float:
     """The loss of a single group."""
-    arrays = np.float32(rewards)[None, None], order(jnp.float32(ranks)[None, None]), np.full((1, 1), margin, np.float32)
-    return float(loss(*arrays, **options)[0, 0])
+    return float(loss(floats([[rewards]]), order(floats([[ranks]])), floats([[margin]]), **options)[0, 0])
 
 
-def gradient(loss, rewards, ranks, margin: float = 0.0, **options) -> np.ndarray:
-    arrays = order(jnp.float32(ranks)[None, None]), np.full((1, 1), margin, np.float32)
-    return np.asarray(jax.grad(lambda r: jnp.sum(loss(r, *arrays, **options)))(jnp.float32(rewards)[None, None]))[0, 0]
+def gradient(loss, rewards, ranks, margin=0.0, **options) -> np.ndarray:
+    def objective(rewards):
+        return jnp.sum(loss(rewards, order(floats([[ranks]])), floats([[margin]]), **options))
+
+    return np.asarray(jax.grad(objective)(floats([[rewards]])))[0, 0]
 
 
 def sigmoid(d: float) -> float:
     return 1 / (1 + math.exp(-d))
 
 
-# --- order --------------------------------------------------------------------------------------------------------------
+# --- order ------------------------------------------------------------------------------------------------------------
 
 
 def test_order_by_hand():
     wanted = np.zeros((4, 4), bool)
     wanted[1, [0, 2]] = True  # rank 0 is better than the two of rank 1; the last is unknown
-    np.testing.assert_array_equal(order(jnp.float32([[[1, 0, 1, INF]]]))[0, 0], wanted)
+    np.testing.assert_array_equal(order(floats([[[1, 0, 1, INF]]]))[0, 0], wanted)
 
 
 @settings(deadline=None, max_examples=30)
 @given(ranks=hnp.arrays(np.float32, (2, 2, 4), elements=st.sampled_from([0, 1, 2, INF])))
 def test_order_has_exactly_the_pairs_of_known_different_ranks(ranks):
-    found = np.asarray(order(ranks))
+    found = np.asarray(order(floats(ranks)))
     for index in np.ndindex(2, 2, 4, 4):
         first, second = ranks[index[:3]], ranks[index[:2] + index[3:]]
         assert found[index] == (first < second and second != INF)
@@ -53,10 +58,10 @@ def test_order_has_exactly_the_pairs_of_known_different_ranks(ranks):
 
 @pytest.mark.parametrize("ranks", [[0, 0, 0], [INF, INF, INF], [0, INF, INF], [-INF, 0, INF]])
 def test_ties_and_unknown_ranks_give_no_pairs(ranks):
-    assert not np.asarray(order(jnp.float32([[ranks]]))).any()
+    assert not np.asarray(order(floats([[ranks]]))).any()
 
 
-# --- values by hand -----------------------------------------------------------------------------------------------------
+# --- values by hand ---------------------------------------------------------------------------------------------------
 
 
 @every_loss
@@ -135,10 +140,10 @@ def test_listwise_by_hand():
 
 
 def test_listwise_of_one_positive_is_softmax_cross_entropy():
-    rewards = np.float32([0.3, -1.2, 2.0, 0.7])
+    rewards = floats([0.3, -1.2, 2.0, 0.7])
     wanted = -jax.nn.log_softmax(rewards)[1]
     assert one_group(listwise, rewards, [1, 0, 1, 1]) == pytest.approx(float(wanted), rel=1e-6)
-    slope = np.asarray(jax.nn.softmax(rewards)) - np.float32([0, 1, 0, 0])
+    slope = jax.nn.softmax(rewards) - floats([0, 1, 0, 0])
     np.testing.assert_allclose(gradient(listwise, rewards, [1, 0, 1, 1]), slope, rtol=1e-5, atol=1e-7)
 
 
@@ -161,7 +166,7 @@ def test_listwise_of_a_pair_is_bradley_terry(d, margin):
     np.testing.assert_allclose(gradient(listwise, *pair), gradient(bradley_terry, *pair), rtol=1e-5)
 
 
-# --- what holds of all --------------------------------------------------------------------------------------------------
+# --- what holds of all ------------------------------------------------------------------------------------------------
 
 groups = st.tuples(
     hnp.arrays(np.float32, (1, 2, 4), elements=st.integers(-40, 40).map(lambda x: x / 8)),
@@ -175,8 +180,8 @@ groups = st.tuples(
 @given(group=groups, shift=st.integers(-16, 16))
 def test_a_constant_added_to_all_rewards_changes_nothing(loss, group, shift):
     rewards, ranks, margin = group
-    values = loss(rewards, order(ranks), margin)
-    np.testing.assert_allclose(loss(rewards + shift, order(ranks), margin), values, rtol=1e-5, atol=1e-6)
+    values = loss(rewards, order(floats(ranks)), margin)
+    np.testing.assert_allclose(loss(rewards + shift, order(floats(ranks)), margin), values, rtol=1e-5, atol=1e-6)
 
 
 @every_loss
@@ -186,7 +191,7 @@ def test_the_order_of_the_leaves_does_not_matter(loss, group, permutation):
     rewards, ranks, margin = group
 
     def values(rewards, ranks):
-        return loss(rewards, order(ranks), margin)
+        return loss(rewards, order(floats(ranks)), margin)
 
     mixed = rewards[..., permutation], ranks[..., permutation]
     np.testing.assert_allclose(values(*mixed), values(rewards, ranks), rtol=1e-5, atol=1e-6)
@@ -200,9 +205,9 @@ def test_the_order_of_the_leaves_does_not_matter(loss, group, permutation):
 def test_groups_do_not_mix(loss):
     random = np.random.default_rng(0)
     rewards = random.standard_normal((2, 3, 4)).astype(np.float32)
-    ranks = random.permuted(np.broadcast_to(np.float32([0, 1, 1, INF]), (2, 3, 4)), axis=-1)
+    ranks = random.permuted(np.full((2, 3, 4), [0, 1, 1, INF], np.float32), axis=-1)
     margin = random.random((2, 3)).astype(np.float32)
-    values = np.asarray(loss(rewards, order(ranks), margin))
+    values = np.asarray(loss(rewards, order(floats(ranks)), margin))
     assert values.shape == (2, 3)
     for r, g in np.ndindex(2, 3):
         assert values[r, g] == pytest.approx(one_group(loss, rewards[r, g], ranks[r, g], margin[r, g]), rel=1e-5)
@@ -223,7 +228,7 @@ def test_huge_gaps_stay_finite(loss, gap, ranks):
 @pytest.mark.parametrize("ranks", [[1, 1, 1], [INF, INF, INF], [0, INF, INF]])
 @pytest.mark.parametrize("scale", [0.0, 1.0, 1e4])
 def test_a_group_without_pairs_costs_nothing_and_has_no_gradient(loss, ranks, scale):
-    rewards = np.float32([1, -2, 3]) * scale
+    rewards = scale * floats([1, -2, 3])
     assert one_group(loss, rewards, ranks) == 0
     np.testing.assert_array_equal(gradient(loss, rewards, ranks), 0)
 
@@ -231,7 +236,7 @@ def test_a_group_without_pairs_costs_nothing_and_has_no_gradient(loss, ranks, sc
 @every_loss
 def test_bf16_rewards_are_lifted_to_fp32(loss):
     rewards = jnp.asarray([[[1.0, -0.5]]], jnp.bfloat16)
-    values = loss(rewards, order(jnp.float32([[[0, 1]]])), jnp.zeros((1, 1)))
+    values = loss(rewards, order(floats([[[0, 1]]])), jnp.zeros((1, 1)))
     assert values.dtype == jnp.float32
     assert float(values[0, 0]) == pytest.approx(one_group(loss, [1, -0.5], [0, 1]), rel=1e-6)
 
@@ -239,8 +244,8 @@ def test_bf16_rewards_are_lifted_to_fp32(loss):
 @every_loss
 def test_an_absent_group_of_nan_cannot_reach_the_mean(loss):
     """The last group is absent: no pairs, not counted, and whatever stands there is not seen."""
-    ranks, margin = order(jnp.float32([[[0, 1], [INF, INF]]])), jnp.zeros((1, 2))
-    rewards = jnp.float32([[[1.0, -0.5], [math.nan, INF]]])
+    ranks, margin = order(floats([[[0, 1], [INF, INF]]])), jnp.zeros((1, 2))
+    rewards = floats([[[1.0, -0.5], [math.nan, INF]]])
 
     def objective(rewards):
         return mean(total(loss(rewards, ranks, margin), jnp.any(ranks, axis=(-1, -2))))
@@ -250,7 +255,7 @@ def test_an_absent_group_of_nan_cannot_reach_the_mean(loss):
     np.testing.assert_allclose(slopes[0, 0], gradient(loss, [1, -0.5], [0, 1]), rtol=1e-5)
 
 
-# --- penalties ----------------------------------------------------------------------------------------------------------
+# --- penalties --------------------------------------------------------------------------------------------------------
 
 
 def penalty_of(penalty, rewards, present=None, **options) -> tuple[float, np.ndarray]:

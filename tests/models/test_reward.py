@@ -2,6 +2,7 @@
 
 import dataclasses
 from types import SimpleNamespace
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -69,9 +70,9 @@ def arranged(draw, trees: list[Tree]):
 
 def shifted(forest: Forest, columns: int) -> Forest:
     """All tokens that many columns to the right: padding on the left."""
-    moved = {name: np.roll(getattr(forest, name), columns, axis=1) for name in forest.__dict__ if name.endswith("_RT")}
-    readout_RGN = np.where(forest.readout_RGN >= 0, forest.readout_RGN + columns, -1)
-    return forest.replace(**moved, readout_RGN=readout_RGN)
+    moved = {name: np.roll(getattr(forest, name), columns, axis=1) for name in vars(forest) if name.endswith("_RT")}
+    readout_RGN: Any = np.where(forest.readout_RGN >= 0, forest.readout_RGN + columns, -1)
+    return dataclasses.replace(forest, **moved, readout_RGN=readout_RGN)
 
 
 def check(scorer, forest: Forest, rows: list[list[int]], wanted: list[list[float]]) -> None:
@@ -121,7 +122,7 @@ def test_the_rewards_tell_sequences_apart(scorer):
 def test_a_reward_is_the_head_on_the_last_hidden_state(scorer, length):
     ids = np.random.default_rng(length).integers(0, 97, (1, length))
     positions, mask = np.arange(length)[None], causal_mask(jnp.ones((1, length), bool))
-    hidden = Transformer(scorer.config).apply({"params": scorer.params["backbone"]}, ids, positions, mask)
+    hidden = np.asarray(Transformer(scorer.config).apply({"params": scorer.params["backbone"]}, ids, positions, mask))
     wanted = hidden[0, -1] @ scorer.params["head"]["kernel"][:, 0]
     assert alone(scorer, ids[0].tolist()) == pytest.approx(float(wanted), abs=TOLERANCE)
 
@@ -134,7 +135,7 @@ def test_identical_candidates_have_equal_rewards(scorer):
     assert np.abs(rewards).min() > 0.01
 
 
-# --- the head -----------------------------------------------------------------------------------------------------------
+# --- the head ---------------------------------------------------------------------------------------------------------
 
 SMALL = ForestShape(rows=2, row_tokens=16, groups=2, leaves=3)
 
@@ -152,10 +153,10 @@ def test_at_the_start_rewards_are_zero_and_the_loss_is_ln_2(scorer):
     model, params = initial(scorer)
     assert set(params) == {"backbone", "head"}
     assert jax.tree.map(jnp.shape, params["head"]) == {"kernel": (scorer.config.width, 1)}  # no bias
-    ranks_RGN = np.broadcast_to(np.float32([0, 1, np.inf]), (2, 2, 3))
+    ranks_RGN = jnp.broadcast_to(jnp.asarray([0, 1, np.inf]), (2, 2, 3))
 
     def loss(params):
-        rewards_RGN = model.apply({"params": params}, small_forest())
+        rewards_RGN: Any = model.apply({"params": params}, small_forest())
         values_RG = ranking.bradley_terry(rewards_RGN, ranking.order(ranks_RGN), jnp.zeros((2, 2)))
         return jnp.sum(values_RG[0]), (values_RG, rewards_RGN)
 

@@ -1,5 +1,6 @@
 """Forests of random comparisons for the tiny architecture, and one short training run on such a forest."""
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -17,13 +18,20 @@ from rmjax.train import gradient, objective
 from rmjax.train.state import State, compile_step, initial_params, make_state, make_step, state_shardings
 
 
-@pytest.fixture(scope="session")
+@contextlib.contextmanager
 def quick_compilation() -> Iterator[None]:
     """XLA without its expensive passes, which take half of the time of tests like these."""
-    before = jax.config.jax_disable_most_optimizations
     jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="module")
+def compiled_quickly() -> Iterator[None]:
+    with quick_compilation():
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -32,9 +40,10 @@ def model(tiny_config) -> RewardTransformer:
 
 
 @pytest.fixture(scope="session")
-def boxed(model, quick_compilation) -> Any:
+def boxed(model) -> Any:
     """Parameters of the reward model as they are at the start, with their logical axis names."""
-    return jax.jit(lambda: initial_params(model, 0))()
+    with quick_compilation():
+        return jax.jit(lambda: initial_params(model, 0))()
 
 
 @pytest.fixture(scope="session")
@@ -90,9 +99,11 @@ def learned(model, boxed, forest) -> Run:
     before = jax.device_get(state)
     state = jax.tree.map(jax.numpy.array, state)  # a copy: the step donates it
     shardings = state_shardings(state, boxed, trainable, mesh)
-    step = compile_step(make_step(gradient.plain(objective.preference(model)), update, shardings, mesh), shardings, mesh)
+    step = compile_step(
+        make_step(gradient.plain(objective.preference(model)), update, shardings, mesh), shardings, mesh
+    )
     terms, batch = [], forest([4] * 8, seed=3)
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(mesh), quick_compilation():
         for _ in range(60):
             state, found = step(state, batch)
             terms.append(jax.device_get(found))

@@ -1,34 +1,24 @@
 """The gradient: a plain reference, accumulation, frozen parameters, optimizer state."""
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from rmjax.data.forest import ForestShape
-from rmjax.models.reward import RewardTransformer
 from rmjax.models.transformer import Transformer, causal_mask
-from rmjax.parallel.mesh import make_mesh
 from rmjax.train import gradient, objective
 from rmjax.train.parameters import flat, merge, split
-from rmjax.train.state import compile_step, initial_params, make_state, make_step, state_shardings
 
 KEY = jax.random.key(0)
 TRAINABLE = "layers|final_norm|head"
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
 
 @pytest.fixture(scope="module")
-def model(tiny_config):
-    return RewardTransformer(tiny_config)
-
-
-@pytest.fixture(scope="module")
-def params(model):
-    params = nn.meta.unbox(initial_params(model, 0))
-    params["head"]["kernel"] = jax.random.normal(KEY, params["head"]["kernel"].shape)
-    return params
+def whole_batch(model):
+    """The compiled gradient of a whole batch."""
+    return jax.jit(gradient.plain(objective.preference(model)))
 
 
 def assert_close(one, other, tolerance=1e-6):
@@ -39,83 +29,86 @@ def assert_close(one, other, tolerance=1e-6):
 
 
 def reference_gradient(config, trainable, frozen, rows):
-    """Every sequence alone, causal attention, no forest, no reducer: the mean of -log sigmoid over the pairs."""
-
-    def reward(params, tree, leaf):
-        ids = jnp.concatenate([tree.prefix, tree.leaves[leaf]])[None]
-        positions = jnp.arange(ids.shape[1])[None]
-        hidden = Transformer(config).apply({"params": params["backbone"]}, ids, positions, causal_mask(ids > 0))
-        return (hidden[0, -1] @ params["head"]["kernel"])[0]
+    """Every sequence alone under a causal mask, no forest, no reducer: the mean of -log sigmoid over the pairs."""
+    sequences = [np.concatenate([tree.prefix, leaf]) for row in rows for tree in row for leaf in tree.leaves]
+    ids = np.zeros((len(sequences), 16), np.int32)
+    for i, sequence in enumerate(sequences):
+        ids[i, : len(sequence)] = sequence
+    last, positions = np.array([len(s) - 1 for s in sequences]), np.broadcast_to(np.arange(16), ids.shape)
 
     def loss(trainable):
         params = merge(trainable, frozen)
-        pairs = [(reward(params, tree, 0), reward(params, tree, 1)) for row in rows for tree in row]
-        return sum(jnp.logaddexp(0.0, worse - better) for better, worse in pairs) / len(pairs)
+        hidden = Transformer(config).apply({"params": params["backbone"]}, ids, positions, causal_mask(ids > 0))
+        rewards = (hidden[np.arange(len(ids)), last] @ params["head"]["kernel"])[:, 0]
+        return jnp.mean(jnp.logaddexp(0.0, rewards[1::2] - rewards[::2]))
 
-    return jax.grad(loss)(trainable)
+    return jax.jit(jax.grad(loss))(trainable)
 
 
-def test_is_that_of_a_plain_reference(tiny_config, model, params, random_trees, random_forest):
+def test_is_that_of_a_plain_reference(tiny_config, whole_batch, params, trees, lay_out):
     trainable, frozen = split(params, TRAINABLE)
-    found, terms = jax.jit(gradient.plain(objective.preference(model)))(trainable, frozen, random_forest([2, 1]), KEY)
-    assert terms["loss"][1] == 3
-    assert_close(found, reference_gradient(tiny_config, trainable, frozen, random_trees([2, 1])), 2e-6)
-    assert all(float(jnp.abs(leaf).max()) > 1e-5 for leaf in flat(found).values())
+    rows = trees([2, 3, 0, 1])
+    found, terms = whole_batch(trainable, frozen, lay_out(rows), KEY)
+    assert terms["loss"][1] == 6
+    assert_close(found, reference_gradient(tiny_config, trainable, frozen, rows))
+    assert all(float(jnp.abs(leaf).max()) > 1e-4 for leaf in flat(found).values())
 
 
-@pytest.mark.parametrize("groups", [[2, 2, 2, 2], [3, 1, 0, 2]])
 @pytest.mark.parametrize("parts", [2, 4])
-def test_microbatches_add_up_to_the_whole_batch(model, params, random_forest, groups, parts):
+def test_microbatches_add_up_to_the_whole_batch(model, params, whole_batch, forest, parts):
     trainable, frozen = split(params, TRAINABLE)
-    form, forest = objective.preference(model), random_forest(groups)
-    whole, terms = jax.jit(gradient.plain(form))(trainable, frozen, forest, KEY)
-    summed, part_terms = jax.jit(gradient.plain(form, parts))(trainable, frozen, forest, KEY)
-    assert_close(summed, whole)
-    assert terms["loss"][1] == sum(groups)
-    for name in terms:
-        np.testing.assert_allclose(part_terms[name], terms[name], rtol=1e-5, atol=1e-6, err_msg=name)
+    in_parts = jax.jit(gradient.plain(objective.preference(model), parts))
+    for groups in ([2, 2, 2, 2], [3, 1, 0, 2]):
+        whole, terms = whole_batch(trainable, frozen, forest(groups), KEY)
+        summed, part_terms = in_parts(trainable, frozen, forest(groups), KEY)
+        assert_close(summed, whole)
+        assert part_terms["loss"][1] == terms["loss"][1] == sum(groups)
+        for name in terms:
+            np.testing.assert_allclose(part_terms[name], terms[name], rtol=1e-5, atol=1e-6, err_msg=name)
 
 
-def test_unequal_counts_are_not_a_mean_of_means(model, params, random_forest):
-    """What the accumulation test rules out: the mean of the parts' means is another gradient here."""
-    trainable, frozen = split(params, "head")
-    form, forest = jax.jit(gradient.plain(objective.preference(model))), random_forest([3, 1])
-    whole = form(trainable, frozen, forest, KEY)[0]["head"]["kernel"]
-    rows = [jax.tree.map(lambda x, r=r: x[r : r + 1], forest) for r in range(2)]
-    means = sum(form(trainable, frozen, row, KEY)[0]["head"]["kernel"] for row in rows) / 2
-    assert float(jnp.abs(means - whole).max()) > 1e-3
-
-
-def test_a_batch_without_pairs_has_no_gradient(model, params):
+def test_unequal_counts_are_not_a_mean_of_means(params, whole_batch, forest):
+    """Shows that the accumulation test can fail: the mean of the rows' means is another gradient."""
     trainable, frozen = split(params, TRAINABLE)
-    empty = jax.tree.map(jnp.asarray, ForestShape(2, 8, 1, 2).empty())
-    found, terms = jax.jit(gradient.plain(objective.preference(model)))(trainable, frozen, empty, KEY)
+    batch, empty = forest([3, 1, 0, 0]), forest([0, 0, 0, 0])
+
+    def head(part):
+        return whole_batch(trainable, frozen, part, KEY)[0]["head"]["kernel"]
+
+    def only(row):
+        return jax.tree.map(
+            lambda x, y: np.where((np.arange(4) == row).reshape(-1, *[1] * (x.ndim - 1)), x, y), batch, empty
+        )
+
+    assert float(jnp.abs((head(only(0)) + head(only(1))) / 2 - head(batch)).max()) > 1e-3
+
+
+def test_a_batch_without_pairs_has_no_gradient(params, whole_batch):
+    trainable, frozen = split(params, TRAINABLE)
+    found, terms = whole_batch(trainable, frozen, ForestShape(4, 64, 4, 4).empty(), KEY)
     assert terms["loss"] == (0, 0)
     assert all(not leaf.any() for leaf in jax.tree.leaves(found))
 
 
-def test_frozen_parameters_stay_bit_for_bit_and_have_no_optimizer_state(model, random_forest):
-    update, mesh, boxed = optax.adamw(1e-2, weight_decay=0.1), make_mesh({}), initial_params(model, 0)
-    state = make_state(nn.meta.unbox(boxed), "layers/mlp|head", update, seed=0)
-    shardings = state_shardings(state, boxed, "layers/mlp|head", mesh)
-    before = jax.device_get(state)
-    step = compile_step(make_step(gradient.plain(objective.preference(model)), update, shardings, mesh), shardings, mesh)
-    with jax.set_mesh(mesh):
-        for seed in range(3):
-            state, _ = step(state, random_forest([2, 2], seed=seed))
-    after = jax.device_get(state)
-    assert int(after.step) == 3
-    frozen = flat(before.frozen)
-    assert "backbone/embedding/embedding" in frozen and not any("mlp/" in path for path in frozen)
-    assert {p: x.tobytes() for p, x in flat(after.frozen).items()} == {p: x.tobytes() for p, x in frozen.items()}
-    moved = flat(before.trainable)
-    assert sorted(moved) == ["backbone/layers/mlp/" + n + "/kernel" for n in ("down", "gate", "up")] + ["head/kernel"]
-    assert all((flat(after.trainable)[path] != moved[path]).any() for path in moved)
-    moments = [leaf for leaf in jax.tree.leaves(after.optimizer) if leaf.ndim]
-    assert sorted(x.shape for x in moments) == sorted(2 * [x.shape for x in moved.values()])
+def test_frozen_parameters_stay_bit_for_bit(learned):
+    before, after = flat(learned.before.frozen), flat(learned.after.frozen)
+    assert list(before) == ["backbone/embedding/embedding"]
+    assert {path: leaf.tobytes() for path, leaf in after.items()} == {p: leaf.tobytes() for p, leaf in before.items()}
+    moved = flat(learned.after.trainable)
+    assert all((leaf != moved[path]).any() for path, leaf in flat(learned.before.trainable).items())
+    assert int(learned.after.step) == 60
+
+
+def test_optimizer_state_is_for_the_trainable_parameters_only(learned):
+    trainable = flat(learned.before.trainable)
+    adam = learned.after.optimizer[0]
+    for moments in (adam.mu, adam.nu):
+        assert {path: leaf.shape for path, leaf in flat(moments).items()} == {p: x.shape for p, x in trainable.items()}
+    arrays = [leaf for leaf in jax.tree.leaves(learned.after.optimizer) if np.ndim(leaf)]
+    assert len(arrays) == 2 * len(trainable)
 
 
 @pytest.mark.parametrize(("parts", "message"), [(0, "must be 1 or more"), (3, "4 rows do not divide into 3")])
-def test_bad_microbatches(model, params, random_forest, parts, message):
+def test_bad_microbatches(model, params, forest, parts, message):
     with pytest.raises(ValueError, match=message):
-        gradient.plain(objective.preference(model), parts)(*split(params, TRAINABLE), random_forest([1] * 4), KEY)
+        gradient.plain(objective.preference(model), parts)(*split(params, TRAINABLE), forest([1] * 4), KEY)

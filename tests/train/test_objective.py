@@ -1,115 +1,121 @@
-"""Objectives: the first loss is ln 2, and what the terms count."""
+"""Objectives: what the terms are, and that the first loss of the compiled step is ln 2."""
 
-import math
+from types import SimpleNamespace
 
-import flax.linen as nn
 import jax
 import numpy as np
-import optax
 import pytest
 
-from rmjax.models.reward import RewardTransformer
-from rmjax.parallel.mesh import make_mesh
-from rmjax.train import gradient, objective
-from rmjax.train.state import compile_step, initial_params, make_state, make_step, state_shardings
+from rmjax.data.forest import ForestShape, Tree, fill
+from rmjax.train import objective
 
 LN_2 = np.log(np.float32(2))
 KEY = jax.random.key(0)
+
+
+def giving(output):
+    """A model whose rewards or logits are these."""
+    return SimpleNamespace(apply=lambda variables, forest, **_: np.asarray(output, np.float32))
 
 
 def mean(term) -> float:
     return float(term[0] / term[1])
 
 
-def by_group(model, params, forest):
-    """Rewards of the groups that are there, [group, leaf], in numpy."""
-    rewards = np.asarray(model.apply({"params": params}, forest), np.float64)
-    return rewards[np.asarray(forest.readout_RGN)[..., 0] >= 0]
+def terms_of(forest, rewards, *args, **kwargs):
+    return jax.device_get(objective.preference(giving(rewards), *args, **kwargs)({}, forest, KEY))
 
 
-@pytest.mark.parametrize(("loss", "leaves"), [("bradley_terry", 4), ("focal", 4), ("listwise", 2)])
-def test_the_loss_of_a_zero_head_is_ln_2_exactly(model, boxed, forest, loss, leaves):
-    terms = evaluate(model, nn.meta.unbox(boxed), forest([2, 2], leaves), loss)
+def random_rewards(forest, seed=0):
+    """Rewards of a forest, 0 where a leaf is absent, and those of the groups that are there."""
+    present = forest.readout_RGN >= 0
+    rewards = np.where(present, np.random.default_rng(seed).standard_normal(present.shape), 0).astype(np.float32)
+    return rewards, rewards[present].reshape(np.sum(present[..., 0]), -1)
+
+
+@pytest.mark.parametrize(("loss", "leaves"), [("bradley_terry", 4), ("focal", 3), ("listwise", 2)])
+def test_equal_rewards_lose_ln_2_exactly(forest, loss, leaves):
+    batch = forest([2, 2], leaves)
+    terms = terms_of(batch, np.zeros(batch.readout_RGN.shape), loss)
     assert terms["loss"][1] == 4
     assert terms["loss"][0] / terms["loss"][1] == LN_2
     assert mean(terms["accuracy"]) == 0.5 and mean(terms["ties"]) == 1.0
-    assert mean(terms["reward_mean"]) == mean(terms["reward_square"]) == mean(terms["margin"]) == 0.0
 
 
 def test_the_first_loss_of_the_compiled_step_is_ln_2_exactly(learned):
-    total, count = learned.terms[0]["loss"]
-    assert count == 32
-    assert total / count == LN_2
-    assert learned.terms[1]["loss"][0] / count != LN_2
+    first = learned.terms[0]
+    assert first["loss"][1] == 32
+    assert first["loss"][0] / first["loss"][1] == LN_2
+    assert mean(first["reward_mean"]) == mean(first["reward_square"]) == mean(first["margin"]) == 0.0
+    assert mean(first["accuracy"]) == 0.5 and mean(first["ties"]) == 1.0
+    assert mean(learned.terms[1]["loss"]) < LN_2
 
 
 def test_learns_32_pairs_by_heart(learned):
-    assert learned.terms[0]["accuracy"] == (16.0, 32.0)
     assert learned.terms[-1]["accuracy"] == (32.0, 32.0)
     assert mean(learned.terms[-1]["loss"]) < 0.05
 
 
-def test_terms_are_those_of_the_rewards(model, params, forest):
-    batch = forest([1, 3, 2], leaves=3, seed=1)
-    terms = jax.device_get(objective.preference(model)(params, forest, KEY))
-    rewards = by_group(model, params, forest)
-    better, worse = rewards[:, [0, 0, 1]], rewards[:, [1, 2, 2]]
+def test_terms_are_those_of_the_rewards(forest):
+    batch = forest([1, 3, 0, 2], leaves=3, seed=1)
+    rewards, there = random_rewards(batch)
+    terms = terms_of(batch, rewards)
+    better, worse = there[:, [0, 0, 1]], there[:, [1, 2, 2]]
     assert mean(terms["loss"]) == pytest.approx(np.mean(np.log1p(np.exp(worse - better))), rel=1e-5)
-    assert terms["accuracy"] == (np.sum(better > worse), 18)
+    assert terms["accuracy"] == (np.sum(better > worse), 18) and terms["ties"][0] == 0
     assert mean(terms["margin"]) == pytest.approx(np.mean(better - worse), rel=1e-4)
-    assert mean(terms["reward_mean"]) == pytest.approx(np.mean(rewards), rel=1e-4)
-    assert mean(terms["reward_square"]) == pytest.approx(np.mean(rewards**2), rel=1e-4)
-    real = np.sum(np.asarray(forest.group_RT) > 0)
-    assert mean(terms["pad_fraction"]) == pytest.approx(1 - real / forest.group_RT.size)
-    assert terms["sharing_factor"][1] == real < terms["sharing_factor"][0]
+    assert mean(terms["reward_mean"]) == pytest.approx(np.mean(there), rel=1e-4)
+    assert mean(terms["reward_square"]) == pytest.approx(np.mean(there**2), rel=1e-4)
 
 
-def test_ties_count_half(model, params, random_trees, forest):
-    tree = random_trees([1])[0][0]
-    same = type(tree)(tree.prefix, (tree.leaves[0], tree.leaves[0]), tree.ranks, record=0)
-    from rmjax.data.forest import ForestShape, fill
+def test_token_counts(trees, lay_out):
+    rows = trees([1, 3, 0, 2], leaves=3, seed=1)
+    batch = lay_out(rows)
+    terms = terms_of(batch, np.zeros(batch.readout_RGN.shape))
+    every = [tree for row in rows for tree in row]
+    real, apart = sum(t.size for t in every), sum(len(t.prefix) + len(leaf) for t in every for leaf in t.leaves)
+    assert terms["pad_fraction"] == (4 * 64 - real, 4 * 64)
+    assert terms["sharing_factor"] == (apart, real)
 
-    forest = fill(ForestShape(1, 40, 1, 2), [[same]])
-    terms = jax.device_get(objective.preference(model)(params, forest, KEY))
-    assert terms["accuracy"] == (0.5, 1.0) and terms["ties"] == (1.0, 1.0)
+
+def test_ties_count_half(forest):
+    batch = forest([1], leaves=3)
+    rewards = np.zeros(batch.readout_RGN.shape)
+    rewards[0, 0, :3] = 1.0, 1.0, 0.0
+    terms = terms_of(batch, rewards)
+    assert terms["accuracy"] == (2.5, 3.0) and terms["ties"] == (1.0, 3.0)
 
 
-def test_weights_weigh_groups_and_unranked_groups_count_nothing(model, params, forest):
+def test_weights_weigh_groups_and_unranked_groups_count_nothing(forest):
     batch = forest([2, 2], seed=2)
-    ranks = np.array(forest.ranks_RGN)
-    ranks[0, 1] = np.inf
-    weight = np.array([[3.0, 9.0], [1.0, 0.0]], np.float32)
-    terms = jax.device_get(objective.preference(model)(params, forest.replace(ranks_RGN=ranks, weight_RG=weight), KEY))
-    rewards = by_group(model, params, forest)
-    losses = np.log1p(np.exp(rewards[:, 1] - rewards[:, 0]))
+    batch.ranks_RGN[0, 1] = np.inf
+    batch.weight_RG[:, :2] = [[3.0, 9.0], [1.0, 0.0]]
+    rewards, there = random_rewards(batch)
+    terms = terms_of(batch, rewards)
+    losses = np.log1p(np.exp(there[:, 1] - there[:, 0]))
     assert terms["loss"][1] == 4.0
     assert mean(terms["loss"]) == pytest.approx((3 * losses[0] + losses[2]) / 4, rel=1e-5)
     assert terms["accuracy"][1] == 3 and terms["reward_mean"][1] == 8
 
 
-def test_a_penalty_is_added_with_its_weight(model, params, forest):
+def test_a_penalty_is_added_with_its_weight(forest):
     batch = forest([2, 1], seed=4)
-    plain, fined = (
-        jax.device_get(objective.preference(model, penalty=name, penalty_weight=0.25)(params, forest, KEY))
-        for name in ("", "squared")
-    )
-    squares = np.mean(by_group(model, params, forest) ** 2)
-    assert mean(fined["penalty"]) == pytest.approx(squares, rel=1e-4)
-    assert mean(fined["loss"]) == pytest.approx(mean(plain["loss"]) + 0.25 * squares, rel=1e-4)
+    rewards, there = random_rewards(batch)
+    plain, fined = terms_of(batch, rewards), terms_of(batch, rewards, penalty="squared", penalty_weight=0.25)
+    assert mean(fined["penalty"]) == pytest.approx(np.mean(there**2), rel=1e-5)
+    assert mean(fined["loss"]) == pytest.approx(mean(plain["loss"]) + 0.25 * np.mean(there**2), rel=1e-5)
 
 
-def test_language_model_loss_is_that_of_the_learned_tokens(model, params):
-    from rmjax.data.forest import ForestShape, Tree, fill
-
-    ids = [5, 9, 2, 7, 7, 1]
-    forest = fill(ForestShape(1, 12, 2, 1), [[Tree.for_language_model(ids, 3), Tree.for_language_model([3, 4], 1)]])
-    terms = jax.device_get(objective.language_model(model)(params, forest, KEY))
-    logits = np.asarray(model.apply({"params": params}, forest, method="logits"), np.float64)[0]
-    log_probs = logits - np.log(np.sum(np.exp(logits), axis=-1, keepdims=True))
+def test_language_model_loss_is_that_of_the_learned_tokens():
+    two = [Tree.for_language_model([5, 9, 2, 7, 7, 1], 3), Tree.for_language_model([3, 4], 1)]
+    batch = fill(ForestShape(1, 12, 2, 1), [two])
+    logits = np.random.default_rng(0).standard_normal((1, 12, 10))
+    terms = jax.device_get(objective.language_model(giving(logits))({}, batch, KEY))
+    log_probs = logits[0] - np.log(np.sum(np.exp(logits[0]), axis=-1, keepdims=True))
     wanted = [log_probs[2, 7], log_probs[3, 7], log_probs[4, 1], log_probs[6, 4]]
     assert terms["loss"][1] == 4
     assert mean(terms["loss"]) == pytest.approx(-np.mean(wanted), rel=1e-5)
-    assert math.isclose(mean(terms["pad_fraction"]), 4 / 12, rel_tol=1e-6)
+    assert terms["pad_fraction"] == (4, 12) and terms["sharing_factor"] == (8, 8)
 
 
 @pytest.mark.parametrize(
@@ -120,6 +126,6 @@ def test_language_model_loss_is_that_of_the_learned_tokens(model, params):
         ({"loss": "focal", "label_smoothing": 0.1}, "only the loss bradley_terry has it, not focal"),
     ],
 )
-def test_unknown_names(model, arguments, message):
+def test_names_that_do_not_exist_or_do_not_fit(arguments, message):
     with pytest.raises(ValueError, match=message):
-        objective.preference(model, **arguments)
+        objective.preference(giving(0), **arguments)

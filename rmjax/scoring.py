@@ -1,4 +1,7 @@
-"""Rewards of records: encode, pack into forests, one compiled call, unpack. Training evaluations and `RewardModel` share it."""
+"""Rewards of records: encode, pack into forests, one compiled call, unpack.
+
+Training evaluations and `RewardModel` share it.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,7 +18,12 @@ Rewards = Callable[[Any, Forest], jax.Array]
 
 
 def score(
-    rewards: Rewards, params: Any, encoder: Encoder, comparisons: Sequence[Comparison], batch_tokens: int, progress=False
+    rewards: Rewards,
+    params: Any,
+    encoder: Encoder,
+    comparisons: Sequence[Comparison],
+    batch_tokens: int,
+    progress=False,
 ) -> list[list[float]]:
     """One list of rewards per record, in the order of its outputs; with several references their mean.
 
@@ -25,18 +33,18 @@ def score(
       rewards: (params, forest) → rewards_RGN, jitted.
       batch_tokens: tokens a batch at most (one row at least).
     """
-    trees = [(i, tree) for i, c in enumerate(comparisons) for tree in encoder.trees(c, i)]
+    trees = [(i, *part) for i, c in enumerate(comparisons) for part in encoder.scoring_trees(c, i)]
     sums = [np.zeros(len(c.outputs)) for c in comparisons]
     if not trees:
         return []
-    shape = _shape([tree for _, tree in trees], batch_tokens)
+    shape = _shape([tree for *_, tree in trees], batch_tokens)
     with tqdm(total=len(trees), desc="scoring", unit="group", disable=not progress) as bar:
-        for forest, places in pack([tree for _, tree in trees], shape):
+        for forest, places in pack([tree for *_, tree in trees], shape):
             values_RGN = np.asarray(rewards(params, forest), np.float64)
             for r, row in enumerate(places):
                 for g, t in enumerate(row):
-                    i = trees[t][0]
-                    sums[i] += values_RGN[r, g, : len(sums[i])]
+                    i, outputs, _ = trees[t]
+                    sums[i][outputs] += values_RGN[r, g, : len(outputs)]
             bar.update(sum(map(len, places)))
     return [(s / max(1, len(c.references))).tolist() for s, c in zip(sums, comparisons, strict=True)]
 
