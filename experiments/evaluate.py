@@ -1,6 +1,9 @@
-"""Preference accuracy of a reward model on a file of comparisons.
+"""Preference accuracy of a reward model on comparisons.
 
-    python -m experiments.evaluate --model=DIR --data=FILE --out=FILE.json [--scores=FILE.jsonl]
+    python -m experiments.evaluate --model=DIR --data=FILE|shipped:NAME|SET --out=FILE.json
+        [--split=test] [--scores=FILE.jsonl]
+
+SET is one of the real preference sets of docs/data.md.
 
 Scores are written to FILE.json.partial as they are made: run again, a stopped command continues
 with the rows that are not there yet, if model, data and --reference are the same.
@@ -18,10 +21,11 @@ from typing import Any, Literal, Protocol
 from absl import app, flags
 from tqdm import tqdm
 
-from rmjax.data.readers import open_records
-from rmjax.data.record import Comparison, RecordError
+from experiments.sources import RECORD_SPLITS, located, records
+from rmjax.data.preferences import PREFERENCE_SETS
+from rmjax.data.readers import RandomAccessSource
+from rmjax.data.record import Comparison
 from rmjax.evaluate.comparisons import (
-    ScoreError,
     check_scores,
     evaluate_comparisons,
     judge,
@@ -57,6 +61,8 @@ class Options:
     on_error: Literal["raise", "skip"] = "raise"
     rows_per_save: int = 64
     seed: int = 0
+    root: str = "../shared/data"
+    split: str = "all"
 
     @property
     def partial(self) -> Path:
@@ -73,8 +79,14 @@ def define_flags() -> None:
     """Flags are defined when run, not when imported, so that they cannot clash."""
     flags.DEFINE_string("model", None, "reward model: folder of a checkpoint", required=True)
     flags.DEFINE_string(
-        "data", None, "comparisons: .jsonl[.zst], .parquet, .array_record, tfds:NAME", required=True
+        "data",
+        None,
+        "comparisons: .jsonl[.zst], .parquet, .array_record, tfds:NAME, shipped:NAME, or a real "
+        f"set: {', '.join(PREFERENCE_SETS)}",
+        required=True,
     )
+    flags.DEFINE_string("root", "../shared/data", "folder of the real sets")
+    flags.DEFINE_enum("split", "all", RECORD_SPLITS, "real sets: test is a fifth of the prompts")
     flags.DEFINE_string("out", None, "JSON file to write", required=True)
     flags.DEFINE_string("scores", None, "JSONL file to write: a line per row with its scores")
     flags.DEFINE_enum(
@@ -99,7 +111,7 @@ def load_model(path: Path) -> Scorer:
 
     try:
         model: Scorer = RewardModel.load(path)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise OSError(f"cannot load --model={path}: {error}") from error
     return model
 
@@ -110,11 +122,12 @@ def evaluate(options: Options) -> dict[str, Any]:
     Raises:
       OSError: a file or the model cannot be read or written; before any scoring where possible.
       RecordError: a row is broken, or there is none.
+      ValueError: --split of what is no real set.
       ScoreError: the model gave a score that is not finite.
     """
     started = time.monotonic()
     _refuse_bad_paths(options)
-    source = open_records(options.data, on_error=options.on_error)
+    source = records(options.data, options.root, options.split, options.on_error)
     given = [source[index] for index in range(len(source))]
     rows = [with_best_as_reference(row) for row in given] if options.reference == "best" else given
     fingerprint = {
@@ -129,9 +142,10 @@ def evaluate(options: Options) -> dict[str, Any]:
         **evaluate_comparisons(rows, scores, options.seed),
         "reference": options.reference,
         "reference_from_ranks": sum(a is not b for a, b in zip(rows, given, strict=True)),
-        "unreadable": source.skipped,
+        "unreadable": source.skipped if isinstance(source, RandomAccessSource) else {},
         "model": str(options.model),
         "data": options.data,
+        "split": options.split,
         "sha256": fingerprint,
         "resumed_rows": resumed,
         "seconds": round(time.monotonic() - started, 3),
@@ -156,10 +170,12 @@ def main(_: list[str]) -> None:
         on_error=values.on_error,
         rows_per_save=values.rows_per_save,
         seed=values.seed,
+        root=values.root,
+        split=values.split,
     )
     try:
         result = evaluate(options)
-    except (OSError, RecordError, ScoreError) as error:
+    except (OSError, ValueError) as error:  # RecordError and ScoreError among them
         sys.exit(f"error: {error}")
     print_table(result)
     print("\n".join(_notes(result, options)))
@@ -168,7 +184,7 @@ def main(_: list[str]) -> None:
 def _refuse_bad_paths(options: Options) -> None:
     if not options.model.exists():
         raise FileNotFoundError(f"--model={options.model} does not exist")
-    paths = [path.resolve() for path in [*options.outputs, Path(options.data)]]
+    paths = [path.resolve() for path in [*options.outputs, Path(located(options.data))]]
     if len(set(paths)) < len(paths):
         raise OSError("--data, --out and --scores must be different files")
     for path in options.outputs:

@@ -6,12 +6,12 @@ Writes DIR/<policy>.jsonl, one {"prompt_id", "prompt", "policy", "sample", "outp
 command continues: whole batches are kept, the last broken one is drawn again, and the result is the same.
 """
 
+import functools
 import hashlib
 import json
-import logging
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,10 @@ from absl import app, flags
 from ml_collections import config_flags
 from tqdm import tqdm
 
+from experiments.start import parse_flags, prepare
+from experiments.train import guarded
+from rmjax.data.record import RecordError
+from rmjax.data.rows import iterate_rows
 from rmjax.hub.gguf import load_gguf, smollm2_path
 from rmjax.models.transformer import TransformerConfig
 from rmjax.policy.pool import Policy, realize, sequence_key, turn
@@ -29,6 +33,19 @@ from rmjax.policy.sampling import generate, left_pad, rules
 from rmjax.reward_model import load_params
 
 _ENDS = ("<|im_end|>", "<|endoftext|>")
+
+
+def read_prompts(path: str) -> list[dict]:
+    """The rows {"id", "prompt", "split"?}; RecordError with file and line for a broken one."""
+    rows = []
+    for place, row in iterate_rows(path):
+        if not isinstance(row, Mapping):
+            raise RecordError(place, "", "not a JSON object", "correct or delete the line")
+        for field in ("id", "prompt"):
+            if not isinstance(row.get(field), str):
+                raise RecordError(place, field, "missing or not text", "a row has `id` and `prompt`")
+        rows.append(dict(row))
+    return rows
 
 
 def chosen_policies(policies: Sequence[Policy], row: dict, seen: int, held_out: tuple[int, int]) -> set[str]:
@@ -123,12 +140,12 @@ def language_model(policy: Policy, base: tuple[TransformerConfig, Any, Any], che
 
 def run(config: Any, workdir: Path) -> None:
     """Samples all that `config` wants and that `workdir` does not hold yet."""
+    prompts = read_prompts(config.prompts)
     workdir.mkdir(parents=True, exist_ok=True)
     everyone = [Policy.parse(row.to_dict() if hasattr(row, "to_dict") else row) for row in config.policies]
     wanted = [p for p in everyone if not config.kinds or p.kind in config.kinds.split(",")]
     base = load_gguf(config.model or smollm2_path())
     base = (base[0], jax.tree.map(jnp.asarray, base[1]), base[2])
-    prompts = [json.loads(line) for line in Path(config.prompts).read_bytes().splitlines()]
     for row in prompts:
         row["ids"] = base[2].encode_marked(turn(row["prompt"]))
     work = {
@@ -151,12 +168,12 @@ def run(config: Any, workdir: Path) -> None:
 def main(argv: Sequence[str]) -> None:
     """Reads the flags."""
     del argv
-    logging.getLogger("absl").setLevel(logging.WARNING)
-    run(flags.FLAGS.config, Path(flags.FLAGS.workdir))
+    sys.exit(guarded(functools.partial(run, flags.FLAGS.config, Path(flags.FLAGS.workdir))))
 
 
 if __name__ == "__main__":
     config_flags.DEFINE_config_file("config", None, "what to sample", lock_config=True)
     flags.DEFINE_string("workdir", None, "folder that the samples are written to")
     flags.mark_flags_as_required(["config", "workdir"])
-    app.run(main)
+    prepare()
+    app.run(main, flags_parser=parse_flags)

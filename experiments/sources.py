@@ -15,13 +15,12 @@ from rmjax.data.pipeline import tree_dataset
 from rmjax.data.pool import PolicyPool
 from rmjax.data.preferences import PREFERENCE_SETS, load_preferences
 from rmjax.data.readers import RandomAccessSource, open_records
-from rmjax.data.record import Comparison, RecordError, require_order, require_reference
+from rmjax.data.record import WRAPPERS, Comparison, RecordError, require_order, require_reference
 from rmjax.data.rows import iterate_rows
 from rmjax.hub.tokenizer import Tokenizer
 
 SHIPPED = "shipped:"
 _SPLITS = ("seen", "unseen", "all")
-WRAPPERS = ("sft", "pretrain")
 RECORD_SPLITS = ("all", "train", "test")
 TEST_SHARE = 5  # a fifth of the prompts of a real set
 _log = logging.getLogger(__name__)

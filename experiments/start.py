@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import jax
-from absl import app
+from absl import flags
 from absl import logging as absl_logging
 
 
@@ -23,9 +23,13 @@ def prepare() -> None:
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-    """absl's parser; ends with one line, exit code 1, where a config key does not exist (ml_collections: a traceback)."""
+    """absl's parser; ends with one line, exit code 1, where a flag, a config or a key is wrong (ml_collections: a traceback)."""
     try:
-        return app.parse_flags_with_usage(argv)
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        print(f"error: {re.sub(r'^[A-Za-z]*Error: ', '', reason)}", file=sys.stderr)
+        sys.exit(1)
     except (AttributeError, KeyError) as error:
         text = str(error)
         key, near = re.search(r"\w+", text), re.search(r'mean "(\w+)"', text)

@@ -67,8 +67,25 @@ def load_start(model: Any) -> Start:
         config, _, tokenizer = load_description(Path(model.init))
         return _changed(Start(config, tokenizer, load_params(Path(model.init)), may_miss=""), model)
     path = smollm2_path() if model.init in ("smollm2", "random") else Path(model.init)
+    if not path.is_file():
+        raise FileNotFoundError(f"config.model.init={model.init}: no such run directory or .gguf file; see configs/base.py")
     config, params, tokenizer = load_gguf(path, weights=model.init != "random")
     return _changed(Start(config, tokenizer, {"backbone": params} if params else None, may_miss="^head/"), model)
+
+
+def check_format(model: Any, form: Format) -> None:
+    """ValueError where `config.model.init` is a run directory trained with other special tokens; lengths may differ."""
+    if not Path(model.init).is_dir():
+        return
+    theirs = load_description(Path(model.init))[1]
+    for field in ("split_token", "reward_token"):
+        before, now = getattr(theirs, field), getattr(form, field)
+        if before != now:
+            raise ValueError(f"config.format.{field} is {now!r}, but {model.init} was trained with {before!r}; use that one")
+    for field in ("max_length", "max_response_length", "response_cut_side"):
+        before, now = getattr(theirs, field), getattr(form, field)
+        if before != now:
+            _log.warning("config.format.%s is %s; %s was trained with %s", field, now, model.init, before)
 
 
 def _changed(start: Start, model: Any) -> Start:

@@ -1,12 +1,14 @@
 """`RewardModel`: load a trained directory and score texts."""
 
 import dataclasses
+import functools
 import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 
 from rmjax.data.formats import Encoder, Format
@@ -16,7 +18,8 @@ from rmjax.models.reward import RewardTransformer
 from rmjax.models.transformer import TransformerConfig
 from rmjax.scoring import score
 from rmjax.train.checkpoint import Checkpoints
-from rmjax.train.parameters import ParameterError, flat, merge
+from rmjax.train.parameters import ParameterError, check_same, flat, merge
+from rmjax.train.state import initial_params
 
 _log = logging.getLogger(__name__)
 MODEL_FILE, TOKENIZER_FILE, CHECKPOINTS = "model.json", "tokenizer.json", "checkpoints"
@@ -62,8 +65,9 @@ class RewardModel:
     def __init__(self, config: TransformerConfig, form: Format, tokenizer: Tokenizer, params: Any):
         if not any(path.startswith("head/") for path in flat(params)):
             raise ParameterError("the checkpoint has no reward head (`head/kernel`): it is a language model, not a reward model")
-        self.config, self.format, self.tokenizer, self.params = config, form, tokenizer, params
         model = RewardTransformer(config)
+        check_same(nn.meta.unbox(jax.eval_shape(functools.partial(initial_params, model, 0))), params)
+        self.config, self.format, self.tokenizer, self.params = config, form, tokenizer, params
         self._rewards = jax.jit(lambda params, forest: model.apply({"params": params}, forest))
         self._encoder = Encoder(tokenizer, form, row_tokens=2 * form.max_length)
 
@@ -73,6 +77,8 @@ class RewardModel:
 
         Raises:
           FileNotFoundError, ValueError: not such a directory, or a damaged file; the message names it.
+          CheckpointError: no intact checkpoint.
+          ParameterError: no reward head, or parameters of another architecture than the description's.
         """
         directory = Path(path)
         return cls(*load_description(directory), load_params(directory))

@@ -98,6 +98,16 @@ def test_several_references_give_their_mean(encoder):
     assert len({values[0] for values in apart}) == 3
 
 
+def test_a_reward_does_not_depend_on_the_other_candidates(encoder):
+    """Nor on their number or length: long ones are cut by themselves."""
+    outputs = tuple(f"answer {i} " * (1 + 9 * (i % 5)) for i in range(40))
+    c = Comparison("prompt " * 20, outputs, ("reference " * 10, "other"))
+    (together,) = score(Model(), "params", encoder, [c], 4096)
+    alone = score(Model(), "params", encoder, [dataclasses.replace(c, outputs=(o,)) for o in outputs], 4096)
+    assert together == pytest.approx([reward for (reward,) in alone], rel=1e-12)
+    assert len(set(together)) == 40
+
+
 def test_equal_records_and_equal_candidates(encoder):
     c = Comparison("prompt", ("same", "same", "other"))
     first, second = score(Model(), "params", encoder, [c, c], 1024)

@@ -41,7 +41,9 @@ class MetricWriter:
                   will be written again, are cut off first, and so is a line broken by a kill;
                   the log has their number. -1, a fresh run, cuts off everything.
     tensorboard:  needs tensorboardX.
-    wandb:        keyword arguments for `wandb.init` (project, name, id, config ...); needs wandb.
+    wandb:        keyword arguments for `wandb.init` (project, name, config ...); needs wandb. The
+                  run's id is kept in `<directory>/wandb_id`: a run that goes on from a checkpoint
+                  goes on in the same W&B run, a fresh one starts another.
 
     Raises ImportError, saying what to install, where a package that was asked for is missing.
     """
@@ -63,7 +65,7 @@ class MetricWriter:
         if tensorboard:
             self._tensorboard = _open_tensorboard(directory / "tensorboard", resume_step)
         if wandb is not None:
-            self._wandb = _open_wandb(directory, wandb)
+            self._wandb = _open_wandb(directory, wandb, resume_step)
         path = directory / "metrics.jsonl"
         _cut_after(path, resume_step)
         self._file = path.open("a", buffering=1, encoding="utf-8")
@@ -172,12 +174,16 @@ def _open_tensorboard(directory: Path, resume_step: int) -> Any:
     return SummaryWriter(str(directory), purge_step=resume_step + 1)
 
 
-def _open_wandb(directory: Path, settings: Mapping[str, Any]) -> Any:
+def _open_wandb(directory: Path, settings: Mapping[str, Any], resume_step: int) -> Any:
     try:
         import wandb
     except ImportError as error:
         raise ImportError("Weights & Biases was asked for: pip install wandb") from error
-    return wandb.init(**{"dir": str(directory), "resume": "allow", **settings})
+    kept = directory / "wandb_id"
+    known = {"id": kept.read_text().strip()} if resume_step >= 0 and kept.is_file() else {}
+    run = wandb.init(**{"dir": str(directory), "resume": "allow", **known, **settings})
+    kept.write_text(f"{run.id}\n")
+    return run
 
 
 class Progress:

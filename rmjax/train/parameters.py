@@ -66,7 +66,14 @@ def warm_start(initial: Mapping[str, Any], loaded: Mapping[str, Any], may_miss: 
     Raises:
       ParameterError: paths or shapes differ; the message lists them.
     """
-    ours, theirs = flat(initial), flat(loaded)
+    check_same(initial, loaded, may_miss)
+    theirs = flat(loaded)
+    return nested({path: jnp.asarray(theirs.get(path, leaf), leaf.dtype) for path, leaf in flat(initial).items()})
+
+
+def check_same(wanted: Mapping[str, Any], loaded: Mapping[str, Any], may_miss: str = "") -> None:
+    """ParameterError that lists them where paths or shapes differ; paths matching `may_miss` may be absent in `loaded`."""
+    ours, theirs = flat(wanted), flat(loaded)
     missing = [path for path in ours if path not in theirs and not (may_miss and re.search(may_miss, path))]
     surplus = [path for path in theirs if path not in ours]
     shapes = [
@@ -78,4 +85,3 @@ def warm_start(initial: Mapping[str, Any], loaded: Mapping[str, Any], may_miss: 
     if problems:
         more = f" (and {len(problems) - 12} more)" if len(problems) > 12 else ""
         raise ParameterError("the checkpoint is of another architecture: " + "; ".join(problems[:12]) + more)
-    return nested({path: jnp.asarray(theirs.get(path, leaf), leaf.dtype) for path, leaf in ours.items()})

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tokenizers import pre_tokenizers
 
 from rmjax.data.forest import Tree
-from rmjax.data.formats import SMOLLM2_FORMAT, Encoder, Format, text_trees
+from rmjax.data.formats import SCORED_TOGETHER, SMOLLM2_FORMAT, Encoder, Format, text_trees
 from rmjax.data.record import Comparison, parse
 from rmjax.hub.gguf import load_gguf, smollm2_path
 from rmjax.hub.tokenizer import Tokenizer, TokenizerError
@@ -387,6 +387,54 @@ def test_candidates_that_can_never_fit_a_row_are_an_error_that_names_the_place(o
         ValueError, match=r"file.jsonl:7: 9 candidates cannot fit a row of 10 tokens; raise data.row_tokens"
     ):
         encoder.trees(Comparison("P", tuple(LETTERS[:9]), place="file.jsonl:7"))
+
+
+# --- scoring ----------------------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    prompt=any_text,
+    references=st.lists(any_text, max_size=2),
+    outputs=st.lists(any_text, min_size=1, max_size=20),
+    wrapper=st.sampled_from(["sft", "pretrain"]),
+    max_length=st.integers(30, 80),
+    response=st.integers(1, 40),
+    row=st.integers(80, 200),
+)
+def test_for_scoring_each_candidate_is_as_if_alone(
+    merging, prompt, references, outputs, wrapper, max_length, response, row
+):
+    """Cut or not, and however many candidates there are: the sequence depends on nothing else in the record."""
+    encoder = Encoder(merging, Format(SPLIT, REWARD, max_length, response), row)
+    c = Comparison(prompt, tuple(outputs), tuple(references), wrapper=wrapper)
+    found = []
+    for members, tree in encoder.scoring_trees(c, record=3):
+        assert tree.size <= row and len(members) == len(tree.leaves) <= SCORED_TOGETHER and tree.record == 3
+        found += list(zip(members, paths(tree), strict=True))
+    alone = [
+        (n, paths(encoder.trees(dataclasses.replace(c, outputs=(output,), references=given))[0])[0])
+        for given in ([(reference,) for reference in references] or [()])
+        for n, output in enumerate(outputs)
+    ]
+    assert sorted(found) == sorted(alone)
+
+
+def test_for_scoring_candidates_share_what_they_can(one_byte):
+    encoder = roomy(one_byte)
+    c = Comparison("prompt", tuple(LETTERS[:20]), ("reference",))
+    assert [members for members, _ in encoder.scoring_trees(c)] == [list(range(16)), [16, 17, 18, 19]]
+    assert not encoder.counts
+
+
+def test_for_scoring_one_cut_candidate_leaves_the_others_whole(one_byte):
+    encoder = Encoder(one_byte, FORM, 200)
+    trees = encoder.scoring_trees(Comparison("prompt", ("short", "a long answer", "fine"), ("ref",)))
+    found = {n: spelled(one_byte, ids) for members, tree in trees for n, ids in zip(members, paths(tree), strict=True)}
+    halves = ("prompt\nshort", "prompt\na long a", "prompt\nfine")
+    assert found == {n: f"prompt\nref{{<file_sep>}}{half}{{<empty_output>}}" for n, half in enumerate(halves)}
+    assert [members for members, _ in trees] == [[0, 2], [1]]
+    assert encoder.counts == {"cut": 1}
 
 
 # --- options ----------------------------------------------------------------------------------------------------------

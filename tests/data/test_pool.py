@@ -178,12 +178,20 @@ def test_equal_triples_come_once():
     assert len(found) == 2 and len({(c.outputs, c.references) for c in found}) == 2
 
 
-def test_triples_of_identical_candidates_are_left_out_and_counted():
+def test_triples_of_identical_candidates_are_left_out_counted_and_logged(caplog):
     pool = make([row("two", 0), row("two", 1), row("copy", output="p/two/0")])
-    found = pool.triples(0, 50)
+    with caplog.at_level(logging.INFO):
+        found = pool.triples(0, 50)
     # The copy of sample 0 makes a pair with sample 1 only.
     assert [(c.outputs, c.references) for c in found] == [(("p/two/1", "p/two/0"), ("p/two/0",))]
-    assert 10 < pool.skipped["identical_candidates"] < 40
+    count = pool.skipped["identical_candidates"]
+    assert 10 < count < 40
+    assert f"left out {count} triples with identical candidates, kept 1" in caplog.text
+
+
+def test_triples_take_the_wrapper():
+    assert {c.wrapper for c in even_pool().triples(0, 3)} == {"sft"}
+    assert {c.wrapper for c in even_pool().triples(0, 3, wrapper="pretrain")} == {"pretrain"}
 
 
 # --- what a pool holds ------------------------------------------------------------------------------------------------
@@ -224,6 +232,11 @@ def test_a_malformed_row_is_named(field, value):
         bad[field] = value
     with pytest.raises(PoolError, match=rf"^pool\.jsonl:3: field `{field}` is missing or not text"):
         make([row("a", 0), row("a", 1), bad])
+
+
+def test_a_prompt_id_with_two_prompts_is_named():
+    with pytest.raises(PoolError, match=r"^pool\.jsonl:3: field `prompt` differs .* prompt_id `p`"):
+        make([row("a", 0), row("a", 1), row("b") | {"prompt": "Say something else."}])
 
 
 @pytest.mark.parametrize(

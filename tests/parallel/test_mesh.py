@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from jax.sharding import PartitionSpec
 
 from rmjax.parallel.mesh import AXES, batch_sharding, make_mesh
 
@@ -130,7 +131,7 @@ def test_one_size_may_be_the_rest():
     assert mesh.axis_names == AXES
     assert mesh.shape["data"] == jax.device_count()
     assert make_mesh({"fsdp": -1, "data": 1}).shape["fsdp"] == jax.device_count()
-    assert batch_sharding(mesh).spec == (("data", "fsdp"),)
+    assert batch_sharding(mesh).spec == PartitionSpec(("data", "fsdp"))
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,8 @@ def mean(term) -> float:
 
 
 def terms_of(forest, rewards, *args, **kwargs):
-    return jax.device_get(objective.preference(giving(rewards), *args, **kwargs)({}, forest, KEY))
+    form = objective.preference(giving(rewards), *args, **kwargs)
+    return jax.device_get(jax.jit(form)({}, forest, KEY))
 
 
 def random_rewards(forest, seed=0):
@@ -45,7 +46,8 @@ def test_equal_rewards_lose_ln_2_exactly(forest, loss, leaves):
 def test_the_first_loss_of_the_compiled_step_is_ln_2_exactly(learned):
     first = learned.terms[0]
     assert first["loss"][1] == 32
-    assert first["loss"][0] / first["loss"][1] == LN_2
+    # Every pair loses ln 2 exactly (above); that of 32 added up is rounded.
+    assert mean(first["loss"]) == pytest.approx(LN_2, rel=2e-7)
     assert mean(first["reward_mean"]) == mean(first["reward_square"]) == mean(first["margin"]) == 0.0
     assert mean(first["accuracy"]) == 0.5 and mean(first["ties"]) == 1.0
     assert mean(learned.terms[1]["loss"]) < LN_2

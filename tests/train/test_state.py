@@ -5,6 +5,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+from jax.sharding import PartitionSpec
 
 from rmjax.models.reward import RewardTransformer
 from rmjax.models.transformer import TransformerConfig
@@ -20,7 +21,7 @@ def test_the_head_starts_at_zero_and_nothing_else_does(boxed):
     assert leaves["head/kernel"].dtype == np.float32
 
 
-def test_the_seed_decides_the_parameters(model, boxed):
+def test_the_seed_decides_the_parameters(model, boxed, compiled_quickly):
     again, other = (jax.jit(lambda s=s: initial_params(model, s))() for s in (0, 1))
     for path, leaf in flat(nn.meta.unbox(boxed)).items():
         np.testing.assert_array_equal(leaf, flat(nn.meta.unbox(again))[path])
@@ -57,9 +58,9 @@ def test_moments_are_sharded_as_their_parameters_and_the_rest_is_replicated(boxe
     shardings = state_shardings(state, boxed, trainable, mesh)
     assert jax.tree.structure(shardings) == jax.tree.structure(state)
     wanted = {path: sharding.spec for path, sharding in flat(shardings.trainable).items()}
-    assert wanted["backbone/layers/attention/query/kernel"] == (None, "fsdp", "tensor")
-    assert wanted["backbone/layers/mlp/down/kernel"] == (None, "tensor", "fsdp")
-    assert flat(shardings.frozen)["backbone/embedding/embedding"].spec == ("tensor", "fsdp")
+    assert wanted["backbone/layers/attention/query/kernel"] == PartitionSpec(None, "fsdp", "tensor")
+    assert wanted["backbone/layers/mlp/down/kernel"] == PartitionSpec(None, "tensor", "fsdp")
+    assert flat(shardings.frozen)["backbone/embedding/embedding"].spec == PartitionSpec("tensor", "fsdp")
     adam = shardings.optimizer[1][0]
     for moments in (adam.mu, adam.nu):
         assert {path: sharding.spec for path, sharding in flat(moments).items()} == wanted
