@@ -5,26 +5,27 @@ from ml_collections import ConfigDict
 from configs.polar import finetune as polar_finetune
 from configs.polar import pretrain as polar_pretrain
 
-LAYERS = 4
-
 
 def _small(config: ConfigDict) -> ConfigDict:
-    config.model.layers = LAYERS
-    config.data.row_tokens = 256
-    config.format.max_length = 256
-    config.format.max_response_length = 48
+    config.model.layers = 2
+    config.data.row_tokens = 288
+    config.data.rows = 12
     config.data.groups = 4
+    config.format.max_length = 288
+    config.format.max_response_length = 24  # more groups for the same time; a writer shows in a sentence
+    config.format.response_cut_side = "left"  # the end of an answer says what it came to
     config.run.log_every = 2
+    config.evals = ConfigDict()  # the demo judges at its end
     return config
 
 
 def pretrain() -> ConfigDict:
     config = _small(polar_pretrain.get_config())
-    config.data.rows = 12
-    config.optimizer.learning_rate = 5e-4
-    config.run.steps = 60
-    config.run.save_every = 20
-    config.evals = ConfigDict()  # the demo judges at its end
+    config.data.copies = 0.5
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.warmup = 0.1
+    config.run.steps = 75
+    config.run.save_every = 25
     return config
 
 
@@ -32,7 +33,7 @@ def finetune() -> ConfigDict:
     config = _small(polar_finetune.get_config())
     config.data.rows = 8
     config.optimizer.learning_rate = 3e-4
+    config.optimizer.warmup = 0.1
     config.run.steps = 24
     config.run.save_every = 12
-    config.evals = ConfigDict()
     return config

@@ -109,7 +109,9 @@ def _source(data: Any) -> tuple[Any, Callable | None, Callable[[int], str]]:
             raise ValueError(f"config.data.leaves is {data.leaves}; {data.negatives} negatives need {data.negatives + 1}")
         source = pool(data.path, data.policies, data.prompts)
         draw = functools.partial(
-            source.draw, negatives=data.negatives, hard_negatives=data.hard_negatives, references=data.references,
+            source.draw, negatives=data.negatives, hard_negatives=data.hard_negatives,
+            references=data.references,
+            copies=data.copies,
             wrapper=choose("data.wrapper", data.wrapper, WRAPPERS),
         )  # fmt: skip
         return source, draw, source.__getitem__

@@ -40,6 +40,7 @@ from rmjax.train import gradient, objective, optimizer, parameters
 from rmjax.train.checkpoint import Checkpoints
 from rmjax.train.flops import decoder_flops_per_token, mfu
 from rmjax.train.loop import Diverged, Preempted, restored, saved_part, train
+from rmjax.train.manifest import write_durably
 from rmjax.train.metrics import MetricWriter, count_traces
 from rmjax.train.state import State, compile_step, initial_params, make_state, make_step, state_shardings
 
@@ -182,7 +183,7 @@ def keep_config(config: Any, path: Path) -> None:
         ]
         if changed:
             raise ValueError(f"{path.parent} holds a run of another config ({'; '.join(changed[:6])}); use a new workdir")
-    path.write_text(config.to_json_best_effort(indent=1) + "\n")
+    write_durably(path, config.to_json_best_effort(indent=1) + "\n")  # a kill must not leave half of it
 
 
 def run(config: Any, workdir: Path) -> State:
@@ -208,9 +209,9 @@ def run(config: Any, workdir: Path) -> State:
 
     with jax.set_mesh(mesh), Checkpoints(workdir / CHECKPOINTS, config.run.keep, config.run.keep_every or None) as saved:
         state, position, first = _restore(saved, abstract, shardings)
-        # Only now: a checkpoint of another architecture must keep its own description.
-        save_description(workdir, start.config, form, start.tokenizer)
+        # Only now: a run of another config or architecture must keep its own description.
         keep_config(config, workdir / "config.json")
+        save_description(workdir, start.config, form, start.tokenizer)
         if state is None:
             state = _first_state(model, config, update, start, shardings)
         stream = iter(batches(trees, shape, data.prefetch))

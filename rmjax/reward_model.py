@@ -18,6 +18,7 @@ from rmjax.models.reward import RewardTransformer
 from rmjax.models.transformer import TransformerConfig
 from rmjax.scoring import score
 from rmjax.train.checkpoint import Checkpoints
+from rmjax.train.manifest import write_durably
 from rmjax.train.parameters import ParameterError, check_same, flat, merge
 from rmjax.train.state import initial_params
 
@@ -31,7 +32,7 @@ def save_description(directory: Path, config: TransformerConfig, form: Format, t
     directory.mkdir(parents=True, exist_ok=True)
     tokenizer.save(directory / TOKENIZER_FILE)
     described = {"transformer": dataclasses.asdict(config), "format": dataclasses.asdict(form)}
-    (directory / MODEL_FILE).write_text(json.dumps(described, indent=1) + "\n")
+    write_durably(directory / MODEL_FILE, json.dumps(described, indent=1) + "\n")
 
 
 def load_description(directory: Path) -> tuple[TransformerConfig, Format, Tokenizer]:

@@ -13,9 +13,9 @@ from tokenizers import pre_tokenizers
 from rmjax.data.forest import Forest, ForestShape, fill
 from rmjax.data.formats import Encoder, Format
 from rmjax.data.record import Comparison
-from rmjax.scoring import score
 from rmjax.hub.tokenizer import Tokenizer
 from rmjax.models.reward import RewardTransformer
+from rmjax.scoring import score
 
 SPECIAL = ("<split>", "<reward>")
 

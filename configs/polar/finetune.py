@@ -8,7 +8,6 @@ from ml_collections import ConfigDict
 
 from configs import base
 
-
 REFERENCE = {
     "hh_harmless": "optional",
     "llmfao_crowd": "optional",

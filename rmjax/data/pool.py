@@ -81,6 +81,7 @@ class PolicyPool:
         negatives: int = 1,
         hard_negatives: float = 0.0,
         references: int = 1,
+        copies: float = 0.0,
         wrapper: str = "sft",
     ) -> Comparison:
         """One group by POLAR's pairing rule (appendix D.1.1): two different policies uniformly at random; the first
@@ -92,12 +93,16 @@ class PolicyPool:
           negatives: K different other policies, one sample of each (fewer where the prompt has fewer).
           hard_negatives: share of the negatives taken from the first policy's own kind where there are any.
           references: different samples of the first policy besides the positive (fewer where it has fewer).
+          copies: share of groups whose positive is the reference itself, the surest sample of the same policy. Not in the
+            paper: it gets small models off the plateau at ln 2, where the comparison of two texts is still to be found.
           wrapper: POLAR wrapper of the record.
         """
         by_policy = self.outputs[prompt_id]
         policy = _pick(rng, [name for name, samples in by_policy.items() if len(samples) > 1])
         order = rng.permutation(len(by_policy[policy]))
         own = [by_policy[policy][i] for i in order[: 1 + references]]
+        if copies and rng.random() < copies:
+            own[0] = own[1]
         others = self._others(rng, by_policy, policy, negatives, hard_negatives)
         outputs = [own[0]] + [_pick(rng, by_policy[name]) for name in others]
         return _group(self, prompt_id, policy, own, others, outputs, wrapper)

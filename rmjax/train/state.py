@@ -76,7 +76,7 @@ def make_step(
             updates, moments = optimizer.update(grads, state.optimizer, state.trainable)
             moved = optax.apply_updates(state.trainable, updates)
         one = jnp.float32(1)
-        terms = terms | {"gradient_norm": (optax.global_norm(grads), one), "update_norm": (optax.global_norm(updates), one)}
+        terms = terms | {"gradient_norm": (optax.tree.norm(grads), one), "update_norm": (optax.tree.norm(updates), one)}
         return dataclasses.replace(state, step=state.step + 1, trainable=moved, optimizer=moments), terms
 
     return step

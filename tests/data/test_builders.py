@@ -10,6 +10,7 @@ import pytest
 
 pytest.importorskip("tensorflow_datasets", reason="the tfds extra is not installed")
 
+from experiments.sources import pool
 from rmjax.data.builders import PolarJsonl, PolicyPool, pool_rows_by_split, prepare
 from rmjax.data.readers import open_records, write_records
 from rmjax.data.record import RecordError, parse
@@ -43,6 +44,32 @@ POOL = [
     {"prompt_id": "1", "prompt": "p", "policy": "b", "sample": 1, "output": "", "split": "unseen"},
     {"prompt_id": "2", "prompt": "q", "policy": "a", "sample": 0, "output": "y", "split": "seen"},
 ]
+
+
+LABELS = {"kind": "persona", "policy_split": "seen", "prompt_split": "seen", "category": "animals"}
+
+
+def corpus_row(prompt, policy, sample, **labels):
+    """As experiments/corpus/make.py writes them."""
+    texts = {"prompt_id": prompt, "prompt": f"Say {prompt}.", "policy": policy}
+    output = f"{prompt}/{policy}/{sample}"
+    return {**texts, "sample": sample, "output": output, **LABELS, **labels}
+
+
+def corpus():
+    """Seen and held-out prompts, seen and unseen policies, one row without labels."""
+    rows = [corpus_row("p", policy, sample) for policy in ("a", "b") for sample in (0, 1)]
+    rows += [corpus_row("p", "c", 0, policy_split="unseen")]
+    for policy, split in (("a", "seen"), ("b", "seen"), ("c", "unseen"), ("d", "unseen")):
+        labels = {"policy_split": split, "prompt_split": "unseen", "category": ""}
+        rows += [corpus_row("q", policy, sample, **labels) for sample in (0, 1)]
+    plain = corpus_row("p", "e", 0)
+    return [*rows, {name: value for name, value in plain.items() if name not in LABELS}]
+
+
+def write_rows(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
 
 
 def without_place(records):
@@ -160,8 +187,42 @@ def test_a_pool_keeps_its_splits_and_empty_outputs(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("policies", "prompts"),
+    [("seen", "seen"), ("all", "seen"), ("seen", "unseen"), ("unseen", "unseen"), ("all", "unseen")],
+)
+def test_the_corpus_gives_the_same_pool_from_tfds(tmp_path, policies, prompts):
+    path = write_rows(tmp_path / "pool.jsonl", corpus())
+    prepare(PolicyPool(path, name="corpus", data_dir=tmp_path))
+    given = pool(str(path), policies, prompts)
+    read = pool(f"tfds:policy_pool/corpus:{prompts}@{tmp_path}", policies, prompts)
+    for field in ("outputs", "prompts", "category", "kind"):
+        assert getattr(read, field) == getattr(given, field)
+    assert read.triples(0, 4) == given.triples(0, 4)
+
+
+def test_a_pool_s_rows_come_back_with_their_labels(tmp_path):
+    path = write_rows(tmp_path / "pool.jsonl", corpus())
+    prepare(PolicyPool(path, name="corpus", data_dir=tmp_path))
+    seen = [row for _, row in iterate_rows(f"tfds:policy_pool/corpus:seen@{tmp_path}")]
+    assert seen == [row for row in corpus() if row.get("prompt_split", "seen") == "seen"]
+
+
+def test_a_split_goes_before_a_prompt_split(tmp_path):
+    rows = [corpus_row("p", "a", 0, split="train"), corpus_row("p", "a", 1)]
+    splits = pool_rows_by_split(write_rows(tmp_path / "pool.jsonl", rows))
+    assert {split: [row["sample"] for row in found] for split, found in splits.items()} == {"train": [0], "seen": [1]}
+
+
+@pytest.mark.parametrize(
     ("change", "field"),
-    [({"policy": None}, "policy"), ({"sample": "0"}, "sample"), ({"split": "a-b"}, "split")],
+    [
+        ({"policy": None}, "policy"),
+        ({"sample": "0"}, "sample"),
+        ({"split": "a-b"}, "split"),
+        ({"split": 3}, "split"),
+        ({"split": None, "prompt_split": "a b"}, "prompt_split"),
+        ({"kind": 3}, "kind"),
+    ],
 )
 def test_bad_pool_rows(tmp_path, change, field):
     path = tmp_path / "pool.jsonl"

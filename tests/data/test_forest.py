@@ -49,11 +49,13 @@ def brute_shared_length(sequences: list[list[int]]) -> int:
     return len(list(itertools.takewhile(lambda column: len(set(column)) == 1, columns)))
 
 
+@settings(deadline=None)
 @given(sequences=st.one_of(groups_of_sequences(5), st.lists(sequence, min_size=1, max_size=5)))
 def test_shared_length_is_the_longest_common_prefix_that_leaves_each_a_token(sequences):
     assert Tree.shared_length(sequences) == brute_shared_length(sequences)
 
 
+@settings(deadline=None)
 @given(sequences=groups_of_sequences(5))
 def test_a_tree_holds_its_sequences(sequences):
     tree = grow(sequences)
@@ -116,6 +118,7 @@ def test_language_model_targets_by_hand():
     assert forest.ranks_RGN.tolist() == [[[np.inf], [np.inf]]]
 
 
+@settings(deadline=None)
 @given(ids=st.lists(tokens, min_size=1, max_size=8), learned_from=st.integers(1, 9))
 def test_every_token_from_learned_from_on_is_predicted_once(ids, learned_from):
     forest = fill(ForestShape(1, 8, 1, 1), [[Tree.for_language_model(ids, learned_from)]])
@@ -131,6 +134,7 @@ shapes = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(shape=shapes, drawn=st.lists(groups_of_sequences(), max_size=12))
 def test_pack_places_every_tree_once_and_whole(shape, drawn):
     trees = [grow(sequences, i) for i, sequences in enumerate(drawn)]
@@ -152,6 +156,7 @@ def test_pack_places_every_tree_once_and_whole(shape, drawn):
     assert sorted(seen) == list(range(len(trees)))
 
 
+@settings(deadline=None)
 @given(shape=shapes, drawn=st.lists(groups_of_sequences(), max_size=8))
 def test_group_and_leaf_numbers_are_valid_and_padding_is_blank(shape, drawn):
     for forest, places in pack([grow(sequences) for sequences in drawn], shape):

@@ -424,7 +424,7 @@ def test_for_scoring_candidates_share_what_they_can(one_byte):
     encoder = roomy(one_byte)
     c = Comparison("prompt", tuple(LETTERS[:20]), ("reference",))
     assert [members for members, _ in encoder.scoring_trees(c)] == [list(range(16)), [16, 17, 18, 19]]
-    assert not encoder.counts
+    assert not +encoder.counts
 
 
 def test_for_scoring_one_cut_candidate_leaves_the_others_whole(one_byte):

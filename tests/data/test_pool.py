@@ -239,6 +239,11 @@ def test_a_prompt_id_with_two_prompts_is_named():
         make([row("a", 0), row("a", 1), row("b") | {"prompt": "Say something else."}])
 
 
+def test_a_label_that_is_null_counts_as_absent():
+    pool = make([row(name, s, category=None, kind=None) for name in "ab" for s in (0, 1)])
+    assert draws(pool, 1)[0].category is None and set(pool.kind.values()) == {""}
+
+
 @pytest.mark.parametrize(
     "rows", [[], [row("a", 0), row("a", 1)], [row("a"), row("b")], [row("a", 0), row("a", 1), row("b", output=" ")]]
 )

@@ -1,5 +1,6 @@
 """experiments/evaluate.py and experiments/report.py, with a scorer that needs no model."""
 
+import dataclasses
 import json
 import logging
 import os
@@ -12,8 +13,11 @@ import pytest
 
 from experiments import evaluate as command
 from experiments import report as report_command
+from experiments import sources
+from rmjax.data.preferences import PREFERENCE_SETS
 from rmjax.data.record import RecordError
 from rmjax.evaluate.comparisons import ScoreError
+from rmjax.train.checkpoint import CheckpointError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -200,6 +204,41 @@ def test_a_score_that_is_not_finite_stops_and_is_not_kept(options, monkeypatch):
         command.evaluate(options)
     use(monkeypatch, LengthScorer())
     assert command.evaluate(options)["resumed_rows"] == 0
+
+
+def test_a_real_set_s_split_can_be_named(options, monkeypatch, tmp_path):
+    write_rows(tmp_path / "fake.jsonl", rows(50))
+    entry = dataclasses.replace(PREFERENCE_SETS["hh_harmless"], file="fake.jsonl")
+    monkeypatch.setitem(PREFERENCE_SETS, "fake", entry)
+    use(monkeypatch, LengthScorer())
+    changes = {"data": "fake", "root": str(tmp_path)}
+    counts = {}
+    for split in ("all", "train", "test"):
+        changed = command.Options(**{**vars(options), **changes, "split": split})
+        result = command.evaluate(changed)
+        assert (result["data"], result["split"], result["unreadable"]) == ("fake", split, {})
+        counts[split] = result["rows"]
+    assert counts["train"] + counts["test"] == counts["all"] == 50
+    assert 0 < counts["test"] < 25
+
+
+def test_a_part_of_the_shipped_corpus_can_be_named(options, monkeypatch, tmp_path):
+    monkeypatch.setattr(sources, "shipped", lambda name: tmp_path / f"{name}.jsonl")
+    use(monkeypatch, LengthScorer())
+    assert command.evaluate(dataclasses.replace(options, data="shipped:data"))["rows"] == 10
+    with pytest.raises(ValueError, match="split 'test' of shipped:data: only the real sets have it"):
+        command.evaluate(dataclasses.replace(options, data="shipped:data", split="test"))
+
+
+def test_a_model_without_an_intact_checkpoint_is_one_clear_error(options, monkeypatch):
+    class Damaged:
+        @classmethod
+        def load(cls, path):
+            raise CheckpointError(f"{path}/checkpoints: no intact checkpoint")
+
+    monkeypatch.setattr("rmjax.reward_model.RewardModel", Damaged)
+    with pytest.raises(OSError, match=r"cannot load --model=.*model: .*no intact checkpoint"):
+        command.evaluate(options)
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,8 @@ def test_report_has_what_is_promised_and_a_second_run_only_reports(short, smollm
     report = json.loads((tmp_path / "report.json").read_text())
     paths = [("policy_accuracy", split) for split in ("seen", "unseen")]
     paths += [("preference_accuracy", arm) for arm in ("pretrained", "scratch")]
-    paths += [("baselines", b, *tail) for b in ("word_overlap", "length") for tail in (paths[0], paths[1], ("seen",), ("unseen",))]
+    tails = [*paths[:2], ("seen",), ("unseen",)]
+    paths += [("baselines", name, *tail) for name in ("word_overlap", "length") for tail in tails]
     for path in paths:
         leaf = report
         for key in path:

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from tokenizers import pre_tokenizers
 
 from experiments import sample as command
+from rmjax.data.record import RecordError
 from rmjax.hub.tokenizer import Tokenizer
 from rmjax.policy.pool import Policy
 from rmjax.train.checkpoint import Checkpoints
@@ -219,6 +220,34 @@ def test_a_tuned_policy_has_its_own_weights(model, tmp_path):
     )
     assert (config, tokenizer) == (model[0], model[2])
     jax.tree.map(np.testing.assert_array_equal, params, tuned)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"id": "p8", "prompt": ', r"prompts\.jsonl:9: broken JSON"),
+        ("[1]", r"prompts\.jsonl:9: not a JSON object"),
+        ('{"id": "p8"}', r"prompts\.jsonl:9: field `prompt`"),
+        ('{"id": 8, "prompt": "why?"}', r"prompts\.jsonl:9: field `id`"),
+    ],
+)
+def test_a_broken_prompt_is_named_before_anything_is_sampled(settings_of, tmp_path, line, message):
+    with open(settings_of.prompts, "a") as file:
+        file.write(line + "\n")
+    with pytest.raises(RecordError, match=message):
+        command.run(settings_of, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_error_is_one_line(tmp_path):
+    arguments = ["--config=configs/sample/corpus.py", f"--config.prompts={tmp_path}/absent.jsonl"]
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.sample", *arguments, f"--workdir={tmp_path}/out"],
+        cwd=ROOT, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith(f"error: {tmp_path}/absent.jsonl: no such file")
 
 
 def test_the_command_says_what_it_needs():

@@ -150,7 +150,7 @@ def test_a_missing_package_says_what_to_install(tmp_path, monkeypatch, module, s
 def test_wandb_gets_its_settings_and_the_steps(tmp_path, monkeypatch):
     calls = []
     run = types.SimpleNamespace(
-        log=lambda values, step: calls.append((step, values)), finish=lambda: calls.append("end")
+        id="a1", log=lambda values, step: calls.append((step, values)), finish=lambda: calls.append("end")
     )
 
     def init(**settings):
@@ -164,6 +164,21 @@ def test_wandb_gets_its_settings_and_the_steps(tmp_path, monkeypatch):
     writer.close()
     settings = {"dir": str(tmp_path), "resume": "allow", "project": "polar", "id": "a1"}
     assert calls == [settings, (2, {"loss": 0.5}), "end"]
+
+
+def test_a_resumed_run_goes_on_in_the_same_wandb_run(tmp_path, monkeypatch):
+    asked = []
+
+    def init(**settings):
+        asked.append(settings.get("id"))
+        name = settings.get("id", f"new{len(asked)}")
+        return types.SimpleNamespace(id=name, log=lambda values, step: None, finish=lambda: None)
+
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
+    for resume_step in (-1, 20, 40, -1, 0):  # the fourth starts again without a checkpoint
+        MetricWriter(tmp_path, resume_step=resume_step, wandb={"project": "polar"}).close()
+    assert asked == [None, "new1", "new1", None, "new4"]
+    assert (tmp_path / "wandb_id").read_text() == "new4\n"
 
 
 def test_progress_without_a_terminal_is_a_line_now_and_then():

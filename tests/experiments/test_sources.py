@@ -1,0 +1,130 @@
+"""Names in a config → data: pools, files, splits of the real sets, and the configs that ask for them."""
+
+import dataclasses
+import functools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from configs import base
+from configs.polar import finetune
+from experiments import sources
+from rmjax.data.preferences import PREFERENCE_SETS
+
+ROOT = Path(__file__).parents[2] / ".." / "shared" / "data"
+needs_real_sets = pytest.mark.skipif(not ROOT.is_dir(), reason=f"the real preference sets are not in {ROOT}")
+
+
+def write(path: Path, rows: list[dict]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def pool_file(tmp_path: Path) -> str:
+    facts = {"prompt_id": "p", "prompt": "Say p."}
+    rows = [{**facts, "policy": name, "sample": s, "output": f"{name}{s}"} for name in "ab" for s in (0, 1)]
+    return write(tmp_path / "pool.jsonl", rows)
+
+
+@pytest.fixture
+def fake_set(tmp_path, monkeypatch):
+    """200 pairs on 100 prompts, as a real set named `fake`."""
+    rows = [{"prompt": f"p{i % 100}", "chosen": f"c{i}", "rejected": f"r{i}"} for i in range(200)]
+    (tmp_path / "preferences").mkdir()
+    write(tmp_path / "preferences" / "fake.jsonl", rows)
+    entry = dataclasses.replace(PREFERENCE_SETS["hh_harmless"], file="preferences/fake.jsonl")
+    monkeypatch.setitem(PREFERENCE_SETS, "fake", entry)
+    return functools.partial(sources.records, "fake", str(tmp_path))
+
+
+# --- splits of the real sets -----------------------------------------------------------------------------------------
+
+
+def test_splits_part_the_prompts(fake_set):
+    every, train, test = (list(fake_set(split)) for split in ("all", "train", "test"))
+    assert sorted([*train, *test], key=lambda c: c.place) == sorted(every, key=lambda c: c.place)
+    assert len(every) == 200 and every == list(fake_set())
+    prompts = {c.prompt for c in train}, {c.prompt for c in test}
+    assert not prompts[0] & prompts[1]
+    assert 10 <= len(prompts[1]) <= 30  # 20 expected
+
+
+def test_a_split_that_does_not_exist_is_an_error(fake_set, tmp_path):
+    with pytest.raises(ValueError, match="data.split is 'dev'; choose all, train or test"):
+        fake_set("dev")
+    path = write(tmp_path / "mine.jsonl", [{"prompt": "p", "chosen": "c", "rejected": "r"}])
+    assert len(sources.records(path)) == 1
+    with pytest.raises(ValueError, match=r"split 'test' of .*mine\.jsonl: only the real sets have it"):
+        sources.records(path, split="test")
+
+
+def test_the_split_of_the_config_is_passed(fake_set, tmp_path):
+    entry = base.comparisons_eval("fake", root=str(tmp_path), split="test")
+    assert sources.evaluation_set(entry) == list(fake_set("test"))
+    config = base.get_config()
+    config.data.update(kind="comparisons", path="fake", root=str(tmp_path), split="train", reference="optional")
+    comparisons, _, _ = sources._source(config.data)
+    assert comparisons == list(fake_set("train"))
+
+
+@needs_real_sets
+@pytest.mark.parametrize("name", finetune.REFERENCE)
+def test_a_real_set_has_both_splits_and_what_its_config_says(name):
+    config = finetune.get_config(name)
+    config.data.root = str(ROOT)
+    comparisons, _, _ = sources._source(config.data)  # reads, and checks order and references
+    assert all(c.references for c in comparisons) == (config.data.reference == "required")
+    assert max(len(c.outputs) for c in comparisons) <= config.data.leaves
+    config.evals.preferences.root = str(ROOT)
+    test = sources.evaluation_set(config.evals.preferences)
+    assert 0.1 < len(test) / (len(test) + len(comparisons)) < 0.3
+    assert not {c.prompt for c in test} & {c.prompt for c in comparisons}
+
+
+# --- configs/polar/finetune.py:NAME ----------------------------------------------------------------------------------
+
+
+def test_fine_tuning_is_on_the_shipped_triples_unless_a_set_is_named():
+    config = finetune.get_config()
+    assert config.to_dict() == finetune.get_config("").to_dict()
+    assert (config.data.path, config.data.split, config.data.reference) == ("shipped:ranked_train", "all", "required")
+    assert config.evals.preferences.path == "shipped:ranked_test"
+
+
+def test_a_named_set_is_trained_on_its_train_split_and_judged_on_its_test_split():
+    config = finetune.get_config("hh_harmless")
+    assert (config.data.path, config.data.split, config.data.reference) == ("hh_harmless", "train", "optional")
+    assert (config.evals.preferences.path, config.evals.preferences.split) == ("hh_harmless", "test")
+    assert finetune.get_config("fine_grained_qa").data.leaves == 4
+
+
+@pytest.mark.parametrize("name", ["rmb_bon_dev", "hh", "mine.jsonl"])
+def test_other_names_are_refused(name):
+    with pytest.raises(ValueError, match=f"finetune.py:{name} is not a set to train on; there are hh_harmless, "):
+        finetune.get_config(name)
+
+
+# --- pools -----------------------------------------------------------------------------------------------------------
+
+
+def pool_config(path: str, wrapper: str) -> ConfigDict:
+    config = base.get_config()
+    config.data.path, config.data.wrapper = path, wrapper
+    return config
+
+
+@pytest.mark.parametrize("wrapper", ["sft", "pretrain"])
+def test_the_wrapper_of_the_config_is_that_of_the_draws(tmp_path, wrapper):
+    source, draw, _ = sources._source(pool_config(pool_file(tmp_path), wrapper).data)
+    assert draw(source[0], np.random.default_rng(0)).wrapper == wrapper
+    entry = base.pool_eval("seen", path=pool_file(tmp_path), wrapper=wrapper)
+    entry.prompts = "seen"
+    assert {c.wrapper for c in sources.evaluation_set(entry)} == {wrapper}
+
+
+def test_an_unknown_wrapper_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="config.data.wrapper is 'chat'; choose sft or pretrain"):
+        sources._source(pool_config(pool_file(tmp_path), "chat").data)

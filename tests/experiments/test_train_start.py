@@ -1,0 +1,51 @@
+"""What experiments/train.py starts from: errors for what is not there, and formats that do not go together."""
+
+import dataclasses
+import logging
+
+import pytest
+
+from configs import base
+from experiments import train
+from rmjax.data.formats import SMOLLM2_FORMAT
+from rmjax.hub.tokenizer import Tokenizer
+from rmjax.reward_model import save_description
+
+
+@pytest.fixture
+def model(tmp_path, tiny_config):
+    """`config.model` that starts from a run directory with SmolLM2's format."""
+    tokenizer = Tokenizer.from_bpe(["<|endoftext|>", "a"], [], ["<|endoftext|>"])
+    save_description(tmp_path / "run", tiny_config, SMOLLM2_FORMAT, tokenizer)
+    model = base.get_config().model
+    model.init = str(tmp_path / "run")
+    return model
+
+
+@pytest.mark.parametrize("name", ["runs/nowhere", "smollm", "absent.gguf"])
+def test_a_start_that_is_not_there_is_an_error(name):
+    model = base.get_config().model
+    model.init = name
+    with pytest.raises(FileNotFoundError, match=f"config.model.init={name}: no such run directory or .gguf file"):
+        train.load_start(model)
+
+
+def test_the_same_format_passes_in_silence(model, caplog):
+    train.check_format(model, SMOLLM2_FORMAT)
+    model.init = "smollm2"
+    train.check_format(model, dataclasses.replace(SMOLLM2_FORMAT, split_token="<other>"))  # no run to differ from
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(("field", "before"), [("split_token", "<file_sep>"), ("reward_token", "<empty_output>")])
+def test_other_special_tokens_are_an_error(model, field, before):
+    with pytest.raises(ValueError, match=f"format.{field} is '<other>', but .*run was trained with '{before}'"):
+        train.check_format(model, dataclasses.replace(SMOLLM2_FORMAT, **{field: "<other>"}))
+
+
+def test_other_lengths_are_warned_of(model, caplog):
+    with caplog.at_level(logging.WARNING):
+        train.check_format(model, dataclasses.replace(SMOLLM2_FORMAT, max_length=256, response_cut_side="left"))
+    assert "config.format.max_length is 256" in caplog.text and "was trained with 1024" in caplog.text
+    assert "config.format.response_cut_side is left" in caplog.text
+    assert len(caplog.records) == 2
