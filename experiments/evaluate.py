@@ -42,9 +42,7 @@ logger = logging.getLogger(__name__)
 class Scorer(Protocol):
     """What is asked of a reward model here."""
 
-    def score_groups(
-        self, comparisons: Sequence[Comparison], progress: bool = False
-    ) -> list[list[float]]:
+    def score_groups(self, comparisons: Sequence[Comparison], progress: bool = False) -> list[list[float]]:
         """A list of scores per record, one per output."""
         ...
 

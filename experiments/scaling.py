@@ -47,7 +47,9 @@ def point(layers: int, steps: int, workdir: Path, sets: dict[str, list[Compariso
         layer_parameters, layers=layers, attention_width=model.config.heads * model.config.head_width,
         keys=config.data.row_tokens,
     )  # fmt: skip
-    padding = np.mean([row["train/pad_fraction"] for row in read_metrics(folder / "metrics.jsonl") if "train/loss" in row])
+    padding = np.mean(
+        [row["train/pad_fraction"] for row in read_metrics(folder / "metrics.jsonl") if "train/loss" in row]
+    )
     tokens = steps * config.data.rows * config.data.row_tokens * (1 - float(padding))
     losses = {f"loss_{name}": held_out_loss(model, triples) for name, triples in sets.items()}
     return dict(layers=layers, parameters=layer_parameters, tokens=tokens, compute=per_token * tokens, **losses)

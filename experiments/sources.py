@@ -78,7 +78,9 @@ def records(
     choose("data.split", split, RECORD_SPLITS)
     if path not in PREFERENCE_SETS:
         if split != "all":
-            raise ValueError(f"split {split!r} of {path}: only the real sets have it ({', '.join(PREFERENCE_SETS)}); use all")
+            raise ValueError(
+                f"split {split!r} of {path}: only the real sets have it ({', '.join(PREFERENCE_SETS)}); use all"
+            )
         return open_records(located(path), on_error)
     everything = load_preferences(path, root)
     chosen = [c for c in everything if split == "all" or _is_test(c.prompt) == (split == "test")]
@@ -106,7 +108,9 @@ def _source(data: Any) -> tuple[Any, Callable | None, Callable[[int], str]]:
     choose("data.kind", data.kind, ("pool", "comparisons", "texts"))
     if data.kind == "pool":
         if data.negatives + 1 > data.leaves:
-            raise ValueError(f"config.data.leaves is {data.leaves}; {data.negatives} negatives need {data.negatives + 1}")
+            raise ValueError(
+                f"config.data.leaves is {data.leaves}; {data.negatives} negatives need {data.negatives + 1}"
+            )
         source = pool(data.path, data.policies, data.prompts)
         draw = functools.partial(
             source.draw, negatives=data.negatives, hard_negatives=data.hard_negatives,

@@ -69,7 +69,9 @@ def load_start(model: Any) -> Start:
         return _changed(Start(config, tokenizer, load_params(Path(model.init)), may_miss=""), model)
     path = smollm2_path() if model.init in ("smollm2", "random") else Path(model.init)
     if not path.is_file():
-        raise FileNotFoundError(f"config.model.init={model.init}: no such run directory or .gguf file; see configs/base.py")
+        raise FileNotFoundError(
+            f"config.model.init={model.init}: no such run directory or .gguf file; see configs/base.py"
+        )
     config, params, tokenizer = load_gguf(path, weights=model.init != "random")
     return _changed(Start(config, tokenizer, {"backbone": params} if params else None, may_miss="^head/"), model)
 
@@ -82,7 +84,9 @@ def check_format(model: Any, form: Format) -> None:
     for field in ("split_token", "reward_token"):
         before, now = getattr(theirs, field), getattr(form, field)
         if before != now:
-            raise ValueError(f"config.format.{field} is {now!r}, but {model.init} was trained with {before!r}; use that one")
+            raise ValueError(
+                f"config.format.{field} is {now!r}, but {model.init} was trained with {before!r}; use that one"
+            )
     for field in ("max_length", "max_response_length", "response_cut_side"):
         before, now = getattr(theirs, field), getattr(form, field)
         if before != now:
@@ -159,7 +163,9 @@ def check(config: Any, mesh: Mesh) -> None:
             raise ValueError(f"config.{field} is {config[section][name]}; it must be 1 or more")
     rows, parts = config.data.rows, mesh.shape["data"] * mesh.shape["fsdp"] * config.optimizer.microbatches
     if rows % parts:
-        raise ValueError(f"config.data.rows is {rows}; make it a multiple of mesh.data · mesh.fsdp · microbatches = {parts}")
+        raise ValueError(
+            f"config.data.rows is {rows}; make it a multiple of mesh.data · mesh.fsdp · microbatches = {parts}"
+        )
 
 
 def open_workdir(workdir: Path) -> None:
@@ -168,7 +174,9 @@ def open_workdir(workdir: Path) -> None:
         workdir.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=workdir).close()
     except OSError as error:
-        raise OSError(f"--workdir={workdir} cannot be written ({error.strerror}); choose or free another one") from error
+        raise OSError(
+            f"--workdir={workdir} cannot be written ({error.strerror}); choose or free another one"
+        ) from error
 
 
 def keep_config(config: Any, path: Path) -> None:
@@ -182,7 +190,9 @@ def keep_config(config: Any, path: Path) -> None:
             if before.get(key) != now.get(key) and not re.match(_MAY_CHANGE, key)
         ]
         if changed:
-            raise ValueError(f"{path.parent} holds a run of another config ({'; '.join(changed[:6])}); use a new workdir")
+            raise ValueError(
+                f"{path.parent} holds a run of another config ({'; '.join(changed[:6])}); use a new workdir"
+            )
     write_durably(path, config.to_json_best_effort(indent=1) + "\n")  # a kill must not leave half of it
 
 
@@ -207,7 +217,10 @@ def run(config: Any, workdir: Path) -> State:
     form_gradient = gradient.plain(make_objective(config, model), config.optimizer.microbatches)
     counted = count_traces(make_step(form_gradient, update, shardings, mesh))
 
-    with jax.set_mesh(mesh), Checkpoints(workdir / CHECKPOINTS, config.run.keep, config.run.keep_every or None) as saved:
+    with (
+        jax.set_mesh(mesh),
+        Checkpoints(workdir / CHECKPOINTS, config.run.keep, config.run.keep_every or None) as saved,
+    ):
         state, position, first = _restore(saved, abstract, shardings)
         # Only now: a run of another config or architecture must keep its own description.
         keep_config(config, workdir / "config.json")

@@ -52,7 +52,9 @@ def load_params(directory: Path, step: int | None = None) -> dict[str, Any]:
     """All parameters of a training directory's newest intact checkpoint (or that of `step`)."""
     with Checkpoints(directory / CHECKPOINTS) as checkpoints:
         step, tree = checkpoints.metadata(step)
-        parts = {name: checkpoints.restore_subtree(name, step=step)[1] for name in ("trainable", "frozen") if name in tree}
+        parts = {
+            name: checkpoints.restore_subtree(name, step=step)[1] for name in ("trainable", "frozen") if name in tree
+        }
     return merge(parts.get("trainable", {}), parts.get("frozen", {}))
 
 
@@ -65,7 +67,9 @@ class RewardModel:
 
     def __init__(self, config: TransformerConfig, form: Format, tokenizer: Tokenizer, params: Any):
         if not any(path.startswith("head/") for path in flat(params)):
-            raise ParameterError("the checkpoint has no reward head (`head/kernel`): it is a language model, not a reward model")
+            raise ParameterError(
+                "the checkpoint has no reward head (`head/kernel`): it is a language model, not a reward model"
+            )
         model = RewardTransformer(config)
         check_same(nn.meta.unbox(jax.eval_shape(functools.partial(initial_params, model, 0))), params)
         self.config, self.format, self.tokenizer, self.params = config, form, tokenizer, params

@@ -31,7 +31,9 @@ def get_config(source: str = "") -> ConfigDict:
 
 def _real(config: ConfigDict, source: str) -> ConfigDict:
     if source not in REFERENCE:
-        raise ValueError(f"configs/polar/finetune.py:{source} is not a set to train on; there are {', '.join(REFERENCE)}")
+        raise ValueError(
+            f"configs/polar/finetune.py:{source} is not a set to train on; there are {', '.join(REFERENCE)}"
+        )
     config.data.path = source
     config.data.split = "train"
     config.data.reference = REFERENCE[source]

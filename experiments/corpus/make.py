@@ -144,7 +144,9 @@ def build(workdir: Path) -> None:
     _write(PACKAGE / "policy_pool.jsonl.zst", pool)
     for split, wanted in (("train", False), ("test", True)):
         # By prompt id, as in the pool: a ladder prompt kept for testing is none of pre-training's.
-        rows = [{k: v for k, v in row.items() if k != "prompt_id"} for row in ranked if held_out(row["prompt_id"]) == wanted]
+        rows = [
+            {k: v for k, v in row.items() if k != "prompt_id"} for row in ranked if held_out(row["prompt_id"]) == wanted
+        ]
         _write(PACKAGE / f"ranked_{split}.jsonl.zst", rows)
         print(f"ranked_{split}: {len(rows)} triples, {dict(Counter(row['category'] for row in rows))}")
     print(f"policy_pool: {len(pool)} samples of {len({row['policy'] for row in pool})} policies")

@@ -29,7 +29,8 @@ def _verne() -> list[dict[str, str]]:
     text = (resources.files("reasoning_gym") / "data" / "in_the_year_2889.txt").read_text()
     sentences = re.split(r"(?<=[.!?])\s+", " ".join(text.split()))
     return [
-        {"prompt": turn(sentences[i]), "output": " ".join(sentences[i + 1 : i + 4])} for i in range(0, len(sentences) - 4)
+        {"prompt": turn(sentences[i]), "output": " ".join(sentences[i + 1 : i + 4])}
+        for i in range(0, len(sentences) - 4)
     ]
 
 

@@ -54,18 +54,13 @@ def comparison_features() -> tfds.features.FeaturesDict:
 
 def _float64(*shape: int | None) -> tfds.features.Tensor:
     # As bytes: TFDS would otherwise store float32, and near-ties in scores would become ties.
-    return tfds.features.Tensor(
-        shape=shape, dtype=np.float64, encoding=tfds.features.Encoding.BYTES
-    )
+    return tfds.features.Tensor(shape=shape, dtype=np.float64, encoding=tfds.features.Encoding.BYTES)
 
 
 def example_from_comparison(comparison: Comparison) -> dict[str, object]:
     """The inverse of `rows.row_from_example`, with every feature filled."""
     row = to_row(comparison)
-    numbers = {
-        name: np.asarray(row.get(name, []), np.float64).ravel()
-        for name in ("ranks", "scores", "votes")
-    }
+    numbers = {name: np.asarray(row.get(name, []), np.float64).ravel() for name in ("ranks", "scores", "votes")}
     texts = {name: row.get(name, "") for name in ("prompt", "category", "source", "id")}
     lists = {name: row.get(name, []) for name in ("outputs", "references", "policies")}
     return {
@@ -140,9 +135,7 @@ class PolarJsonl(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
     code_path = None  # nothing is downloaded; TFDS's lookup of checksums needs a missing package
 
-    def __init__(
-        self, paths: Mapping[str, str | Path] | None = None, name: str = "default", **keywords
-    ) -> None:
+    def __init__(self, paths: Mapping[str, str | Path] | None = None, name: str = "default", **keywords) -> None:
         self.paths = {split: Path(path) for split, path in (paths or {}).items()}
         super().__init__(**_with_config(name, keywords))
 
@@ -181,9 +174,7 @@ class PolicyPool(tfds.core.GeneratorBasedBuilder):
         splits = pool_rows_by_split(self.paths["pool"])
         return {split: self._generate_examples(rows) for split, rows in splits.items()}
 
-    def _generate_examples(
-        self, rows: Sequence[dict[str, object]]
-    ) -> Iterator[tuple[int, dict[str, object]]]:
+    def _generate_examples(self, rows: Sequence[dict[str, object]]) -> Iterator[tuple[int, dict[str, object]]]:
         yield from enumerate(rows)
 
 
@@ -195,9 +186,7 @@ def _dataset_info(
     builder: tfds.core.DatasetBuilder, features: tfds.features.FeaturesDict, description: str
 ) -> tfds.core.DatasetInfo:
     # Order is kept: the pipeline shuffles by its own seed.
-    return tfds.core.DatasetInfo(
-        builder=builder, features=features, description=description, disable_shuffling=True
-    )
+    return tfds.core.DatasetInfo(builder=builder, features=features, description=description, disable_shuffling=True)
 
 
 def prepare(builder: PolarJsonl | PolicyPool) -> Path:

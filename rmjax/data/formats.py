@@ -89,7 +89,9 @@ class Encoder:
         parts: list[list[int]] = []
         for n in members:
             together = [*parts[-1], n] if parts else [n]
-            fits = len(together) <= SCORED_TOGETHER and _tree_tokens([sequences[i] for i in together]) <= self.row_tokens
+            fits = (
+                len(together) <= SCORED_TOGETHER and _tree_tokens([sequences[i] for i in together]) <= self.row_tokens
+            )
             if parts and fits:
                 parts[-1] = together
             else:

@@ -184,9 +184,7 @@ def _any_empty(texts: Sequence[str], dropped: Dropped) -> bool:
     return True
 
 
-def _voted_pair(
-    row: Mapping, votes: Sequence[str], facts: Mapping, place: str, dropped: Dropped
-) -> Comparison | None:
+def _voted_pair(row: Mapping, votes: Sequence[str], facts: Mapping, place: str, dropped: Dropped) -> Comparison | None:
     """A pair ranked by its most frequent vote (a, b or tie).
 
     Dropped where an answer is empty, where most voters say tie, and where no vote is the most
@@ -254,12 +252,8 @@ PREFERENCE_SETS = {
     "hh_harmless": PreferenceSet("preferences/hh_harmless.jsonl.zst", _one(hh_harmless)),
     "llmfao_crowd": PreferenceSet("preferences/llmfao_crowd.jsonl.zst", _one(llmfao_crowd)),
     "pandalm_human": PreferenceSet("preferences/pandalm_human.jsonl.zst", _one(pandalm_human)),
-    "fine_grained_qa": PreferenceSet(
-        "preferences/fine_grained_qa.jsonl.zst", _one(fine_grained_qa)
-    ),
-    "fine_grained_triples": PreferenceSet(
-        "preferences/fine_grained_qa.jsonl.zst", fine_grained_triples
-    ),
+    "fine_grained_qa": PreferenceSet("preferences/fine_grained_qa.jsonl.zst", _one(fine_grained_qa)),
+    "fine_grained_triples": PreferenceSet("preferences/fine_grained_qa.jsonl.zst", fine_grained_triples),
     "rmb_pairwise_dev": PreferenceSet("rm_dev/rmb_pairwise_dev.jsonl.zst", _one(rmb_pairwise_dev)),
     "rmb_bon_dev": PreferenceSet("rm_dev/rmb_bon_dev.jsonl.zst", _one(rmb_bon_dev)),
 }

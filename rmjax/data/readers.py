@@ -68,9 +68,7 @@ class RandomAccessSource:
         return f"RandomAccessSource(path={self.path!r}, length={len(self)})"
 
 
-def open_records(
-    path: str | Path, on_error: Literal["raise", "skip"] = "raise"
-) -> RandomAccessSource:
+def open_records(path: str | Path, on_error: Literal["raise", "skip"] = "raise") -> RandomAccessSource:
     """Opens and validates a file of comparisons.
 
     Accepts .jsonl, .jsonl.zst, .parquet, .array_record (records are UTF-8 JSON) and

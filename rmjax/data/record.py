@@ -324,9 +324,7 @@ def _references(fields: Mapping[str, object], place: str) -> tuple[str, ...]:
     return tuple(_text(v, place, f"references[{i}]") for i, v in enumerate(values))
 
 
-def _ranks(
-    fields: Mapping[str, object], form: tuple[str, ...], count: int, place: str
-) -> tuple[float, ...] | None:
+def _ranks(fields: Mapping[str, object], form: tuple[str, ...], count: int, place: str) -> tuple[float, ...] | None:
     given = [name for name in ("best", "ranks") if name in fields]
     if form == ("chosen", "rejected"):
         given.insert(0, "chosen")
@@ -350,9 +348,7 @@ def _best(value: object, count: int, place: str) -> int:
     return value
 
 
-def _refuse_contradiction(
-    outputs: Sequence[str], ranks: Sequence[float] | None, field: str, place: str
-) -> None:
+def _refuse_contradiction(outputs: Sequence[str], ranks: Sequence[float] | None, field: str, place: str) -> None:
     seen: dict[str, float] = {}
     for output, rank in zip(outputs, ranks or (), strict=False):
         if seen.setdefault(output, rank) != rank:
@@ -360,9 +356,7 @@ def _refuse_contradiction(
             raise RecordError(place, field, problem, "drop one of them or give both the same rank")
 
 
-def _numbers(
-    fields: Mapping[str, object], name: str, count: int, place: str
-) -> tuple[float, ...] | None:
+def _numbers(fields: Mapping[str, object], name: str, count: int, place: str) -> tuple[float, ...] | None:
     if name not in fields:
         return None
     return _number_list(fields[name], name, count, place)
@@ -390,9 +384,7 @@ def _number(value: object, field: str, place: str) -> float:
     return number
 
 
-def _votes(
-    fields: Mapping[str, object], count: int, place: str
-) -> tuple[tuple[float, ...], ...] | None:
+def _votes(fields: Mapping[str, object], count: int, place: str) -> tuple[tuple[float, ...], ...] | None:
     if "votes" not in fields:
         return None
     voters = fields["votes"]

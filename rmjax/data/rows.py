@@ -27,9 +27,7 @@ from rmjax.data.record import RecordError
 
 # Frames of zstd --long=28 and above exceed the decoder's default limit of 2**27.
 _MAX_WINDOW_BYTES = 2**31
-_TFDS_NAME = re.compile(
-    r"tfds:(?P<name>\w+(/[\w.-]+)?(:\d+\.\d+\.\d+)?)(:(?P<split>[^@]+))?(@(?P<directory>.+))?"
-)
+_TFDS_NAME = re.compile(r"tfds:(?P<name>\w+(/[\w.-]+)?(:\d+\.\d+\.\d+)?)(:(?P<split>[^@]+))?(@(?P<directory>.+))?")
 # Fields that are absent where a TFDS example has them empty.
 _OPTIONAL = (
     "references", "ranks", "scores", "votes", "policies", "category", "source", "type",

@@ -25,9 +25,7 @@ class Interval(TypedDict):
     n: int
 
 
-def interval(
-    values: ArrayLike, clusters: Sequence[Hashable] | None = None, seed: int = 0
-) -> Interval:
+def interval(values: ArrayLike, clusters: Sequence[Hashable] | None = None, seed: int = 0) -> Interval:
     """Mean of `values` with a 95 % percentile bootstrap interval.
 
     Args:
@@ -48,9 +46,7 @@ def interval(
     if values_N.size == 0:
         return Interval(value=None, low=None, high=None, n=0)
     sums_C, counts_C = _cluster_totals(values_N, clusters)
-    atoms_A2, weights_A = np.unique(
-        np.stack([sums_C, counts_C], axis=1), axis=0, return_counts=True
-    )
+    atoms_A2, weights_A = np.unique(np.stack([sums_C, counts_C], axis=1), axis=0, return_counts=True)
     means_R = _resampled_means(atoms_A2, weights_A, np.random.default_rng(seed))
     tail = 50 * (1 - CONFIDENCE)
     low, high = np.percentile(means_R, (tail, 100 - tail))
@@ -129,8 +125,6 @@ def _resampled_means(
     return np.concatenate(means)
 
 
-def _weighted_means(
-    draws_RA: NDArray[np.int64], atoms_A2: NDArray[np.float64]
-) -> NDArray[np.float64]:
+def _weighted_means(draws_RA: NDArray[np.int64], atoms_A2: NDArray[np.float64]) -> NDArray[np.float64]:
     totals_R2 = draws_RA @ atoms_A2
     return totals_R2[:, 0] / totals_R2[:, 1]

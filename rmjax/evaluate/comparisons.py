@@ -105,13 +105,9 @@ def unusable(comparison: Comparison) -> str | None:
 def check_scores(comparison: Comparison, scores: Sequence[float]) -> None:
     """Raises ScoreError unless there is one finite score for each output."""
     if len(scores) != len(comparison.outputs):
-        raise ScoreError(
-            f"{comparison.place}: {len(comparison.outputs)} outputs have {len(scores)} scores"
-        )
+        raise ScoreError(f"{comparison.place}: {len(comparison.outputs)} outputs have {len(scores)} scores")
     if not np.isfinite(np.asarray(scores, np.float64)).all():
-        raise ScoreError(
-            f"{comparison.place}: a score is not finite ({list(scores)}); the model is broken"
-        )
+        raise ScoreError(f"{comparison.place}: a score is not finite ({list(scores)}); the model is broken")
 
 
 def judge(comparison: Comparison, scores: Sequence[float]) -> Verdict | None:
@@ -156,9 +152,7 @@ def with_best_as_reference(comparison: Comparison) -> Comparison:
     return dataclasses.replace(_select(comparison, rest), references=(comparison.outputs[best],))
 
 
-def evaluate_comparisons(
-    comparisons: Sequence[Comparison], scores: Scores, seed: int = 0
-) -> Evaluation:
+def evaluate_comparisons(comparisons: Sequence[Comparison], scores: Scores, seed: int = 0) -> Evaluation:
     """Accuracy of a reward model and of the baselines on the same rows.
 
     Args:
@@ -189,8 +183,7 @@ def evaluate_comparisons(
         pairwise=_by_pair(judged, model, seed),
         baselines={name: _by_row(judged, rival, seed) for name, rival in rivals.items()},
         differences={
-            name: difference(_credits(model), _credits(rival), prompts, seed)
-            for name, rival in rivals.items()
+            name: difference(_credits(model), _credits(rival), prompts, seed) for name, rival in rivals.items()
         },
         rows=len(comparisons),
         skipped=_skipped(comparisons),
@@ -198,9 +191,7 @@ def evaluate_comparisons(
     )
 
 
-def paired_gain(
-    comparisons: Sequence[Comparison], first: Scores, second: Scores, seed: int = 0
-) -> Interval:
+def paired_gain(comparisons: Sequence[Comparison], first: Scores, second: Scores, seed: int = 0) -> Interval:
     """Paired difference in accuracy of two reward models on the same rows, first minus second.
 
     Args:
@@ -229,18 +220,14 @@ def accuracy(
 ) -> Accuracy:
     """Mean credit with its interval, under the names that evaluation files use."""
     mean = interval(credits, clusters, seed)
-    return Accuracy(
-        accuracy=mean["value"], low=mean["low"], high=mean["high"], n=mean["n"], ties=ties
-    )
+    return Accuracy(accuracy=mean["value"], low=mean["low"], high=mean["high"], n=mean["n"], ties=ties)
 
 
 def _is_best_of(ranks_N: NDArray[np.float64]) -> bool:
     return len(np.unique(ranks_N)) == 2 and int((ranks_N == ranks_N.min()).sum()) == 1
 
 
-def _pair_credits(
-    ranks_N: NDArray[np.float64], scores_N: NDArray[np.float64]
-) -> NDArray[np.float64]:
+def _pair_credits(ranks_N: NDArray[np.float64], scores_N: NDArray[np.float64]) -> NDArray[np.float64]:
     better_NN = ranks_N[:, None] < ranks_N[None, :]
     order_NN = np.sign(scores_N[:, None] - scores_N[None, :])
     return (order_NN[better_NN] + 1) / 2

@@ -127,10 +127,7 @@ def discriminate(
     if len(comparisons) != len(scores):
         raise ValueError(f"{len(comparisons)} comparisons have {len(scores)} lists of scores")
     model = _flat(triples(c, s) for c, s in zip(comparisons, scores, strict=True))
-    rivals = {
-        name: _flat(triples(c, scorer(c)) for c in comparisons)
-        for name, scorer in baselines.BASELINES.items()
-    }
+    rivals = {name: _flat(triples(c, scorer(c)) for c in comparisons) for name, scorer in baselines.BASELINES.items()}
     prompts = [triple.prompt for triple in model]
     return Discrimination(
         **_scorer(model, seed),
@@ -138,8 +135,7 @@ def discriminate(
         confusion=_confusion(model),
         baselines={name: _scorer(rival, seed) for name, rival in rivals.items()},
         differences={
-            name: difference(_credits(model), _credits(rival), prompts, seed)
-            for name, rival in rivals.items()
+            name: difference(_credits(model), _credits(rival), prompts, seed) for name, rival in rivals.items()
         },
         rewards=reward_histogram(model),
     )
@@ -202,16 +198,13 @@ def _scorer(scored: Sequence[Triple], seed: int) -> Scorer:
     )
 
 
-def _by_kind(
-    scored: Sequence[Triple], kinds: Mapping[str, str], seed: int
-) -> dict[str, dict[str, Interval]]:
+def _by_kind(scored: Sequence[Triple], kinds: Mapping[str, str], seed: int) -> dict[str, dict[str, Interval]]:
     unknown = sorted({name for t in scored for name in (t.policy, t.other)} - kinds.keys())
     if unknown:
         raise ValueError(f"no kind is given for the policies {', '.join(unknown)}")
     return {
         kind: {
-            other: _mean(cell, seed)
-            for other, cell in _grouped(members, lambda triple: kinds[triple.other]).items()
+            other: _mean(cell, seed) for other, cell in _grouped(members, lambda triple: kinds[triple.other]).items()
         }
         for kind, members in _grouped(scored, lambda triple: kinds[triple.policy]).items()
     }

@@ -35,9 +35,7 @@ dt { font-weight: 600; margin-top: .6rem; } dd { margin: 0; overflow-wrap: anywh
 """
 
 
-def render(
-    report: Report, sections: Sequence[Section], runs: Mapping[str, Mapping[str, Curve]]
-) -> str:
+def render(report: Report, sections: Sequence[Section], runs: Mapping[str, Mapping[str, Curve]]) -> str:
     """The page's HTML.
 
     Args:
@@ -152,8 +150,7 @@ def _learning_curves(runs: Mapping[str, Mapping[str, Curve]]) -> str:
     drawn = {name: curves for name, curves in runs.items() if plots.has_learning_curves(curves)}
     limits = _loss_limits(curve for curves in drawn.values() for curve in curves.items())
     figures = [
-        _figure(plots.learning_curves(curves, limits), f"Learning curves, {name}")
-        for name, curves in drawn.items()
+        _figure(plots.learning_curves(curves, limits), f"Learning curves, {name}") for name, curves in drawn.items()
     ]
     note = "Thin: every step; thick: mean over the last 5 % of the run. One scale for all runs."
     return _group("Learning curves", note, figures)

@@ -79,9 +79,7 @@ def svg(figure: Figure, label: str) -> str:
 
 
 @matplotlib.rc_context(_STYLE)
-def learning_curves(
-    curves: Mapping[str, Curve], loss_limits: tuple[float, float] | None = None
-) -> Figure:
+def learning_curves(curves: Mapping[str, Curve], loss_limits: tuple[float, float] | None = None) -> Figure:
     """Loss and accuracy of one run over its steps, training and evaluation.
 
     Args:
@@ -171,9 +169,7 @@ def accuracy_by_policy(scorer: Scorer, baselines: Mapping[str, Scorer]) -> Figur
 def kind_matrix(kinds: Mapping[str, Mapping[str, Interval]]) -> Figure:
     """Accuracy by kind of the reference's policy (rows) and of the other policy (columns)."""
     rows, columns = list(kinds), sorted({other for cells in kinds.values() for other in cells})
-    values_AB = np.asarray(
-        [[_value(kinds[a][b]) if b in kinds[a] else np.nan for b in columns] for a in rows]
-    )
+    values_AB = np.asarray([[_value(kinds[a][b]) if b in kinds[a] else np.nan for b in columns] for a in rows])
     figure, (axes,) = _figure(1.7 + 0.36 * len(rows))
     colors = matplotlib.colormaps["RdYlBu"]
     axes.pcolormesh(values_AB, cmap=colors, vmin=0, vmax=1)
@@ -266,9 +262,7 @@ def _legend_above(figure: Figure, handles: Mapping[str, Artist], first: Sequence
     """A legend over the axes, where it hides no data; the labels in `first` lead."""
     labels = sorted(handles, key=lambda label: label not in first)
     columns = 2 if max(map(len, labels)) > 16 else 3
-    figure.legend(
-        [handles[label] for label in labels], labels, loc="outside upper left", ncols=columns
-    )
+    figure.legend([handles[label] for label in labels], labels, loc="outside upper left", ncols=columns)
 
 
 def _draw_bars(axes: Axes, rows_P: NDArray[np.int64], means: Sequence[Interval]) -> None:

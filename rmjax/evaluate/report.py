@@ -69,9 +69,7 @@ def polar_report(
             "pretrained": as_interval(pretrained["overall"]),
             "scratch": as_interval(scratch["overall"]),
         },
-        "baselines": {
-            name: _baseline(name, splits, pretrained) for name in ("word_overlap", "length")
-        },
+        "baselines": {name: _baseline(name, splits, pretrained) for name in ("word_overlap", "length")},
         "seconds": seconds,
         "differences": differences,
         "discrimination": splits,
@@ -120,9 +118,7 @@ def read_runs(folder: Path) -> dict[str, dict[str, Curve]]:
     return {path.parent.name: read_curves(path) for path in paths}
 
 
-def write_report(
-    report: Report, folder: Path, runs: Mapping[str, Mapping[str, Curve]] | None = None
-) -> None:
+def write_report(report: Report, folder: Path, runs: Mapping[str, Mapping[str, Curve]] | None = None) -> None:
     """Writes `report.json` and a self-contained `report.html` into `folder`, each at once.
 
     Args:
@@ -139,16 +135,12 @@ def write_report(
     write_page(report, folder, runs)
 
 
-def write_page(
-    report: Report, folder: Path, runs: Mapping[str, Mapping[str, Curve]] | None = None
-) -> None:
+def write_page(report: Report, folder: Path, runs: Mapping[str, Mapping[str, Curve]] | None = None) -> None:
     """Writes `report.html` alone; arguments and errors as `write_report`."""
     write_text(folder / "report.html", page.render(report, table(report), runs or {}))
 
 
-def _baseline(
-    name: str, splits: Mapping[str, Discrimination], preferences: Evaluation
-) -> dict[str, Any]:
+def _baseline(name: str, splits: Mapping[str, Discrimination], preferences: Evaluation) -> dict[str, Any]:
     """Accuracy of a baseline under both of the paths that readers of `report.json` look at."""
     accuracies = {split: result["baselines"][name]["overall"] for split, result in splits.items()}
     return {

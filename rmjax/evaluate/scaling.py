@@ -126,9 +126,7 @@ def _log(values: ArrayLike, name: str) -> NDArray[np.float64]:
     return np.asarray(np.log(values_N))
 
 
-def _curve(
-    name: str, compute: ArrayLike, losses: ArrayLike
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _curve(name: str, compute: ArrayLike, losses: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     x_N, y_N = _log(compute, f"run {name}, compute"), _log(losses, f"run {name}, loss")
     if x_N.size != y_N.size:
         raise ValueError(f"run {name}: {x_N.size} amounts of compute have {y_N.size} losses")
@@ -144,9 +142,7 @@ def _best_until(curve: tuple[NDArray[np.float64], NDArray[np.float64]], x: float
     return float(min(y_N[x_N <= x].min(), np.interp(x, x_N, y_N)))
 
 
-def _slopes(
-    weights_RN: NDArray[np.float64], x_N: NDArray[np.float64], y_N: NDArray[np.float64]
-) -> NDArray[np.float64]:
+def _slopes(weights_RN: NDArray[np.float64], x_N: NDArray[np.float64], y_N: NDArray[np.float64]) -> NDArray[np.float64]:
     """Weighted least-squares slopes; resamples with a single x have none and are left out."""
     total_R1 = weights_RN.sum(axis=1, keepdims=True)
     x_RN = x_N - weights_RN @ x_N[:, None] / total_R1

@@ -85,9 +85,7 @@ def table(report: Report) -> list[Section]:
 
 def as_interval(accuracy: Accuracy) -> Interval:
     """An accuracy under the names that reports use."""
-    return Interval(
-        value=accuracy["accuracy"], low=accuracy["low"], high=accuracy["high"], n=accuracy["n"]
-    )
+    return Interval(value=accuracy["accuracy"], low=accuracy["low"], high=accuracy["high"], n=accuracy["n"])
 
 
 def column_names(sections: Sequence[Section]) -> list[str]:

@@ -109,9 +109,7 @@ class Checkpoints:
         """The step of the newest finished checkpoint (its files not verified), None without one."""
         return max(self._finished(), default=None)
 
-    def restore(
-        self, abstract_state: PyTree, step: int | None = None
-    ) -> tuple[int, PyTree, dict[str, Any]] | None:
+    def restore(self, abstract_state: PyTree, step: int | None = None) -> tuple[int, PyTree, dict[str, Any]] | None:
         """The newest intact checkpoint (or that of `step`) as `(step, state, data)`.
 
         abstract_state: pytree of `jax.ShapeDtypeStruct` with shardings. Arrays come back in these
@@ -128,9 +126,7 @@ class Checkpoints:
         _check_same_tree(path, abstract_state, _saved_tree(path))
         return chosen, _load(path, abstract_state, partial=False), _read_data(path)
 
-    def restore_subtree(
-        self, name: str, abstract: PyTree | None = None, step: int | None = None
-    ) -> tuple[int, PyTree]:
+    def restore_subtree(self, name: str, abstract: PyTree | None = None, step: int | None = None) -> tuple[int, PyTree]:
         """One top-level entry of the state, such as "params", as `(step, subtree)`.
 
         The rest (the optimizer's state, say) is neither read nor has to be known. Without
@@ -280,9 +276,7 @@ def _load(path: Path, abstract: PyTree, partial: bool) -> PyTree:
         with context:
             return ocp.load(path / "state", abstract)
     except Exception as error:
-        raise CheckpointError(
-            f"cannot read {path}, though its files are intact: {error}"
-        ) from error
+        raise CheckpointError(f"cannot read {path}, though its files are intact: {error}") from error
 
 
 def _read_data(path: Path) -> dict[str, Any]:
@@ -317,8 +311,7 @@ def _check_same_tree(path: Path, wanted_tree: PyTree, saved_tree: PyTree) -> Non
         if len(lines) > len(shown):
             shown.append(f"... and {len(lines) - len(shown)} more")
         raise CheckpointError(
-            f"{path} is of another architecture or optimizer, {len(lines)} paths differ:\n  "
-            + "\n  ".join(shown)
+            f"{path} is of another architecture or optimizer, {len(lines)} paths differ:\n  " + "\n  ".join(shown)
         )
     cast = sorted(name for name in common if saved[name].dtype != wanted[name].dtype)
     if cast:

@@ -89,9 +89,7 @@ def decoder_flops_per_token(
     return forward + 2.0 * parameters + 2.0 * attention + 2.0 * trainable
 
 
-def peak_flops(
-    devices: Sequence[jax.Device] | None = None, dtype: jnp.dtype | str = "bfloat16"
-) -> float:
+def peak_flops(devices: Sequence[jax.Device] | None = None, dtype: jnp.dtype | str = "bfloat16") -> float:
     """Peak FLOP/s of `devices` (default: all) together, for matrix products in `dtype`.
 
     bfloat16 and float16 share a peak. A CPU has no published one: it is the speed that a short

@@ -90,7 +90,9 @@ def train(
         scalars = _with_deviation(scalars)
         if number % log_every == 0 or number == steps:
             scalars |= speed.rates()
-            scalars |= dict(describe(scalars | {"step": number})) | ({"retraces": float(traces.traces)} if traces else {})
+            scalars |= dict(describe(scalars | {"step": number})) | (
+                {"retraces": float(traces.traces)} if traces else {}
+            )
             writer.write(number, {f"train/{name}": value for name, value in scalars.items()})
         progress.update(number, scalars)
 
@@ -109,7 +111,9 @@ def train(
             if forest is None:
                 if number > 1:
                     save(number - 1, wait=True)
-                raise ValueError(f"the data ended after step {number - 1} of {steps}; raise data.epochs or lower run.steps")
+                raise ValueError(
+                    f"the data ended after step {number - 1} of {steps}; raise data.epochs or lower run.steps"
+                )
             state, terms = step(state, batch)
             settle()
             pending = (number, terms, forest)

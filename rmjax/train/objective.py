@@ -68,7 +68,10 @@ def batch_terms(forest: Forest) -> Terms:
     """`pad_fraction`, and `sharing_factor`: tokens of the unshared sequences over tokens processed."""
     real = jnp.sum(forest.group_RT > 0).astype(jnp.float32)
     cells = jnp.float32(forest.group_RT.size)
-    return {"pad_fraction": (cells - real, cells), "sharing_factor": (unshared_tokens(forest).astype(jnp.float32), real)}
+    return {
+        "pad_fraction": (cells - real, cells),
+        "sharing_factor": (unshared_tokens(forest).astype(jnp.float32), real),
+    }
 
 
 def language_model(model: RewardTransformer) -> Objective:

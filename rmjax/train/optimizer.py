@@ -28,7 +28,12 @@ def polar_learning_rate(parameters: float, pretrain_tokens: float, reward_tokens
 
     Args: plain counts — parameters of the model, tokens that the backbone was trained on, tokens of POLAR pre-training.
     """
-    return 0.0002306 * (parameters / 1e6) ** 0.01125 * (pretrain_tokens / 1e9) ** -0.66587 * (reward_tokens / 1e9) ** 0.33916
+    return (
+        0.0002306
+        * (parameters / 1e6) ** 0.01125
+        * (pretrain_tokens / 1e9) ** -0.66587
+        * (reward_tokens / 1e9) ** 0.33916
+    )
 
 
 def polar_batch_size(parameters: float, reward_tokens: float) -> float:

@@ -96,9 +96,7 @@ def test_comparisons_come_back_exactly_and_in_order(prepared):
 def test_splits_slices_versions_and_the_default_split(prepared):
     assert len(open_records(f"tfds:polar_jsonl/small@{prepared}")) == 3
     assert len(open_records(f"tfds:polar_jsonl/small:1.0.0:test@{prepared}")) == 1
-    assert (
-        without_place(open_records(f"tfds:polar_jsonl/small:train[1:]@{prepared}")) == RECORDS[1:]
-    )
+    assert without_place(open_records(f"tfds:polar_jsonl/small:train[1:]@{prepared}")) == RECORDS[1:]
 
 
 def test_a_data_set_is_read_without_its_builder_and_without_tensorflow(prepared):
@@ -179,9 +177,7 @@ def test_a_pool_keeps_its_splits_and_empty_outputs(tmp_path):
         for split in ("seen", "unseen")
     }
     assert read == {
-        split: [
-            {k: v for k, v in row.items() if k != "split"} for row in POOL if row["split"] == split
-        ]
+        split: [{k: v for k, v in row.items() if k != "split"} for row in POOL if row["split"] == split]
         for split in ("seen", "unseen")
     }
 

@@ -66,7 +66,9 @@ def test_solver_triples_are_verified_by_the_tasks_own_scorer():
     for _, row in iterate_rows(str(shipped("ranked_test"))):
         if row["category"] != "ladder":
             task = tasks[row["prompt"]]
-            verdicts = [is_correct(task["category"], task["answer"], row[part]) for part in ("reference", "chosen", "rejected")]
+            verdicts = [
+                is_correct(task["category"], task["answer"], row[part]) for part in ("reference", "chosen", "rejected")
+            ]
             assert verdicts == [True, True, False], json.dumps(row)
             checked += 1
     assert checked

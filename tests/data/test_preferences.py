@@ -126,9 +126,7 @@ def test_qa_triples_take_every_strictly_ordered_three(dropped):
 
 def test_rmb(dropped):
     pair = {"id": "p", "prompt": PROMPT, "chosen": "A", "rejected": "B", "category": "c/d"}
-    record = kept(
-        rmb_pairwise_dev({**pair, "chosen_model": "m", "rejected_model": "n"}, "", dropped)
-    )
+    record = kept(rmb_pairwise_dev({**pair, "chosen_model": "m", "rejected_model": "n"}, "", dropped))
     assert (record.policies, record.category, record.ranks) == (("m", "n"), "c/d", (0.0, 1.0))
     losers = [{"model": "n", "answer": "B"}, {"model": "o", "answer": "C"}]
     best = {"best": "A", "best_model": "m", "losers": losers, "category": "c", "prompt": PROMPT}
@@ -138,9 +136,7 @@ def test_rmb(dropped):
 
 
 def test_unknown_sets_and_absent_data(tmp_path):
-    with pytest.raises(
-        KeyError, match="hh_harmful: unknown preference set; use one of hh_harmless"
-    ):
+    with pytest.raises(KeyError, match="hh_harmful: unknown preference set; use one of hh_harmless"):
         load_preferences("hh_harmful", tmp_path)
     with pytest.raises(FileNotFoundError, match=r"expected in \.\./shared/data beside"):
         load_preferences("hh_harmless", tmp_path / "absent")

@@ -33,9 +33,7 @@ def test_agrees_with_a_loop_that_resamples_clusters():
     clusters = np.repeat(np.arange(60), rng.integers(1, 6, 60))
     values_N = rng.random(60)[clusters] + 0.1 * rng.random(len(clusters))
     groups = [values_N[clusters == label] for label in range(60)]
-    means = [
-        np.concatenate([groups[i] for i in rng.integers(0, 60, 60)]).mean() for _ in range(4000)
-    ]
+    means = [np.concatenate([groups[i] for i in rng.integers(0, 60, 60)]).mean() for _ in range(4000)]
     got = interval(values_N, [f"prompt {label}" for label in clusters])
     width = np.subtract(*np.percentile(means, (97.5, 2.5)))
     assert got["low"] == pytest.approx(np.percentile(means, 2.5), abs=0.07 * width)

@@ -251,9 +251,7 @@ def test_a_model_without_an_intact_checkpoint_is_one_clear_error(options, monkey
         ("data", "absent.jsonl", "absent.jsonl"),
     ],
 )
-def test_bad_paths_are_refused_before_the_model_is_loaded(
-    options, monkeypatch, tmp_path, field, path, message
-):
+def test_bad_paths_are_refused_before_the_model_is_loaded(options, monkeypatch, tmp_path, field, path, message):
     def load(path):
         raise AssertionError("loaded")
 

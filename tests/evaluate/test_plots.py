@@ -9,8 +9,7 @@ from rmjax.evaluate.scaling import envelope, fit_power_law
 def test_policies_are_sorted_and_show_interval_and_baseline():
     def scorer(values):
         means = {
-            name: {"value": value, "low": value - 0.1, "high": value + 0.1, "n": 5}
-            for name, value in values.items()
+            name: {"value": value, "low": value - 0.1, "high": value + 0.1, "n": 5} for name, value in values.items()
         }
         return {"overall": means["a"], "ties": 0, "policies": means}
 

@@ -58,8 +58,7 @@ def run(tmp_path):
         folder = tmp_path / name
         folder.mkdir()
         lines = [
-            json.dumps({"step": s, "train/loss": 0.7 - s / 100, "train/accuracy": 0.5 + s / 100})
-            for s in range(30)
+            json.dumps({"step": s, "train/loss": 0.7 - s / 100, "train/accuracy": 0.5 + s / 100}) for s in range(30)
         ]
         (folder / "metrics.jsonl").write_text("\n".join(lines))
     return tmp_path
@@ -183,9 +182,7 @@ def test_curves_keep_the_later_of_two_lines_and_count_broken_ones(tmp_path, capl
 def test_a_curve_with_nan_is_drawn(tmp_path):
     folder = tmp_path / "broken"
     folder.mkdir()
-    (folder / "metrics.jsonl").write_text(
-        '{"step": 0, "train/loss": 0.7}\n{"step": 1, "train/loss": NaN}\n'
-    )
+    (folder / "metrics.jsonl").write_text('{"step": 0, "train/loss": 0.7}\n{"step": 1, "train/loss": NaN}\n')
     write_report({}, tmp_path, read_runs(tmp_path))
     assert "<svg" in (tmp_path / "report.html").read_text()
 

@@ -42,9 +42,7 @@ def make_state(step: int, width: int = 3) -> State:
 
 
 def abstract(state):
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
-    )
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
 
 
 def assert_same_bits(one, other):
@@ -149,9 +147,7 @@ def flip_a_bit(file: Path):
 
 DAMAGE = {
     "missing": lambda path: largest_file(path).unlink(),
-    "truncated": lambda path: os.truncate(
-        largest_file(path), largest_file(path).stat().st_size // 2
-    ),
+    "truncated": lambda path: os.truncate(largest_file(path), largest_file(path).stat().st_size // 2),
     "bit-flipped": lambda path: flip_a_bit(largest_file(path)),
     "data": lambda path: flip_a_bit(path / "data_0.json"),
     "manifest": lambda path: os.truncate(path / manifest.MANIFEST, 40),
@@ -254,9 +250,7 @@ def test_a_file_in_place_of_the_directory(tmp_path):
         Checkpoints(tmp_path / "run").save(1, {"w": jnp.ones(1)}, {})
 
 
-@pytest.mark.parametrize(
-    ("number", "remedy"), [(28, "the disk is full"), (13, "no permission"), (30, "no permission")]
-)
+@pytest.mark.parametrize(("number", "remedy"), [(28, "the disk is full"), (13, "no permission"), (30, "no permission")])
 def test_errors_of_the_system_name_path_and_remedy(tmp_path, monkeypatch, number, remedy):
     def refuse(path, text):
         raise OSError(number, os.strerror(number))

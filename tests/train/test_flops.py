@@ -10,9 +10,7 @@ SHAPE = {"layers": 3, "attention_width": 64, "keys": 128}
 
 
 def devices(kind, count=1, platform="gpu"):
-    return [
-        SimpleNamespace(device_kind=kind, platform=platform, process_index=0) for _ in range(count)
-    ]
+    return [SimpleNamespace(device_kind=kind, platform=platform, process_index=0) for _ in range(count)]
 
 
 def test_all_trainable_is_palm_s_formula():
@@ -32,9 +30,7 @@ def test_forward_agrees_with_what_xla_counts_for_a_decoder_layer():
     T, W, F, H = 32, 64, 256, 4
 
     def layer(x_TW, weights):
-        q_THD, k_THD, v_THD = (
-            (x_TW @ weights[name]).reshape(T, H, W // H) for name in ("q", "k", "v")
-        )
+        q_THD, k_THD, v_THD = ((x_TW @ weights[name]).reshape(T, H, W // H) for name in ("q", "k", "v"))
         logits_HTS = jnp.einsum("thd,shd->hts", q_THD, k_THD)
         mixed_TW = jnp.einsum("hts,shd->thd", logits_HTS, v_THD).reshape(T, W)
         return (mixed_TW @ weights["o"]) @ weights["up"] @ weights["down"]
@@ -43,9 +39,7 @@ def test_forward_agrees_with_what_xla_counts_for_a_decoder_layer():
     weights = {name: jnp.ones(shape) for name, shape in shapes.items()}
     parameters = sum(weight.size for weight in weights.values())
     counted = jax.jit(layer).lower(jnp.ones((T, W)), weights).compile().cost_analysis()["flops"]
-    formula = flops.decoder_flops_per_token(
-        parameters, layers=1, attention_width=W, keys=T, backward=False
-    )
+    formula = flops.decoder_flops_per_token(parameters, layers=1, attention_width=W, keys=T, backward=False)
     assert T * formula == pytest.approx(counted, rel=0.02)
 
 

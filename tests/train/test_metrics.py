@@ -85,9 +85,7 @@ def test_resuming_cuts_off_the_later_steps_and_keeps_the_rest_as_it_was(tmp_path
     assert "cut off 2 lines after step 2" in caplog.text
 
 
-@pytest.mark.parametrize(
-    "broken", [b'{"step": 3, "lo', b'{"step": 3, "loss": 1.0}', b"\xff\n", b"[]\n"]
-)
+@pytest.mark.parametrize("broken", [b'{"step": 3, "lo', b'{"step": 3, "loss": 1.0}', b"\xff\n", b"[]\n"])
 def test_a_line_broken_by_a_kill_is_cut_off_or_completed(tmp_path, broken):
     write_steps(tmp_path, [1, 2])
     with (tmp_path / "metrics.jsonl").open("ab") as file:
@@ -191,9 +189,7 @@ def test_progress_without_a_terminal_is_a_line_now_and_then():
     progress.close()
     first, second = file.getvalue().splitlines()
     assert "\r" not in file.getvalue()
-    assert first == (
-        "pretrain 220/1000 22%  2 step/s  loss 0.693  accuracy 0.5  tokens/s 12.3k  left 06:30"
-    )
+    assert first == ("pretrain 220/1000 22%  2 step/s  loss 0.693  accuracy 0.5  tokens/s 12.3k  left 06:30")
     assert second.startswith("pretrain 240/1000 24%") and "tokens/s 12.3k" in second
 
 
