@@ -202,6 +202,7 @@ def run(config: Any, workdir: Path) -> State:
     check(config, mesh)
     open_workdir(workdir)
     start, form = load_start(config.model), Format(**config.format.to_dict())
+    check_format(config.model, form)
     model = RewardTransformer(start.config)
     data = config.data
     shape = ForestShape(data.rows, data.row_tokens, data.groups, data.leaves)

@@ -255,4 +255,4 @@ def test_the_command_says_what_it_needs():
         [sys.executable, "-m", "experiments.sample"], cwd=ROOT, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 1
-    assert "--config must have a value" in done.stderr
+    assert "must have a value" in done.stderr

@@ -3,6 +3,7 @@
 import errno
 import functools
 import json
+import re
 import os
 import random
 import shutil
@@ -281,7 +282,7 @@ def test_a_diverging_run_stops_with_the_ids_of_its_batch(home, tmp_path, capsys)
     assert execute(config, tmp_path) == 1
     message = only_error(capsys)
     found = json.loads((tmp_path / "diverged.json").read_text())
-    assert f"is nan at step {found['step']}" in message and f"{tmp_path}/diverged.json" in message
+    assert re.search(rf"is (nan|inf) at step {found['step']};", message) and f"{tmp_path}/diverged.json" in message
     assert found["step"] < STEPS and len(found["records"]) == len(found["ids"]) > 0
     assert set(found["ids"]) <= {f"p{i}" for i in range(12)}
     assert newest(tmp_path) < found["step"]
@@ -446,7 +447,7 @@ def test_a_workdir_with_another_architecture_is_refused_and_left_as_it_was(home,
     assert execute(configured(home, model__layers=1), tmp_path / "run") == 1
     error = capsys.readouterr().err
     assert "is of another architecture or optimizer" in error and "Traceback" not in error
-    assert "trainable/backbone/layers/mlp/up/kernel: (2, 32, 64) in the checkpoint, (1, 32, 64) in this model" in error
+    assert "layers/attention/query/kernel: (2, 32, 32) in the checkpoint, (1, 32, 32) in this model" in error
     assert execute(configured(home, format__max_length=512), tmp_path / "run") == 1
     assert "format.max_length: 1024 then, 512 now" in only_error(capsys)
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before

@@ -2,6 +2,9 @@
 
 import dataclasses
 import logging
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -49,3 +52,23 @@ def test_other_lengths_are_warned_of(model, caplog):
     assert "config.format.max_length is 256" in caplog.text and "was trained with 1024" in caplog.text
     assert "config.format.response_cut_side is left" in caplog.text
     assert len(caplog.records) == 2
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        (
+            "--config=configs/polar/finetune.py:rmb_bon_dev",
+            "rmb_bon_dev is not a set to train on; there are hh_harmless",
+        ),
+        ("--nosuchflag", "--config must have a value"),
+    ],
+)
+def test_wrong_flags_are_one_line(tmp_path, flag, message):
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.train", f"--workdir={tmp_path}", flag],
+        cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: ") and message in done.stderr

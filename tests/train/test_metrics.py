@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rmjax.train.metrics import MetricWriter, Progress, Throughput, count_traces, read_metrics
@@ -49,6 +49,7 @@ def test_a_line_is_there_as_soon_as_it_is_written(tmp_path):
     writer.close()
 
 
+@settings(deadline=None)  # files, on machines that may be busy
 @given(st.floats(allow_nan=True, allow_infinity=True))
 def test_every_float_comes_back_and_every_line_is_strict_json(tmp_path_factory, value):
     directory = tmp_path_factory.mktemp("run")
