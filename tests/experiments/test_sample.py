@@ -34,6 +34,7 @@ AWKWARD = ["âĢ¨", "aâĢ¨", "ÂħÂħ", "Ã©", "ðŁİī"]
 POLICIES = [Policy(f"s{i}", "base", "seen") for i in range(6)] + [Policy(f"u{i}", "base", "unseen") for i in range(4)]
 
 
+@settings(deadline=None)
 @given(prompt_id=st.text(max_size=8), per_prompt=st.integers(1, 6), order=st.permutations(POLICIES))
 def test_a_prompt_of_training_is_answered_by_seen_policies(prompt_id, per_prompt, order):
     chosen = command.chosen_policies(order, {"id": prompt_id}, per_prompt, (1, 1))
@@ -42,6 +43,7 @@ def test_a_prompt_of_training_is_answered_by_seen_policies(prompt_id, per_prompt
     assert chosen == command.chosen_policies(POLICIES, {"id": prompt_id, "split": "seen"}, per_prompt, (1, 1))
 
 
+@settings(deadline=None)
 @given(prompt_id=st.text(max_size=8), seen=st.integers(0, 6), unseen=st.integers(0, 4))
 def test_a_held_out_prompt_is_answered_by_both_kinds(prompt_id, seen, unseen):
     chosen = command.chosen_policies(POLICIES, {"id": prompt_id, "split": "unseen"}, 3, (seen, unseen))
@@ -57,6 +59,7 @@ def test_every_policy_is_chosen_by_some_prompt():
 # --- batches ---------------------------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(lengths=st.lists(st.integers(0, 9), min_size=1, max_size=30), size=st.integers(1, 8), random=st.randoms())
 def test_batches(lengths, size, random):
     rows = [{"id": f"p{i:02}", "ids": [0] * length} for i, length in enumerate(lengths)]

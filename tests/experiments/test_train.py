@@ -3,9 +3,9 @@
 import errno
 import functools
 import json
-import re
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess

@@ -61,7 +61,7 @@ def test_other_lengths_are_warned_of(model, caplog):
             "--config=configs/polar/finetune.py:rmb_bon_dev",
             "rmb_bon_dev is not a set to train on; there are hh_harmless",
         ),
-        ("--nosuchflag", "--config must have a value"),
+        ("--nosuchflag", "Unknown command line flag 'nosuchflag'"),
     ],
 )
 def test_wrong_flags_are_one_line(tmp_path, flag, message):
