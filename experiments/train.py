@@ -1,7 +1,7 @@
 """Trains a model: `python -m experiments.train --config=configs/polar/pretrain.py --workdir=DIR [--config.key=value …]`.
 
 Run again, a stopped command continues from its newest checkpoint. DIR then holds model.json, tokenizer.json, checkpoints/
-and metrics.jsonl, and is what `RewardModel.load` and `--config.init` take.
+and metrics.jsonl, and is what `RewardModel.load` and `--config.model.init` take.
 """
 
 import dataclasses
@@ -186,7 +186,7 @@ def keep_config(config: Any, path: Path) -> None:
         before = flatten_dict(json.loads(path.read_text()), sep=".", keep_empty_nodes=True)
         changed = [
             f"{key}: {before.get(key)!r} then, {now.get(key)!r} now"
-            for key in sorted(before.keys() | now.keys())
+            for key in sorted(before.keys() & now.keys())  # keys come with new versions; what both have must agree
             if before.get(key) != now.get(key) and not re.match(_MAY_CHANGE, key)
         ]
         if changed:
