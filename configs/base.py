@@ -9,6 +9,7 @@ def get_config() -> ConfigDict:
     config.model = model = ConfigDict()
     model.init = "smollm2"  # smollm2 | a .gguf file | a run directory | random (SmolLM2's sizes unless set below)
     model.layers = 0  # first k layers only, for small machines; 0 = all
+    model.frozen_layers = 0  # of them, this many from the bottom stay as they are and cost a forward pass only
     model.width = 0  # random weights only: hidden size; 0 = that of SmolLM2 (576), as for the next three
     model.heads = 0  # query heads
     model.kv_heads = 0  # key-value heads
@@ -31,7 +32,7 @@ def get_config() -> ConfigDict:
     loss.penalty = ""  # none when empty | log_barrier | squared
     loss.penalty_weight = 0.01  # factor of the penalty
 
-    config.trainable = "layers|final_norm|head"  # regular expression over parameter paths; the rest is frozen
+    config.trainable = "/layers/|final_norm|head"  # regular expression over parameter paths; the rest is frozen
 
     config.data = data = ConfigDict()
     data.kind = "pool"  # pool (who wrote what) | comparisons (ranked answers) | texts (language model)

@@ -94,21 +94,26 @@ def check_format(model: Any, form: Format) -> None:
 
 
 def _changed(start: Start, model: Any) -> Start:
-    """First k layers, other sizes (random weights only), dtypes."""
+    """First k layers, which of them lie below all that is trained, other sizes (random weights only), dtypes."""
     sizes = {name: model[name] for name in ("width", "heads", "kv_heads", "mlp_width") if model[name]}
     if sizes and start.params is not None:
         raise ValueError(f"config.model.{next(iter(sizes))} is set, but loaded weights have their own; use init=random")
     if model.layers > start.config.depth and start.params is not None:
         raise ValueError(f"config.model.layers is {model.layers}; the loaded model has {start.config.depth}")
     depth = model.layers or start.config.depth
+    if not 0 <= model.frozen_layers < depth:
+        raise ValueError(
+            f"config.model.frozen_layers is {model.frozen_layers}; it must leave one of the {depth} layers"
+        )
     config = dataclasses.replace(
-        start.config, depth=depth, dtype=model.dtype, param_dtype=model.param_dtype, remat=model.remat, **sizes
-    )
+        start.config, depth=depth, frozen_layers=model.frozen_layers, dtype=model.dtype, param_dtype=model.param_dtype,
+        remat=model.remat, **sizes,
+    )  # fmt: skip
     if sizes:
         config = dataclasses.replace(config, head_width=config.width // config.heads)
     params = start.params
     if params is not None:
-        params = {**params, "backbone": parameters.first_layers(params["backbone"], depth)}
+        params = {**params, "backbone": parameters.first_layers(params["backbone"], depth, model.frozen_layers)}
     return dataclasses.replace(start, config=config, params=params)
 
 
@@ -150,6 +155,7 @@ def flops_per_token(config: TransformerConfig, state: State, row_tokens: int, he
     return decoder_flops_per_token(
         parameters.count(used), layers=config.depth, attention_width=config.heads * config.head_width, keys=row_tokens,
         trainable=parameters.count({p: x for p, x in used.items() if p in moving}),
+        without_gradient=0.0 if any("/embedding/" in p for p in moving) else config.frozen_layers / config.depth,
     )  # fmt: skip
 
 
@@ -214,6 +220,10 @@ def run(config: Any, workdir: Path) -> State:
     update = optimizer.adamw(rate, b1=opt.b1, b2=opt.b2, weight_decay=opt.weight_decay, clip=opt.clip)
     boxed = jax.eval_shape(functools.partial(initial_params, model, config.run.seed))
     abstract = jax.eval_shape(lambda: _fresh(model, config, update))
+    if any("/frozen_layers/" in path for path in parameters.flat(abstract.trainable)):
+        raise ValueError(
+            f"config.trainable is {config.trainable!r} and matches frozen layers too; narrow it, or lower model.frozen_layers"
+        )
     shardings = state_shardings(abstract, boxed, config.trainable, mesh)
     form_gradient = gradient.plain(make_objective(config, model), config.optimizer.microbatches)
     counted = count_traces(make_step(form_gradient, update, shardings, mesh))

@@ -8,7 +8,7 @@ from configs import base
 def get_config() -> ConfigDict:
     config = base.get_config()
     config.objective = "language_model"
-    config.trainable = "layers|final_norm"
+    config.trainable = "/layers/|final_norm"
     config.data.kind = "texts"
     config.data.path = "runs/corpus/texts/verne.jsonl"  # lines of {"prompt", "output"}
     config.data.rows = 4

@@ -22,7 +22,7 @@ class TransformerConfig:
 
     vocab_size: int
     width: int
-    depth: int  # layers
+    depth: int  # layers, the frozen ones included
     heads: int
     kv_heads: int
     head_width: int
@@ -37,12 +37,15 @@ class TransformerConfig:
     dtype: str = "float32"  # of activations; head and loss are fp32 whatever this says
     param_dtype: str = "float32"
     remat: str = "none"  # none | dots (keep matmul results) | full (keep layer inputs only)
+    frozen_layers: int = 0  # first layers, stacked apart under this name: never trained, they cost a forward pass only
 
     def __post_init__(self) -> None:
         if self.heads % self.kv_heads:
             raise ValueError(f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})")
         if self.remat not in _REMAT:
             raise ValueError(f"remat is {self.remat!r}; choose one of {sorted(_REMAT)}")
+        if not 0 <= self.frozen_layers < self.depth:
+            raise ValueError(f"frozen_layers is {self.frozen_layers}; it must leave one of the {self.depth} layers")
 
 
 _REMAT: dict[str, Any] = {
@@ -172,6 +175,21 @@ class Block(nn.Module):
         return nn.with_logical_constraint(x_RTD, ("rows", "tokens", None)), new if keep_past else None
 
 
+def _stacked(config: TransformerConfig, depth: int) -> Any:
+    """`depth` blocks as one scan."""
+    block: Any = Block
+    if config.remat != "none":
+        block = nn.remat(Block, policy=_REMAT[config.remat], prevent_cse=False, static_argnums=(5,))
+    return nn.scan(
+        block,
+        variable_axes={"params": 0},
+        split_rngs={"params": True, "dropout": True},
+        in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+        length=depth,
+        metadata_params={nn.PARTITION_NAME: "layers"},
+    )(config)
+
+
 class Transformer(nn.Module):
     """Token ids to hidden states (after the final norm). Parameters of the layers are stacked on a leading L axis."""
 
@@ -186,17 +204,9 @@ class Transformer(nn.Module):
             param_dtype=c.param_dtype,
             embedding_init=nn.with_logical_partitioning(nn.initializers.normal(0.02), ("vocab", "embed")),
         )
-        block: Any = Block
-        if c.remat != "none":
-            block = nn.remat(Block, policy=_REMAT[c.remat], prevent_cse=False, static_argnums=(5,))
-        self.layers = nn.scan(
-            block,
-            variable_axes={"params": 0},
-            split_rngs={"params": True, "dropout": True},
-            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
-            length=c.depth,
-            metadata_params={nn.PARTITION_NAME: "layers"},
-        )(c)
+        if c.frozen_layers:
+            self.frozen_layers = _stacked(c, c.frozen_layers)
+        self.layers = _stacked(c, c.depth - c.frozen_layers)
         self.final_norm = _norm(c, "final_norm")
         if not c.tied_embeddings:
             head = dataclasses.replace(c, dtype="float32")
@@ -213,7 +223,14 @@ class Transformer(nn.Module):
 
     def _run(self, tokens_RT, positions_RT, mask_RTS, past, keep_past: bool):
         x_RTD = nn.with_logical_constraint(self.embedding(tokens_RT), ("rows", "tokens", None))
-        x_RTD, new = self.layers(x_RTD, past, positions_RT, mask_RTS, keep_past)
+        below, above, k = None, past, self.config.frozen_layers
+        if k:
+            if past is not None:
+                below, above = ({name: x[part] for name, x in past.items()} for part in (slice(k), slice(k, None)))
+            x_RTD, below = self.frozen_layers(x_RTD, below, positions_RT, mask_RTS, keep_past)
+        x_RTD, new = self.layers(x_RTD, above, positions_RT, mask_RTS, keep_past)
+        if k and keep_past:
+            new = jax.tree.map(lambda *parts: jnp.concatenate(parts), below, new)
         return self.final_norm(x_RTD), new
 
     def logits(self, hidden_RTD: Float[Array, "R T D"]) -> Float[Array, "R T V"]:

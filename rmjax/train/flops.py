@@ -55,12 +55,13 @@ def decoder_flops_per_token(
     attention_width: int,
     keys: float,
     trainable: int | None = None,
+    without_gradient: float = 0.0,
     backward: bool = True,
 ) -> float:
     """Floating-point operations that a decoder needs per token, a multiply-add being two.
 
         forward   2 N + 4 L W K
-        backward  2 N + 8 L W K   gradients of the activations
+        backward  2 N + 8 L W K   gradients of the activations, times 1 - without_gradient
                 + 2 N_trainable   gradients of the weights; a frozen weight has none
 
     With everything trainable that is 6 N + 12 L W K (Chowdhery et al. 2022, PaLM, appendix B; the
@@ -76,7 +77,8 @@ def decoder_flops_per_token(
                       causal half is.
     trainable:        N_trainable, at most N; None is all of them. Activation gradients are counted
                       down to the first layer, as adapters in every layer need them; a run that
-                      trains the last layers only does less than this.
+                      trains the last layers only says so with `without_gradient`.
+    without_gradient: share of the layers, from the bottom, that no gradient passes through.
     backward:         False for scoring.
     """
     trainable = parameters if trainable is None else trainable
@@ -86,7 +88,7 @@ def decoder_flops_per_token(
     forward = 2.0 * parameters + attention
     if not backward:
         return forward
-    return forward + 2.0 * parameters + 2.0 * attention + 2.0 * trainable
+    return forward + (1.0 - without_gradient) * (2.0 * parameters + 2.0 * attention) + 2.0 * trainable
 
 
 def peak_flops(devices: Sequence[jax.Device] | None = None, dtype: jnp.dtype | str = "bfloat16") -> float:

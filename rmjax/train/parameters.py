@@ -48,9 +48,14 @@ def merge(trainable: Mapping[str, Any], frozen: Mapping[str, Any]) -> dict[str, 
     return nested(flat(trainable) | flat(frozen))
 
 
-def first_layers(params: Mapping[str, Any], layers: int) -> dict[str, Any]:
-    """A decoder's parameters with only its first `layers` layers (the final norm stays)."""
-    return {**params, "layers": jax.tree.map(lambda x: x[:layers], params["layers"])}
+def first_layers(params: Mapping[str, Any], layers: int, frozen: int = 0) -> dict[str, Any]:
+    """A decoder's parameters with only its first `layers` layers (the final norm stays), `frozen` of them stacked apart
+    as `frozen_layers`, however they are stacked in `params`."""
+    stacks = [params[name] for name in ("frozen_layers", "layers") if name in params]
+    whole = jax.tree.map(lambda *parts: parts[0] if len(parts) == 1 else jnp.concatenate(parts), *stacks)
+    rest = {name: part for name, part in params.items() if name != "frozen_layers"}
+    below = {"frozen_layers": jax.tree.map(lambda x: x[:frozen], whole)} if frozen else {}
+    return {**rest, **below, "layers": jax.tree.map(lambda x: x[frozen:layers], whole)}
 
 
 def count(tree: Any) -> int:

@@ -27,11 +27,12 @@ from rmjax.data.formats import SMOLLM2_FORMAT
 from rmjax.hub.tokenizer import Tokenizer
 from rmjax.models.reward import RewardTransformer
 from rmjax.models.transformer import TransformerConfig
-from rmjax.reward_model import CHECKPOINTS, RewardModel, save_description
+from rmjax.reward_model import CHECKPOINTS, RewardModel, load_params, save_description
 from rmjax.train import checkpoint
 from rmjax.train.checkpoint import Checkpoints
 from rmjax.train.manifest import MANIFEST
 from rmjax.train.metrics import read_metrics
+from rmjax.train.parameters import flat
 from rmjax.train.state import initial_params
 
 ROOT = Path(__file__).parents[2]
@@ -323,6 +324,8 @@ def refused(home, workdir, capsys, **changes) -> str:
         ({"model__remat": "all"}, "remat is 'all'; choose one of"),
         ({"model__width": 64}, "config.model.width is set, but loaded weights have their own"),
         ({"model__layers": 3}, "config.model.layers is 3; the loaded model has 2"),
+        ({"model__frozen_layers": 2}, "config.model.frozen_layers is 2; it must leave one of the 2 layers"),
+        ({"model__frozen_layers": 1, "trainable": "layers"}, "'layers' and matches frozen layers too"),
         ({"trainable": "lora"}, "trainable is 'lora' and matches no parameter; paths: backbone/embedding/embedding, "),
         ({"format__reward_token": "<|reward|>"}, "<|reward|>"),
         ({"data__path": ""}, "is a directory"),
@@ -386,6 +389,20 @@ def test_language_model_training_on_texts(home, tmp_path):
     assert execute(config, tmp_path) == 0
     losses = [line["train/loss"] for line in read_metrics(tmp_path / "metrics.jsonl") if "train/loss" in line]
     assert len(losses) == 3 and np.isfinite(losses).all() and losses[-1] < losses[0]
+
+
+def test_frozen_layers_stay_and_the_others_move(home, tmp_path):
+    assert execute(configured(home, model__frozen_layers=1, run__steps=3), tmp_path / "frozen") == 0
+    start, end = load_params(home / "start")["backbone"], load_params(tmp_path / "frozen")["backbone"]
+    for path, leaf in flat(end["frozen_layers"]).items():
+        np.testing.assert_array_equal(leaf, flat(start["layers"])[path][:1])
+    assert np.abs(end["layers"]["mlp"]["up"]["kernel"] - start["layers"]["mlp"]["up"]["kernel"][1:]).max() > 0
+    row = {"prompt": "What is 1 times 4?", "reference": "yes yes 1", "output": "yes yes yes 2"}
+    assert np.isfinite(RewardModel.load(tmp_path / "frozen").score([row])).all()
+    # What was frozen may be trained later.
+    config = configured(home, model__init=str(tmp_path / "frozen"), run__steps=3)
+    assert execute(config, tmp_path / "thawed") == 0
+    assert "frozen_layers" not in load_params(tmp_path / "thawed")["backbone"]
 
 
 def test_a_workdir_that_cannot_be_written(home, tmp_path, capsys):

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rmjax.models.transformer import Transformer, TransformerConfig, attend, causal_mask, rope
+from rmjax.train.parameters import first_layers
 
 R, T = 2, 7
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -266,6 +267,20 @@ def test_decoding_after_a_past_equals_the_full_pass(tiny_config, random_params, 
     np.testing.assert_allclose(got_RV, _logits(config, params, tokens_RT, positions_RT, mask_RTS)[:, -1], atol=1e-4)
 
 
+def test_frozen_layers_are_the_same_model_stacked_in_two(tiny_config, random_params):
+    params, (tokens_RT, positions_RT, mask_RTS) = random_params(tiny_config), _inputs(tiny_config)
+    config = dataclasses.replace(tiny_config, frozen_layers=1)
+    apart = first_layers(params, 2, frozen=1)
+    assert apart["frozen_layers"]["mlp"]["up"]["kernel"].shape[0] == 1
+    want = _logits(tiny_config, params, tokens_RT, positions_RT, mask_RTS)
+    np.testing.assert_allclose(_logits(config, apart, tokens_RT, positions_RT, mask_RTS), want, atol=1e-5)
+    _, past = _decode(config, apart, tokens_RT[:, :3], positions_RT[:, :3], mask_RTS[:, :3, :3])
+    last, _ = _decode(config, apart, tokens_RT[:, 3:], positions_RT[:, 3:], mask_RTS[:, 3:], past)
+    np.testing.assert_allclose(last, want[:, -1], atol=1e-4)
+    init = functools.partial(Transformer(config).init, jax.random.key(0))
+    assert "frozen_layers" in jax.eval_shape(init, *_plain(jnp.zeros((1, 2), jnp.int32)))["params"]
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_bfloat16_gives_fp32_logits_of_fp32_precision(tiny_config, random_params, tied):
     config = dataclasses.replace(tiny_config, dtype="bfloat16", tied_embeddings=tied)
@@ -293,6 +308,7 @@ def test_parameters_have_their_own_dtype(tiny_config):
     [
         ({"kv_heads": 3}, r"heads \(4\) must be a multiple of kv_heads \(3\)"),
         ({"remat": "half"}, "remat is 'half'.*dots.*full.*none"),
+        ({"frozen_layers": 2}, "frozen_layers is 2; it must leave one of the 2 layers"),
     ],
 )
 def test_an_impossible_architecture_is_refused(tiny_config: TransformerConfig, change, message):

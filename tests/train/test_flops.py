@@ -26,6 +26,11 @@ def test_frozen_weights_save_their_weight_gradient_only():
         flops.decoder_flops_per_token(1000, **SHAPE, trainable=1001)
 
 
+def test_layers_that_no_gradient_passes_cost_a_forward_pass():
+    below = flops.decoder_flops_per_token(1000, **SHAPE, trainable=0, without_gradient=1.0)
+    assert below == flops.decoder_flops_per_token(1000, **SHAPE, backward=False)
+
+
 def test_forward_agrees_with_what_xla_counts_for_a_decoder_layer():
     T, W, F, H = 32, 64, 256, 4
 

@@ -71,6 +71,16 @@ def test_first_layers_are_those_of_the_whole(tiny_config, random_params):
     np.testing.assert_allclose(hidden(one, short), hidden(tiny_config, silent), atol=1e-5)
 
 
+def test_frozen_layers_are_stacked_apart_and_together_again(tiny_config, random_params):
+    params = random_params(tiny_config, 0)
+    apart = first_layers(params, 2, frozen=1)
+    assert {path.split("/")[0] for path in flat(apart)} == {"embedding", "final_norm", "frozen_layers", "layers"}
+    back = first_layers(apart, 2)
+    assert flat(back).keys() == flat(params).keys()
+    for path, leaf in flat(params).items():
+        np.testing.assert_array_equal(flat(back)[path], leaf)
+
+
 def test_count(tiny_config, reward_params):
     assert count(reward_params) == sum(x.size for x in jax.tree.leaves(reward_params))
     shapes = jax.eval_shape(lambda: reward_params)
