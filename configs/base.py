@@ -43,7 +43,6 @@ def get_config() -> ConfigDict:
     data.prompts = "seen"  # pool: seen | unseen | all
     data.negatives = 1  # pool: other-policy samples a group
     data.hard_negatives = 0.0  # pool: share of negatives from policies of the same kind
-    data.copies = 0.0  # pool: share of groups whose positive is the reference itself (a warm-up for small models)
     data.references = 1  # pool: same-policy samples beside the positive
     data.wrapper = "sft"  # pool: POLAR wrapper, sft | pretrain
     data.reference = "required"  # comparisons: required | optional

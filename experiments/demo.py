@@ -32,9 +32,8 @@ from rmjax.evaluate import (
 from rmjax.reward_model import RewardModel
 
 POOL, RANKED = "shipped:policy_pool", "shipped:ranked_test"
-TRIPLES_PER_PROMPT = 6
-ENOUGH = 480
-"""Evaluation triples of each split; more would cost the demo's minutes, not change its table."""
+GROUPS_PER_PROMPT, NEGATIVES = 2, 3
+"""Of the evaluation: more would cost the demo's minutes, not change its table."""
 
 
 def _announce(number: int, text: str) -> None:
@@ -62,8 +61,8 @@ def judge(workdir: Path, seed: int) -> dict[str, Any]:
     splits = {}
     for split in ("seen", "unseen"):
         source = pool(POOL, split, "unseen")
-        triples = source.triples(seed=0, per_prompt=TRIPLES_PER_PROMPT)[:ENOUGH]
-        splits[split] = discriminate(triples, pretrained.score_groups(triples, progress=True), source.kind, seed)
+        groups = source.triples(seed=0, per_prompt=GROUPS_PER_PROMPT, negatives=NEGATIVES)
+        splits[split] = discriminate(groups, pretrained.score_groups(groups, progress=True), source.kind, seed)
     ranked = list(records(RANKED))
     models = {name: RewardModel.load(workdir / name) for name in ("finetune", "scratch")}
     scores = {name: model.score_groups(ranked, progress=True) for name, model in models.items()}

@@ -28,13 +28,13 @@ from rmjax.train.flops import decoder_flops_per_token
 from rmjax.train.metrics import read_metrics
 from rmjax.train.parameters import count
 
-TRIPLES_PER_PROMPT = 4
+GROUPS_PER_PROMPT, NEGATIVES = 2, 3
 
 
 def held_out_loss(model: RewardModel, triples: Sequence[Comparison]) -> float:
     """Mean −log σ(r+ − r−) in nats on triples that training has not seen; ln 2 is chance."""
     scores = model.score_groups(triples, progress=True)
-    return float(np.mean([np.logaddexp(0.0, negative - positive) for positive, negative in scores]))
+    return float(np.mean([np.logaddexp(0.0, other - positive) for positive, *others in scores for other in others]))
 
 
 def point(layers: int, steps: int, workdir: Path, sets: dict[str, list[Comparison]]) -> dict[str, Any]:
@@ -42,23 +42,26 @@ def point(layers: int, steps: int, workdir: Path, sets: dict[str, list[Compariso
     config, folder = grid.get_config(layers, steps), workdir / f"layers{layers}-steps{steps}"
     train.run(config, folder)
     model = RewardModel.load(folder)
-    layer_parameters = count(model.params["backbone"]["layers"])
+    trained = count(model.params["backbone"]["layers"])
+    parameters = trained + count(model.params["backbone"].get("frozen_layers", {}))
     per_token = decoder_flops_per_token(
-        layer_parameters, layers=layers, attention_width=model.config.heads * model.config.head_width,
-        keys=config.data.row_tokens,
+        parameters, layers=layers, attention_width=model.config.heads * model.config.head_width,
+        keys=config.data.row_tokens, trainable=trained, without_gradient=config.model.frozen_layers / layers,
     )  # fmt: skip
     padding = np.mean(
         [row["train/pad_fraction"] for row in read_metrics(folder / "metrics.jsonl") if "train/loss" in row]
     )
     tokens = steps * config.data.rows * config.data.row_tokens * (1 - float(padding))
     losses = {f"loss_{name}": held_out_loss(model, triples) for name, triples in sets.items()}
-    return dict(layers=layers, parameters=layer_parameters, tokens=tokens, compute=per_token * tokens, **losses)
+    return dict(layers=layers, parameters=parameters, trained=trained, tokens=tokens, compute=per_token * tokens, **losses)
 
 
 def run(workdir: Path) -> None:
     """The grid, the fits, the plot."""
     sets = {
-        split: pool("shipped:policy_pool", split, "unseen").triples(seed=0, per_prompt=TRIPLES_PER_PROMPT)
+        split: pool("shipped:policy_pool", split, "unseen").triples(
+            seed=0, per_prompt=GROUPS_PER_PROMPT, negatives=NEGATIVES
+        )
         for split in ("seen", "unseen")
     }
     points = [point(layers, steps, workdir, sets) for layers in grid.LAYERS for steps in grid.STEPS]

@@ -115,7 +115,6 @@ def _source(data: Any) -> tuple[Any, Callable | None, Callable[[int], str]]:
         draw = functools.partial(
             source.draw, negatives=data.negatives, hard_negatives=data.hard_negatives,
             references=data.references,
-            copies=data.copies,
             wrapper=choose("data.wrapper", data.wrapper, WRAPPERS),
         )  # fmt: skip
         return source, draw, source.__getitem__

@@ -50,7 +50,9 @@ def score(
 
 
 def _shape(trees: Sequence, batch_tokens: int) -> ForestShape:
-    row_tokens = max(128, _power_of_two(max(tree.size for tree in trees)))
+    # Long rows leave less of themselves empty; beyond 512 a dense mask costs more than that saves.
+    usual = min(512, _power_of_two(sum(tree.size for tree in trees)))
+    row_tokens = max(128, usual, _power_of_two(max(tree.size for tree in trees)))
     needed = -(-sum(tree.size for tree in trees) // row_tokens)
     smallest = min(tree.size for tree in trees)
     return ForestShape(

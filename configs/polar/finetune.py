@@ -22,6 +22,7 @@ def get_config(source: str = "") -> ConfigDict:
     config.model.init = "runs/polar/pretrain"  # a run of configs/polar/pretrain.py
     config.data.kind = "comparisons"
     config.data.path = "shipped:ranked_train"  # or a file, or a real set: hh_harmless, llmfao_crowd, …
+    config.model.frozen_layers = 16  # as in pre-training
     config.optimizer.learning_rate = 1e-4
     config.run.steps = 100
     config.run.save_every = 50

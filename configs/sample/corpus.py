@@ -12,7 +12,7 @@ def get_config() -> ConfigDict:
     config.kinds = ""  # only these kinds of policy, comma-separated; empty = all
     config.checkpoints = "runs/corpus/tuned"  # folder of the tuned variants' runs
     config.prompts = "runs/corpus/prompts.jsonl"  # lines of {"id", "prompt", "split"}
-    config.policies_per_prompt = 4  # seen ones
+    config.policies_per_prompt = 8  # seen ones
     config.policies_per_held_out = (3, 4)  # seen and unseen ones that answer a held-out prompt
     config.samples = 2  # per policy and prompt
     config.max_new_tokens = 44  # tokens

@@ -4,6 +4,7 @@ A pool row is {"prompt_id", "prompt", "policy", "sample", "output"} with optiona
 `policy_split` and `prompt_split` ("seen" | "unseen"), `category`.
 """
 
+import dataclasses
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -81,7 +82,6 @@ class PolicyPool:
         negatives: int = 1,
         hard_negatives: float = 0.0,
         references: int = 1,
-        copies: float = 0.0,
         wrapper: str = "sft",
     ) -> Comparison:
         """One group by POLAR's pairing rule (appendix D.1.1): two different policies uniformly at random; the first
@@ -93,16 +93,12 @@ class PolicyPool:
           negatives: K different other policies, one sample of each (fewer where the prompt has fewer).
           hard_negatives: share of the negatives taken from the first policy's own kind where there are any.
           references: different samples of the first policy besides the positive (fewer where it has fewer).
-          copies: share of groups whose positive is the reference itself, the surest sample of the same policy. Not in the
-            paper: it gets small models off the plateau at ln 2, where the comparison of two texts is still to be found.
           wrapper: POLAR wrapper of the record.
         """
         by_policy = self.outputs[prompt_id]
         policy = _pick(rng, [name for name, samples in by_policy.items() if len(samples) > 1])
         order = rng.permutation(len(by_policy[policy]))
         own = [by_policy[policy][i] for i in order[: 1 + references]]
-        if copies and rng.random() < copies:
-            own[0] = own[1]
         others = self._others(rng, by_policy, policy, negatives, hard_negatives)
         outputs = [own[0]] + [_pick(rng, by_policy[name]) for name in others]
         return _group(self, prompt_id, policy, own, others, outputs, wrapper)
@@ -115,24 +111,38 @@ class PolicyPool:
         chosen = siblings[:wanted]
         return (chosen + [name for name in rest if name not in chosen])[:negatives]
 
-    def triples(self, seed: int, per_prompt: int, wrapper: str = "sft") -> list[Comparison]:
-        """A fixed evaluation set: `per_prompt` draws of one triple from each prompt, equal draws once.
+    def triples(self, seed: int, per_prompt: int, wrapper: str = "sft", negatives: int = 1) -> list[Comparison]:
+        """A fixed evaluation set: `per_prompt` draws from each prompt, equal draws once.
 
-        A triple whose positive and negative are the same text has no right answer: it is left out, counted in `skipped`
-        and logged.
+        A draw is a reference, a positive and `negatives` negatives (fewer where the prompt has fewer policies): so many
+        triples with one reference, which is then run once. A negative of the positive's very text has no right answer: it
+        is left out, counted in `skipped` and logged.
         """
         kept, identical = {}, 0
         for i, prompt_id in enumerate(self._ids):
             for rng in np.random.default_rng([seed, i]).spawn(per_prompt):
-                c = self.draw(prompt_id, rng, wrapper=wrapper)
-                if c.outputs[0] == c.outputs[1]:
-                    identical += 1
-                else:
+                drawn = self.draw(prompt_id, rng, wrapper=wrapper, negatives=negatives)
+                c = _without_copies(drawn)
+                identical += len(drawn.outputs) - len(c.outputs)
+                if len(c.outputs) > 1:
                     kept[(c.id, c.references, c.outputs)] = c
         self.skipped["identical_candidates"] += identical
         if identical:
-            _log.info("policy pool: left out %d triples with identical candidates, kept %d", identical, len(kept))
+            left = sum(len(c.outputs) - 1 for c in kept.values())
+            _log.info("policy pool: left out %d triples with identical candidates, kept %d", identical, left)
         return list(kept.values())
+
+
+def _without_copies(c: Comparison) -> Comparison:
+    """The group without the negatives that repeat the positive."""
+    kept = [0] + [i for i, text in enumerate(c.outputs) if text != c.outputs[0]]
+    ranks, policies = c.ranks or (), c.policies or ()
+    return dataclasses.replace(
+        c,
+        outputs=tuple(c.outputs[i] for i in kept),
+        ranks=tuple(ranks[i] for i in kept),
+        policies=tuple(policies[i] for i in kept),
+    )
 
 
 def _pick(rng: np.random.Generator, choices: Sequence[str]) -> str:

@@ -189,6 +189,19 @@ def test_triples_of_identical_candidates_are_left_out_counted_and_logged(caplog)
     assert f"left out {count} triples with identical candidates, kept 1" in caplog.text
 
 
+def test_triples_with_one_reference_come_as_one_group():
+    found = even_pool(policies=4).triples(0, 3, negatives=3)
+    assert {len(c.outputs) for c in found} == {4}
+    assert all(c.ranks == (0, 1, 1, 1) and len(set(c.policies)) == 4 for c in found)
+    copied = make([row("two", 0), row("two", 1), row("copy", output="p/two/0"), row("other")])
+    groups = copied.triples(0, 50, negatives=2)
+    assert {c.outputs[0]: set(c.outputs[1:]) for c in groups} == {
+        "p/two/0": {"p/other/0"},
+        "p/two/1": {"p/two/0", "p/other/0"},
+    }
+    assert all(len(c.outputs) == len(c.policies) == len(c.ranks) for c in groups)
+
+
 def test_triples_take_the_wrapper():
     assert {c.wrapper for c in even_pool().triples(0, 3)} == {"sft"}
     assert {c.wrapper for c in even_pool().triples(0, 3, wrapper="pretrain")} == {"pretrain"}

@@ -14,9 +14,9 @@ LEAF = {"value", "low", "high", "n"}
 def short(monkeypatch):
     for name in ("pretrain", "finetune"):
         config = getattr(demo_config, name)()
-        config.model.layers, config.run.steps, config.data.rows = 1, 2, 2
+        config.model.layers, config.model.frozen_layers, config.run.steps = 2, 1, 2
         monkeypatch.setattr(demo_config, name, lambda config=config: config.copy_and_resolve_references())
-    monkeypatch.setattr(demo, "ENOUGH", 12)
+    monkeypatch.setattr(demo, "GROUPS_PER_PROMPT", 1)
 
 
 @pytest.mark.slow

@@ -88,7 +88,8 @@ def configured(home, **changes) -> ConfigDict:
     config = pretrain.get_config()
     del config.evals["unseen"]
     values = {
-        "model.init": str(home / "start"), "model.layers": 0, "data.path": str(home / "pool.jsonl"), "data.rows": 4,
+        "model.init": str(home / "start"), "model.layers": 0, "model.frozen_layers": 0,
+        "data.path": str(home / "pool.jsonl"), "data.rows": 4,
         "data.row_tokens": 256, "data.leaves": 4, "run.steps": STEPS, "run.save_every": 3, "run.log_every": 1,
         "run.keep": 2, "evals.seen.path": str(home / "pool.jsonl"), "evals.seen.per_prompt": 1, "evals.seen.every": 8,
     }  # fmt: skip
