@@ -11,7 +11,7 @@ where the answer is empty. The read-out is the reward token.
 
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -73,9 +73,8 @@ class Encoder:
         for reference in c.references or (None,):
             whole = self._sequences(c.prompt, reference, c.outputs, c.wrapper)
             alone = [self._alone(c, reference, n, ids) for n, ids in enumerate(whole)]
-            cut = [n for n, ids in enumerate(alone) if ids is not whole[n]]
-            self.counts["cut"] += bool(cut)
-            parts = self._parts([n for n in range(len(whole)) if n not in cut], alone) + [[n] for n in cut]
+            self.counts["cut"] += any(ids is not uncut for ids, uncut in zip(alone, whole, strict=True))
+            parts = self._parts(range(len(whole)), alone)
             found += [(part, self._unranked([alone[n] for n in part], record)) for part in parts]
         return found
 
@@ -84,7 +83,7 @@ class Encoder:
             return ids
         return self._cut_sequences(dataclasses.replace(c, outputs=c.outputs[n : n + 1]), reference)[0]
 
-    def _parts(self, members: list[int], sequences: list[list[int]]) -> list[list[int]]:
+    def _parts(self, members: Iterable[int], sequences: list[list[int]]) -> list[list[int]]:
         """Consecutive members together as long as their tree fits the row."""
         parts: list[list[int]] = []
         for n in members:

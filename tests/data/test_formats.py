@@ -433,7 +433,7 @@ def test_for_scoring_one_cut_candidate_leaves_the_others_whole(one_byte):
     found = {n: spelled(one_byte, ids) for members, tree in trees for n, ids in zip(members, paths(tree), strict=True)}
     halves = ("prompt\nshort", "prompt\na long a", "prompt\nfine")
     assert found == {n: f"prompt\nref{{<file_sep>}}{half}{{<empty_output>}}" for n, half in enumerate(halves)}
-    assert [members for members, _ in trees] == [[0, 2], [1]]
+    assert [members for members, _ in trees] == [[0, 1, 2]]  # cut alone, run together
     assert encoder.counts == {"cut": 1}
 
 
