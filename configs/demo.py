@@ -35,7 +35,7 @@ def pretrain() -> ConfigDict:
     config.optimizer.learning_rate = 1e-3
     config.optimizer.warmup = 0.1
     config.run.steps = 165
-    config.run.save_every = 55
+    config.run.save_every = 83
     return config
 
 
@@ -48,5 +48,5 @@ def finetune() -> ConfigDict:
     config.optimizer.learning_rate = 3e-4
     config.optimizer.warmup = 0.1
     config.run.steps = 14
-    config.run.save_every = 7
+    config.run.save_every = 14
     return config

@@ -32,7 +32,7 @@ from rmjax.evaluate import (
 from rmjax.reward_model import RewardModel
 
 POOL, RANKED = "shipped:policy_pool", "shipped:ranked_test"
-GROUPS_PER_PROMPT, NEGATIVES = 2, 3
+GROUPS_PER_PROMPT, NEGATIVES = 1, 3
 """Of the evaluation: more would cost the demo's minutes, not change its table."""
 
 
