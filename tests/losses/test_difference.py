@@ -76,7 +76,9 @@ def test_ascent_moves_rewards_apart():
 # --- bounds ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("k", "lower", "upper"), [(2, 0.25, 0.5), (3, 1 / 3, 2 / 3), (5, 0.4, 0.8), (1, 0, 0), (0, 0, 0)])
+@pytest.mark.parametrize(
+    ("k", "lower", "upper"), [(2, 0.25, 0.5), (3, 1 / 3, 2 / 3), (5, 0.4, 0.8), (1, 0, 0), (0, 0, 0)]
+)
 def test_bounds_by_hand(k, lower, upper):
     found = bounds(jnp.arange(5)[None, None] < k)
     assert [float(bound[0, 0]) for bound in found] == pytest.approx([lower, upper])
