@@ -32,7 +32,7 @@ class Stream:
     @property
     def counts(self) -> Counter[str]:
         """Of all encoders, since this process started; batches made ahead included."""
-        return sum((encoder.counts for encoder in self.encoders), Counter())
+        return sum((encoder.counts for encoder in self.encoders), Counter[str]())
 
 
 def open_stream(config: Any, tokenizer: Tokenizer, form: Format) -> Stream:

@@ -71,7 +71,9 @@ def meta(
         ascended = jax.lax.optimization_barrier(ascended)
         descent, terms = outer(ascended, frozen, batch["preference"], rng, state)
         terms = terms | _renamed(inner_terms) | _ascent_terms(trainable, ascended, factor, norm, descent)
-        return pull_back(descent)[0] if second_order else descent, terms
+        if second_order:
+            (descent,) = pull_back(jax.tree.map(lambda g, q: g.astype(q.dtype), descent, ascended))
+        return descent, terms
 
     return gradient
 
