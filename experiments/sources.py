@@ -17,6 +17,7 @@ from rmjax.data.preferences import PREFERENCE_SETS, load_preferences
 from rmjax.data.readers import RandomAccessSource, open_records
 from rmjax.data.record import WRAPPERS, Comparison, RecordError, require_order, require_reference
 from rmjax.data.rows import iterate_rows
+from rmjax.data.samples import Form, form
 from rmjax.hub.tokenizer import Tokenizer
 
 SHIPPED = "shipped:"
@@ -49,7 +50,12 @@ def located(path: str) -> str:
 
 @functools.cache
 def pool(path: str, policies: str, prompts: str) -> PolicyPool:
-    """A pool's rows of these splits ("seen", "unseen", "all")."""
+    """A pool of these splits ("seen", "unseen", "all")."""
+    return PolicyPool(pool_rows(path, policies, prompts))
+
+
+def pool_rows(path: str, policies: str, prompts: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """A pool's rows of these splits, each with its place in the file."""
     choose("data.policies", policies, _SPLITS)
     choose("data.prompts", prompts, _SPLITS)
 
@@ -58,7 +64,7 @@ def pool(path: str, policies: str, prompts: str) -> PolicyPool:
             prompts == "all" or (row.get("prompt_split") or "seen") == prompts
         )
 
-    return PolicyPool((place, row) for place, row in _objects(path) if wanted(row))
+    return ((place, row) for place, row in _objects(path) if wanted(row))
 
 
 def _objects(path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -104,6 +110,12 @@ def training_trees(
     return tree_dataset(source, encode, seed=config.run.seed, epochs=data.epochs or None, draw=draw), identify
 
 
+def preference_forms(data: Any) -> set[Form]:
+    """The forms (reference or none, wrapper) that `config.data` trains on."""
+    source, draw, _ = _source(data)
+    return {(True, data.wrapper)} if draw is not None else {form(c) for c in source}
+
+
 def _source(data: Any) -> tuple[Any, Callable | None, Callable[[int], str]]:
     choose("data.kind", data.kind, ("pool", "comparisons", "texts"))
     if data.kind == "pool":
@@ -145,7 +157,7 @@ def _usable(c: Comparison, reference: str) -> Comparison:
 
 def evaluation_set(entry: Any) -> list[Comparison]:
     """From an entry of `config.evals`."""
-    if choose("evals.*.kind", entry.kind, ("pool", "comparisons")) == "pool":
+    if choose("evals.*.kind", entry.kind, ("pool", "comparisons", "samples")) == "pool":
         chosen = pool(entry.path, entry.policies, entry.prompts)
         wrapper = choose("evals.*.wrapper", entry.wrapper, WRAPPERS)
         return chosen.triples(seed=0, per_prompt=entry.per_prompt, wrapper=wrapper)

@@ -22,13 +22,14 @@ from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 from ml_collections import config_flags
 
-from experiments.sources import choose, evaluation_set, training_trees
+from experiments.gradients import check_head, make_gradient
+from experiments.sources import choose, evaluation_set
 from experiments.start import parse_flags
-from rmjax.data.forest import ForestShape
+from experiments.streams import open_stream, samples_set
 from rmjax.data.formats import Encoder, Format
-from rmjax.data.pipeline import batches
 from rmjax.data.record import RecordError
 from rmjax.evaluate import evaluate_comparisons
+from rmjax.evaluate.gaps import describe_gaps
 from rmjax.hub.gguf import load_gguf, smollm2_path
 from rmjax.hub.tokenizer import Tokenizer
 from rmjax.models.reward import RewardTransformer
@@ -36,7 +37,7 @@ from rmjax.models.transformer import TransformerConfig
 from rmjax.parallel.mesh import batch_sharding, make_mesh
 from rmjax.reward_model import CHECKPOINTS, load_description, load_params, save_description
 from rmjax.scoring import score
-from rmjax.train import gradient, objective, optimizer, parameters
+from rmjax.train import meta, objective, optimizer, parameters
 from rmjax.train.checkpoint import Checkpoints
 from rmjax.train.flops import decoder_flops_per_token, mfu
 from rmjax.train.loop import Diverged, Preempted, restored, saved_part, train
@@ -48,6 +49,7 @@ _log = logging.getLogger(__name__)
 _MAY_CHANGE = r"evals|mesh\.|data\.prefetch|run\.(log_every|save_every|keep|keep_every|tensorboard|wandb)$"
 _POSITIVE = (
     "data.rows", "data.row_tokens", "data.groups", "data.leaves", "data.negatives", "data.references",
+    "meta_data.rows", "meta_data.row_tokens", "meta_data.groups",
     "optimizer.microbatches", "run.steps", "run.log_every", "run.save_every", "run.keep",
 )  # fmt: skip
 
@@ -130,21 +132,30 @@ def make_objective(config: Any, model: RewardTransformer) -> objective.Objective
 
 
 def make_evaluations(config: Any, model: RewardTransformer, tokenizer: Tokenizer, form: Format) -> Mapping[str, Any]:
-    """From `config.evals`: name → (every, function of the state)."""
+    """From `config.evals`: name → (every, function of the state): preference accuracy, or the spread on samples."""
     rewards = jax.jit(lambda params, forest: model.apply({"params": params}, forest))
     encoder = Encoder(tokenizer, form, row_tokens=2 * form.max_length)
 
-    def evaluate(records: Sequence, state: State) -> Mapping[str, float]:
+    def evaluate(records: Sequence, describe: Callable, state: State) -> Mapping[str, float]:
         params = parameters.merge(state.trainable, state.frozen)
-        scores = score(rewards, params, encoder, records, batch_tokens=4096)
-        overall = evaluate_comparisons(records, scores)["overall"]
-        return {name: float(overall[name] or 0) for name in ("accuracy", "low", "high", "ties")}
+        return describe(records, score(rewards, params, encoder, records, batch_tokens=4096))
 
     found = {}
     for name, entry in config.evals.items():
-        records = evaluation_set(entry)
-        found[name] = (entry.every or config.run.steps, functools.partial(evaluate, records))
+        spread = entry.kind == "samples"
+        records, describe = (samples_set(entry), _gaps) if spread else (evaluation_set(entry), _accuracy)
+        found[name] = (entry.every or config.run.steps, functools.partial(evaluate, records, describe))
     return found
+
+
+def _accuracy(records: Sequence, scores: list[list[float]]) -> Mapping[str, float]:
+    overall = evaluate_comparisons(records, scores)["overall"]
+    return {name: float(overall[name] or 0) for name in ("accuracy", "low", "high", "ties")}
+
+
+def _gaps(records: Sequence, scores: list[list[float]]) -> Mapping[str, float]:
+    del records
+    return describe_gaps(scores)
 
 
 def flops_per_token(config: TransformerConfig, state: State, row_tokens: int, head: bool) -> float:
@@ -167,11 +178,13 @@ def check(config: Any, mesh: Mesh) -> None:
         section, name = field.split(".")
         if config[section][name] < 1:
             raise ValueError(f"config.{field} is {config[section][name]}; it must be 1 or more")
-    rows, parts = config.data.rows, mesh.shape["data"] * mesh.shape["fsdp"] * config.optimizer.microbatches
-    if rows % parts:
-        raise ValueError(
-            f"config.data.rows is {rows}; make it a multiple of mesh.data · mesh.fsdp · microbatches = {parts}"
-        )
+    parts = mesh.shape["data"] * mesh.shape["fsdp"] * config.optimizer.microbatches
+    for section in ("data", "meta_data") if config.gradient.name == "meta" else ("data",):
+        if config[section].rows % parts:
+            raise ValueError(
+                f"config.{section}.rows is {config[section].rows}; make it a multiple of "
+                f"mesh.data · mesh.fsdp · microbatches = {parts}"
+            )
 
 
 def open_workdir(workdir: Path) -> None:
@@ -210,14 +223,12 @@ def run(config: Any, workdir: Path) -> State:
     start, form = load_start(config.model), Format(**config.format.to_dict())
     check_format(config.model, form)
     model = RewardTransformer(start.config)
-    data = config.data
-    shape = ForestShape(data.rows, data.row_tokens, data.groups, data.leaves)
-    encoder = Encoder(start.tokenizer, form, data.row_tokens)
-    trees, identify = training_trees(config, start.tokenizer, encoder)
+    stream = open_stream(config, start.tokenizer, form)
 
     opt = config.optimizer
     rate = optimizer.schedule(opt.learning_rate, config.run.steps, opt.warmup, opt.final)
     update = optimizer.adamw(rate, b1=opt.b1, b2=opt.b2, weight_decay=opt.weight_decay, clip=opt.clip)
+    check_head(config, start.params, rate)
     boxed = jax.eval_shape(functools.partial(initial_params, model, config.run.seed))
     abstract = jax.eval_shape(lambda: _fresh(model, config, update))
     if any("/frozen_layers/" in path for path in parameters.flat(abstract.trainable)):
@@ -225,7 +236,7 @@ def run(config: Any, workdir: Path) -> State:
             f"config.trainable is {config.trainable!r} and matches frozen layers too; narrow it, or lower model.frozen_layers"
         )
     shardings = state_shardings(abstract, boxed, config.trainable, mesh)
-    form_gradient = gradient.plain(make_objective(config, model), config.optimizer.microbatches)
+    form_gradient = make_gradient(config, make_objective(config, model), model, rate, shardings.trainable)
     counted = count_traces(make_step(form_gradient, update, shardings, mesh))
 
     with (
@@ -238,32 +249,33 @@ def run(config: Any, workdir: Path) -> State:
         save_description(workdir, start.config, form, start.tokenizer)
         if state is None:
             state = _first_state(model, config, update, start, shardings)
-        stream = iter(batches(trees, shape, data.prefetch))
+        batches = iter(stream.batches)
         if position is not None:
-            stream.set_state(position)
+            batches.set_state(position)
         writer = MetricWriter(
             workdir, resume_step=first, tensorboard=config.run.tensorboard,
             wandb={"project": config.run.wandb, "name": workdir.name} if config.run.wandb else None,
         )  # fmt: skip
-        per_token = flops_per_token(start.config, state, data.row_tokens, config.objective == "language_model")
+        per_token = flops_per_token(start.config, state, config.data.row_tokens, config.objective == "language_model")
 
         def describe(scalars: Mapping[str, float]) -> dict[str, float]:
             speed = scalars.get("tokens_per_second")
-            more = {"learning_rate": float(rate(int(scalars["step"]) - 1)), "cut_groups": float(encoder.counts["cut"])}
+            more = {"learning_rate": float(rate(int(scalars["step"]) - 1)), "cut_groups": float(stream.counts["cut"])}
+            more |= meta.describe(scalars)
             return more | ({"mfu": mfu(per_token * speed, dtype=start.config.dtype)} if speed else {})
 
         try:
             return train(
-                state, compile_step(counted, shardings, mesh), stream, steps=config.run.steps,
-                place=lambda forest: jax.device_put(forest, batch_sharding(mesh)), checkpoints=saved, writer=writer,
+                state, compile_step(counted, shardings, mesh), batches, steps=config.run.steps,
+                place=lambda batch: jax.device_put(batch, batch_sharding(mesh)), checkpoints=saved, writer=writer,
                 directory=workdir, describe=describe, traces=counted, log_every=config.run.log_every,
                 save_every=config.run.save_every,
-                evaluations=make_evaluations(config, model, start.tokenizer, form), identify=identify,
+                evaluations=make_evaluations(config, model, start.tokenizer, form), identify=stream.identify,
             )  # fmt: skip
         finally:
             writer.close()
-            if +encoder.counts:
-                _log.warning("while encoding: %s", dict(encoder.counts))
+            if +stream.counts:
+                _log.warning("while encoding: %s", dict(stream.counts))
 
 
 def _fresh(model: RewardTransformer, config: Any, update: Any) -> State:

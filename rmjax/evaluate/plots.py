@@ -6,6 +6,7 @@ the color of the page's text, light or dark. Figures are narrow, to stay legible
 
 import dataclasses
 import io
+import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -133,6 +134,26 @@ def reward_histogram(histogram: Histogram) -> Figure:
     axes.set_ylabel("share of outputs (%)")
     axes.set_ylim(0, axes.get_ylim()[1] * 1.25)
     axes.legend(loc="upper left")
+    return figure
+
+
+@matplotlib.rc_context(_STYLE)
+def gap_distributions(gaps: Mapping[str, ArrayLike]) -> Figure:
+    """Shares of reward gaps |Δr| by size, a line per model; every model's gaps are in units of its own largest one, as in
+    MetaRM's figure.
+
+    Args:
+      gaps: model → its gaps, any number, >= 0.
+    """
+    colors = (BLUE, ORANGE, GREEN, GRAY)
+    edges_E = np.linspace(0, 1, 21)
+    figure, (axes,) = _figure(3.0)
+    for (name, values), color in zip(gaps.items(), itertools.cycle(colors), strict=False):
+        values_P = np.asarray(values, np.float64)
+        shares_B = np.histogram(values_P / max(float(values_P.max()), 1e-12), edges_E)[0] / len(values_P)
+        axes.stairs(shares_B, edges_E, color=color, label=name)
+    axes.set(xlabel="|Δr|, share of the largest", ylabel="share of pairs", xlim=(0, 1))
+    axes.legend()
     return figure
 
 
