@@ -14,6 +14,7 @@ import jax
 from rmjax.data.formats import Encoder, Format
 from rmjax.data.record import Comparison, RecordError, parse
 from rmjax.hub.tokenizer import Tokenizer
+from rmjax.models.lora import AdapterConfig
 from rmjax.models.reward import RewardTransformer
 from rmjax.models.transformer import TransformerConfig
 from rmjax.scoring import score
@@ -42,7 +43,10 @@ def load_description(directory: Path) -> tuple[TransformerConfig, Format, Tokeni
         raise FileNotFoundError(f"{path}: not there; a model is a directory that experiments.train has written")
     try:
         described = json.loads(path.read_text())
-        parts = TransformerConfig(**described["transformer"]), Format(**described["format"])
+        transformer = dict(described["transformer"])
+        adapter = transformer.pop("adapter", None)  # older descriptions lack it
+        config = TransformerConfig(**transformer, adapter=AdapterConfig(**adapter) if adapter else None)
+        parts = config, Format(**described["format"])
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: not a model description ({error!r})") from error
     return *parts, Tokenizer.load(directory / TOKENIZER_FILE)
