@@ -30,7 +30,9 @@ def make_balance(section: Any) -> Balance | None:
         return None
     types = tuple(section.expert_types)
     if types and len(types) != section.experts:
-        raise ValueError(f"config.adapter.expert_types has {len(types)} entries; give one for each of {section.experts}")
+        raise ValueError(
+            f"config.adapter.expert_types has {len(types)} entries; give one for each of {section.experts}"
+        )
     return Balance(
         types or equal_groups(section.experts, exactly=section.beta > 0), section.beta, section.delta, section.balance,
         section.reduce, section.length_normalized,

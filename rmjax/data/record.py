@@ -185,7 +185,9 @@ def require_type(value: object, types: int, place: str) -> None:
     if value is None:
         raise RecordError(place, "type", "missing, and the balancing constraint needs it", f"give {_range(types)}")
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < types:
-        raise RecordError(place, "type", "out of range", f"give {_range(types)}, or set adapter.expert_types", repr(value))
+        raise RecordError(
+            place, "type", "out of range", f"give {_range(types)}, or set adapter.expert_types", repr(value)
+        )
 
 
 def _range(types: int) -> str:

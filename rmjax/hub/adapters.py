@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from rmjax.models.lora import ADAPTER_PATH, AdapterConfig
 from rmjax.models.transformer import TransformerConfig
@@ -71,18 +71,22 @@ def load_adapter(path: str | Path, adapter: AdapterConfig, params: Mapping[str, 
         raise FileNotFoundError(f"{path}: no such adapter file")
     try:
         with safe_open(path, framework="numpy") as file:
-            metadata, leaves = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}
+            metadata = file.metadata() or {}
         theirs, base = AdapterConfig(**json.loads(metadata["adapter"])), metadata["base"]
     except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path}: not an adapter file that save_adapter wrote ({error!r})") from error
     if dataclasses.replace(theirs, dropout=adapter.dropout) != adapter:
         raise ValueError(f"{path}: is {theirs}; the model was built for {adapter}; load a model with the same kind")
     if base != fingerprint(params):
-        raise ValueError(f"{path}: was trained on another base (its weights differ); load it onto the one it was made for")
-    return with_leaves(params, leaves)
+        raise ValueError(
+            f"{path}: was trained on another base (its weights differ); load it onto the one it was made for"
+        )
+    return with_leaves(params, load_file(path))
 
 
-def export_peft(directory: str | Path, config: TransformerConfig, params: Mapping[str, Any], base_name: str = "") -> None:
+def export_peft(
+    directory: str | Path, config: TransformerConfig, params: Mapping[str, Any], base_name: str = ""
+) -> None:
     """Writes adapter_config.json and adapter_model.safetensors as PEFT does, and the reward head as `score`.
 
     Layers are unstacked into `model.layers.<i>`, matrices transposed to PyTorch's [out, in]. Rows of Q and K stay in
@@ -107,7 +111,9 @@ def export_peft(directory: str | Path, config: TransformerConfig, params: Mappin
     (directory / "adapter_config.json").write_text(json.dumps(described, indent=2) + "\n")
 
 
-def _peft_tensors(config: TransformerConfig, adapter: AdapterConfig, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def _peft_tensors(
+    config: TransformerConfig, adapter: AdapterConfig, params: Mapping[str, Any]
+) -> dict[str, np.ndarray]:
     leaves, prefix = flat(jax.device_get(params)), "base_model.model."
     tensors = {}
     for path in leaves:

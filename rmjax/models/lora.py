@@ -68,14 +68,14 @@ def low_rank(dense: nn.Dense, x: Array, base: Array, config: AdapterConfig) -> A
     DoRA (arXiv 2402.09353, eq. 5): m ∘ V x / ‖V‖ with V = W0 + s B A, norms over inputs; no gradient through ‖V‖ (its
     section 4.3). `lora_magnitude` is m − ‖W0‖, zero at the start whatever base is loaded later.
     """
-    (D, O), (row, column) = kernel(dense).shape, kernel_axes(dense)
-    a_DK = parameter(dense, "lora_a", uniform, (D, config.rank), (row, None))
-    b_KO = parameter(dense, "lora_b", nn.initializers.zeros, (config.rank, O), (None, column))
+    row, column = kernel_axes(dense)
+    a_DK = parameter(dense, "lora_a", uniform, (x.shape[-1], config.rank), (row, None))
+    b_KO = parameter(dense, "lora_b", nn.initializers.zeros, (config.rank, dense.features), (None, column))
     hidden = dropped(dense, x, config.dropout) @ a_DK.astype(base.dtype)
     delta = (config.scale * hidden) @ b_KO.astype(base.dtype)
     if config.kind != "dora":
         return base + delta
-    offset_O = parameter(dense, "lora_magnitude", nn.initializers.zeros, (O,), (column,))
+    offset_O = parameter(dense, "lora_magnitude", nn.initializers.zeros, (dense.features,), (column,))
     _, ratio_O = _decomposed(kernel(dense), a_DK, b_KO, offset_O, config.scale)
     ratio_O = ratio_O.astype(base.dtype)
     if not dense.use_bias:
@@ -120,7 +120,8 @@ def merged(params: Mapping[str, Any], config: AdapterConfig) -> dict[str, Any]:
 
 def kernel(dense: nn.Dense) -> Float[Array, "D O"]:
     """The base's kernel, from within a call of `dense`."""
-    return nn.meta.unbox(dense.get_variable("params", "kernel"))
+    boxed: Any = dense.get_variable("params", "kernel")
+    return nn.meta.unbox(boxed)
 
 
 def kernel_axes(dense: nn.Dense) -> tuple[str | None, str | None]:

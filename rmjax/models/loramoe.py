@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from rmjax.models.lora import AdapterConfig, dropped, kernel, kernel_axes, parameter, uniform
+from rmjax.models.lora import AdapterConfig, dropped, kernel_axes, parameter, uniform
 
 ROUTING = "routing"
 """The collection that routers write to when it is mutable: `<path of the router's owner>/weights`, [L, R, T, N]."""
@@ -26,9 +26,11 @@ def mixture(dense: nn.Dense, x: Array, base: Array, config: AdapterConfig, block
       block: the module that calls `dense`; it owns the router where `config.router` is "block".
       shared: kept between the adapted Dense of one call of `block`. The first of them routes, by its own input.
     """
-    (D, O), (row, column), N = kernel(dense).shape, kernel_axes(dense), config.experts
+    D, N, (row, column) = x.shape[-1], config.experts, kernel_axes(dense)
     a_NDK = parameter(dense, "lora_a", _expert_uniform, (N, D, config.rank), ("experts", row, None))
-    b_NKO = parameter(dense, "lora_b", nn.initializers.zeros, (N, config.rank, O), ("experts", None, column))
+    b_NKO = parameter(
+        dense, "lora_b", nn.initializers.zeros, (N, config.rank, dense.features), ("experts", None, column)
+    )
     if config.router == "linear":
         weights_RTN = _route(dense, x, config, row)
     else:
