@@ -121,7 +121,7 @@ def merged(params: Mapping[str, Any], config: AdapterConfig) -> dict[str, Any]:
 def kernel(dense: nn.Dense) -> Float[Array, "D O"]:
     """The base's kernel, from within a call of `dense`."""
     boxed: Any = dense.get_variable("params", "kernel")
-    return nn.meta.unbox(boxed)
+    return nn.meta.unbox(boxed)  # type: ignore[return-value]
 
 
 def kernel_axes(dense: nn.Dense) -> tuple[str | None, str | None]:
