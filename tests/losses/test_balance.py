@@ -14,8 +14,7 @@ from rmjax.losses.balance import Balance, balance, coefficients, equal_groups, m
 from rmjax.train import gradient, objective
 from rmjax.train.parameters import flat, merge, split
 from rmjax.train.routing import balance_of, balanced
-from tests.models.test_lora import moved, small, started
-from tests.models.test_loramoe import experts
+from tests.models.adapting import experts, moved, small, started
 
 HALVES = (0, 0, 0, 0, 1, 1, 1, 1)
 
@@ -87,7 +86,9 @@ def test_unlabeled_groups_take_no_part():
     mass_MRGN = np.random.default_rng(0).dirichlet(np.ones(4), (2, 1, 3)).astype(np.float32)
     coefficient = np.ones((1, 3, 4), np.float32)
     some = balance(mass_MRGN, coefficient, np.array([[True, False, True]]))
-    np.testing.assert_allclose(some, balance(mass_MRGN[:, :, [0, 2]], coefficient[:, :2], np.ones((1, 2), bool)), rtol=1e-5)
+    np.testing.assert_allclose(
+        some, balance(mass_MRGN[:, :, [0, 2]], coefficient[:, :2], np.ones((1, 2), bool)), rtol=1e-5
+    )
     z = mass_MRGN[0, 0, [0, 2]].ravel()
     assert float(some[0]) == pytest.approx(z.var(ddof=1) / z.mean() ** 2, rel=1e-5)
     none = jax.value_and_grad(lambda m: jnp.sum(balance(m, coefficient, np.zeros((1, 3), bool))))(mass_MRGN)
@@ -95,7 +96,9 @@ def test_unlabeled_groups_take_no_part():
 
 
 def test_variation():
-    share = np.array([[[[0.25] * 4, [0.25] * 4]], [[[1, 0, 0, 0], [1, 0, 0, 0]]], [[[1, 0, 0, 0], [0, 1, 0, 0]]]], np.float32)
+    share = np.array(
+        [[[[0.25] * 4, [0.25] * 4]], [[[1, 0, 0, 0], [1, 0, 0, 0]]], [[[1, 0, 0, 0], [0, 1, 0, 0]]]], np.float32
+    )
     np.testing.assert_allclose(variation(share, np.ones((1, 2), bool)), [0, np.sqrt(3), 1], atol=1e-6)
     np.testing.assert_allclose(variation(share, np.array([[True, False]]))[2], np.sqrt(3), rtol=1e-6)
 
@@ -116,7 +119,9 @@ def test_values_that_no_constraint_can_have(arguments, message):
 
 
 def test_an_odd_number_of_experts_makes_no_equal_groups():
-    with pytest.raises(ValueError, match="adapter.experts is 7, which does not make two equal groups; make it even or set"):
+    with pytest.raises(
+        ValueError, match="adapter.experts is 7, which does not make two equal groups; make it even or set"
+    ):
         equal_groups(7)
     assert equal_groups(3, exactly=False) == (0, 0, 1) and equal_groups(1, exactly=False) == (0,)
 
@@ -131,7 +136,9 @@ def labeled_forest(seed=0):
     def ids(most):
         return random.integers(1, 97, random.integers(2, most)).astype(np.int32)
 
-    rows = [[Tree(ids(5), (ids(6), ids(6)), np.array([0.0, 1.0]), type=(r + g) % 2) for g in range(2)] for r in range(4)]
+    rows = [
+        [Tree(ids(5), (ids(6), ids(6)), np.array([0.0, 1.0]), type=(r + g) % 2) for g in range(2)] for r in range(4)
+    ]
     return fill(ForestShape(4, 32, 2, 2), rows)
 
 
@@ -144,7 +151,9 @@ def adapted_model():
     return model, moved(params, scale=0.3)
 
 
-@pytest.mark.parametrize("build", [objective.preference, objective.language_model], ids=["preference", "language_model"])
+@pytest.mark.parametrize(
+    "build", [objective.preference, objective.language_model], ids=["preference", "language_model"]
+)
 def test_the_constraint_stands_beside_the_mean_loss(adapted_model, build):
     model, params = adapted_model
     forest = labeled_forest()
@@ -155,7 +164,9 @@ def test_the_constraint_stands_beside_the_mean_loss(adapted_model, build):
     full = jax.jit(balanced(build, model, TWO))(params, forest, key)
     value = float(full["balance"][0] / full["balance"][1])
     assert value > 1e-3
-    assert float(full["loss"][0] / full["loss"][1]) == pytest.approx(float(plain["loss"][0] / plain["loss"][1]) + 0.5 * value)
+    assert float(full["loss"][0] / full["loss"][1]) == pytest.approx(
+        float(plain["loss"][0] / plain["loss"][1]) + 0.5 * value
+    )
     assert plain.keys() < full.keys()
     for t in range(2):
         shares = [full[f"routing/type{t}/expert{n}"] for n in range(4)]

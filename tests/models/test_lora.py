@@ -8,45 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rmjax.data.forest import ForestShape, Tree, fill
-from rmjax.models.lora import AdapterConfig, merged
+from rmjax.models.adapters import adapted
+from rmjax.models.lora import AdapterConfig, _decomposed, dropped, merged
 from rmjax.models.reward import RewardTransformer
-from rmjax.models.transformer import Transformer, TransformerConfig, causal_mask
+from rmjax.models.transformer import Transformer, causal_mask
 from rmjax.parallel.mesh import make_mesh, parameter_shardings
-from rmjax.train.parameters import flat, nested
+from rmjax.train.parameters import flat
 from rmjax.train.state import initial_params
+from tests.models.adapting import EVERY, PAIRS, moved, rewards, small, started
 
 FAMILY = ("lora", "rslora", "dora")
-EVERY = "(query|key|value|output|gate|up|down)$"
-PAIRS = fill(
-    ForestShape(2, 16, 2, 2),
-    [[Tree(np.array([1, 2, 3]), (np.array([4]), np.array([5, 6])), np.array([0.0, 1.0]), type=r)] for r in range(2)],
-)
-
-
-def small(**changes) -> TransformerConfig:
-    sizes = {"vocab_size": 97, "width": 32, "depth": 2, "heads": 4, "kv_heads": 2, "head_width": 8, "mlp_width": 48}
-    return TransformerConfig(**(sizes | changes))
-
-
-def started(config, seed=0):
-    """(model, parameters) with a random head."""
-    model = RewardTransformer(config)
-    params = nn.meta.unbox(jax.jit(lambda: initial_params(model, seed))())
-    return model, {**params, "head": {"kernel": jax.random.normal(jax.random.key(9), (config.width, 1))}}
-
-
-def moved(params, seed=3, scale=0.1):
-    """The parameters with noise on the adapter's, so that it adds something."""
-    noise = np.random.default_rng(seed)
-    leaves = flat(params)
-    return nested(
-        {p: x + scale * noise.standard_normal(x.shape).astype(np.float32) if "lora_" in p else x for p, x in leaves.items()}
-    )
-
-
-def rewards(model, params, **kwargs):
-    return np.asarray(jax.jit(lambda params: model.apply({"params": params}, PAIRS, **kwargs))(params))
 
 
 @pytest.mark.parametrize("kind", FAMILY)
@@ -69,8 +40,6 @@ def one_dense(kind, x, rank=2, alpha=3.0):
         @nn.compact
         def __call__(self, x):
             return nn.Dense(5, name="up")(x)
-
-    from rmjax.models.adapters import adapted
 
     def run(params, x):
         with adapted(AdapterConfig(kind, "up", rank, alpha)):
@@ -107,8 +76,6 @@ def test_no_gradient_through_the_norm_of_dora():
     """With the norm held constant the gradient of b is linear in b's cotangent: s · aᵀ xᵀ g · m / ‖V‖."""
     x = np.random.default_rng(1).standard_normal((4, 7)).astype(np.float32)
     p, _ = one_dense("dora", x)
-
-    from rmjax.models.lora import _decomposed
 
     def through(b):
         v, ratio = _decomposed(p["kernel"], p["lora_a"], b, p["lora_magnitude"], 1.5)
@@ -148,7 +115,9 @@ def test_the_same_under_remat(remat):
     model, params = started(small(adapter=AdapterConfig("dora", EVERY)))
     params = moved(params)
     again = RewardTransformer(dataclasses.replace(model.config, remat=remat))
-    one, other = (jax.jit(jax.grad(lambda p, m=m: jnp.sum(m.apply({"params": p}, PAIRS) ** 2)))(params) for m in (model, again))
+    one, other = (
+        jax.jit(jax.grad(lambda p, m=m: jnp.sum(m.apply({"params": p}, PAIRS) ** 2)))(params) for m in (model, again)
+    )
     for path, leaf in flat(one).items():
         np.testing.assert_allclose(leaf, flat(other)[path], rtol=1e-3, atol=1e-4, err_msg=path)
 
@@ -163,8 +132,6 @@ def test_dropout_acts_in_training_only():
 
 
 def test_dropout_keeps_the_mean():
-    from rmjax.models.lora import dropped
-
     class Drop(nn.Module):
         def __call__(self, x):
             return dropped(self, x, 0.25)
@@ -191,7 +158,9 @@ def test_decoding_uses_the_adapter():
     args = ids, jnp.arange(4)[None], causal_mask(ids > 0)
     logits, _ = Transformer(config).apply({"params": params}, *args, method="decode")
     whole = Transformer(config).apply({"params": params}, *args)
-    np.testing.assert_allclose(logits, Transformer(config).apply({"params": params}, whole, method="logits")[:, -1], atol=1e-4)
+    np.testing.assert_allclose(
+        logits, Transformer(config).apply({"params": params}, whole, method="logits")[:, -1], atol=1e-4
+    )
     base = Transformer(dataclasses.replace(config, adapter=None))
     assert np.abs(logits - base.apply({"params": params}, *args, method="decode")[0]).max() > 1e-2
 
@@ -224,7 +193,9 @@ def test_values_that_no_adapter_can_have(adapter, message):
 
 
 def test_a_pattern_that_matches_nothing_lists_the_near_misses_first():
-    with pytest.raises(ValueError, match=r"'mlp/up_proj' and matches no Dense; nearest: backbone/layers/mlp/up, ") as raised:
+    with pytest.raises(
+        ValueError, match=r"'mlp/up_proj' and matches no Dense; nearest: backbone/layers/mlp/up, "
+    ) as raised:
         started(small(adapter=AdapterConfig("lora", "mlp/up_proj")))
     assert str(raised.value).count("backbone/layers/") == 7
 

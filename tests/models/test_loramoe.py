@@ -15,11 +15,7 @@ from rmjax.models.reward import RewardTransformer
 from rmjax.parallel.mesh import make_mesh, parameter_shardings
 from rmjax.train.parameters import count, flat, nested
 from rmjax.train.state import initial_params
-from tests.models.test_lora import EVERY, PAIRS, moved, rewards, small, started
-
-
-def experts(**changes):
-    return AdapterConfig(**({"kind": "loramoe", "experts": 3, "alpha": 6.0, "rank": 2} | changes))
+from tests.models.adapting import EVERY, PAIRS, experts, moved, rewards, small, started
 
 
 def routed(model, params, **kwargs):
@@ -85,7 +81,10 @@ def test_one_einsum_is_the_loop_over_experts(router, top_k):
     params = jax.tree.map(lambda leaf: noise.standard_normal(leaf.shape).astype(np.float32), params)
     with adapted(config):
         found, written = Block().apply({"params": params}, x, mutable=[ROUTING])
-    own = {name: params[name if router == "linear" else ""] if router == "linear" else params for name in ("gate", "up", "down")}
+    own = {
+        name: params[name if router == "linear" else ""] if router == "linear" else params
+        for name in ("gate", "up", "down")
+    }
     gate, gate_weights = one_by_one(x, params["gate"], own["gate"]["lora_router"], 3.0, top_k)
     up, _ = one_by_one(x, params["up"], own["up"]["lora_router"], 3.0, top_k)
     if router == "linear":
@@ -106,7 +105,9 @@ def test_one_einsum_is_the_loop_over_experts(router, top_k):
 def test_routing_weights_are_fp32_and_sum_to_one():
     model, params = started(small(dtype="bfloat16", adapter=experts()))
     _, routing = routed(model, moved(params))
-    assert {path.removeprefix("backbone/layers/") for path in routing} == {f"mlp/{n}/weights" for n in ("gate", "up", "down")}
+    assert {path.removeprefix("backbone/layers/") for path in routing} == {
+        f"mlp/{n}/weights" for n in ("gate", "up", "down")
+    }
     for weights_LRTN in routing.values():
         assert weights_LRTN.shape == (2, 2, 16, 3) and weights_LRTN.dtype == np.float32
         np.testing.assert_allclose(weights_LRTN.sum(-1), 1, atol=1e-6)
