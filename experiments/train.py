@@ -182,6 +182,8 @@ def check(config: Any, mesh: Mesh) -> None:
         section, name = field.split(".")
         if config[section][name] < 1:
             raise ValueError(f"config.{field} is {config[section][name]}; it must be 1 or more")
+    if config.adapter.kind == "loramoe" and config.adapter.experts % mesh.shape["tensor"]:
+        raise ValueError(f"config.adapter.experts is {config.adapter.experts}; make it a multiple of mesh.tensor")
     rows, parts = config.data.rows, mesh.shape["data"] * mesh.shape["fsdp"] * config.optimizer.microbatches
     if rows % parts:
         raise ValueError(

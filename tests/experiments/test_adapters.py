@@ -135,7 +135,7 @@ def test_language_models_have_them_too(home, tmp_path, changes):
 
 @pytest.mark.parametrize("kind", ["lora", "dora"])
 def test_export_and_switch(home, tmp_path, kind, capsys):
-    changes = {"adapter__kind": kind, "model__frozen_layers": 1, "run__steps": 2}
+    changes = {"adapter__kind": kind, "model__frozen_layers": 1, "run__steps": 5}
     for name, seed in (("one", 0), ("two", 1)):
         assert execute(configured(home, run__seed=seed, **changes), tmp_path / name) == 0
     one, two = (RewardModel.load(tmp_path / name) for name in ("one", "two"))

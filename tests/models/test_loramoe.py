@@ -81,10 +81,7 @@ def test_one_einsum_is_the_loop_over_experts(router, top_k):
     params = jax.tree.map(lambda leaf: noise.standard_normal(leaf.shape).astype(np.float32), params)
     with adapted(config):
         found, written = Block().apply({"params": params}, x, mutable=[ROUTING])
-    own = {
-        name: params[name if router == "linear" else ""] if router == "linear" else params
-        for name in ("gate", "up", "down")
-    }
+    own = params if router == "linear" else dict.fromkeys(("gate", "up", "down"), params)
     gate, gate_weights = one_by_one(x, params["gate"], own["gate"]["lora_router"], 3.0, top_k)
     up, _ = one_by_one(x, params["up"], own["up"]["lora_router"], 3.0, top_k)
     if router == "linear":
