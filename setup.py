@@ -21,6 +21,7 @@ INSTALL_REQUIRES = [
     "zstandard>=0.23",
     "pyarrow>=17",
     "tqdm>=4.66",
+    "safetensors>=0.5",
 ]
 
 EXTRAS_REQUIRE = {

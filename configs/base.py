@@ -34,6 +34,22 @@ def get_config() -> ConfigDict:
 
     config.trainable = "/layers/|final_norm|head"  # regular expression over parameter paths; the rest is frozen
 
+    config.adapter = adapter = ConfigDict()  # with one, only its parameters and the head are trained, of `trainable`
+    adapter.kind = ""  # none when empty | lora | rslora | dora | loramoe
+    adapter.pattern = "mlp/(gate|up|down)$"  # regular expression over paths of Dense modules, as backbone/layers/mlp/up
+    adapter.rank = 4  # inner width, of each expert
+    adapter.alpha = 32.0  # scale is alpha / rank; rslora: alpha / √rank
+    adapter.dropout = 0.0  # share of the adapter's inputs dropped in training, drawn for each expert
+    adapter.experts = 6  # loramoe, as what follows (official script: 8)
+    adapter.top_k = 0  # experts that a token keeps; 0 = all, as in the paper
+    adapter.router = "linear"  # linear: one for each adapted Dense | block: one for those of an MLP or attention
+    adapter.balance = "code"  # form of the balancing constraint: paper (σ²/μ) | code (σ²/μ²)
+    adapter.beta = 0.0  # its factor in the loss; above 0 every record needs a `type`
+    adapter.delta = 0.1  # its tilt: 0 treats types alike, 1 separates them
+    adapter.reduce = "mean"  # of the constraint over routers and layers: mean | sum (official code)
+    adapter.length_normalized = True  # a sample's mass is a mean over its tokens; False: a sum (paper, official code)
+    adapter.expert_types = ()  # type that each expert serves; empty: the first half 0, the second half 1
+
     config.data = data = ConfigDict()
     data.kind = "pool"  # pool (who wrote what) | comparisons (ranked answers) | texts (language model)
     data.path = ""  # a file, shipped:NAME, tfds:NAME, or a real set's name (see docs/data.md)

@@ -22,6 +22,7 @@ from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 from ml_collections import config_flags
 
+from experiments.adapters import adapted_architecture, make_balance, trainable_paths
 from experiments.gradients import check_head, make_gradient
 from experiments.sources import choose, evaluation_set
 from experiments.start import parse_flags
@@ -32,6 +33,7 @@ from rmjax.evaluate import evaluate_comparisons
 from rmjax.evaluate.gaps import describe_gaps
 from rmjax.hub.gguf import load_gguf, smollm2_path
 from rmjax.hub.tokenizer import Tokenizer
+from rmjax.models.lora import ADAPTER_PATH
 from rmjax.models.reward import RewardTransformer
 from rmjax.models.transformer import TransformerConfig
 from rmjax.parallel.mesh import batch_sharding, make_mesh
@@ -43,6 +45,7 @@ from rmjax.train.flops import decoder_flops_per_token, mfu
 from rmjax.train.loop import Diverged, Preempted, restored, saved_part, train
 from rmjax.train.manifest import write_durably
 from rmjax.train.metrics import MetricWriter, count_traces
+from rmjax.train.routing import balanced
 from rmjax.train.state import State, compile_step, initial_params, make_state, make_step, state_shardings
 
 _log = logging.getLogger(__name__)
@@ -114,21 +117,33 @@ def _changed(start: Start, model: Any) -> Start:
     if sizes:
         config = dataclasses.replace(config, head_width=config.width // config.heads)
     params = start.params
-    if params is not None:
+    if start.config.adapter and (depth, config.frozen_layers) != (start.config.depth, start.config.frozen_layers):
+        raise ValueError(
+            f"config.model.init has an adapter on {start.config.depth} layers, {start.config.frozen_layers} of them frozen; "
+            "keep model.layers and model.frozen_layers as they are, or merge the adapter first"
+        )
+    if params is not None and not start.config.adapter:
         params = {**params, "backbone": parameters.first_layers(params["backbone"], depth, model.frozen_layers)}
     return dataclasses.replace(start, config=config, params=params)
 
 
+def _with_adapter(start: Start, section: Any) -> Start:
+    """The loaded parameters may lack those of an adapter that they get now."""
+    config = adapted_architecture(start.config, section)
+    may_miss = start.may_miss if start.config.adapter else "|".join(filter(None, (start.may_miss, ADAPTER_PATH)))
+    return dataclasses.replace(start, config=config, may_miss=may_miss)
+
+
 def make_objective(config: Any, model: RewardTransformer) -> objective.Objective:
-    """From `config.objective`."""
+    """From `config.objective`, with what `config.adapter` adds to it."""
     choose("objective", config.objective, ("preference", "language_model"))
-    if config.objective == "language_model":
-        return objective.language_model(model)
     loss = config.loss
-    return objective.preference(
-        model, loss.name, label_smoothing=loss.label_smoothing, penalty=loss.penalty,
+    build: Callable = objective.language_model if config.objective == "language_model" else functools.partial(
+        objective.preference, loss=loss.name, label_smoothing=loss.label_smoothing, penalty=loss.penalty,
         penalty_weight=loss.penalty_weight,
     )  # fmt: skip
+    balance = make_balance(config.adapter)
+    return balanced(build, model, balance) if balance else build(model)
 
 
 def make_evaluations(config: Any, model: RewardTransformer, tokenizer: Tokenizer, form: Format) -> Mapping[str, Any]:
@@ -178,6 +193,8 @@ def check(config: Any, mesh: Mesh) -> None:
         section, name = field.split(".")
         if config[section][name] < 1:
             raise ValueError(f"config.{field} is {config[section][name]}; it must be 1 or more")
+    if config.adapter.kind == "loramoe" and config.adapter.experts % mesh.shape["tensor"]:
+        raise ValueError(f"config.adapter.experts is {config.adapter.experts}; make it a multiple of mesh.tensor")
     parts = mesh.shape["data"] * mesh.shape["fsdp"] * config.optimizer.microbatches
     for section in ("data", "meta_data") if config.gradient.name == "meta" else ("data",):
         if config[section].rows % parts:
@@ -220,7 +237,7 @@ def run(config: Any, workdir: Path) -> State:
     mesh = make_mesh(config.mesh.to_dict())
     check(config, mesh)
     open_workdir(workdir)
-    start, form = load_start(config.model), Format(**config.format.to_dict())
+    start, form = _with_adapter(load_start(config.model), config.adapter), Format(**config.format.to_dict())
     check_format(config.model, form)
     model = RewardTransformer(start.config)
     stream = open_stream(config, start.tokenizer, form)
@@ -235,7 +252,7 @@ def run(config: Any, workdir: Path) -> State:
         raise ValueError(
             f"config.trainable is {config.trainable!r} and matches frozen layers too; narrow it, or lower model.frozen_layers"
         )
-    shardings = state_shardings(abstract, boxed, config.trainable, mesh)
+    shardings = state_shardings(abstract, boxed, trainable_paths(config), mesh)
     form_gradient = make_gradient(config, make_objective(config, model), model, rate, shardings.trainable)
     counted = count_traces(make_step(form_gradient, update, shardings, mesh))
 
@@ -280,14 +297,14 @@ def run(config: Any, workdir: Path) -> State:
 
 def _fresh(model: RewardTransformer, config: Any, update: Any) -> State:
     params = nn.meta.unbox(initial_params(model, config.run.seed))
-    return make_state(params, config.trainable, update, config.run.seed)
+    return make_state(params, trainable_paths(config), update, config.run.seed)
 
 
 def _first_state(model: RewardTransformer, config: Any, update: Any, start: Start, shardings: State) -> State:
     params = nn.meta.unbox(jax.jit(functools.partial(initial_params, model, config.run.seed))())
     if start.params is not None:
         params = parameters.warm_start(params, start.params, start.may_miss)
-    state = make_state(params, config.trainable, update, config.run.seed)
+    state = make_state(params, trainable_paths(config), update, config.run.seed)
     return jax.device_put(state, shardings)
 
 
