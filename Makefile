@@ -11,7 +11,8 @@ VENV ?= .venv
 PYTHON ?=
 PYTEST_ARGS ?=
 RUN := $(VENV)/bin/python -m
-PYTEST := JAX_PLATFORMS=cpu $(RUN) pytest
+# A process per core, four at most; a file stays in one, since its tests share what they trained.
+PYTEST := JAX_PLATFORMS=cpu $(RUN) pytest -n auto --maxprocesses 4 --dist loadfile
 
 # pip in a few lines: the package at hand on a terminal, everything in install.log, and the log where it fails.
 PIP = install() { echo "$$1"; shift; $(RUN) pip --disable-pip-version-check install --progress-bar off \

@@ -21,6 +21,7 @@ INSTALL_REQUIRES = [
     "zstandard>=0.23",
     "pyarrow>=17",
     "tqdm>=4.66",
+    "safetensors>=0.5",
 ]
 
 EXTRAS_REQUIRE = {
@@ -34,7 +35,14 @@ EXTRAS_REQUIRE = {
     "wandb": ["wandb>=0.18"],
     # Only to make the shipped corpus again. Its pycosat has no wheel: a C compiler and Python's headers are needed.
     "corpus": ["reasoning-gym==0.1.25"],
-    "test": ["pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6.100", "ruff>=0.17,<0.18", "mypy>=2.4,<3"],
+    "test": [
+        "pytest>=8",
+        "pytest-timeout>=2.3",
+        "pytest-xdist>=3.6",
+        "hypothesis>=6.100",
+        "ruff>=0.17,<0.18",
+        "mypy>=2.4,<3",
+    ],
 }
 
 setup(

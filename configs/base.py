@@ -34,6 +34,22 @@ def get_config() -> ConfigDict:
 
     config.trainable = "/layers/|final_norm|head"  # regular expression over parameter paths; the rest is frozen
 
+    config.adapter = adapter = ConfigDict()  # with one, only its parameters and the head are trained, of `trainable`
+    adapter.kind = ""  # none when empty | lora | rslora | dora | loramoe
+    adapter.pattern = "mlp/(gate|up|down)$"  # regular expression over paths of Dense modules, as backbone/layers/mlp/up
+    adapter.rank = 4  # inner width, of each expert
+    adapter.alpha = 32.0  # scale is alpha / rank; rslora: alpha / √rank
+    adapter.dropout = 0.0  # share of the adapter's inputs dropped in training, drawn for each expert
+    adapter.experts = 6  # loramoe, as what follows (official script: 8)
+    adapter.top_k = 0  # experts that a token keeps; 0 = all, as in the paper
+    adapter.router = "linear"  # linear: one for each adapted Dense | block: one for those of an MLP or attention
+    adapter.balance = "code"  # form of the balancing constraint: paper (σ²/μ) | code (σ²/μ²)
+    adapter.beta = 0.0  # its factor in the loss; above 0 every record needs a `type`
+    adapter.delta = 0.1  # its tilt: 0 treats types alike, 1 separates them
+    adapter.reduce = "mean"  # of the constraint over routers and layers: mean | sum (official code)
+    adapter.length_normalized = True  # a sample's mass is a mean over its tokens; False: a sum (paper, official code)
+    adapter.expert_types = ()  # type that each expert serves; empty: the first half 0, the second half 1
+
     config.data = data = ConfigDict()
     data.kind = "pool"  # pool (who wrote what) | comparisons (ranked answers) | texts (language model)
     data.path = ""  # a file, shipped:NAME, tfds:NAME, or a real set's name (see docs/data.md)
@@ -53,6 +69,31 @@ def get_config() -> ConfigDict:
     data.leaves = 2  # candidates a group at most
     data.epochs = 0  # passes over the data; 0 = as many as the steps take
     data.prefetch = 2  # batches made ahead
+
+    config.gradient = gradient = ConfigDict()
+    gradient.name = "plain"  # plain | meta (MetaRM: the gradient after an ascent on config.meta_data)
+    gradient.mode = "plain"  # meta, unit of the ascent: plain | parameter_norm | step_norm | preconditioned
+    gradient.inner_learning_rate = 5e-6  # meta: η, length of the ascent in that unit (the paper's, for plain)
+    gradient.order = 1  # meta: 1 as in the paper | 2 differentiates through the ascent as well
+    gradient.warmup_steps = 0  # meta: steps without ascent at the start, for a head that starts at zero
+
+    config.meta_data = meta = (
+        ConfigDict()
+    )  # unlabeled groups of samples of the current policy; gradient.name = meta only
+    meta.kind = "pool"  # pool (samples by policy) | comparisons (a file with `outputs`; their order is not read)
+    meta.path = ""  # as data.path
+    meta.root = "../shared/data"  # where the real sets lie
+    meta.split = "all"  # real sets: all | train | test
+    meta.policies = "seen"  # pool: seen | unseen | all
+    meta.prompts = "seen"  # pool: seen | unseen | all
+    meta.names = ""  # pool: regular expression that a policy's whole name must match; empty = all of these
+    meta.mixed = False  # pool: True puts all these policies' samples for a prompt into one group
+    meta.samples = 5  # k, samples a group; groups with fewer take what they have
+    meta.references = 0  # pool: further samples of the group that become its references
+    meta.wrapper = "sft"  # pool: POLAR wrapper, sft | pretrain
+    meta.rows = 8  # rows a batch (over all devices)
+    meta.row_tokens = 512  # tokens a row
+    meta.groups = 8  # groups a row at most
 
     config.optimizer = opt = ConfigDict()
     opt.learning_rate = 1e-5  # peak
@@ -106,5 +147,23 @@ def comparisons_eval(path: str, every: int = 0, root: str = "../shared/data", sp
     entry.path = path  # file, shipped:NAME, or a real set's name
     entry.root = root  # where the real sets lie
     entry.split = split  # real sets: all | train | test
+    entry.every = every  # steps; 0 = first and last only
+    return entry
+
+
+def samples_eval(path: str, every: int = 0, kind: str = "pool", names: str = "", mixed: bool = False) -> ConfigDict:
+    """An evaluation: the distribution of |Δr| between samples for one prompt, as in MetaRM's figure."""
+    entry = ConfigDict()
+    entry.kind = "samples"
+    entry.source = kind  # pool | comparisons
+    entry.path = path  # as data.path
+    entry.root = "../shared/data"  # where the real sets lie
+    entry.split = "all"  # real sets: all | train | test
+    entry.policies = "all"  # pool: seen | unseen | all
+    entry.prompts = "unseen"  # pool: seen | unseen | all
+    entry.names = names  # pool: regular expression that a policy's whole name must match; empty = all of these
+    entry.mixed = mixed  # pool: True puts all these policies' samples for a prompt into one group
+    entry.references = 0  # pool: the first samples of a group become its references
+    entry.wrapper = "sft"  # pool: POLAR wrapper, sft | pretrain
     entry.every = every  # steps; 0 = first and last only
     return entry

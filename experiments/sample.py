@@ -30,7 +30,7 @@ from rmjax.hub.gguf import load_gguf, smollm2_path
 from rmjax.models.transformer import TransformerConfig
 from rmjax.policy.pool import Policy, realize, sequence_key, turn
 from rmjax.policy.sampling import generate, left_pad, rules
-from rmjax.reward_model import load_params
+from rmjax.reward_model import load_description, load_params
 
 _ENDS = ("<|im_end|>", "<|endoftext|>")
 
@@ -135,7 +135,9 @@ def language_model(policy: Policy, base: tuple[TransformerConfig, Any, Any], che
     if not policy.checkpoint:
         return base
     run_name, step = policy.checkpoint.split("/")
-    return base[0], load_params(Path(checkpoints) / run_name, int(step))["backbone"], base[2]
+    directory = Path(checkpoints) / run_name
+    config, _, _ = load_description(directory)  # it may have an adapter, or frozen layers
+    return config, load_params(directory, int(step))["backbone"], base[2]
 
 
 def run(config: Any, workdir: Path) -> None:

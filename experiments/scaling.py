@@ -53,7 +53,9 @@ def point(layers: int, steps: int, workdir: Path, sets: dict[str, list[Compariso
     )
     tokens = steps * config.data.rows * config.data.row_tokens * (1 - float(padding))
     losses = {f"loss_{name}": held_out_loss(model, triples) for name, triples in sets.items()}
-    return dict(layers=layers, parameters=parameters, trained=trained, tokens=tokens, compute=per_token * tokens, **losses)
+    return dict(
+        layers=layers, parameters=parameters, trained=trained, tokens=tokens, compute=per_token * tokens, **losses
+    )
 
 
 def run(workdir: Path) -> None:

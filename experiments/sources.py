@@ -10,13 +10,15 @@ from typing import Any, Literal
 
 import grain
 
+from experiments.adapters import types_needed
 from rmjax.data.formats import Encoder, text_trees
 from rmjax.data.pipeline import tree_dataset
 from rmjax.data.pool import PolicyPool
 from rmjax.data.preferences import PREFERENCE_SETS, load_preferences
 from rmjax.data.readers import RandomAccessSource, open_records
-from rmjax.data.record import WRAPPERS, Comparison, RecordError, require_order, require_reference
+from rmjax.data.record import WRAPPERS, Comparison, RecordError, require_order, require_reference, require_type
 from rmjax.data.rows import iterate_rows
+from rmjax.data.samples import Form, form
 from rmjax.hub.tokenizer import Tokenizer
 
 SHIPPED = "shipped:"
@@ -49,7 +51,12 @@ def located(path: str) -> str:
 
 @functools.cache
 def pool(path: str, policies: str, prompts: str) -> PolicyPool:
-    """A pool's rows of these splits ("seen", "unseen", "all")."""
+    """A pool of these splits ("seen", "unseen", "all")."""
+    return PolicyPool(pool_rows(path, policies, prompts))
+
+
+def pool_rows(path: str, policies: str, prompts: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """A pool's rows of these splits, each with its place in the file."""
     choose("data.policies", policies, _SPLITS)
     choose("data.prompts", prompts, _SPLITS)
 
@@ -58,7 +65,7 @@ def pool(path: str, policies: str, prompts: str) -> PolicyPool:
             prompts == "all" or (row.get("prompt_split") or "seen") == prompts
         )
 
-    return PolicyPool((place, row) for place, row in _objects(path) if wanted(row))
+    return ((place, row) for place, row in _objects(path) if wanted(row))
 
 
 def _objects(path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -97,16 +104,24 @@ def training_trees(
 ) -> tuple[grain.MapDataset, Callable[[int], str]]:
     """The shuffled stream of trees of `config.data`, and the name of a record by its index."""
     data = config.data
-    source, draw, identify = _source(data)
+    source, draw, identify = _source(data, types_needed(config.adapter))
     encode: Callable = encoder.trees
     if data.kind == "texts":
         encode = functools.partial(text_trees, tokenizer, data.end_token, data.row_tokens)
     return tree_dataset(source, encode, seed=config.run.seed, epochs=data.epochs or None, draw=draw), identify
 
 
-def _source(data: Any) -> tuple[Any, Callable | None, Callable[[int], str]]:
+def preference_forms(data: Any) -> set[Form]:
+    """The forms (reference or none, wrapper) that `config.data` trains on."""
+    source, draw, _ = _source(data, types=0)
+    return {(True, data.wrapper)} if draw is not None else {form(c) for c in source}
+
+
+def _source(data: Any, types: int) -> tuple[Any, Callable | None, Callable[[int], str]]:
     choose("data.kind", data.kind, ("pool", "comparisons", "texts"))
     if data.kind == "pool":
+        if types:
+            raise ValueError("config.adapter.beta needs records with a `type`, which a pool has not; set it to 0")
         if data.negatives + 1 > data.leaves:
             raise ValueError(
                 f"config.data.leaves is {data.leaves}; {data.negatives} negatives need {data.negatives + 1}"
@@ -120,24 +135,27 @@ def _source(data: Any) -> tuple[Any, Callable | None, Callable[[int], str]]:
         return source, draw, source.__getitem__
     if data.kind == "comparisons":
         choose("data.reference", data.reference, ("required", "optional"))
-        comparisons = [_usable(c, data.reference) for c in records(data.path, data.root, data.split)]
+        comparisons = [_usable(c, data.reference, types) for c in records(data.path, data.root, data.split)]
         if comparisons and min(len(c.outputs) for c in comparisons) > data.leaves:
             raise ValueError(f"config.data.leaves is {data.leaves}; every record of {data.path} has more candidates")
         return comparisons, None, lambda i: comparisons[i].id or comparisons[i].place
-    places, texts = zip(*map(_text, _objects(data.path)), strict=True)
+    places, texts = zip(*(_text(*row, types) for row in _objects(data.path)), strict=True)
     return texts, None, places.__getitem__
 
 
-def _text(placed: tuple[str, Mapping[str, Any]]) -> tuple[str, Mapping[str, Any]]:
-    place, row = placed
+def _text(place: str, row: Mapping[str, Any], types: int) -> tuple[str, Mapping[str, Any]]:
     for field in ("prompt", "output"):
         if not isinstance(row.get(field, "" if field == "prompt" else None), str):
             raise RecordError(place, field, "missing or not text", "a row has `output` and, if need be, `prompt`")
+    if types:
+        require_type(row.get("type"), types, place)
     return place, row
 
 
-def _usable(c: Comparison, reference: str) -> Comparison:
+def _usable(c: Comparison, reference: str, types: int) -> Comparison:
     require_order(c)
+    if types:
+        require_type(c.type, types, c.place)
     if reference == "required":
         require_reference(c)
     return c
@@ -145,7 +163,7 @@ def _usable(c: Comparison, reference: str) -> Comparison:
 
 def evaluation_set(entry: Any) -> list[Comparison]:
     """From an entry of `config.evals`."""
-    if choose("evals.*.kind", entry.kind, ("pool", "comparisons")) == "pool":
+    if choose("evals.*.kind", entry.kind, ("pool", "comparisons", "samples")) == "pool":
         chosen = pool(entry.path, entry.policies, entry.prompts)
         wrapper = choose("evals.*.wrapper", entry.wrapper, WRAPPERS)
         return chosen.triples(seed=0, per_prompt=entry.per_prompt, wrapper=wrapper)

@@ -22,32 +22,37 @@ from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 from ml_collections import config_flags
 
-from experiments.sources import choose, evaluation_set, training_trees
+from experiments.adapters import adapted_architecture, make_balance, trainable_paths
+from experiments.gradients import check_head, make_gradient
+from experiments.sources import choose, evaluation_set
 from experiments.start import parse_flags
-from rmjax.data.forest import ForestShape
+from experiments.streams import open_stream, samples_set
 from rmjax.data.formats import Encoder, Format
-from rmjax.data.pipeline import batches
 from rmjax.data.record import RecordError
 from rmjax.evaluate import evaluate_comparisons
+from rmjax.evaluate.gaps import describe_gaps
 from rmjax.hub.gguf import load_gguf, smollm2_path
 from rmjax.hub.tokenizer import Tokenizer
+from rmjax.models.lora import ADAPTER_PATH
 from rmjax.models.reward import RewardTransformer
 from rmjax.models.transformer import TransformerConfig
 from rmjax.parallel.mesh import batch_sharding, make_mesh
 from rmjax.reward_model import CHECKPOINTS, load_description, load_params, save_description
 from rmjax.scoring import score
-from rmjax.train import gradient, objective, optimizer, parameters
+from rmjax.train import meta, objective, optimizer, parameters
 from rmjax.train.checkpoint import Checkpoints
 from rmjax.train.flops import decoder_flops_per_token, mfu
 from rmjax.train.loop import Diverged, Preempted, restored, saved_part, train
 from rmjax.train.manifest import write_durably
 from rmjax.train.metrics import MetricWriter, count_traces
+from rmjax.train.routing import balanced
 from rmjax.train.state import State, compile_step, initial_params, make_state, make_step, state_shardings
 
 _log = logging.getLogger(__name__)
 _MAY_CHANGE = r"evals|mesh\.|data\.prefetch|run\.(log_every|save_every|keep|keep_every|tensorboard|wandb)$"
 _POSITIVE = (
     "data.rows", "data.row_tokens", "data.groups", "data.leaves", "data.negatives", "data.references",
+    "meta_data.rows", "meta_data.row_tokens", "meta_data.groups",
     "optimizer.microbatches", "run.steps", "run.log_every", "run.save_every", "run.keep",
 )  # fmt: skip
 
@@ -112,39 +117,60 @@ def _changed(start: Start, model: Any) -> Start:
     if sizes:
         config = dataclasses.replace(config, head_width=config.width // config.heads)
     params = start.params
-    if params is not None:
+    if start.config.adapter and (depth, config.frozen_layers) != (start.config.depth, start.config.frozen_layers):
+        raise ValueError(
+            f"config.model.init has an adapter on {start.config.depth} layers, {start.config.frozen_layers} of them frozen; "
+            "keep model.layers and model.frozen_layers as they are, or merge the adapter first"
+        )
+    if params is not None and not start.config.adapter:
         params = {**params, "backbone": parameters.first_layers(params["backbone"], depth, model.frozen_layers)}
     return dataclasses.replace(start, config=config, params=params)
 
 
+def _with_adapter(start: Start, section: Any) -> Start:
+    """The loaded parameters may lack those of an adapter that they get now."""
+    config = adapted_architecture(start.config, section)
+    may_miss = start.may_miss if start.config.adapter else "|".join(filter(None, (start.may_miss, ADAPTER_PATH)))
+    return dataclasses.replace(start, config=config, may_miss=may_miss)
+
+
 def make_objective(config: Any, model: RewardTransformer) -> objective.Objective:
-    """From `config.objective`."""
+    """From `config.objective`, with what `config.adapter` adds to it."""
     choose("objective", config.objective, ("preference", "language_model"))
-    if config.objective == "language_model":
-        return objective.language_model(model)
     loss = config.loss
-    return objective.preference(
-        model, loss.name, label_smoothing=loss.label_smoothing, penalty=loss.penalty,
+    build: Callable = objective.language_model if config.objective == "language_model" else functools.partial(
+        objective.preference, loss=loss.name, label_smoothing=loss.label_smoothing, penalty=loss.penalty,
         penalty_weight=loss.penalty_weight,
     )  # fmt: skip
+    balance = make_balance(config.adapter)
+    return balanced(build, model, balance) if balance else build(model)
 
 
 def make_evaluations(config: Any, model: RewardTransformer, tokenizer: Tokenizer, form: Format) -> Mapping[str, Any]:
-    """From `config.evals`: name → (every, function of the state)."""
+    """From `config.evals`: name → (every, function of the state): preference accuracy, or the spread on samples."""
     rewards = jax.jit(lambda params, forest: model.apply({"params": params}, forest))
     encoder = Encoder(tokenizer, form, row_tokens=2 * form.max_length)
 
-    def evaluate(records: Sequence, state: State) -> Mapping[str, float]:
+    def evaluate(records: Sequence, describe: Callable, state: State) -> Mapping[str, float]:
         params = parameters.merge(state.trainable, state.frozen)
-        scores = score(rewards, params, encoder, records, batch_tokens=4096)
-        overall = evaluate_comparisons(records, scores)["overall"]
-        return {name: float(overall[name] or 0) for name in ("accuracy", "low", "high", "ties")}
+        return describe(records, score(rewards, params, encoder, records, batch_tokens=4096))
 
     found = {}
     for name, entry in config.evals.items():
-        records = evaluation_set(entry)
-        found[name] = (entry.every or config.run.steps, functools.partial(evaluate, records))
+        spread = entry.kind == "samples"
+        records, describe = (samples_set(entry), _gaps) if spread else (evaluation_set(entry), _accuracy)
+        found[name] = (entry.every or config.run.steps, functools.partial(evaluate, records, describe))
     return found
+
+
+def _accuracy(records: Sequence, scores: list[list[float]]) -> Mapping[str, float]:
+    overall = evaluate_comparisons(records, scores)["overall"]
+    return {name: float(overall[name] or 0) for name in ("accuracy", "low", "high", "ties")}
+
+
+def _gaps(records: Sequence, scores: list[list[float]]) -> Mapping[str, float]:
+    del records
+    return describe_gaps(scores)
 
 
 def flops_per_token(config: TransformerConfig, state: State, row_tokens: int, head: bool) -> float:
@@ -167,11 +193,15 @@ def check(config: Any, mesh: Mesh) -> None:
         section, name = field.split(".")
         if config[section][name] < 1:
             raise ValueError(f"config.{field} is {config[section][name]}; it must be 1 or more")
-    rows, parts = config.data.rows, mesh.shape["data"] * mesh.shape["fsdp"] * config.optimizer.microbatches
-    if rows % parts:
-        raise ValueError(
-            f"config.data.rows is {rows}; make it a multiple of mesh.data · mesh.fsdp · microbatches = {parts}"
-        )
+    if config.adapter.kind == "loramoe" and config.adapter.experts % mesh.shape["tensor"]:
+        raise ValueError(f"config.adapter.experts is {config.adapter.experts}; make it a multiple of mesh.tensor")
+    parts = mesh.shape["data"] * mesh.shape["fsdp"] * config.optimizer.microbatches
+    for section in ("data", "meta_data") if config.gradient.name == "meta" else ("data",):
+        if config[section].rows % parts:
+            raise ValueError(
+                f"config.{section}.rows is {config[section].rows}; make it a multiple of "
+                f"mesh.data · mesh.fsdp · microbatches = {parts}"
+            )
 
 
 def open_workdir(workdir: Path) -> None:
@@ -207,25 +237,23 @@ def run(config: Any, workdir: Path) -> State:
     mesh = make_mesh(config.mesh.to_dict())
     check(config, mesh)
     open_workdir(workdir)
-    start, form = load_start(config.model), Format(**config.format.to_dict())
+    start, form = _with_adapter(load_start(config.model), config.adapter), Format(**config.format.to_dict())
     check_format(config.model, form)
     model = RewardTransformer(start.config)
-    data = config.data
-    shape = ForestShape(data.rows, data.row_tokens, data.groups, data.leaves)
-    encoder = Encoder(start.tokenizer, form, data.row_tokens)
-    trees, identify = training_trees(config, start.tokenizer, encoder)
+    stream = open_stream(config, start.tokenizer, form)
 
     opt = config.optimizer
     rate = optimizer.schedule(opt.learning_rate, config.run.steps, opt.warmup, opt.final)
     update = optimizer.adamw(rate, b1=opt.b1, b2=opt.b2, weight_decay=opt.weight_decay, clip=opt.clip)
+    check_head(config, start.params, rate)
     boxed = jax.eval_shape(functools.partial(initial_params, model, config.run.seed))
     abstract = jax.eval_shape(lambda: _fresh(model, config, update))
     if any("/frozen_layers/" in path for path in parameters.flat(abstract.trainable)):
         raise ValueError(
             f"config.trainable is {config.trainable!r} and matches frozen layers too; narrow it, or lower model.frozen_layers"
         )
-    shardings = state_shardings(abstract, boxed, config.trainable, mesh)
-    form_gradient = gradient.plain(make_objective(config, model), config.optimizer.microbatches)
+    shardings = state_shardings(abstract, boxed, trainable_paths(config), mesh)
+    form_gradient = make_gradient(config, make_objective(config, model), model, rate, shardings.trainable)
     counted = count_traces(make_step(form_gradient, update, shardings, mesh))
 
     with (
@@ -238,44 +266,45 @@ def run(config: Any, workdir: Path) -> State:
         save_description(workdir, start.config, form, start.tokenizer)
         if state is None:
             state = _first_state(model, config, update, start, shardings)
-        stream = iter(batches(trees, shape, data.prefetch))
+        batches = iter(stream.batches)
         if position is not None:
-            stream.set_state(position)
+            batches.set_state(position)
         writer = MetricWriter(
             workdir, resume_step=first, tensorboard=config.run.tensorboard,
             wandb={"project": config.run.wandb, "name": workdir.name} if config.run.wandb else None,
         )  # fmt: skip
-        per_token = flops_per_token(start.config, state, data.row_tokens, config.objective == "language_model")
+        per_token = flops_per_token(start.config, state, config.data.row_tokens, config.objective == "language_model")
 
         def describe(scalars: Mapping[str, float]) -> dict[str, float]:
             speed = scalars.get("tokens_per_second")
-            more = {"learning_rate": float(rate(int(scalars["step"]) - 1)), "cut_groups": float(encoder.counts["cut"])}
+            more = {"learning_rate": float(rate(int(scalars["step"]) - 1)), "cut_groups": float(stream.counts["cut"])}
+            more |= meta.describe(scalars)
             return more | ({"mfu": mfu(per_token * speed, dtype=start.config.dtype)} if speed else {})
 
         try:
             return train(
-                state, compile_step(counted, shardings, mesh), stream, steps=config.run.steps,
-                place=lambda forest: jax.device_put(forest, batch_sharding(mesh)), checkpoints=saved, writer=writer,
+                state, compile_step(counted, shardings, mesh), batches, steps=config.run.steps,
+                place=lambda batch: jax.device_put(batch, batch_sharding(mesh)), checkpoints=saved, writer=writer,
                 directory=workdir, describe=describe, traces=counted, log_every=config.run.log_every,
                 save_every=config.run.save_every,
-                evaluations=make_evaluations(config, model, start.tokenizer, form), identify=identify,
+                evaluations=make_evaluations(config, model, start.tokenizer, form), identify=stream.identify,
             )  # fmt: skip
         finally:
             writer.close()
-            if +encoder.counts:
-                _log.warning("while encoding: %s", dict(encoder.counts))
+            if +stream.counts:
+                _log.warning("while encoding: %s", dict(stream.counts))
 
 
 def _fresh(model: RewardTransformer, config: Any, update: Any) -> State:
     params = nn.meta.unbox(initial_params(model, config.run.seed))
-    return make_state(params, config.trainable, update, config.run.seed)
+    return make_state(params, trainable_paths(config), update, config.run.seed)
 
 
 def _first_state(model: RewardTransformer, config: Any, update: Any, start: Start, shardings: State) -> State:
     params = nn.meta.unbox(jax.jit(functools.partial(initial_params, model, config.run.seed))())
     if start.params is not None:
         params = parameters.warm_start(params, start.params, start.may_miss)
-    state = make_state(params, config.trainable, update, config.run.seed)
+    state = make_state(params, trainable_paths(config), update, config.run.seed)
     return jax.device_put(state, shardings)
 
 

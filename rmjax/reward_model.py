@@ -1,5 +1,6 @@
 """`RewardModel`: load a trained directory and score texts."""
 
+import copy
 import dataclasses
 import functools
 import json
@@ -13,7 +14,9 @@ import jax
 
 from rmjax.data.formats import Encoder, Format
 from rmjax.data.record import Comparison, RecordError, parse
+from rmjax.hub.adapters import load_adapter
 from rmjax.hub.tokenizer import Tokenizer
+from rmjax.models.lora import AdapterConfig, merged
 from rmjax.models.reward import RewardTransformer
 from rmjax.models.transformer import TransformerConfig
 from rmjax.scoring import score
@@ -42,7 +45,10 @@ def load_description(directory: Path) -> tuple[TransformerConfig, Format, Tokeni
         raise FileNotFoundError(f"{path}: not there; a model is a directory that experiments.train has written")
     try:
         described = json.loads(path.read_text())
-        parts = TransformerConfig(**described["transformer"]), Format(**described["format"])
+        transformer = dict(described["transformer"])
+        adapter = transformer.pop("adapter", None)  # older descriptions lack it
+        config = TransformerConfig(**transformer, adapter=AdapterConfig(**adapter) if adapter else None)
+        parts = config, Format(**described["format"])
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: not a model description ({error!r})") from error
     return *parts, Tokenizer.load(directory / TOKENIZER_FILE)
@@ -87,6 +93,28 @@ class RewardModel:
         """
         directory = Path(path)
         return cls(*load_description(directory), load_params(directory))
+
+    def with_adapter(self, path: str | Path) -> "RewardModel":
+        """This model with the adapter and head of a file (`hub.adapters.save_adapter`) in place of its own.
+
+        The two share the base and the compiled functions, so batches may switch between them at no cost.
+
+        Raises:
+          FileNotFoundError, ValueError, ParameterError: as `hub.adapters.load_adapter`, or this model has no adapter.
+        """
+        other = copy.copy(self)
+        other.params = load_adapter(path, self._adapter(), self.params)
+        return other
+
+    def merged(self) -> "RewardModel":
+        """The same rewards without an adapter: it is added into the weights. ValueError where that is impossible."""
+        params = merged(self.params, self._adapter())
+        return RewardModel(dataclasses.replace(self.config, adapter=None), self.format, self.tokenizer, params)
+
+    def _adapter(self) -> AdapterConfig:
+        if self.config.adapter is None:
+            raise ValueError("this model has no adapter; load one that was trained with config.adapter.kind set")
+        return self.config.adapter
 
     def score(self, rows: Sequence[Mapping[str, Any]], progress: bool = False) -> list[float]:
         """Rewards of {"prompt", "reference"?, "output"} rows (text or message lists), in their order.

@@ -51,9 +51,9 @@ class Tree:
         return cls(prefix, leaves, np.asarray(ranks, np.float32), **facts)
 
     @classmethod
-    def for_language_model(cls, ids: Sequence[int], learned_from: int, record: int = -1) -> "Tree":
+    def for_language_model(cls, ids: Sequence[int], learned_from: int, **facts) -> "Tree":
         leaf = np.asarray(ids, np.int32)
-        return cls(leaf[:0], (leaf,), np.full(1, np.inf, np.float32), record=record, learned_from=learned_from)
+        return cls(leaf[:0], (leaf,), np.full(1, np.inf, np.float32), learned_from=learned_from, **facts)
 
 
 @flax.struct.dataclass

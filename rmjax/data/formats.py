@@ -12,6 +12,7 @@ where the answer is empty. The read-out is the reward token.
 import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -204,12 +205,13 @@ def _tree_tokens(sequences: list[list[int]]) -> int:
 
 
 def text_trees(
-    tokenizer: Tokenizer, end_token: str, row_tokens: int, text: Mapping[str, str], record: int
+    tokenizer: Tokenizer, end_token: str, row_tokens: int, text: Mapping[str, Any], record: int
 ) -> list[Tree]:
-    """A tree for language-model training from {"prompt", "output"}: the loss is on the output and the end token.
+    """A tree for language-model training from {"prompt", "output", "type"?}: the loss is on the output and the end token.
 
     `prompt` is a template in which special tokens count; it may be empty, and then all of the text is learned.
     """
     before = tokenizer.encode_marked(text.get("prompt", ""))
     ids = before + tokenizer.encode(text["output"]) + [tokenizer.id(end_token)]
-    return [Tree.for_language_model(ids[:row_tokens], learned_from=max(1, len(before)), record=record)]
+    facts = {"record": record, "type": -1 if text.get("type") is None else text["type"]}
+    return [Tree.for_language_model(ids[:row_tokens], learned_from=max(1, len(before)), **facts)]

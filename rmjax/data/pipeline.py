@@ -5,7 +5,7 @@ that did not fit the batches before, so the state is exact and small however the
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import grain
@@ -107,5 +107,18 @@ def tree_dataset(
 
 def batches(trees: grain.MapDataset, shape: ForestShape, prefetch: int = 2) -> grain.IterDataset:
     """Forests, made `prefetch` batches ahead in a thread so that the step does not wait."""
-    packed = PackForests(trees, shape)
-    return grain.experimental.ThreadPrefetchIterDataset(packed, prefetch_buffer_size=prefetch) if prefetch else packed
+    return _ahead(PackForests(trees, shape), prefetch)
+
+
+def batches_together(
+    streams: Mapping[str, tuple[grain.MapDataset, ForestShape]], prefetch: int = 2
+) -> grain.IterDataset:
+    """A forest of each stream by its name, side by side; ends with the first stream that does. The state holds the position
+    of every stream."""
+    packed = [PackForests(*stream) for stream in streams.values()]
+    together = grain.experimental.ZipIterDataset(packed, strict=False)
+    return _ahead(together.map(lambda forests: dict(zip(streams, forests, strict=True))), prefetch)
+
+
+def _ahead(dataset: grain.IterDataset, prefetch: int) -> grain.IterDataset:
+    return grain.experimental.ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=prefetch) if prefetch else dataset

@@ -180,6 +180,20 @@ def require_reference(comparison: Comparison) -> None:
         )
 
 
+def require_type(value: object, types: int, place: str) -> None:
+    """Raises RecordError unless `value` is a type label, 0 to `types` − 1."""
+    if value is None:
+        raise RecordError(place, "type", "missing, and the balancing constraint needs it", f"give {_range(types)}")
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < types:
+        raise RecordError(
+            place, "type", "out of range", f"give {_range(types)}, or set adapter.expert_types", repr(value)
+        )
+
+
+def _range(types: int) -> str:
+    return " or ".join(map(str, range(types))) if types <= 3 else f"0 to {types - 1}"
+
+
 def unknown_fields(row: Mapping[str, object]) -> list[str]:
     """The names in a row that `parse` ignores, sorted."""
     return sorted(set(row) - FIELDS) if isinstance(row, Mapping) else []

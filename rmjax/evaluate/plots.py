@@ -6,6 +6,7 @@ the color of the page's text, light or dark. Figures are narrow, to stay legible
 
 import dataclasses
 import io
+import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
 from rmjax.evaluate.bootstrap import Interval
@@ -137,6 +139,26 @@ def reward_histogram(histogram: Histogram) -> Figure:
 
 
 @matplotlib.rc_context(_STYLE)
+def gap_distributions(gaps: Mapping[str, ArrayLike]) -> Figure:
+    """Shares of reward gaps |Δr| by size, a line per model; every model's gaps are in units of its own largest one, as in
+    MetaRM's figure.
+
+    Args:
+      gaps: model → its gaps, any number, >= 0.
+    """
+    colors = (BLUE, ORANGE, GREEN, GRAY)
+    edges_E = np.linspace(0, 1, 21)
+    figure, (axes,) = _figure(3.0)
+    for (name, values), color in zip(gaps.items(), itertools.cycle(colors), strict=False):
+        values_P = np.asarray(values, np.float64)
+        shares_B = np.histogram(values_P / max(float(values_P.max()), 1e-12), edges_E)[0] / len(values_P)
+        axes.stairs(shares_B, edges_E, color=color, label=name)
+    axes.set(xlabel="|Δr|, share of the largest", ylabel="share of pairs", xlim=(0, 1))
+    axes.legend()
+    return figure
+
+
+@matplotlib.rc_context(_STYLE)
 def accuracy_by_policy(scorer: Scorer, baselines: Mapping[str, Scorer]) -> Figure:
     """A bar per policy A, best on top, with 95 % intervals; each baseline is a marker.
 
@@ -183,6 +205,31 @@ def kind_matrix(kinds: Mapping[str, Mapping[str, Interval]]) -> Figure:
     axes.set_xlabel("kind of the other policy")
     axes.set_ylabel("kind of the policy")
     axes.grid(visible=False)
+    return figure
+
+
+@matplotlib.rc_context(_STYLE)
+def routing_map(shares_ZLN: ArrayLike, types: Sequence[str] = ()) -> Figure:
+    """Share of the routers' mass (%) by layer and expert, a panel for each type; white is an even spread.
+
+    Args:
+      shares_ZLN: types × layers × experts, from `routing.expert_shares`; NaN where a type has no groups.
+      types: their names; by default their numbers.
+    """
+    percent_ZLN = 100 * np.asarray(shares_ZLN, np.float64)
+    Z, L, N = percent_ZLN.shape
+    figure = Figure(figsize=(_WIDTH, 1.3 + 0.14 * max(L, 8)), layout="constrained")
+    panels = figure.subplots(1, Z, sharey=True, squeeze=False)[0]
+    spread = max(1.0, float(np.nanmax(np.abs(percent_ZLN - 100 / N), initial=0.0)))
+    for z, axes in enumerate(panels):
+        mesh = axes.pcolormesh(percent_ZLN[z], cmap="RdBu_r", vmin=100 / N - spread, vmax=100 / N + spread)
+        axes.set_title(types[z] if types else f"type {z}")
+        axes.set_xticks(np.arange(N) + 0.5, [str(n) for n in range(N)], fontsize=8)
+        axes.set_xlabel("expert")
+        axes.grid(visible=False)
+    panels[0].yaxis.set_major_locator(MaxNLocator(integer=True))
+    panels[0].set_ylabel("layer")
+    figure.colorbar(mesh, ax=list(panels), label="share of the mass (%)", format="{x:.3g}")
     return figure
 
 

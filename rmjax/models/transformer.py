@@ -12,6 +12,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from rmjax.models.adapters import adapted
+from rmjax.models.lora import AdapterConfig
+from rmjax.models.loramoe import ROUTING
+
 Past = dict[str, jax.Array]
 """Keys and values of earlier columns: `k` [L, R, J, E, S], `v` [L, R, J, S, E] (layouts that one-token dots like)."""
 
@@ -38,6 +42,7 @@ class TransformerConfig:
     param_dtype: str = "float32"
     remat: str = "none"  # none | dots (keep matmul results) | full (keep layer inputs only)
     frozen_layers: int = 0  # first layers, stacked apart under this name: never trained, they cost a forward pass only
+    adapter: AdapterConfig | None = None  # on Dense modules of the other layers
 
     def __post_init__(self) -> None:
         if self.heads % self.kv_heads:
@@ -182,7 +187,7 @@ def _stacked(config: TransformerConfig, depth: int) -> Any:
         block = nn.remat(Block, policy=_REMAT[config.remat], prevent_cse=False, static_argnums=(5,))
     return nn.scan(
         block,
-        variable_axes={"params": 0},
+        variable_axes={"params": 0, ROUTING: 0},
         split_rngs={"params": True, "dropout": True},
         in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
         length=depth,
@@ -228,7 +233,8 @@ class Transformer(nn.Module):
             if past is not None:
                 below, above = ({name: x[part] for name, x in past.items()} for part in (slice(k), slice(k, None)))
             x_RTD, below = self.frozen_layers(x_RTD, below, positions_RT, mask_RTS, keep_past)
-        x_RTD, new = self.layers(x_RTD, above, positions_RT, mask_RTS, keep_past)
+        with adapted(self.config.adapter):
+            x_RTD, new = self.layers(x_RTD, above, positions_RT, mask_RTS, keep_past)
         if k and keep_past:
             new = jax.tree.map(lambda *parts: jnp.concatenate(parts), below, new)
         return self.final_norm(x_RTD), new

@@ -12,6 +12,7 @@ RULES: tuple[tuple[str, Any], ...] = (
     # logical axis → mesh axes      shape that it stands in
     ("rows", ("data", "fsdp")),  #  activations [R, T, D]
     ("tokens", "context"),  #       activations [R, T, D]
+    ("experts", "tensor"),  #       LoRAMoE's A [N, D, K] and B [N, K, O]; before the rest: it has the axis first
     ("vocab", "tensor"),  #         embedding [V, D]
     ("embed", "fsdp"),  #           every kernel's width side: [D, H·E], [D, F], [F, D], …
     ("heads", "tensor"),  #         query [D, H·E], output [H·E, D]

@@ -1,10 +1,9 @@
-"""How a gradient is formed: gradient(trainable, frozen, forest, rng) → (gradient, terms).
+"""How a gradient is formed: gradient(trainable, frozen, batch, rng, state) → (gradient, terms).
 
 Other methods wrap this function; the loop and the optimizer do not change.
 """
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +12,14 @@ from rmjax.data.forest import Forest
 from rmjax.train.objective import Objective, Terms
 from rmjax.train.parameters import merge
 
-Gradient = Callable[[Any, Any, Forest, jax.Array], tuple[Any, Terms]]
+
+class Gradient(Protocol):
+    """What the compiled step calls. `batch` is a forest, or several by name. `state` is the training state that the step
+    starts from, for wrappers that ask for its step number or the optimizer's moments; it may be None for others."""
+
+    def __call__(
+        self, trainable: Any, frozen: Any, batch: Any, rng: jax.Array, state: Any = None
+    ) -> tuple[Any, Terms]: ...
 
 
 def plain(objective: Objective, microbatches: int = 1) -> Gradient:
@@ -46,8 +52,8 @@ def plain(objective: Objective, microbatches: int = 1) -> Gradient:
         start = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
         return jax.lax.scan(add, start, (parts, rngs))[0]
 
-    def gradient(trainable: Any, frozen: Any, forest: Forest, rng: jax.Array):
-        summed, terms = (whole if microbatches == 1 else in_parts)(trainable, frozen, forest, rng)
+    def gradient(trainable: Any, frozen: Any, batch: Forest, rng: jax.Array, state: Any = None):
+        summed, terms = (whole if microbatches == 1 else in_parts)(trainable, frozen, batch, rng)
         count = jnp.maximum(terms["loss"][1], 1e-9)
         return jax.tree.map(lambda g: g / count, summed), terms
 

@@ -26,6 +26,9 @@ from rmjax.train.state import State
 
 _log = logging.getLogger(__name__)
 Evaluate = Callable[[State], Mapping[str, float]]
+Batch = Forest | Mapping[str, Forest]
+"""One forest, or several by name (MetaRM: `preference` and `meta`)."""
+Identify = Callable[[int], str] | Mapping[str, Callable[[int], str]]
 
 
 class Diverged(RuntimeError):
@@ -42,7 +45,7 @@ def train(
     batches: Any,
     *,
     steps: int,
-    place: Callable[[Forest], Any],
+    place: Callable[[Any], Any],
     checkpoints: Checkpoints,
     writer: MetricWriter,
     directory: Path,
@@ -51,7 +54,7 @@ def train(
     log_every: int = 10,
     save_every: int = 100,
     evaluations: Mapping[str, tuple[int, Evaluate]] | None = None,
-    identify: Callable[[int], str] = str,
+    identify: Identify = str,
 ) -> State:
     """Runs from `state.step` to `steps` and returns the last state, saved.
 
@@ -62,7 +65,7 @@ def train(
       describe: adds what depends on speed (MFU) or step (learning rate) to the logged metrics; gets them so far.
       log_every, save_every: steps. The loss is checked at every step whatever `log_every`.
       evaluations: name → (every so many steps, function); also run after the last step.
-      identify: index of a record → its name in `diverged.json`.
+      identify: index of a record → its name in `diverged.json`; by the name of the forest where a batch has several.
 
     Raises:
       Diverged: the loss or its gradient is NaN or infinite.
@@ -73,7 +76,7 @@ def train(
         raise ValueError(f"log_every ({log_every}) and save_every ({save_every}) must be 1 or more")
     start = int(state.step)
     speed, progress = Throughput(), Progress(steps, initial=start, label=directory.name)
-    pending: tuple[int, Terms, Forest] | None = None
+    pending: tuple[int, Terms, Batch] | None = None
     traced = 0
 
     def settle() -> None:
@@ -81,12 +84,13 @@ def train(
         nonlocal pending, traced
         if pending is None:
             return
-        number, terms, forest = pending
+        number, terms, batch = pending
         pending = None
         scalars = _means(jax.device_get(terms))
         before, traced = traced, traces.traces if traces else 0
-        speed.step(int(np.sum(forest.group_RT > 0)), _pairs(forest), compiled=traced != before)
-        _check_finite(scalars, number, forest, directory, identify)
+        forests = [batch] if isinstance(batch, Forest) else list(batch.values())
+        speed.step(sum(map(_tokens, forests)), sum(map(_pairs, forests)), compiled=traced != before)
+        _check_finite(scalars, number, batch, directory, identify)
         scalars = _with_deviation(scalars)
         if number % log_every == 0 or number == steps:
             scalars |= speed.rates()
@@ -106,17 +110,17 @@ def train(
             _evaluate_all(state, 0, steps, evaluations, writer)
         for number in range(start + 1, steps + 1):
             with speed.waiting():
-                forest = next(batches, None)
-                batch = None if forest is None else place(forest)
-            if forest is None:
+                batch = next(batches, None)
+                placed = None if batch is None else place(batch)
+            if batch is None:
                 if number > 1:
                     save(number - 1, wait=True)
                 raise ValueError(
                     f"the data ended after step {number - 1} of {steps}; raise data.epochs or lower run.steps"
                 )
-            state, terms = step(state, batch)
+            state, terms = step(state, placed)
             settle()
-            pending = (number, terms, forest)
+            pending = (number, terms, batch)
             if number == steps or any(number % every == 0 for every, _ in (evaluations or {}).values()):
                 settle()
                 _evaluate_all(state, number, steps, evaluations, writer)
@@ -150,6 +154,10 @@ def _evaluate_all(state: State, number: int, steps: int, evaluations: Any, write
             writer.write(number, {f"eval/{name}/{key}": value for key, value in evaluate(state).items()})
 
 
+def _tokens(forest: Forest) -> int:
+    return int(np.sum(forest.group_RT > 0))
+
+
 def _pairs(forest: Forest) -> int:
     ranks = np.asarray(forest.ranks_RGN)
     better = (ranks[..., :, None] < ranks[..., None, :]) & np.isfinite(ranks)[..., None, :]
@@ -168,21 +176,28 @@ def _with_deviation(scalars: dict[str, float]) -> dict[str, float]:
     return scalars | {"reward_std": math.sqrt(max(0.0, square - scalars["reward_mean"] ** 2))}
 
 
-def _check_finite(
-    scalars: Mapping[str, float], number: int, forest: Forest, directory: Path, identify: Callable[[int], str]
-) -> None:
+def _check_finite(scalars: Mapping[str, float], number: int, batch: Batch, directory: Path, identify: Identify) -> None:
     """A gradient can be NaN where the loss is not; the parameters would be lost and saved."""
     bad = [name for name in ("loss", "gradient_norm") if not math.isfinite(scalars.get(name, 0.0))]
     if not bad:
         return
     path, value = directory / "diverged.json", scalars[bad[0]]
-    records = sorted({int(i) for i in np.ravel(forest.record_RG) if i >= 0})
-    found = {"step": number, bad[0]: str(value), "records": records, "ids": [identify(i) for i in records]}
-    path.write_text(json.dumps(found, ensure_ascii=False) + "\n")
+    found, count = _named_records(batch, identify)
+    path.write_text(json.dumps({"step": number, bad[0]: str(value)} | found, ensure_ascii=False) + "\n")
     raise Diverged(
-        f"{bad[0]} is {value} at step {number}; the ids of the batch's {len(records)} records are in {path}; "
-        "lower optimizer.learning_rate or look at those records; the last checkpoint is from before this step"
+        f"{bad[0]} is {value} at step {number}; the ids of the batch's {count} records are in {path}; "
+        "lower optimizer.learning_rate (MetaRM: or gradient.inner_learning_rate) or look at those records; "
+        "the last checkpoint is from before this step"
     )
+
+
+def _named_records(batch: Any, identify: Any) -> tuple[dict[str, Any], int]:
+    """{"records", "ids"} of a forest, or that by the forest's name; and how many records there are."""
+    if isinstance(batch, Forest):
+        records = sorted({int(i) for i in np.ravel(batch.record_RG) if i >= 0})
+        return {"records": records, "ids": [identify(i) for i in records]}, len(records)
+    parts = {name: _named_records(forest, identify[name]) for name, forest in batch.items()}
+    return {name: found for name, (found, _) in parts.items()}, sum(count for _, count in parts.values())
 
 
 @contextlib.contextmanager

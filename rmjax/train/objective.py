@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from rmjax.data.forest import Forest, unshared_tokens
-from rmjax.losses import ranking
+from rmjax.losses import difference, ranking
 from rmjax.losses.language_model import next_token
 from rmjax.losses.reduction import Term, total
 from rmjax.models.reward import RewardTransformer
@@ -72,6 +72,34 @@ def batch_terms(forest: Forest) -> Terms:
         "pad_fraction": (cells - real, cells),
         "sharing_factor": (unshared_tokens(forest).astype(jnp.float32), real),
     }
+
+
+def discrimination(model: RewardTransformer) -> Objective:
+    """MetaRM's J (`losses.difference`) over the groups with at least two leaves; its `loss` is to be maximized.
+
+    `lower` and `upper` are J's bounds, `rescaled` is J between them, `gap` the mean |Δr| of two answers to one prompt, and
+    `tied` the share of groups whose answers all have the same reward: they have no gradient.
+    """
+
+    def objective(params: Any, forest: Forest, rng: jax.Array) -> Terms:
+        rewards_RGN: Any = model.apply({"params": params}, forest, rngs={"dropout": rng})
+        present_RGN = forest.readout_RGN >= 0
+        counted_RG = difference.several(present_RGN)
+        value_RG = difference.difference(rewards_RGN, present_RGN)
+        lower_RG, upper_RG = difference.bounds(present_RGN)
+        gaps_RGNN, pairs_RGNN = difference.gaps(rewards_RGN), difference.pairs(present_RGN)
+        tied_RG = ~jnp.any((gaps_RGNN > 0) & pairs_RGNN, axis=(-1, -2))
+        return {
+            "loss": total(value_RG, counted_RG),
+            "lower": total(lower_RG, counted_RG),
+            "upper": total(upper_RG, counted_RG),
+            "rescaled": total(difference.rescaled(value_RG, present_RGN), counted_RG),
+            "gap": total(gaps_RGNN, pairs_RGNN),
+            "tied": total(tied_RG, counted_RG),
+            **batch_terms(forest),
+        }
+
+    return objective
 
 
 def language_model(model: RewardTransformer) -> Objective:

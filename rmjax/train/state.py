@@ -65,13 +65,13 @@ def state_shardings(state: State, boxed: Any, trainable: str, mesh: Mesh) -> Sta
 def make_step(
     gradient: Gradient, optimizer: optax.GradientTransformation, shardings: State, mesh: Mesh
 ) -> Callable[[State, Any], tuple[State, Terms]]:
-    """The function to jit: (state, forest) → (state, terms). Gradients are constrained to the parameters' sharding, which
+    """The function to jit: (state, batch) → (state, terms). Gradients are constrained to the parameters' sharding, which
     they do not inherit by themselves."""
 
-    def step(state: State, forest: Any) -> tuple[State, Terms]:
+    def step(state: State, batch: Any) -> tuple[State, Terms]:
         with nn.logical_axis_rules(RULES):
             rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
-            grads, terms = gradient(state.trainable, state.frozen, forest, rng)
+            grads, terms = gradient(state.trainable, state.frozen, batch, rng, state)
             grads = jax.lax.with_sharding_constraint(grads, shardings.trainable)
             updates, moments = optimizer.update(grads, state.optimizer, state.trainable)
             moved = optax.apply_updates(state.trainable, updates)

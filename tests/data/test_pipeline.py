@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rmjax.data.forest import ForestShape, Tree
-from rmjax.data.pipeline import LOOKAHEAD, PackForests, batches, tree_dataset
+from rmjax.data.pipeline import LOOKAHEAD, PackForests, batches, batches_together, tree_dataset
 from rmjax.data.pool import PolicyPool
 from rmjax.data.record import Comparison
 
@@ -231,6 +231,8 @@ def variants() -> dict[str, grain.IterDataset]:
         "sharded": PackForests(stream(epochs=2, shard=(1, 3)), SHAPE),
         "prefetched": batches(stream(), SHAPE, prefetch=2),
         "prefetched far": batches(stream(), small, prefetch=50),
+        "two": batches_together({"a": (stream(), SHAPE), "b": (drawn(3, epochs=None), small)}),
+        "two not ahead": batches_together({"a": (stream(), small), "b": (stream(seed=5), SHAPE)}, prefetch=0),
     }
 
 
@@ -249,6 +251,16 @@ def test_the_state_after_any_batch_continues_exactly(name):
         fresh.set_state(json.loads(state))
         assert json.dumps(fresh.get_state()) == state
         assert_same(list(fresh), forests[k:])
+
+
+def test_streams_side_by_side_are_the_streams():
+    """Until the shorter one ends; each in its own order."""
+    shape = ForestShape(rows=1, row_tokens=20, groups=2, leaves=2)
+    together = list(batches_together({"a": (stream(), SHAPE), "b": (stream(seed=5, epochs=None), shape)}))
+    alone = list(PackForests(stream(), SHAPE))
+    assert_same([batch["a"] for batch in together], alone)
+    other = itertools.islice(iter(PackForests(stream(seed=5, epochs=None), shape)), len(alone))
+    assert_same([batch["b"] for batch in together], list(other))
 
 
 def test_some_states_have_trees_waiting():

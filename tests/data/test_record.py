@@ -15,6 +15,7 @@ from rmjax.data.record import (
     ranks_from_scores,
     require_order,
     require_reference,
+    require_type,
     to_row,
     unknown_fields,
 )
@@ -210,6 +211,23 @@ def test_require_reference():
     with pytest.raises(RecordError, match="^f:2: field `reference`: missing"):
         require_reference(record)
     require_reference(dataclasses.replace(record, references=("r",)))
+
+
+@pytest.mark.parametrize(
+    ("value", "types", "message"),
+    [
+        (None, 2, "f.jsonl:3: field `type`: missing, and the balancing constraint needs it; give 0 or 1"),
+        (2, 2, "out of range (2); give 0 or 1, or set adapter.expert_types"),
+        (-1, 5, "out of range (-1); give 0 to 4"),
+        (True, 2, "out of range (True)"),
+        ("1", 2, "out of range ('1')"),
+    ],
+)
+def test_require_type(value, types, message):
+    with pytest.raises(RecordError) as raised:
+        require_type(value, types, "f.jsonl:3")
+    assert message in str(raised.value)
+    require_type(1, 2, "f.jsonl:3")
 
 
 TEXTS = st.text(min_size=1, max_size=20).filter(str.strip)

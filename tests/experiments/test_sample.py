@@ -17,9 +17,12 @@ from ml_collections import ConfigDict
 from tokenizers import pre_tokenizers
 
 from experiments import sample as command
+from rmjax.data.formats import SMOLLM2_FORMAT
 from rmjax.data.record import RecordError
 from rmjax.hub.tokenizer import Tokenizer
+from rmjax.models.lora import AdapterConfig
 from rmjax.policy.pool import Policy
+from rmjax.reward_model import save_description
 from rmjax.train.checkpoint import Checkpoints
 
 ROOT = Path(__file__).parents[2]
@@ -218,10 +221,12 @@ def test_a_tuned_policy_has_its_own_weights(model, tmp_path):
     tuned = jax.tree.map(lambda x: x + 1, model[1])
     with Checkpoints(tmp_path / "dpo" / "checkpoints") as saved:
         saved.save(3, {"trainable": {"backbone": tuned}}, {})
+    adapted = dataclasses.replace(model[0], adapter=AdapterConfig("lora"))
+    save_description(tmp_path / "dpo", adapted, SMOLLM2_FORMAT, model[2])
     config, params, tokenizer = command.language_model(
         dataclasses.replace(plain, checkpoint="dpo/3"), base, str(tmp_path)
     )
-    assert (config, tokenizer) == (model[0], model[2])
+    assert (config, tokenizer) == (adapted, model[2])
     jax.tree.map(np.testing.assert_array_equal, params, tuned)
 
 

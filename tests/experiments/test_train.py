@@ -331,7 +331,7 @@ def refused(home, workdir, capsys, **changes) -> str:
         ({"format__reward_token": "<|reward|>"}, "<|reward|>"),
         ({"data__path": ""}, "is a directory"),
         ({"data__path": "shipped:nothing"}, "shipped:nothing: no such part of the shipped corpus"),
-        ({"evals__seen__kind": "pol"}, "config.evals.*.kind is 'pol'; choose pool or comparisons"),
+        ({"evals__seen__kind": "pol"}, "config.evals.*.kind is 'pol'; choose pool, comparisons or samples"),
     ],
     ids=lambda value: "-".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else "",
 )

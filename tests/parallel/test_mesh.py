@@ -26,16 +26,21 @@ PROGRAM = textwrap.dedent("""
     jax.config.update("jax_disable_most_optimizations", True)
 
     from rmjax.data.forest import ForestShape, Tree, fill
+    from rmjax.losses.balance import Balance
+    from rmjax.models.lora import AdapterConfig
     from rmjax.models.reward import RewardTransformer
     from rmjax.models.transformer import TransformerConfig
     from rmjax.parallel.mesh import AXES, batch_sharding, make_mesh
     from rmjax.train import gradient, objective
     from rmjax.train.optimizer import adamw
     from rmjax.train.parameters import flat
+    from rmjax.train.routing import balanced
     from rmjax.train.state import compile_step, initial_params, make_state, make_step, state_shardings
 
-    model = RewardTransformer(TransformerConfig(64, 32, 2, 4, 2, 8, 64))
-    trainable, update = "layers|final_norm|head", adamw(lambda step: 1e-3, weight_decay=0.1)
+    adapter = AdapterConfig("loramoe", experts=4) if sys.argv[2] == "loramoe" else None
+    model = RewardTransformer(TransformerConfig(64, 32, 2, 4, 2, 8, 64, adapter=adapter))
+    trainable = "lora_|head" if adapter else "layers|final_norm|head"
+    update = adamw(lambda step: 1e-3, weight_decay=0.1)
     boxed = jax.jit(lambda: initial_params(model, 0))()
     boxed["head"]["kernel"] = boxed["head"]["kernel"].replace_boxed(
         0.1 * jax.random.normal(jax.random.key(1), (32, 1)))
@@ -47,11 +52,12 @@ PROGRAM = textwrap.dedent("""
 
     def forest():
         counts = [2, 1, 0, 2, 1, 1, 2, 0]
-        rows = [[Tree(ids(6), (ids(5), ids(5)), np.array([0.0, 1.0])) for _ in range(n)] for n in counts]
+        rows = [[Tree(ids(6), (ids(5), ids(5)), np.array([0.0, 1.0]), type=n % 2) for _ in range(n)] for n in counts]
         return fill(ForestShape(8, 32, 2, 2), rows)
 
     forests = [forest() for _ in range(3)]
-    form = gradient.plain(objective.preference(model))
+    constrained = adapter and balanced(objective.preference, model, Balance((0, 0, 1, 1), beta=1.0))
+    form = gradient.plain(constrained or objective.preference(model))
 
     def train(mesh):
         shardings = state_shardings(start, boxed, trainable, mesh)
@@ -89,18 +95,22 @@ PROGRAM = textwrap.dedent("""
 ARRANGEMENTS = [(8, 1, 1, 1), (1, 8, 1, 1), (2, 2, 2, 1), (1, 2, 4, 1)]
 
 
-@pytest.fixture(scope="module")
-def report():
+def reported(kind, arrangements):
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
         "PYTHONPATH": str(ROOT),
     }
-    command = [sys.executable, "-c", PROGRAM, json.dumps(ARRANGEMENTS)]
+    command = [sys.executable, "-c", PROGRAM, json.dumps(arrangements), kind]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-4000:]
     line = next(line for line in done.stdout.splitlines() if line.startswith("REPORT"))
     return json.loads(line.removeprefix("REPORT"))
+
+
+@pytest.fixture(scope="module")
+def report():
+    return reported("plain", ARRANGEMENTS)
 
 
 @pytest.mark.parametrize("sizes", ARRANGEMENTS, ids=lambda sizes: "x".join(map(str, sizes)))
@@ -124,6 +134,16 @@ def test_parameters_and_moments_are_sharded_alike(report, sizes):
     shard, whole = found["shards"]["backbone/layers/attention/output/kernel"]
     assert (shard, whole) == ([2, 32 // tensor, 32 // fsdp], [2, 32, 32])
     assert found["shards"]["head/kernel"] == [[32 // fsdp, 1], [32, 1]]
+
+
+def test_experts_are_sharded_and_train_as_on_one_device():
+    found = reported("loramoe", [(2, 2, 2, 1)])
+    assert found["moved"] > 1e-3
+    found = found["2x2x2x1"]
+    assert max(found["terms"], found["gradients"], found["parameters"]) < 1e-5 and found["frozen"] == 0
+    assert found["shards"]["backbone/layers/mlp/up/lora_a"] == [[2, 2, 16, 4], [2, 4, 32, 4]]
+    assert found["shards"]["backbone/layers/mlp/up/lora_b"] == [[2, 2, 4, 64], [2, 4, 4, 64]]
+    assert found["mu"] == found["nu"] == found["shards"]
 
 
 def test_one_size_may_be_the_rest():

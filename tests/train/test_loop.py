@@ -203,6 +203,33 @@ def test_nan_stops_with_the_ids_of_its_batch(tmp_path, term, at):
     assert max(int(p.name) for p in (tmp_path / "checkpoints").iterdir()) < at
 
 
+class TwoForests(Batches):
+    """A batch of two forests; the second's record is 100 more."""
+
+    def __next__(self):
+        forest = super().__next__()
+        other = forest.replace(record_RG=np.where(forest.record_RG < 0, -1, forest.record_RG + 100))
+        return {"preference": forest, "meta": other.replace(ranks_RGN=np.full_like(other.ranks_RGN, np.inf))}
+
+
+def test_a_batch_may_have_several_forests(tmp_path):
+    def on_first(step):
+        return lambda state, batch: step(state, batch["preference"])
+
+    state = run(tmp_path, 8, on_first(plain_step), TwoForests())
+    assert state.trainable["w"][0] == expected(8)
+    line = read_metrics(tmp_path / "metrics.jsonl")[-1]
+    assert line["train/tokens_per_second"] * line["train/step_seconds"] == pytest.approx(2 * (7 % 8 + 3))
+    assert line["train/pairs_per_second"] * line["train/step_seconds"] == pytest.approx(1)  # the other has no order
+    identify = {"preference": lambda i: f"prompt {i}", "meta": lambda i: f"sample {i}"}
+    with pytest.raises(Diverged, match="loss is nan at step 5; .* 2 records are in"):
+        run(tmp_path / "nan", 8, on_first(diverging(5, "loss")), TwoForests(), identify=identify)
+    assert json.loads((tmp_path / "nan" / "diverged.json").read_text()) == {
+        "step": 5, "loss": "nan", "preference": {"records": [4], "ids": ["prompt 4"]},
+        "meta": {"records": [104], "ids": ["sample 104"]},
+    }  # fmt: skip
+
+
 def test_data_that_ends_too_early(tmp_path):
     with pytest.raises(ValueError, match="the data ended after step 5 of 8; raise data.epochs or lower run.steps"):
         run(tmp_path, 8, batches=Batches(5))

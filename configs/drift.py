@@ -1,0 +1,81 @@
+"""The arms of experiments/drift.py: one start, one set of labels, one meta set; only how the gradient is formed differs."""
+
+import dataclasses
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+POOL = "shipped:policy_pool"  # or a pool file with more samples of each policy
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """Where the writer has drifted to: names of policies (regular expressions) whose order is known by how they were made."""
+
+    better: str
+    worse: str  # the same model, damaged
+
+
+STAGES = {
+    "first": Stage("plain|cold|assistant|narrow|greedy", "noise.*|warm|hot"),
+    "drifted": Stage("tasks-.*|docstrings-.*|verne-.*|terse|professor", "drop.*"),
+    "furthest": Stage("shakespeare|email|news|cowboy|steps|rhymer|salesman|lawyer", "noise.*|drop.*|hot"),
+}
+FIRST, DRIFTED = "first", "drifted"
+SEEDS = (0, 1, 2)
+STEPS = 200
+WARMUP = 20  # steps without ascent: the head starts at zero
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """What an arm changes."""
+
+    mode: str = ""  # of the ascent; empty = plain gradient
+    eta: float = 0.0  # inner learning rate, in the unit of the mode
+    order: int = 1
+    steps: float = 1.0  # times STEPS
+    meta: str = "meta"  # file of the meta set: meta | random
+    self_labeled: bool = False  # the meta answers as pairs, in the order that the plain arm gives them
+
+
+_ETAS = {
+    "plain": (5e-6, 1e-2, 1.0),  # the paper's; up to what can be seen
+    "parameter_norm": (1e-4, 1e-3, 1e-2),  # of every leaf's norm
+    "step_norm": (0.3, 1.0, 3.0),  # of the outer step's length
+    "preconditioned": (1e-5, 1e-4, 1e-3),  # in the unit of the learning rate
+}
+ARMS = (
+    {"plain": Arm(), "plain-longer": Arm(steps=2.0), "self-labeled": Arm(self_labeled=True)}
+    | {f"{mode}-{eta:g}": Arm(mode, eta) for mode, etas in _ETAS.items() for eta in etas}
+    | {"second-order": Arm("step_norm", 1.0, order=2), "random-meta": Arm("step_norm", 1.0, meta="random")}
+)
+PLOTTED = ("plain", "plain-longer", "step_norm-1", "random-meta")
+
+
+def get_config(arm: str, seed: int, data: str) -> ConfigDict:
+    chosen, config = ARMS[arm], base.get_config()
+    config.model.layers = 2
+    config.data.kind = "comparisons"
+    config.data.path = f"{data}/train.jsonl"
+    config.data.reference = "optional"  # plain form: the pool's answers have none
+    config.data.leaves = 12
+    config.data.rows = 4
+    config.data.groups = 4
+    config.meta_data.kind = "comparisons"
+    config.meta_data.path = f"{data}/{chosen.meta}.jsonl"
+    config.meta_data.rows = 4
+    config.format.max_response_length = 48
+    config.optimizer.learning_rate = 3e-4
+    config.run.seed = seed
+    config.run.steps = round(STEPS * chosen.steps)
+    config.run.save_every = config.run.steps
+    config.run.keep = 1
+    if chosen.mode:
+        config.gradient.name = "meta"
+        config.gradient.mode = chosen.mode
+        config.gradient.inner_learning_rate = chosen.eta
+        config.gradient.order = chosen.order
+        config.gradient.warmup_steps = WARMUP
+    return config

@@ -1,0 +1,164 @@
+"""Does MetaRM help where the policy moved? `python -m experiments.drift --workdir=runs/drift` trains configs/drift.py's arms.
+
+Stages of a drifting writer are cut from a policy pool: in each, answers of its `better` policies rank above those of its
+`worse` ones, an order that no reward model made. All arms learn from the first stage's labels. The meta set is the drifted
+stage without labels, on training prompts; tests are labeled groups of every stage on held-out prompts.
+
+Writes data/, a folder per arm and seed with result.json (runs that have one are not run again), results.json, and for every
+stage gaps_STAGE.svg with the distributions of |Δr|.
+"""
+
+import functools
+import itertools
+import json
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import app, flags
+
+from configs import drift as grid
+from experiments import train
+from experiments.sources import pool_rows, records
+from experiments.start import prepare
+from rmjax.data.record import Comparison, to_row
+from rmjax.data.samples import from_pool, take, unlabeled
+from rmjax.evaluate import environment, evaluate_comparisons
+from rmjax.evaluate.bootstrap import interval
+from rmjax.evaluate.files import write_json, write_text
+from rmjax.evaluate.gaps import describe_gaps, reward_gaps
+from rmjax.evaluate.plots import gap_distributions, svg
+from rmjax.reward_model import RewardModel
+
+
+def labeled(groups: Sequence[Comparison], stage: grid.Stage) -> list[Comparison]:
+    """Groups of all the pool's samples for a prompt → the stage's, ranked: better policies 0, worse ones 1.
+
+    A text that both sides wrote has no rank: it goes. Prompts that one side did not answer have no order, and go too.
+    """
+    found = []
+    for c in groups:
+        assert c.policies is not None
+        ranks: dict[str, set[float]] = {}
+        for output, policy in zip(c.outputs, c.policies, strict=True):
+            for rank, names in enumerate((stage.better, stage.worse)):
+                if re.fullmatch(names, policy):
+                    ranks.setdefault(output, set()).add(float(rank))
+        order = {output: min(rank) for output, rank in ranks.items() if len(rank) == 1}
+        if len(set(order.values())) == 2:
+            facts = Comparison(c.prompt, tuple(order), ranks=tuple(order.values()), category=c.category, id=c.id)
+            found.append(facts)
+    return found
+
+
+def make_data(folder: Path) -> None:
+    """The files of all arms, from the pool."""
+    folder.mkdir(parents=True, exist_ok=True)
+    groups = {split: from_pool(pool_rows(grid.POOL, "all", split), mixed=True) for split in ("seen", "unseen")}
+    drifted = labeled(groups["seen"], grid.STAGES[grid.DRIFTED])
+    sets = {f"test_{name}": labeled(groups["unseen"], stage) for name, stage in grid.STAGES.items()}
+    sets["train"] = labeled(groups["seen"], grid.STAGES[grid.FIRST])
+    sets["meta"] = [unlabeled(c) for c in drifted]
+    sets["random"] = _shuffled(sets["meta"])
+    for name, found in sets.items():
+        if not found:
+            raise ValueError(f"{grid.POOL} gives no group for {name}; change the stages in configs/drift.py")
+        _write(folder / f"{name}.jsonl", found)
+
+
+def _shuffled(groups: Sequence[Comparison]) -> list[Comparison]:
+    """The control: as many answers to as many prompts, but each answer to a random prompt."""
+    rng = np.random.default_rng(0)
+    outputs = [output for c in groups for output in c.outputs]
+    mixed = iter([outputs[i] for i in rng.permutation(len(outputs))])
+    return [
+        Comparison(c.prompt, tuple(itertools.islice(mixed, len(c.outputs))), id=c.id, category=c.category)
+        for c in groups
+    ]
+
+
+def _write(path: Path, found: Sequence[Comparison]) -> None:
+    write_text(path, "".join(json.dumps(to_row(c), ensure_ascii=False) + "\n" for c in found))
+
+
+def self_labeled(model: RewardModel, groups: Sequence[Comparison]) -> list[Comparison]:
+    """The groups with the order that the model itself gives: pseudo-labels on the same answers MetaRM sees."""
+    scores = model.score_groups(groups)
+    different = [(c, s) for c, s in zip(groups, scores, strict=True) if len(set(c.outputs)) == len(c.outputs)]
+    return [Comparison(c.prompt, c.outputs, ranks=tuple(-float(r) for r in s), id=f"self/{c.id}") for c, s in different]
+
+
+def run_one(arm: str, seed: int, workdir: Path) -> dict[str, Any]:
+    """Trains an arm with a seed and judges it; the stored result where it is finished."""
+    folder, data = workdir / arm / f"seed{seed}", workdir / "data"
+    if (folder / "result.json").exists():
+        return json.loads((folder / "result.json").read_text())
+    config = grid.get_config(arm, seed, str(data))
+    if grid.ARMS[arm].self_labeled:
+        run_one("plain", seed, workdir)
+        groups = [take(c, np.random.default_rng([seed, i]), samples=config.data.leaves)
+                  for i, c in enumerate(records(str(data / "meta.jsonl")))]  # fmt: skip
+        own = self_labeled(RewardModel.load(workdir / "plain" / f"seed{seed}"), groups)
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(folder / "train.jsonl", [*records(str(data / "train.jsonl")), *own])
+        config.data.path = str(folder / "train.jsonl")
+    train.run(config, folder)
+    result = judge(RewardModel.load(folder), data)
+    write_json(folder / "result.json", result)
+    return result
+
+
+def judge(model: RewardModel, data: Path) -> dict[str, Any]:
+    """Accuracy on every stage's labels, and the distribution of |Δr| on its answers."""
+    found = {}
+    for stage in grid.STAGES:
+        labels = list(records(str(data / f"test_{stage}.jsonl")))
+        scores = model.score_groups(labels)
+        accuracy = evaluate_comparisons(labels, scores)["overall"]
+        found[stage] = {"accuracy": accuracy, "spread": describe_gaps(scores), "gaps": reward_gaps(scores).tolist()}
+    return found
+
+
+def summary(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+    """Per arm and stage the mean over seeds with its interval, and the difference to `plain`, seed by seed."""
+    table: dict[str, Any] = {}
+    for arm, runs in results.items():
+        table[arm] = {}
+        for stage in grid.STAGES:
+            values = {name: [_read(run[stage], name) for run in runs] for name in ("accuracy", "gap_mean", "gap_share")}
+            plain = [_read(run[stage], "accuracy") for run in results["plain"]]
+            gained = np.subtract(values["accuracy"], plain)
+            table[arm][stage] = {name: interval(each) for name, each in values.items()} | {
+                "accuracy_over_plain": interval(gained)
+            }
+    return table
+
+
+def _read(judged: Mapping[str, Any], name: str) -> float:
+    return float(judged["accuracy"]["accuracy"] if name == "accuracy" else judged["spread"][name])
+
+
+def run(workdir: Path) -> None:
+    """All arms and seeds, the summary, the plots."""
+    make_data(workdir / "data")
+    results = {arm: [run_one(arm, seed, workdir) for seed in grid.SEEDS] for arm in grid.ARMS}
+    write_json(workdir / "results.json", {"arms": summary(results), **environment()})
+    for stage in grid.STAGES:
+        gaps = {arm: np.concatenate([run[stage]["gaps"] for run in runs]) for arm, runs in results.items()}
+        shown = {arm: gaps[arm] for arm in grid.PLOTTED}
+        write_text(workdir / f"gaps_{stage}.svg", svg(gap_distributions(shown), f"reward gaps, {stage}"))
+
+
+def main(argv: Sequence[str]) -> None:
+    """Reads the flags."""
+    del argv
+    sys.exit(train.guarded(functools.partial(run, Path(flags.FLAGS.workdir))))
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("workdir", "runs/drift", "folder of the runs")
+    prepare()
+    app.run(main)

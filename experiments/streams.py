@@ -1,0 +1,89 @@
+"""The batches of a config: those of `config.data`, and beside them those of `config.meta_data` where MetaRM asks."""
+
+import dataclasses
+import functools
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import grain
+import numpy as np
+
+from experiments.sources import choose, pool_rows, preference_forms, records, training_trees
+from rmjax.data.forest import ForestShape
+from rmjax.data.formats import Encoder, Format
+from rmjax.data.pipeline import batches, batches_together, tree_dataset
+from rmjax.data.record import WRAPPERS, Comparison
+from rmjax.data.samples import from_pool, require_form, require_several, take, telling_apart
+from rmjax.hub.tokenizer import Tokenizer
+from rmjax.train.loop import Identify
+
+KINDS = ("pool", "comparisons")
+
+
+@dataclasses.dataclass(frozen=True)
+class Stream:
+    """Batches, the names of their records, and what encoding them had to cut."""
+
+    batches: grain.IterDataset
+    identify: Identify
+    encoders: Sequence[Encoder]
+
+    @property
+    def counts(self) -> Counter[str]:
+        """Of all encoders, since this process started; batches made ahead included."""
+        return sum((encoder.counts for encoder in self.encoders), Counter[str]())
+
+
+def open_stream(config: Any, tokenizer: Tokenizer, form: Format) -> Stream:
+    """From `config.data`, and from `config.meta_data` with `gradient.name = "meta"`: a batch then is
+    {"preference": forest, "meta": forest}."""
+    data = config.data
+    encoder = Encoder(tokenizer, form, data.row_tokens)
+    trees, identify = training_trees(config, tokenizer, encoder)
+    shape = ForestShape(data.rows, data.row_tokens, data.groups, data.leaves)
+    if choose("gradient.name", config.gradient.name, ("plain", "meta")) == "plain":
+        return Stream(batches(trees, shape, data.prefetch), identify, [encoder])
+    meta = config.meta_data
+    meta_encoder = Encoder(tokenizer, form, meta.row_tokens)
+    meta_trees, meta_identify = _meta_trees(config, meta_encoder)
+    meta_shape = ForestShape(meta.rows, meta.row_tokens, meta.groups, meta.samples)
+    together = batches_together({"preference": (trees, shape), "meta": (meta_trees, meta_shape)}, data.prefetch)
+    return Stream(together, {"preference": identify, "meta": meta_identify}, [encoder, meta_encoder])
+
+
+def _meta_trees(config: Any, encoder: Encoder) -> tuple[grain.MapDataset, Callable[[int], str]]:
+    meta = config.meta_data
+    if config.objective != "preference":
+        raise ValueError(f"config.objective is {config.objective!r}; gradient.name=meta needs preference")
+    if meta.samples < 2:
+        raise ValueError(f"config.meta_data.samples is {meta.samples}; a difference needs 2 or more")
+    groups = _groups(meta, choose("meta_data.kind", meta.kind, KINDS))
+    draw = functools.partial(take, samples=meta.samples, references=meta.references)
+    known = preference_forms(config.data)
+    for group in groups:
+        require_form(dataclasses.replace(group, references=("",) if meta.references else group.references), known)
+    # Endless: one epoch is one of the preference data.
+    trees = tree_dataset(groups, encoder.trees, seed=config.run.seed + 1, draw=draw)
+    return trees, lambda i: groups[i].id or groups[i].place
+
+
+def _groups(entry: Any, kind: str) -> list[Comparison]:
+    if kind == "pool":
+        rows = pool_rows(entry.path, entry.policies, entry.prompts)
+        wrapper = choose("meta_data.wrapper", entry.wrapper, WRAPPERS)
+        found = from_pool(rows, entry.names, mixed=entry.mixed, wrapper=wrapper)
+    else:
+        if entry.references:
+            raise ValueError(f"config: references is {entry.references}, but {entry.path} brings its own; make it 0")
+        found = [require_several(c) for c in records(entry.path, entry.root, entry.split)]
+    return telling_apart(found, entry.references)
+
+
+def samples_set(entry: Any) -> list[Comparison]:
+    """From an entry of `config.evals` of kind "samples": fixed unlabeled groups."""
+    groups = _groups(entry, choose("evals.*.source", entry.source, KINDS))
+    rngs = (np.random.default_rng([0, i]) for i in range(len(groups)))
+    return [
+        take(c, rng, samples=len(c.outputs), references=entry.references) for c, rng in zip(groups, rngs, strict=True)
+    ]

@@ -1,0 +1,135 @@
+"""Groups of samples of one policy, unlabeled: the meta sets of MetaRM, and sets to look at the spread of rewards on.
+
+A group is a `Comparison` without order, from a file of comparisons with `outputs` or from a policy pool.
+"""
+
+import dataclasses
+import logging
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from rmjax.data.pool import PoolError
+from rmjax.data.record import Comparison, RecordError
+
+_log = logging.getLogger(__name__)
+_NEEDED = ("prompt_id", "prompt", "policy", "output")
+
+
+def from_pool(
+    rows: Iterable[tuple[str, Mapping[str, Any]]], policies: str = "", *, mixed: bool = False, wrapper: str = "sft"
+) -> list[Comparison]:
+    """(place, pool row) → a group per prompt and policy, with all samples that there are.
+
+    Args:
+      policies: regular expression that a policy's name must match in full; empty = all.
+      mixed: puts all these policies' samples for a prompt into one group: for pools with few samples of each policy.
+      wrapper: POLAR wrapper of the records.
+
+    Raises:
+      PoolError: a row lacks a field, or no policy has such a name.
+    """
+    groups: dict[tuple[str, str], list[tuple[str, Mapping[str, Any]]]] = {}
+    names = set()
+    for place, row in rows:
+        for field in _NEEDED:
+            if not isinstance(row.get(field), str):
+                raise PoolError(f"{place}: field `{field}` is missing or not text; a pool row has {', '.join(_NEEDED)}")
+        names.add(row["policy"])
+        if row["output"].strip() and re.fullmatch(policies or ".*", row["policy"]):
+            groups.setdefault((row["prompt_id"], "" if mixed else row["policy"]), []).append((place, row))
+    if not groups:
+        raise PoolError(f"no policy's name matches {policies!r}; there are {', '.join(sorted(names))}")
+    return [_group(key, members, wrapper) for key, members in groups.items()]
+
+
+def _group(key: tuple[str, str], members: Sequence[tuple[str, Mapping[str, Any]]], wrapper: str) -> Comparison:
+    place, first = members[0]
+    return Comparison(
+        prompt=first["prompt"],
+        outputs=tuple(row["output"] for _, row in members),
+        policies=tuple(row["policy"] for _, row in members),
+        category=first.get("category") or None,
+        wrapper=wrapper,
+        id="/".join(filter(None, key)),
+        place=place,
+    )
+
+
+def unlabeled(c: Comparison) -> Comparison:
+    """The record without all that is known of its answers' order."""
+    return dataclasses.replace(c, ranks=None, scores=None, votes=None, weight=1.0, margin=0.0)
+
+
+def take(c: Comparison, rng: np.random.Generator, *, samples: int, references: int = 0) -> Comparison:
+    """`samples` of the outputs at random (all where there are fewer), in random order, unlabeled.
+
+    With `references` > 0, so many further outputs become references, and the record's own ones, if any, go.
+    """
+    order = rng.permutation(len(c.outputs))
+    apart, chosen = order[:references], order[references : references + samples]
+    return dataclasses.replace(
+        unlabeled(c),
+        outputs=tuple(c.outputs[i] for i in chosen),
+        references=tuple(c.outputs[i] for i in apart) if references else c.references,
+        policies=c.policies and tuple(c.policies[i] for i in chosen),
+    )
+
+
+def telling_apart(groups: Sequence[Comparison], references: int = 0) -> list[Comparison]:
+    """The groups with at least two different answers besides `references`; the others are counted in the log.
+
+    Raises:
+      ValueError: there is none.
+    """
+    left_out: Counter[str] = Counter()
+    kept = []
+    for c in groups:
+        if len(c.outputs) - references < 2:
+            left_out["fewer than two answers"] += 1
+        elif len(set(c.outputs)) == 1:
+            left_out["all answers identical"] += 1
+        else:
+            kept.append(c)
+    if left_out:
+        _log.warning("groups of samples: left out %s of %d", dict(left_out), len(groups))
+    if not kept:
+        raise ValueError(
+            f"no group of samples tells anything apart ({dict(left_out)}); give at least {2 + references} answers to a "
+            "prompt, two of them different"
+        )
+    return kept
+
+
+def require_several(c: Comparison) -> Comparison:
+    """The record; RecordError where it has a single answer."""
+    if len(c.outputs) < 2:
+        raise RecordError(c.place, "outputs", "only one answer", "give two or more: their difference is what counts")
+    return c
+
+
+Form = tuple[bool, str]
+"""(has a reference, wrapper): what makes the rewards of two records comparable."""
+
+
+def form(c: Comparison) -> Form:
+    """The record's form."""
+    return bool(c.references), c.wrapper
+
+
+def require_form(c: Comparison, known: set[Form]) -> None:
+    """RecordError where the record has another form than the preference records: J would be about another input."""
+    if form(c) in known:
+        return
+    theirs = " or ".join(sorted(_said(each) for each in known))
+    raise RecordError(
+        c.place or c.id, "", f"a meta record {_said(form(c))} beside preference records {theirs}",
+        "give both the same form: reference or none, and the same wrapper",
+    )  # fmt: skip
+
+
+def _said(form: Form) -> str:
+    return f"{'with' if form[0] else 'without'} a reference, wrapper {form[1]}"

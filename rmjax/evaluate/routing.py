@@ -1,0 +1,50 @@
+"""Where a LoRAMoE adapter sends what: share of mass by router, type, layer and expert, over a whole data set."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+from numpy import ndarray
+
+from rmjax.data.forest import Forest
+from rmjax.losses.balance import mass
+from rmjax.models.loramoe import ROUTING
+from rmjax.models.reward import RewardTransformer
+from rmjax.train.parameters import flat
+
+
+def expert_shares(
+    model: RewardTransformer, params: Any, forests: Iterable[Forest], types: int
+) -> dict[str, Float[ndarray, "types L N"]]:
+    """Router → share of the mass that each expert gets from the groups of a type, at each layer; NaN without such groups.
+
+    A router is named by the module that owns it, such as `mlp/gate`, or `mlp` where a block shares one. Groups count
+    alike whatever their length; those without a type are left out.
+
+    Raises:
+      ValueError: the model has no LoRAMoE adapter.
+    """
+    if model.config.adapter is None or model.config.adapter.kind != "loramoe":
+        raise ValueError("the model has no LoRAMoE adapter, so nothing is routed")
+
+    @jax.jit
+    def sums(params: Any, forest: Forest) -> tuple[Any, jax.Array]:
+        _, written = model.apply({"params": params}, forest, method="hidden", mutable=[ROUTING])
+        is_type_RGZ = jax.nn.one_hot(forest.type_RG, types) * jnp.any(forest.readout_RGN >= 0, axis=-1)[..., None]
+
+        def by_type(weights_LRTN: jax.Array) -> jax.Array:
+            return jnp.einsum("lrgn,rgz->zln", mass(weights_LRTN, forest.group_RT, forest.shape[2]), is_type_RGZ)
+
+        return jax.tree.map(by_type, written[ROUTING]), jnp.sum(is_type_RGZ, axis=(0, 1))
+
+    added: Any = None
+    for forest in forests:
+        found = jax.device_get(sums(params, forest))
+        added = found if added is None else jax.tree.map(np.add, added, found)
+    shares, counts_Z = added
+    with np.errstate(invalid="ignore", divide="ignore"):
+        by_path = {path: value[0] / counts_Z[:, None, None] for path, value in flat(shares).items()}
+    return {path.removeprefix("backbone/layers/").removesuffix("/weights"): v for path, v in by_path.items()}

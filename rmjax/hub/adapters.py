@@ -1,0 +1,156 @@
+"""Adapters in and out of files: our own one-file form, and PEFT's for what PEFT can express."""
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import load_file, save_file
+
+from rmjax.models.lora import ADAPTER_PATH, AdapterConfig
+from rmjax.models.transformer import TransformerConfig
+from rmjax.train.parameters import check_same, flat, nested
+
+_OWN = rf"{ADAPTER_PATH}|^head/"
+_PEFT_NAMES = {
+    "attention/query": "self_attn.q_proj", "attention/key": "self_attn.k_proj", "attention/value": "self_attn.v_proj",
+    "attention/output": "self_attn.o_proj", "mlp/gate": "mlp.gate_proj", "mlp/up": "mlp.up_proj",
+    "mlp/down": "mlp.down_proj",
+}  # fmt: skip
+
+
+def adapter_leaves(params: Mapping[str, Any]) -> dict[str, Any]:
+    """{path: leaf} of the adapter and the reward head: all that differs between adapters on one base."""
+    return {path: leaf for path, leaf in flat(params).items() if re.search(_OWN, path)}
+
+
+def with_leaves(params: Mapping[str, Any], leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """`params` with another adapter and head.
+
+    Raises:
+      ParameterError: other paths or shapes; the message lists them.
+    """
+    check_same(nested(adapter_leaves(params)), nested(leaves))
+    return nested(flat(params) | {path: jnp.asarray(leaf) for path, leaf in leaves.items()})
+
+
+def fingerprint(params: Mapping[str, Any]) -> str:
+    """SHA-256 of the base: paths, dtypes and values of all that is neither adapter nor head."""
+    digest = hashlib.sha256()
+    for path, leaf in sorted(flat(params).items()):
+        if not re.search(_OWN, path):
+            array = np.asarray(jax.device_get(leaf))
+            digest.update(f"{path} {array.dtype} {array.shape}\n".encode())
+            digest.update(np.ascontiguousarray(array).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def save_adapter(path: str | Path, adapter: AdapterConfig, params: Mapping[str, Any]) -> None:
+    """One safetensors file with the adapter, the head, what the adapter is, and which base it belongs to."""
+    metadata = {"adapter": json.dumps(dataclasses.asdict(adapter)), "base": fingerprint(params)}
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    save_file({p: np.asarray(jax.device_get(x)) for p, x in adapter_leaves(params).items()}, path, metadata)
+
+
+def load_adapter(path: str | Path, adapter: AdapterConfig, params: Mapping[str, Any]) -> dict[str, Any]:
+    """`params` with the adapter and head of the file in place of its own. Shapes are equal, so nothing is compiled anew.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: not such a file, another kind of adapter than `adapter`, or one for another base.
+      ParameterError: other paths or shapes; the message lists them.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such adapter file")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+        theirs, base = AdapterConfig(**json.loads(metadata["adapter"])), metadata["base"]
+    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: not an adapter file that save_adapter wrote ({error!r})") from error
+    if dataclasses.replace(theirs, dropout=adapter.dropout) != adapter:
+        raise ValueError(f"{path}: is {theirs}; the model was built for {adapter}; load a model with the same kind")
+    if base != fingerprint(params):
+        raise ValueError(
+            f"{path}: was trained on another base (its weights differ); load it onto the one it was made for"
+        )
+    return with_leaves(params, load_file(path))
+
+
+def export_peft(
+    directory: str | Path, config: TransformerConfig, params: Mapping[str, Any], base_name: str = ""
+) -> None:
+    """Writes adapter_config.json and adapter_model.safetensors as PEFT does, and the reward head as `score`.
+
+    Layers are unstacked into `model.layers.<i>`, matrices transposed to PyTorch's [out, in]. Rows of Q and K stay in
+    order: our rotary layout is that of HF.
+
+    Args:
+      base_name: hub name or folder of the base, for `base_model_name_or_path`.
+
+    Raises:
+      ValueError: no adapter, or LoRAMoE, which PEFT has no form for.
+    """
+    adapter = config.adapter
+    if adapter is None:
+        raise ValueError("the model has no adapter to export")
+    if adapter.kind == "loramoe":
+        raise ValueError("PEFT has no form for LoRAMoE (experts weighed by routers); write our own file: --to=adapter")
+    tensors = {name: np.ascontiguousarray(x) for name, x in _peft_tensors(config, adapter, params).items()}
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, directory / "adapter_model.safetensors", {"format": "pt"})
+    described = _peft_config(config, adapter, tensors, base_name)
+    (directory / "adapter_config.json").write_text(json.dumps(described, indent=2) + "\n")
+
+
+def _peft_tensors(
+    config: TransformerConfig, adapter: AdapterConfig, params: Mapping[str, Any]
+) -> dict[str, np.ndarray]:
+    leaves, prefix = flat(jax.device_get(params)), "base_model.model."
+    tensors = {}
+    for path in leaves:
+        place, _, leaf = path.rpartition("/")
+        if leaf != "lora_a":
+            continue
+        name = _PEFT_NAMES[place.removeprefix("backbone/layers/")]
+        for i in range(config.depth - config.frozen_layers):
+            own = f"{prefix}model.layers.{config.frozen_layers + i}.{name}"
+            tensors[f"{own}.lora_A.weight"] = leaves[path][i].T
+            tensors[f"{own}.lora_B.weight"] = leaves[f"{place}/lora_b"][i].T
+            if adapter.kind == "dora":
+                norm_O = np.linalg.norm(leaves[f"{place}/kernel"][i].astype(np.float32), axis=0)
+                tensors[f"{own}.lora_magnitude_vector"] = norm_O + leaves[f"{place}/lora_magnitude"][i]
+    if "head/kernel" in leaves:
+        tensors[f"{prefix}score.weight"] = leaves["head/kernel"].T
+    return tensors
+
+
+def _peft_config(
+    config: TransformerConfig, adapter: AdapterConfig, tensors: Mapping[str, Any], base_name: str
+) -> dict[str, Any]:
+    names = {name.split(".")[-3] for name in tensors if name.endswith(".lora_A.weight")}
+    with_head = any(name.endswith("score.weight") for name in tensors)
+    return {
+        "peft_type": "LORA",
+        "task_type": "SEQ_CLS" if with_head else "CAUSAL_LM",
+        "base_model_name_or_path": base_name,
+        "target_modules": sorted(names),
+        "layers_to_transform": list(range(config.frozen_layers, config.depth)) if config.frozen_layers else None,
+        "modules_to_save": ["score"] if with_head else None,
+        "r": adapter.rank,
+        "lora_alpha": adapter.alpha,
+        "lora_dropout": adapter.dropout,
+        "use_rslora": adapter.kind == "rslora",
+        "use_dora": adapter.kind == "dora",
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+    }

@@ -1,0 +1,204 @@
+"""MetaRM: the gradient of the preference loss where the current policy's answers are told further apart.
+
+One step (algorithm 1 of the paper), on a batch {"preference": forest, "meta": forest}:
+
+    θ' = θ + η ∇J(θ)        J, the difference loss, on unlabeled groups of the policy's answers
+    gradient = ∇L(θ')       L, any objective of the project, on the preference batch
+
+The gradient goes to the optimizer, which applies it to θ; θ' is thrown away and the ascent never enters optimizer state.
+Source: MetaRM, equations 3 to 5 and algorithm 1 (the same in arXiv 2401.06080). First order, as printed there.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from rmjax.train.gradient import Gradient
+from rmjax.train.objective import Terms
+from rmjax.train.parameters import flat
+
+Factors = Callable[[Any, Any, Any], Any]
+"""(θ, ∇J, training state) → a tree like θ of factors, scalars or arrays: θ' = θ + factor · ∇J, leaf by leaf."""
+DAMPING = 0.1
+"""Of `preconditioned`: share of a leaf's root mean square that is added to √v, so that no weight moves without bounds."""
+
+
+def meta(
+    outer: Gradient,
+    inner: Gradient,
+    factors: Factors,
+    *,
+    second_order: bool = False,
+    warmup_steps: int = 0,
+    sharding: Any = None,
+) -> Gradient:
+    """Wraps `outer`, the gradient of any objective, by an ascent along `inner`, that of `objective.discrimination`.
+
+    Args:
+      factors: how far the ascent goes; one of the four below.
+      second_order: differentiates through the ascent as well: ∇L(θ') + η H_J ∇L(θ') for `plain`. Not in the paper.
+      warmup_steps: before this step θ' is θ: a head that starts at zero gives J no gradient.
+      sharding: of the trainable parameters; ∇J and θ' are constrained to it, since neither inherits it by itself.
+
+    The terms of the preference loss are those at θ'. Added are the terms of J with the prefix `meta_` (J itself is
+    `meta_difference`), `meta_gradient_norm`, `meta_ascent` (‖θ' − θ‖, as it came out in the parameters' dtype) and
+    `meta_cosine`, of ∇L(θ') and ∇J(θ). ∇J is read off θ' − θ there, which saves a copy of the parameters: where the ascent
+    drowns in rounding, so does the cosine.
+    """
+
+    def ascend(trainable: Any, frozen: Any, batch: Any, rng: jax.Array, state: Any):
+        rising, terms = inner(trainable, frozen, batch["meta"], jax.random.fold_in(rng, 1), state)
+        rising = _constrained(rising, sharding)
+        on = 1.0 if warmup_steps == 0 else jnp.where(state.step >= warmup_steps, 1.0, 0.0)
+        factor = jax.tree.map(lambda f: on * f, factors(trainable, rising, state))
+        ascended = jax.tree.map(lambda p, f, g: (p + f * g).astype(p.dtype), trainable, factor, rising)
+        return _constrained(ascended, sharding), (factor, optax.tree.norm(rising), terms)
+
+    def gradient(trainable: Any, frozen: Any, batch: Any, rng: jax.Array, state: Any = None):
+        def from_here(trainable: Any):
+            return ascend(trainable, frozen, batch, rng, state)
+
+        if second_order:
+            ascended, pull_back, (factor, norm, inner_terms) = jax.vjp(from_here, trainable, has_aux=True)
+        else:
+            ascended, (factor, norm, inner_terms) = from_here(trainable)
+        # Without a barrier the sum would be computed again where it is used last, and ∇J be kept until then.
+        ascended = jax.lax.optimization_barrier(ascended)
+        descent, terms = outer(ascended, frozen, batch["preference"], rng, state)
+        terms = terms | _renamed(inner_terms) | _ascent_terms(trainable, ascended, factor, norm, descent)
+        if second_order:
+            (descent,) = pull_back(jax.tree.map(lambda g, q: g.astype(q.dtype), descent, ascended))
+        return descent, terms
+
+    return gradient
+
+
+def _renamed(terms: Terms) -> Terms:
+    return {f"meta_{'difference' if name == 'loss' else name}": term for name, term in terms.items()}
+
+
+def _ascent_terms(trainable: Any, ascended: Any, factor: Any, norm: jax.Array, descent: Any) -> Terms:
+    one = jnp.float32(1)
+    moved = jax.tree.map(lambda q, p: q.astype(jnp.float32) - p.astype(jnp.float32), ascended, trainable)
+    rising = jax.tree.map(lambda m, f: m / jnp.where(f > 0, f, 1.0), moved, factor)
+    length = optax.tree.norm(moved)
+    both = norm * optax.tree.norm(descent)
+    defined = (length > 0) & (both > 0)
+    cosine = jnp.where(defined, optax.tree.vdot(descent, rising) / jnp.where(defined, both, 1.0), 0.0)
+    return {
+        "meta_gradient_norm": (norm, one),
+        "meta_ascent": (length, one),
+        "meta_cosine": (cosine, defined.astype(jnp.float32)),
+    }
+
+
+def _constrained(tree: Any, sharding: Any) -> Any:
+    return tree if sharding is None else jax.lax.with_sharding_constraint(tree, sharding)
+
+
+def describe(scalars: Mapping[str, float]) -> dict[str, float]:
+    """`meta_ascent_share`: ‖θ' − θ‖ over the length of the step that the optimizer took; empty before it took one."""
+    if not scalars.get("meta_ascent") or not scalars.get("update_norm"):
+        return {}
+    return {"meta_ascent_share": scalars["meta_ascent"] / scalars["update_norm"]}
+
+
+def refuse_zero_head(params: Any) -> None:
+    """ValueError where the reward head is zero: all rewards are equal, and J has no gradient at all."""
+    heads = [leaf for path, leaf in flat(params).items() if path.startswith("head/")]
+    if not any(np.any(np.asarray(leaf)) for leaf in heads):
+        raise ValueError(
+            "the reward head is zero, so all rewards are equal and the difference loss has no gradient; start from a "
+            "trained reward model (config.model.init) or train plainly first (config.gradient.warmup_steps, so many "
+            "that the learning rate has left 0)"
+        )
+
+
+# --- how far the ascent goes -------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Adam:
+    """What the outer optimizer makes of its moments."""
+
+    learning_rate: optax.Schedule
+    b1: float
+    b2: float
+    eps: float = 1e-8
+
+
+def plain(rate: float) -> Factors:
+    """θ' = θ + η ∇J, as printed. The paper's η is 5e-6, which is far below what Adam moves a weight by."""
+    return lambda trainable, rising, state: jax.tree.map(lambda _: jnp.float32(rate), rising)
+
+
+def parameter_norm(rate: float) -> Factors:
+    """Every leaf moves by the share η of its own norm. Leaves that are zero stay where they are."""
+
+    def factors(trainable: Any, rising: Any, state: Any) -> Any:
+        return jax.tree.map(lambda p, g: rate * _over(_norm(p), _norm(g)), trainable, rising)
+
+    return factors
+
+
+def step_norm(rate: float, adam: Adam) -> Factors:
+    """All leaves together move by the share η of the outer step's length.
+
+    The step itself is known only after ∇L(θ'), so its length is that which the moments of the steps before give at this
+    step's learning rate (without weight decay). At the first step there are none, and no ascent.
+    """
+
+    def factors(trainable: Any, rising: Any, state: Any) -> Any:
+        moments = _moments(state)
+        first = optax.tree.bias_correction(moments.mu, adam.b1, jnp.maximum(moments.count, 1))
+        second = optax.tree.bias_correction(moments.nu, adam.b2, jnp.maximum(moments.count, 1))
+        direction = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + adam.eps), first, second)
+        length = adam.learning_rate(state.step) * optax.tree.norm(direction)
+        factor = rate * _over(length, _norm(rising))
+        return jax.tree.map(lambda _: factor, rising)
+
+    return factors
+
+
+def preconditioned(rate: float, adam: Adam) -> Factors:
+    """θ' = θ + η ∇J / (√v + d), v the outer optimizer's second moment and d = `DAMPING` times the leaf's root mean
+    square of √v. At the first step v is 0, and there is no ascent."""
+
+    def factor(v: jax.Array) -> jax.Array:
+        return rate * _over(1.0, jnp.sqrt(v) + DAMPING * jnp.sqrt(jnp.mean(v)))
+
+    def factors(trainable: Any, rising: Any, state: Any) -> Any:
+        moments = _moments(state)
+        second = optax.tree.bias_correction(moments.nu, adam.b2, jnp.maximum(moments.count, 1))
+        return jax.tree.map(factor, second)
+
+    return factors
+
+
+def _moments(state: Any) -> optax.ScaleByAdamState:
+    def is_adam(part: Any) -> bool:
+        return isinstance(part, optax.ScaleByAdamState)
+
+    found = [part for part in jax.tree.leaves(state.optimizer, is_leaf=is_adam) if is_adam(part)]
+    if len(found) != 1:
+        raise ValueError(
+            "this ascent needs the moments of one Adam in the optimizer's state; use plain or parameter_norm"
+        )
+    return found[0]
+
+
+def _over(numerator: Any, denominator: Any) -> jax.Array:
+    """Their quotient, 0 where the denominator is."""
+    positive = denominator > 0
+    return jnp.where(positive, numerator / jnp.where(positive, denominator, 1.0), 0.0)
+
+
+def _norm(tree: Any) -> jax.Array:
+    """L2 over all leaves, of derivative 0 at 0 (that of a plain root is NaN there)."""
+    square = sum(jnp.sum(jnp.square(leaf.astype(jnp.float32))) for leaf in jax.tree.leaves(tree))
+    return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)

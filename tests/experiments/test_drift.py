@@ -1,0 +1,64 @@
+"""The drift experiment: the stages that are cut from the pool, the arms, and the summary."""
+
+import numpy as np
+import pytest
+
+from configs import drift as grid
+from experiments import drift
+from rmjax.data.record import Comparison
+from rmjax.evaluate.plots import gap_distributions, svg
+
+
+def group(**by_policy) -> Comparison:
+    pairs = [(policy, output) for policy, outputs in by_policy.items() for output in outputs]
+    return Comparison("p", tuple(o for _, o in pairs), policies=tuple(p for p, _ in pairs), id="p")
+
+
+def test_the_order_is_that_of_the_policies():
+    stage = grid.Stage("plain|cold", "noise.*")
+    groups = [
+        group(plain=["good"], noise3=["bad", "same"], cold=["same", "fine"], pirate=["arr"]),
+        group(plain=["good"], pirate=["arr"]),  # nobody to be better than
+        group(noise3=["bad"], noise8=["worse"]),
+    ]
+    (found,) = drift.labeled(groups, stage)
+    assert dict(zip(found.outputs, found.ranks, strict=True)) == {"good": 0.0, "fine": 0.0, "bad": 1.0}
+
+
+def test_the_pool_has_every_stage(tmp_path):
+    drift.make_data(tmp_path)
+    sizes = {path.stem: len(list(drift.records(str(path)))) for path in tmp_path.iterdir()}
+    assert set(sizes) == {"train", "meta", "random", *(f"test_{name}" for name in grid.STAGES)}
+    assert min(sizes.values()) >= 20, sizes
+    meta, shuffled = (list(drift.records(str(tmp_path / f"{name}.jsonl"))) for name in ("meta", "random"))
+    assert all(c.ranks is None for c in meta + shuffled)
+    assert sorted(o for c in meta for o in c.outputs) == sorted(o for c in shuffled for o in c.outputs)
+    assert sum(a.outputs == b.outputs for a, b in zip(meta, shuffled, strict=True)) < len(meta) / 2
+    tests = {c.prompt for name in grid.STAGES for c in drift.records(str(tmp_path / f"test_{name}.jsonl"))}
+    assert not tests & {c.prompt for name in ("train", "meta") for c in drift.records(str(tmp_path / f"{name}.jsonl"))}
+
+
+@pytest.mark.parametrize("arm", grid.ARMS)
+def test_arms(arm):
+    config = grid.get_config(arm, 2, "data")
+    assert config.run.seed == 2 and config.gradient.name == ("meta" if grid.ARMS[arm].mode else "plain")
+    assert config.gradient.mode == (grid.ARMS[arm].mode or "plain")
+    assert set(grid.PLOTTED) <= set(grid.ARMS)
+
+
+def test_the_summary_is_a_mean_over_seeds_and_a_difference_to_plain():
+    def judged(accuracy):
+        return {
+            stage: {"accuracy": {"accuracy": accuracy}, "spread": {"gap_mean": 1.0, "gap_share": 0.5}}
+            for stage in grid.STAGES
+        }
+
+    table = drift.summary({"plain": [judged(0.5), judged(0.7)], "other": [judged(0.6), judged(0.9)]})
+    assert table["other"]["first"]["accuracy"]["value"] == pytest.approx(0.75)
+    assert table["other"]["first"]["accuracy_over_plain"]["value"] == pytest.approx(0.15)
+    assert table["plain"]["furthest"]["accuracy_over_plain"]["value"] == 0.0
+
+
+def test_the_plot_has_a_line_per_model():
+    text = svg(gap_distributions({"plain": np.array([0.1, 0.2, 0.4]), "meta": np.zeros(2)}), "gaps")
+    assert "plain" in text and "meta" in text
