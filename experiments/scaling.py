@@ -28,7 +28,7 @@ from rmjax.train.flops import decoder_flops_per_token
 from rmjax.train.metrics import read_metrics
 from rmjax.train.parameters import count
 
-GROUPS_PER_PROMPT, NEGATIVES = 2, 3
+GROUPS_PER_PROMPT, NEGATIVES = 1, 3
 
 
 def held_out_loss(model: RewardModel, triples: Sequence[Comparison]) -> float:

@@ -113,11 +113,11 @@ def training_trees(
 
 def preference_forms(data: Any) -> set[Form]:
     """The forms (reference or none, wrapper) that `config.data` trains on."""
-    source, draw, _ = _source(data, types=0)
+    source, draw, _ = _source(data)
     return {(True, data.wrapper)} if draw is not None else {form(c) for c in source}
 
 
-def _source(data: Any, types: int) -> tuple[Any, Callable | None, Callable[[int], str]]:
+def _source(data: Any, types: int = 0) -> tuple[Any, Callable | None, Callable[[int], str]]:
     choose("data.kind", data.kind, ("pool", "comparisons", "texts"))
     if data.kind == "pool":
         if types:

@@ -16,6 +16,14 @@ from rmjax.hub.gguf import load_gguf, smollm2_path
 from rmjax.models.transformer import Transformer, TransformerConfig, causal_mask
 
 
+def pytest_configure() -> None:
+    """One core for each worker and what it starts: with as many threads as cores in each, they wait for each other."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "")
+    if worker and hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
+
+
 @pytest.fixture(scope="session")
 def tiny_config() -> TransformerConfig:
     return TransformerConfig(vocab_size=97, width=32, depth=2, heads=4, kv_heads=2, head_width=8, mlp_width=64)

@@ -24,6 +24,8 @@ from rmjax.train.metrics import read_metrics
 from rmjax.train.parameters import flat, nested, split
 from rmjax.train.state import initial_params
 
+pytestmark = pytest.mark.slow  # whole runs
+
 SPECIAL = ["<file_sep>", "<empty_output>", "<|im_end|>"]
 ROWS = [{"prompt": "Say 3.", "output": "It is 3."}, {"prompt": "Say 3.", "output": "No."}]
 

@@ -8,6 +8,8 @@ from experiments import drift
 from rmjax.data.record import Comparison
 from rmjax.evaluate.plots import gap_distributions, svg
 
+pytestmark = pytest.mark.slow  # whole runs
+
 
 def group(**by_policy) -> Comparison:
     pairs = [(policy, output) for policy, outputs in by_policy.items() for output in outputs]

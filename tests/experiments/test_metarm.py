@@ -24,6 +24,8 @@ from rmjax.train.checkpoint import Checkpoints
 from rmjax.train.metrics import read_metrics
 from rmjax.train.state import initial_params
 
+pytestmark = pytest.mark.slow  # whole runs
+
 SPECIAL = ["<file_sep>", "<empty_output>", "<|im_end|>"]
 STEPS = 6
 

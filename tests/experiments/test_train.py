@@ -491,7 +491,7 @@ def test_bad_flags_are_one_clear_line(home, tmp_path, flag, message):
 
 
 def test_a_real_vocabulary_and_random_weights(home, tmp_path, smollm2):
-    sizes = {"width": 32, "heads": 4, "kv_heads": 2, "mlp_width": 64, "layers": 2}
+    sizes = {"width": 32, "heads": 4, "kv_heads": 2, "mlp_width": 64, "layers": 2, "frozen_layers": 1}
     flags = ["--config.model.init=random", *(f"--config.model.{name}={size}" for name, size in sizes.items())]
     flags += [f"--config.{name}.path={home}/pool.jsonl" for name in ("data", "evals.seen", "evals.unseen")]
     flags += ["--config.evals.unseen.policies=all", "--config.run.steps=3", "--config.data.row_tokens=128"]

@@ -217,6 +217,7 @@ def called(form, state, batch):
     return form(state.trainable, state.frozen, batch, KEY, state)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("compiled_quickly")
 @pytest.mark.parametrize("second_order", [False, True], ids=["first", "second"])
 @pytest.mark.parametrize("trainable", [TRAINABLE, "head", "mlp|embedding"])
@@ -228,7 +229,7 @@ def test_is_that_of_a_plain_reference(model, tiny_config, params, batches, train
         lambda moving: meta_reference.step(tiny_config, moving, frozen, pairs, groups, 0.5, second_order)
     )
     wanted, ascended, difference = reference(moving)
-    assert_close(found, wanted)
+    assert_close(found, wanted, 5e-5)  # an embedding adds up its gradients in another order
     assert mean(terms["meta_difference"]) == pytest.approx(float(difference), rel=1e-5)
     assert terms["meta_difference"][1] == 5 and terms["loss"][1] == 6
     length = optax.tree.norm(jax.tree.map(jnp.subtract, ascended, moving))
@@ -258,6 +259,7 @@ def test_the_ascent_raises_j(model, state, batches, mode):
     assert 0 < mean(before["rescaled"]) < 1 and mean(before["gap"]) > 0 and mean(before["tied"]) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("compiled_quickly")
 @every_mode
 @pytest.mark.parametrize("second_order", [False, True], ids=["first", "second"])
@@ -271,6 +273,7 @@ def test_microbatches_add_up_to_the_whole(model, state, batches, mode, second_or
         np.testing.assert_allclose(part_terms[name], terms[name], rtol=1e-4, atol=1e-5, err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["focal", "listwise"])
 def test_wraps_other_objectives(model, state, batches, loss, compiled_quickly):
     outer, inner = objective.preference(model, loss), objective.discrimination(model)
@@ -301,6 +304,7 @@ def plain_step(model, boxed, state, batches):
     return stepped(gradient.plain(objective.preference(model)), boxed, state, batches[0]["preference"])
 
 
+@pytest.mark.slow
 @every_mode
 def test_eta_0_is_the_plain_step_bit_for_bit(model, boxed, state, batches, plain_step, mode):
     found, terms = stepped(wrapped(model, mode, 0.0), boxed, state, batches[0])
@@ -417,6 +421,8 @@ PROGRAM = textwrap.dedent("""
         leaves = zip(jax.tree.leaves(jax.device_get(one)), jax.tree.leaves(jax.device_get(other)), strict=True)
         return max(float(np.max(np.abs(np.asarray(a, np.float64) - b))) for a, b in leaves)
 
+    norm = float(np.sqrt(sum(np.sum(np.square(leaf)) for leaf in jax.tree.leaves(jax.device_get(wanted)))))
+    clipped = jax.tree.map(lambda leaf: leaf / max(1.0, norm), wanted)  # as the optimizer's clip of 1 does
     report = {"devices": jax.device_count()}
     for sizes in json.loads(sys.argv[1]):
         mesh = make_mesh(dict(zip(AXES, sizes)))
@@ -434,7 +440,7 @@ PROGRAM = textwrap.dedent("""
             after, _ = compile_step(make_step(form, update, shardings, mesh), shardings, mesh)(*placed)
         report["x".join(map(str, sizes))] = {
             "gradient": difference(grads, wanted), "groups": float(terms["meta_difference"][1]),
-            "moment": difference(jax.tree.map(lambda m: 10 * m, after.optimizer[1][0].mu), wanted),
+            "moment": difference(jax.tree.map(lambda m: 10 * m, after.optimizer[1][0].mu), clipped),
         }
     print("REPORT", json.dumps(report))
 """)
@@ -452,10 +458,11 @@ def report():
     return json.loads(next(x for x in done.stdout.splitlines() if x.startswith("REPORT")).removeprefix("REPORT"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", ARRANGEMENTS, ids=lambda sizes: "x".join(map(str, sizes)))
 def test_eight_devices_agree_with_the_plain_reference(report, sizes):
     assert report["devices"] == 8
     found = report["x".join(map(str, sizes))]
     assert found["groups"] == 6
     assert found["gradient"] < 1e-5
-    assert found["moment"] < 1e-4  # after the first step a tenth of the gradient, if the norm was not clipped
+    assert found["moment"] < 1e-4  # after the first step a tenth of the clipped gradient
