@@ -131,7 +131,8 @@ def kernel_axes(dense: nn.Dense) -> tuple[str | None, str | None]:
 
 def parameter(owner: nn.Module, name: str, init: Any, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> Array:
     """A parameter of the adapter among those of `owner`; fp32 whatever the base's dtype, since it is trained."""
-    return owner.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
+    made: Any = owner.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)  # unboxed by then
+    return made
 
 
 def dropped(module: nn.Module, x: Array, rate: float) -> Array:
