@@ -222,6 +222,7 @@ def flip_a_bit(workdir) -> Path:
     return directory
 
 
+@pytest.mark.slow
 def test_killed_terminated_and_damaged_it_ends_in_the_same_bits(home, whole):
     workdir = home / "stopped"
     process = launch(home, workdir)
@@ -392,6 +393,7 @@ def test_language_model_training_on_texts(home, tmp_path):
     assert len(losses) == 3 and np.isfinite(losses).all() and losses[-1] < losses[0]
 
 
+@pytest.mark.slow
 def test_frozen_layers_stay_and_the_others_move(home, tmp_path):
     assert execute(configured(home, model__frozen_layers=1, run__steps=3), tmp_path / "frozen") == 0
     start, end = load_params(home / "start")["backbone"], load_params(tmp_path / "frozen")["backbone"]
@@ -490,6 +492,7 @@ def test_bad_flags_are_one_clear_line(home, tmp_path, flag, message):
     assert flag.split("=")[0].removeprefix("--") in error
 
 
+@pytest.mark.slow
 def test_a_real_vocabulary_and_random_weights(home, tmp_path, smollm2):
     sizes = {"width": 32, "heads": 4, "kv_heads": 2, "mlp_width": 64, "layers": 2, "frozen_layers": 1}
     flags = ["--config.model.init=random", *(f"--config.model.{name}={size}" for name, size in sizes.items())]

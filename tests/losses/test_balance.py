@@ -208,6 +208,7 @@ def test_gradients_are_those_of_adapter_and_head_only(adapted_model):
     assert flat(merge(trainable, frozen)).keys() == flat(params).keys()
 
 
+@pytest.mark.slow
 def test_the_constraint_moves_the_routers_at_the_start():
     """At B = 0 the task gives them no gradient."""
     model, params = started(small(adapter=experts(experts=4)))
