@@ -5,7 +5,7 @@ from ml_collections import ConfigDict
 from configs import demo
 
 LAYERS = (6, 10, 14, 18)  # of SmolLM2-135M; 3.5 M parameters each; all but the last two as the language model has them
-STEPS = (30, 60, 120)  # of one batch each
+STEPS = (40, 80, 160)  # of one batch each
 
 
 def get_config(layers: int, steps: int) -> ConfigDict:
