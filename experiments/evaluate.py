@@ -37,6 +37,7 @@ from rmjax.evaluate.score_log import ScoreLog, fingerprint_comparisons, fingerpr
 from rmjax.evaluate.table import print_table
 
 logger = logging.getLogger(__name__)
+_RUN_FILES = ("model.json", "tokenizer.json", "config.json", "metrics.jsonl")
 
 
 class Scorer(Protocol):
@@ -186,6 +187,8 @@ def _refuse_bad_paths(options: Options) -> None:
     if len(set(paths)) < len(paths):
         raise OSError("--data, --out and --scores must be different files")
     for path in options.outputs:
+        if path.name in _RUN_FILES and path.resolve().parent == options.model.resolve():
+            raise OSError(f"{path} is a part of --model itself; name another file")
         refuse_unwritable(path)
 
 

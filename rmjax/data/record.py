@@ -153,13 +153,11 @@ def to_row(comparison: Comparison) -> dict[str, object]:
 
 def require_order(comparison: Comparison) -> None:
     """Raises RecordError unless at least two candidates are ranked differently."""
-    if comparison.ranks is None or len(comparison.outputs) < 2:
-        raise RecordError(
-            comparison.place,
-            "ranks",
-            "no order known" if comparison.ranks is None else "only one candidate",
-            "give chosen and rejected, or outputs with best, ranks or scores",
-        )
+    remedy = "give chosen and rejected, or outputs with best, ranks or scores"
+    if len(comparison.outputs) < 2:
+        raise RecordError(comparison.place, "outputs", "only one candidate", remedy)
+    if comparison.ranks is None:
+        raise RecordError(comparison.place, "ranks", "no order known", remedy)
     if len(set(comparison.ranks)) < 2:
         raise RecordError(
             comparison.place,
@@ -176,7 +174,7 @@ def require_reference(comparison: Comparison) -> None:
             comparison.place,
             "reference",
             "missing, and the input format needs it",
-            "add a reference answer or choose a format without reference",
+            "add a reference answer, or train without one (data.reference=optional)",
         )
 
 

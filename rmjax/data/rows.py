@@ -97,7 +97,7 @@ def decode_json(line: bytes, place: str) -> object:
         remedy = "convert the file to UTF-8, for example with iconv"
         raise RecordError(place, "", "not UTF-8", remedy, detail) from None
     except json.JSONDecodeError as error:
-        detail = f"column {error.colno}: {error.msg}"
+        detail = f"column {error.pos + 1}: {error.msg}"  # not `colno`, which begins anew after a newline
         raise RecordError(place, "", "broken JSON", "correct or delete the line", detail) from None
     except RecursionError:
         remedy = "correct or delete the line"

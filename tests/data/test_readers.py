@@ -113,6 +113,7 @@ def test_blank_lines_and_byte_order_mark_and_carriage_returns(tmp_path):
 
 BROKEN_LINES = [
     (b'{"prompt": "p", oops}', "broken JSON (column 17: "),
+    (b'{"prompt": "p",', "broken JSON (column 17: "),  # a line cut short: the fault is behind its newline
     (b'{"prompt": "\xff"}', "not UTF-8 (byte 13 of the line is 0xff)"),
     ('{"prompt": "é"}'.encode("latin-1"), "not UTF-8 (byte 13 of the line is 0xe9)"),
     (b'{"prompt": "p"}', "field `outputs`: missing"),

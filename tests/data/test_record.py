@@ -195,13 +195,14 @@ def test_ranks_from_scores_are_dense():
 @pytest.mark.parametrize(
     ("record", "problem"),
     [
-        (Comparison("p", ("a", "b"), place="f:2"), "no order known"),
-        (Comparison("p", ("a",), ranks=(0.0,), place="f:2"), "only one candidate"),
-        (Comparison("p", ("a", "b"), ranks=(1.0, 1.0), place="f:2"), "all candidates are tied"),
+        (Comparison("p", ("a", "b"), place="f:2"), "`ranks`: no order known"),
+        (Comparison("p", ("a",), ranks=(0.0,), place="f:2"), "`outputs`: only one candidate"),
+        (Comparison("p", ("a",), place="f:2"), "`outputs`: only one candidate"),
+        (Comparison("p", ("a", "b"), ranks=(1.0, 1.0), place="f:2"), "`ranks`: all candidates are tied"),
     ],
 )
 def test_require_order(record, problem):
-    with pytest.raises(RecordError, match=f"^f:2: field `ranks`: {problem}"):
+    with pytest.raises(RecordError, match=f"^f:2: field {problem}"):
         require_order(record)
     require_order(Comparison("p", ("a", "b", "c"), ranks=(1.0, 0.0, 1.0)))
 

@@ -247,6 +247,8 @@ def test_a_model_without_an_intact_checkpoint_is_one_clear_error(options, monkey
         ("out", "model", "is a folder"),
         ("out", "data.jsonl/result.json", "cannot write"),
         ("scores", "data.jsonl", "different files"),
+        ("out", "model/model.json", "is a part of --model itself"),
+        ("scores", "pipe", "is a device or a pipe"),
         ("model", "absent", "--model=.*absent does not exist"),
         ("data", "absent.jsonl", "absent.jsonl"),
     ],
@@ -256,6 +258,7 @@ def test_bad_paths_are_refused_before_the_model_is_loaded(options, monkeypatch, 
         raise AssertionError("loaded")
 
     monkeypatch.setattr(command, "load_model", load)
+    os.mkfifo(tmp_path / "pipe")
     value = tmp_path / path
     changed = {**vars(options), field: str(value) if field == "data" else value}
     with pytest.raises(OSError, match=message):
