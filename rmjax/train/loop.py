@@ -11,7 +11,7 @@ import logging
 import math
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,7 @@ def train(
     save_every: int = 100,
     evaluations: Mapping[str, tuple[int, Evaluate]] | None = None,
     identify: Identify = str,
+    since: Mapping[str, Sequence[float]] | None = None,
 ) -> State:
     """Runs from `state.step` to `steps` and returns the last state, saved.
 
@@ -66,6 +67,10 @@ def train(
       log_every, save_every: steps. The loss is checked at every step whatever `log_every`.
       evaluations: name → (every so many steps, function); also run after the last step.
       identify: index of a record → its name in `diverged.json`; by the name of the forest where a batch has several.
+      since: the `terms` of the checkpoint that the run goes on from: [sum, count] of every term since the last logged step.
+
+    A logged metric is the mean over all steps since the last logged one, each weighted by its count, as if they were one
+    batch; what `describe` adds is of that step.
 
     Raises:
       Diverged: the loss or its gradient is NaN or infinite.
@@ -77,32 +82,33 @@ def train(
     start = int(state.step)
     speed, progress = Throughput(), Progress(steps, initial=start, label=directory.name)
     pending: tuple[int, Terms, Batch] | None = None
+    sums: Mapping[str, Sequence[float]] = since or {}
     traced = 0
 
     def settle() -> None:
         """Writes the metrics of the step before; it is done by now, so this waits for nothing that is still to run."""
-        nonlocal pending, traced
+        nonlocal pending, sums, traced
         if pending is None:
             return
         number, terms, batch = pending
         pending = None
-        scalars = _means(jax.device_get(terms))
+        terms = jax.device_get(terms)
+        scalars = _with_deviation(_means(terms))
         before, traced = traced, traces.traces if traces else 0
         forests = [batch] if isinstance(batch, Forest) else list(batch.values())
         speed.step(sum(map(_tokens, forests)), sum(map(_pairs, forests)), compiled=traced != before)
         _check_finite(scalars, number, batch, directory, identify)
-        scalars = _with_deviation(scalars)
+        sums = _added(sums, terms)
         if number % log_every == 0 or number == steps:
-            scalars |= speed.rates()
-            scalars |= dict(describe(scalars | {"step": number})) | (
-                {"retraces": float(traces.traces)} if traces else {}
-            )
-            writer.write(number, {f"train/{name}": value for name, value in scalars.items()})
+            logged, sums = _with_deviation(_means(sums)) | speed.rates(), {}
+            logged |= dict(describe(logged | {"step": number})) | ({"retraces": float(traces.traces)} if traces else {})
+            writer.write(number, {f"train/{name}": value for name, value in logged.items()})
+            scalars |= logged
         progress.update(number, scalars)
 
     def save(number: int, wait: bool = False) -> None:
         settle()
-        checkpoints.save(number, _saved(state), {"iterator": batches.get_state()}, wait=wait)
+        checkpoints.save(number, _saved(state), {"iterator": batches.get_state(), "terms": sums}, wait=wait)
         speed.pause()
 
     with _stop_requests() as stopping, contextlib.closing(progress):
@@ -164,9 +170,17 @@ def _pairs(forest: Forest) -> int:
     return int(better.sum())
 
 
-def _means(terms: Mapping[str, tuple[Any, Any]]) -> dict[str, float]:
-    """`reduction.mean` in numpy: on the device it would queue behind the step that is running."""
-    return {name: float(total / np.where(count > 0, count, np.float32(1))) for name, (total, count) in terms.items()}
+def _added(sums: Mapping[str, Sequence[float]], terms: Mapping[str, Sequence[Any]]) -> dict[str, list[float]]:
+    """The [sum, count] of every term with those of one step more; on the host and in double precision."""
+    return {
+        name: [float(before) + float(more) for before, more in zip(sums.get(name, (0.0, 0.0)), term, strict=True)]
+        for name, term in terms.items()
+    }
+
+
+def _means(terms: Mapping[str, Sequence[Any]]) -> dict[str, float]:
+    """`reduction.mean` on the host: on the device it would queue behind the step that is running."""
+    return {name: float(total) / (float(count) if count > 0 else 1.0) for name, (total, count) in terms.items()}
 
 
 def _with_deviation(scalars: dict[str, float]) -> dict[str, float]:

@@ -47,7 +47,7 @@ def plain_step(state: State, forest) -> tuple[State, dict]:
     moved = jax.tree.map(lambda w: (2 * w + record) % 1021, state.trainable)
     one = jnp.float32(1)
     terms = {"loss": (record, one), "reward_mean": (3 * one, one), "reward_square": (25 * one, one)}
-    terms |= {"gradient_norm": (one, one), "nothing": (0 * one, 0 * one)}
+    terms |= {"gradient_norm": (one, one), "nothing": (0 * one, 0 * one), "share": (record, record + 1)}
     return state.replace(step=state.step + 1, trainable=moved), terms
 
 
@@ -55,18 +55,18 @@ def run(directory, steps, step=plain_step, batches=None, place=lambda forest: fo
     """One process's life: restores, trains, gives (state, what `Checkpoints` has)."""
     batches, counted = batches or Batches(), count_traces(step)
     with Checkpoints(directory / "checkpoints") as checkpoints:
-        state, first = make_state(), -1
+        state, first, since = make_state(), -1, None
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), saved_part(state))
         found = checkpoints.restore(shapes)
         if found is not None:
             first, parts, data = found
-            state, batches.position = restored(state, parts), data["iterator"]["position"]
+            state, batches.position, since = restored(state, parts), data["iterator"]["position"], data["terms"]
         writer = MetricWriter(directory, resume_step=first)
         try:
             options = {"save_every": 3, "log_every": 1, **options}
             return train(
                 state, jax.jit(counted), batches, steps=steps, place=place, checkpoints=checkpoints, writer=writer,
-                directory=directory, traces=counted, **options,
+                directory=directory, traces=counted, since=since, **options,
             )  # fmt: skip
         finally:
             writer.close()
@@ -90,8 +90,10 @@ def test_every_batch_once_and_every_metric(tmp_path):
     assert int(state.step) == 8 and state.trainable["w"][0] == expected(8)
     logged = read_metrics(tmp_path / "metrics.jsonl")
     assert [line["step"] for line in logged] == [3, 6, 8]
-    for line in logged:
-        assert line["train/loss"] == line["step"] - 1
+    for line, first in zip(logged, (1, 4, 7), strict=True):
+        records = range(first - 1, line["step"])
+        assert line["train/loss"] == np.mean(records)  # of all steps since the line before
+        assert line["train/share"] == sum(records) / sum(record + 1 for record in records)  # weighted by count
         assert line["train/reward_std"] == 4.0 and "train/reward_square" not in line
         assert line["train/doubled"] == 2 * line["step"]
         assert line["train/nothing"] == 0.0
@@ -100,7 +102,30 @@ def test_every_batch_once_and_every_metric(tmp_path):
         assert 0 <= line["train/data_wait_fraction"] <= 1
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["6", "8"]
     saved = json.loads((tmp_path / "checkpoints" / "8" / "data_0.json").read_text())
-    assert saved == {"iterator": {"position": 8}}
+    assert saved == {"iterator": {"position": 8}, "terms": {}}
+
+
+@pytest.mark.parametrize("log_every", [4, 5])
+def test_a_stopped_run_logs_the_same_means(tmp_path, log_every):
+    """Checkpoints at 3 and 6 lie between the lines: what the next line averages over is saved with them."""
+
+    def stop(forest):
+        if int(forest.record_RG.max()) == 7:
+            raise KeyboardInterrupt
+        return forest
+
+    run(tmp_path / "whole", 10, log_every=log_every)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "stopped", 10, log_every=log_every, place=stop)
+    run(tmp_path / "stopped", 10, log_every=log_every)
+    told = [
+        [
+            (line["step"], line["train/loss"], line["train/share"])
+            for line in read_metrics(tmp_path / name / "metrics.jsonl")
+        ]
+        for name in ("whole", "stopped")
+    ]
+    assert told[0] == told[1]
 
 
 def test_a_finished_run_is_left_alone(tmp_path):
