@@ -107,7 +107,7 @@ def training_trees(
     source, draw, identify = _source(data, types_needed(config.adapter))
     encode: Callable = encoder.trees
     if data.kind == "texts":
-        encode = functools.partial(text_trees, tokenizer, data.end_token, data.row_tokens)
+        encode = functools.partial(text_trees, tokenizer, data.end_token, data.row_tokens, encoder.counts)
     return tree_dataset(source, encode, seed=config.run.seed, epochs=data.epochs or None, draw=draw), identify
 
 

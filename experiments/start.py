@@ -10,6 +10,8 @@ import jax
 from absl import flags
 from absl import logging as absl_logging
 
+from rmjax.data.rows import check_readable
+
 
 def prepare() -> None:
     """One log format, orbax quiet, and compiled programs kept between runs (RMJAX_CACHE, default ~/.cache/rmjax/xla)."""
@@ -22,8 +24,22 @@ def prepare() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
 
+def _check_config_file(argv: list[str]) -> None:
+    """One line, exit code 1, where the file that --config names (before the colon) cannot be read."""
+    for flag, following in zip(argv, [*argv[1:], ""], strict=True):
+        if found := re.fullmatch(r"--?config(?:=(.*))?", flag):
+            try:
+                check_readable(Path((following if found[1] is None else found[1]).split(":")[0]))
+            except OSError as error:
+                print(f"error: --config={error}", file=sys.stderr)
+                sys.exit(1)
+
+
 def parse_flags(argv: list[str]) -> list[str]:
-    """absl's parser; ends with one line, exit code 1, where a flag, a config or a key is wrong (ml_collections: a traceback)."""
+    """absl's parser; ends with one line, exit code 1, where a flag, a config or a key is wrong (ml_collections: a traceback).
+
+    A fault inside the config file keeps its traceback."""
+    _check_config_file(argv)
     try:
         return flags.FLAGS(argv)
     except flags.Error as error:
@@ -33,9 +49,9 @@ def parse_flags(argv: list[str]) -> list[str]:
     except (AttributeError, KeyError) as error:
         text = str(error)
         key, near = re.search(r"\w+", text), re.search(r'mean "(\w+)"', text)
-        if key is None:
+        flag = next((a for a in argv if key and key[0] in a.split("=")[0].split(".")), None)
+        if key is None or flag is None:
             raise
-        flag = next((a for a in argv if key[0] in a.split("=")[0].split(".")), "--config")
         hint = f"did you mean `{near[1]}`?" if near else "configs/base.py has them all"
         print(f"error: {flag}: there is no config key `{key[0]}`; {hint}", file=sys.stderr)
         sys.exit(1)

@@ -44,11 +44,6 @@ class Format:
             raise ValueError(f"max_length is {self.max_length}; it must leave room for text beside {SPECIALS} specials")
 
 
-SMOLLM2_FORMAT = Format(
-    split_token="<file_sep>", reward_token="<empty_output>", max_length=1024, max_response_length=384
-)
-
-
 class Encoder:
     """Turns a record into one tree per reference (one tree in all without references) and counts what it had to cut."""
 
@@ -205,13 +200,27 @@ def _tree_tokens(sequences: list[list[int]]) -> int:
 
 
 def text_trees(
-    tokenizer: Tokenizer, end_token: str, row_tokens: int, text: Mapping[str, Any], record: int
+    tokenizer: Tokenizer,
+    end_token: str,
+    row_tokens: int,
+    counts: Counter[str],
+    text: Mapping[str, Any],
+    record: int,
 ) -> list[Tree]:
     """A tree for language-model training from {"prompt", "output", "type"?}: the loss is on the output and the end token.
 
     `prompt` is a template in which special tokens count; it may be empty, and then all of the text is learned.
+
+    Args:
+      row_tokens: a longer text keeps its head and loses the rest, the end token included.
+      counts: gets one more `cut` for that, `prompt_fills_row` where nothing is left to learn from, and
+        `special_token_in_text` where the output spells a special token, which stays ordinary text.
+      record: the row's index in its source.
     """
     before = tokenizer.encode_marked(text.get("prompt", ""))
     ids = before + tokenizer.encode(text["output"]) + [tokenizer.id(end_token)]
+    counts["cut"] += len(ids) > row_tokens
+    counts["prompt_fills_row"] += len(before) >= row_tokens
+    counts["special_token_in_text"] += tokenizer.mentions_special(text["output"])
     facts = {"record": record, "type": -1 if text.get("type") is None else text["type"]}
     return [Tree.for_language_model(ids[:row_tokens], learned_from=max(1, len(before)), **facts)]

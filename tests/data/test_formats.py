@@ -1,6 +1,7 @@
 """POLAR's input format, token by token, and its truncation, against the rule written out again and numbers by hand."""
 
 import dataclasses
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -8,8 +9,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tokenizers import pre_tokenizers
 
+from configs import base
 from rmjax.data.forest import Tree
-from rmjax.data.formats import SCORED_TOGETHER, SMOLLM2_FORMAT, Encoder, Format, text_trees
+from rmjax.data.formats import SCORED_TOGETHER, Encoder, Format, text_trees
 from rmjax.data.record import Comparison, parse
 from rmjax.hub.gguf import load_gguf, smollm2_path
 from rmjax.hub.tokenizer import Tokenizer, TokenizerError
@@ -19,6 +21,7 @@ SPECIAL = (SPLIT, REWARD, END, "<|im_start|>")
 BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())
 MERGES = ["Ġ t", "h e", "Ġt he", "a b", "ab ab", "Ã ©"]
 FORM = Format(SPLIT, REWARD, max_length=40, max_response_length=8)
+DEFAULT_FORMAT = Format(**base.get_config().format.to_dict())
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +103,7 @@ def test_each_half_is_tokenized_as_one_text(merging):
 
 def test_smollm2_ids(smollm2_tokenizer):
     tokenizer = smollm2_tokenizer
-    encoder = Encoder(tokenizer, SMOLLM2_FORMAT, 1024)
+    encoder = Encoder(tokenizer, DEFAULT_FORMAT, 1024)
     (tree,) = encoder.trees(Comparison("What is 12 + 30?", ("It is 42.", "It is 43."), ("42",)))
     split, reward = tokenizer.id("<file_sep>"), tokenizer.id("<empty_output>")
     assert (split, reward) == (5, 16)
@@ -166,7 +169,7 @@ def test_a_special_token_in_a_text_is_ordinary_text_and_counted(smollm2_tokenize
     c = Comparison("prompt", ("good", "bad"), ("reference",))
     changes: dict[str, Any] = {"prompt": evil, "references": (evil,), "outputs": ("good", evil)}
     c = dataclasses.replace(c, **{field: changes[field]})
-    encoder = Encoder(smollm2_tokenizer, SMOLLM2_FORMAT, 1024)
+    encoder = Encoder(smollm2_tokenizer, DEFAULT_FORMAT, 1024)
     (tree,) = encoder.trees(c)
     assert_specials_only_where_they_belong(smollm2_tokenizer, tree, references=True)
     assert encoder.counts == {"special_token_in_text": 1}
@@ -370,7 +373,7 @@ def test_characters_of_several_bytes_may_be_cut_apart(one_byte):
 
 def test_smollm2_truncation_keeps_heads_of_answers_and_the_tail_of_the_prompt(smollm2_tokenizer):
     words = [f"word{i}" for i in range(2000)]
-    form = dataclasses.replace(SMOLLM2_FORMAT, max_length=256, max_response_length=64)
+    form = dataclasses.replace(DEFAULT_FORMAT, max_length=256, max_response_length=64)
     prompt, reference, output = " ".join(words), " ".join(words[:200]), " ".join(words[100:300])
     (text,) = cut(smollm2_tokenizer, Comparison(prompt, (output,), (reference,)), **dataclasses.asdict(form))
     first, second = text.removesuffix("{<empty_output>}").split("{<file_sep>}")
@@ -461,8 +464,8 @@ def test_a_format_whose_tokens_are_not_in_the_vocabulary_is_refused(one_byte):
 # --- texts for language models ----------------------------------------------------------------------------------------
 
 
-def text_tree(tokenizer: Tokenizer, text: dict[str, str], row: int = 100) -> Tree:
-    (tree,) = text_trees(tokenizer, END, row, text, record=5)
+def text_tree(tokenizer: Tokenizer, text: dict[str, str], row: int = 100, counts: Counter | None = None) -> Tree:
+    (tree,) = text_trees(tokenizer, END, row, Counter() if counts is None else counts, text, record=5)
     return tree
 
 
@@ -480,3 +483,13 @@ def test_a_text_without_template_is_learned_whole(one_byte):
 
 def test_a_text_is_cut_to_the_row(one_byte):
     assert spelled(one_byte, paths(text_tree(one_byte, {"output": "hello"}, row=4))[0]) == "hell"
+
+
+def test_texts_that_lose_something_are_counted(one_byte):
+    counts: Counter[str] = Counter()
+    text_tree(one_byte, {"output": "hello"}, 6, counts)
+    assert not +counts  # fits with its end token
+    text_tree(one_byte, {"output": "hello"}, 5, counts)
+    assert +counts == {"cut": 1}
+    text_tree(one_byte, {"prompt": "hello", "output": "a<|im_end|>"}, 5, counts)
+    assert +counts == {"cut": 2, "prompt_fills_row": 1, "special_token_in_text": 1}

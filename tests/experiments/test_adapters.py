@@ -13,7 +13,7 @@ from tokenizers import pre_tokenizers
 from configs import base, loramoe
 from experiments import adapters, export
 from experiments import train as command
-from rmjax.data.formats import SMOLLM2_FORMAT
+from rmjax.data.formats import Format
 from rmjax.hub.tokenizer import Tokenizer
 from rmjax.models.lora import AdapterConfig
 from rmjax.models.reward import RewardTransformer
@@ -28,6 +28,7 @@ pytestmark = pytest.mark.slow  # whole runs
 
 SPECIAL = ["<file_sep>", "<empty_output>", "<|im_end|>"]
 ROWS = [{"prompt": "Say 3.", "output": "It is 3."}, {"prompt": "Say 3.", "output": "No."}]
+DEFAULT_FORMAT = Format(**base.get_config().format.to_dict())
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,7 @@ def home(tmp_path_factory):
     home = tmp_path_factory.mktemp("adapters")
     tokenizer = Tokenizer.from_bpe([*SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet())], [], SPECIAL)
     config = TransformerConfig(tokenizer.vocab_size, width=32, depth=2, heads=4, kv_heads=2, head_width=8, mlp_width=64)
-    save_description(home / "start", config, SMOLLM2_FORMAT, tokenizer)
+    save_description(home / "start", config, DEFAULT_FORMAT, tokenizer)
     params = nn.meta.unbox(jax.jit(lambda: initial_params(RewardTransformer(config), 0))())
     with Checkpoints(home / "start" / CHECKPOINTS) as checkpoints:
         checkpoints.save(0, {"trainable": params}, {}, wait=True)

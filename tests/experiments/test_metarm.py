@@ -15,7 +15,7 @@ from tokenizers import pre_tokenizers
 from configs import base, metarm
 from experiments import streams
 from experiments import train as command
-from rmjax.data.formats import SMOLLM2_FORMAT
+from rmjax.data.formats import Format
 from rmjax.hub.tokenizer import Tokenizer
 from rmjax.models.reward import RewardTransformer
 from rmjax.models.transformer import TransformerConfig
@@ -28,6 +28,7 @@ pytestmark = pytest.mark.slow  # whole runs
 
 SPECIAL = ["<file_sep>", "<empty_output>", "<|im_end|>"]
 STEPS = 6
+DEFAULT_FORMAT = Format(**base.get_config().format.to_dict())
 
 
 def write(path: Path, rows) -> str:
@@ -52,7 +53,7 @@ def home(tmp_path_factory):
     params = nn.meta.unbox(jax.jit(lambda: initial_params(RewardTransformer(config), 0))())
     head = {"kernel": 0.1 * jax.random.normal(jax.random.key(1), params["head"]["kernel"].shape)}
     for name, start in {"zero": params, "start": params | {"head": head}}.items():
-        save_description(home / name, config, SMOLLM2_FORMAT, tokenizer)
+        save_description(home / name, config, DEFAULT_FORMAT, tokenizer)
         with Checkpoints(home / name / CHECKPOINTS) as checkpoints:
             checkpoints.save(0, {"trainable": start}, {}, wait=True)
     write(home / "ranked.jsonl", map(ranked, range(40)))

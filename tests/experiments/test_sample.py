@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from ml_collections import ConfigDict
 from tokenizers import pre_tokenizers
 
+from configs import base
 from experiments import sample as command
-from rmjax.data.formats import SMOLLM2_FORMAT
+from rmjax.data.formats import Format
 from rmjax.data.record import RecordError
 from rmjax.hub.tokenizer import Tokenizer
 from rmjax.models.lora import AdapterConfig
@@ -30,6 +31,7 @@ BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 # Tokens that decode to what breaks careless line counting: U+2028, U+0085, and characters of several bytes.
 AWKWARD = ["âĢ¨", "aâĢ¨", "ÂħÂħ", "Ã©", "ðŁİī"]
+DEFAULT_FORMAT = Format(**base.get_config().format.to_dict())
 
 
 # --- who answers what ------------------------------------------------------------------------------------------------
@@ -222,7 +224,7 @@ def test_a_tuned_policy_has_its_own_weights(model, tmp_path):
     with Checkpoints(tmp_path / "dpo" / "checkpoints") as saved:
         saved.save(3, {"trainable": {"backbone": tuned}}, {})
     adapted = dataclasses.replace(model[0], adapter=AdapterConfig("lora"))
-    save_description(tmp_path / "dpo", adapted, SMOLLM2_FORMAT, model[2])
+    save_description(tmp_path / "dpo", adapted, DEFAULT_FORMAT, model[2])
     config, params, tokenizer = command.language_model(
         dataclasses.replace(plain, checkpoint="dpo/3"), base, str(tmp_path)
     )

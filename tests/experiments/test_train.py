@@ -21,9 +21,10 @@ from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 from tokenizers import pre_tokenizers
 
+from configs import base
 from configs.polar import pretrain
 from experiments import train as command
-from rmjax.data.formats import SMOLLM2_FORMAT
+from rmjax.data.formats import Format
 from rmjax.hub.tokenizer import Tokenizer
 from rmjax.models.reward import RewardTransformer
 from rmjax.models.transformer import TransformerConfig
@@ -38,6 +39,7 @@ from rmjax.train.state import initial_params
 ROOT = Path(__file__).parents[2]
 SPECIAL = ["<file_sep>", "<empty_output>", "<|im_end|>"]
 STEPS = 30
+DEFAULT_FORMAT = Format(**base.get_config().format.to_dict())
 SPEEDS = ("tokens_per_second", "pairs_per_second", "step_seconds", "data_wait_fraction", "mfu")
 NUMBERS = ("loss", "accuracy", "ties", "margin", "reward_mean", "reward_std", "pad_fraction", "sharing_factor")
 
@@ -48,7 +50,7 @@ def home(tmp_path_factory):
     home = tmp_path_factory.mktemp("train")
     tokenizer = Tokenizer.from_bpe([*SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet())], [], SPECIAL)
     config = TransformerConfig(tokenizer.vocab_size, width=32, depth=2, heads=4, kv_heads=2, head_width=8, mlp_width=64)
-    save_description(home / "start", config, SMOLLM2_FORMAT, tokenizer)
+    save_description(home / "start", config, DEFAULT_FORMAT, tokenizer)
     params = nn.meta.unbox(jax.jit(lambda: initial_params(RewardTransformer(config), 0))())
     with Checkpoints(home / "start" / CHECKPOINTS) as checkpoints:
         checkpoints.save(0, {"trainable": params}, {}, wait=True)

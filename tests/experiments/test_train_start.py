@@ -10,16 +10,18 @@ import pytest
 
 from configs import base
 from experiments import train
-from rmjax.data.formats import SMOLLM2_FORMAT
+from rmjax.data.formats import Format
 from rmjax.hub.tokenizer import Tokenizer
 from rmjax.reward_model import save_description
+
+DEFAULT_FORMAT = Format(**base.get_config().format.to_dict())
 
 
 @pytest.fixture
 def model(tmp_path, tiny_config):
     """`config.model` that starts from a run directory with SmolLM2's format."""
     tokenizer = Tokenizer.from_bpe(["<|endoftext|>", "a"], [], ["<|endoftext|>"])
-    save_description(tmp_path / "run", tiny_config, SMOLLM2_FORMAT, tokenizer)
+    save_description(tmp_path / "run", tiny_config, DEFAULT_FORMAT, tokenizer)
     model = base.get_config().model
     model.init = str(tmp_path / "run")
     return model
@@ -34,21 +36,21 @@ def test_a_start_that_is_not_there_is_an_error(name):
 
 
 def test_the_same_format_passes_in_silence(model, caplog):
-    train.check_format(model, SMOLLM2_FORMAT)
+    train.check_format(model, DEFAULT_FORMAT)
     model.init = "smollm2"
-    train.check_format(model, dataclasses.replace(SMOLLM2_FORMAT, split_token="<other>"))  # no run to differ from
+    train.check_format(model, dataclasses.replace(DEFAULT_FORMAT, split_token="<other>"))  # no run to differ from
     assert not caplog.records
 
 
 @pytest.mark.parametrize(("field", "before"), [("split_token", "<file_sep>"), ("reward_token", "<empty_output>")])
 def test_other_special_tokens_are_an_error(model, field, before):
     with pytest.raises(ValueError, match=f"format.{field} is '<other>', but .*run was trained with '{before}'"):
-        train.check_format(model, dataclasses.replace(SMOLLM2_FORMAT, **{field: "<other>"}))
+        train.check_format(model, dataclasses.replace(DEFAULT_FORMAT, **{field: "<other>"}))
 
 
 def test_other_lengths_are_warned_of(model, caplog):
     with caplog.at_level(logging.WARNING):
-        train.check_format(model, dataclasses.replace(SMOLLM2_FORMAT, max_length=256, response_cut_side="left"))
+        train.check_format(model, dataclasses.replace(DEFAULT_FORMAT, max_length=256, response_cut_side="left"))
     assert "config.format.max_length is 256" in caplog.text and "was trained with 1024" in caplog.text
     assert "config.format.response_cut_side is left" in caplog.text
     assert len(caplog.records) == 2
@@ -62,6 +64,10 @@ def test_other_lengths_are_warned_of(model, caplog):
             "rmb_bon_dev is not a set to train on; there are hh_harmless",
         ),
         ("--nosuchflag", "Unknown command line flag 'nosuchflag'"),
+        (
+            "--config=configs/polar/pretran.py:x",
+            "--config=configs/polar/pretran.py: no such file; near names in configs/polar: pretrain.py",
+        ),
     ],
 )
 def test_wrong_flags_are_one_line(tmp_path, flag, message):
