@@ -6,9 +6,7 @@ and metrics.jsonl, and is what `RewardModel.load` and `--config.model.init` take
 
 import dataclasses
 import functools
-import json
 import logging
-import re
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -18,11 +16,11 @@ from typing import Any
 import flax.linen as nn
 import jax
 from absl import app, flags
-from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 from ml_collections import config_flags
 
 from experiments.adapters import adapted_architecture, make_balance, trainable_paths
+from experiments.configuration import complete, keep_config
 from experiments.gradients import check_head, make_gradient
 from experiments.sources import choose, evaluation_set
 from experiments.start import parse_flags
@@ -43,18 +41,17 @@ from rmjax.train import meta, objective, optimizer, parameters
 from rmjax.train.checkpoint import Checkpoints
 from rmjax.train.flops import decoder_flops_per_token, mfu
 from rmjax.train.loop import Diverged, Preempted, restored, saved_part, train
-from rmjax.train.manifest import write_durably
 from rmjax.train.metrics import MetricWriter, count_traces
 from rmjax.train.routing import balanced
 from rmjax.train.state import State, compile_step, initial_params, make_state, make_step, state_shardings
 
 _log = logging.getLogger(__name__)
-_MAY_CHANGE = r"evals|mesh\.|data\.prefetch|run\.(log_every|save_every|keep|keep_every|tensorboard|wandb)$"
 _POSITIVE = (
     "data.rows", "data.row_tokens", "data.groups", "data.leaves", "data.negatives", "data.references",
     "meta_data.rows", "meta_data.row_tokens", "meta_data.groups",
     "optimizer.microbatches", "run.steps", "run.log_every", "run.save_every", "run.keep",
 )  # fmt: skip
+_SHARES = ("data.hard_negatives", "loss.label_smoothing", "optimizer.warmup", "optimizer.final")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,6 +190,10 @@ def check(config: Any, mesh: Mesh) -> None:
         section, name = field.split(".")
         if config[section][name] < 1:
             raise ValueError(f"config.{field} is {config[section][name]}; it must be 1 or more")
+    for field in _SHARES:
+        section, name = field.split(".")
+        if not 0 <= config[section][name] <= 1:
+            raise ValueError(f"config.{field} is {config[section][name]}; it is a share, from 0 to 1")
     if config.adapter.kind == "loramoe" and config.adapter.experts % mesh.shape["tensor"]:
         raise ValueError(f"config.adapter.experts is {config.adapter.experts}; make it a multiple of mesh.tensor")
     parts = mesh.shape["data"] * mesh.shape["fsdp"] * config.optimizer.microbatches
@@ -200,7 +201,7 @@ def check(config: Any, mesh: Mesh) -> None:
         if config[section].rows % parts:
             raise ValueError(
                 f"config.{section}.rows is {config[section].rows}; make it a multiple of "
-                f"mesh.data · mesh.fsdp · microbatches = {parts}"
+                f"mesh.data · mesh.fsdp · microbatches = {parts}, or lower those"
             )
 
 
@@ -215,25 +216,9 @@ def open_workdir(workdir: Path) -> None:
         ) from error
 
 
-def keep_config(config: Any, path: Path) -> None:
-    """Writes the config down; ValueError where the folder holds a run of another one (how it is logged may change)."""
-    now = flatten_dict(json.loads(config.to_json_best_effort()), sep=".", keep_empty_nodes=True)
-    if path.exists():
-        before = flatten_dict(json.loads(path.read_text()), sep=".", keep_empty_nodes=True)
-        changed = [
-            f"{key}: {before.get(key)!r} then, {now.get(key)!r} now"
-            for key in sorted(before.keys() & now.keys())  # keys come with new versions; what both have must agree
-            if before.get(key) != now.get(key) and not re.match(_MAY_CHANGE, key)
-        ]
-        if changed:
-            raise ValueError(
-                f"{path.parent} holds a run of another config ({'; '.join(changed[:6])}); use a new workdir"
-            )
-    write_durably(path, config.to_json_best_effort(indent=1) + "\n")  # a kill must not leave half of it
-
-
 def run(config: Any, workdir: Path) -> State:
     """One training run, from wherever it stopped."""
+    config = complete(config)
     mesh = make_mesh(config.mesh.to_dict())
     check(config, mesh)
     open_workdir(workdir)
@@ -260,18 +245,20 @@ def run(config: Any, workdir: Path) -> State:
         jax.set_mesh(mesh),
         Checkpoints(workdir / CHECKPOINTS, config.run.keep, config.run.keep_every or None) as saved,
     ):
-        state, position, first = _restore(saved, abstract, shardings)
+        state, data, first = _restore(saved, abstract, shardings)
         # Only now: a run of another config or architecture must keep its own description.
         keep_config(config, workdir / "config.json")
         save_description(workdir, start.config, form, start.tokenizer)
         if state is None:
             state = _first_state(model, config, update, start, shardings)
         batches = iter(stream.batches)
-        if position is not None:
-            batches.set_state(position)
+        if data:
+            batches.set_state(data["iterator"])
         writer = MetricWriter(
             workdir, resume_step=first, tensorboard=config.run.tensorboard,
-            wandb={"project": config.run.wandb, "name": workdir.name} if config.run.wandb else None,
+            wandb={"project": config.run.wandb, "name": workdir.name, "config": config.to_dict()}
+            if config.run.wandb
+            else None,
         )  # fmt: skip
         per_token = flops_per_token(start.config, state, config.data.row_tokens, config.objective == "language_model")
 
@@ -288,6 +275,7 @@ def run(config: Any, workdir: Path) -> State:
                 directory=workdir, describe=describe, traces=counted, log_every=config.run.log_every,
                 save_every=config.run.save_every,
                 evaluations=make_evaluations(config, model, start.tokenizer, form), identify=stream.identify,
+                since=data.get("terms"),
             )  # fmt: skip
         finally:
             writer.close()
@@ -308,14 +296,15 @@ def _first_state(model: RewardTransformer, config: Any, update: Any, start: Star
     return jax.device_put(state, shardings)
 
 
-def _restore(saved: Checkpoints, abstract: State, shardings: State) -> tuple[State | None, Any, int]:
+def _restore(saved: Checkpoints, abstract: State, shardings: State) -> tuple[State | None, dict[str, Any], int]:
+    """(state, what was saved beside it, its step); (None, {}, -1) where nothing was."""
     wanted = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
     found = saved.restore(saved_part(wanted))
     if found is None:
-        return None, None, -1
+        return None, {}, -1
     step, parts, data = found
     _log.info("going on from step %d", step)
-    return restored(abstract, parts), data["iterator"], step
+    return restored(abstract, parts), data, step
 
 
 def guarded(job: Callable[[], object]) -> int:

@@ -1,0 +1,87 @@
+"""Configs that lack keys or have strangers, and run directories of an older version."""
+
+import json
+
+import pytest
+from ml_collections import ConfigDict
+
+from configs import base
+from configs.polar import pretrain
+from experiments.configuration import complete, keep_config
+
+
+def without(*paths: str) -> ConfigDict:
+    """The pre-training config without these keys or sections."""
+    config = pretrain.get_config()
+    for path in paths:
+        *sections, name = path.split(".")
+        place = config
+        for section in sections:
+            place = place[section]
+        del place[name]
+    return config
+
+
+def test_a_config_of_an_older_version_gets_the_keys_that_came_later():
+    config = complete(without("gradient", "meta_data", "adapter.top_k", "evals.seen.wrapper").lock())
+    assert config.to_dict() == pretrain.get_config().to_dict()
+
+
+def test_the_given_config_is_left_as_it_is():
+    config = without("gradient")
+    complete(config).run.steps = 7
+    assert "gradient" not in config and config.run.steps == pretrain.get_config().run.steps
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("optimiser", "config.optimiser does not exist; did you mean `optimizer`?"),
+        ("optimizer.learing_rate", "config.optimizer.learing_rate does not exist; did you mean `learning_rate`?"),
+        ("evals.seen.per_promt", "config.evals.seen.per_promt does not exist; did you mean `per_prompt`?"),
+        ("run.zzz", "config.run.zzz does not exist; there are keep, keep_every, "),
+    ],
+)
+def test_a_key_that_a_config_file_invents_is_an_error(path, message):
+    config = pretrain.get_config()
+    *sections, name = path.split(".")
+    place = config
+    for section in sections:
+        place = place[section]
+    place[name] = 1
+    with pytest.raises(ValueError, match=message.replace(".", r"\.").replace("?", r"\?")):
+        complete(config)
+
+
+def keep(tmp_path, stored: ConfigDict, now: ConfigDict) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(stored.to_json())
+    keep_config(now, path)
+
+
+def test_a_run_of_an_older_version_goes_on_under_newer_keys(tmp_path):
+    keep(tmp_path, without("gradient", "meta_data", "adapter", "evals"), pretrain.get_config())
+    assert json.loads((tmp_path / "config.json").read_text())["gradient"]["name"] == "plain"
+
+
+def test_a_run_of_an_older_version_did_without_what_came_later(tmp_path):
+    now = pretrain.get_config()
+    now.gradient.name = "meta"
+    with pytest.raises(ValueError, match="another config .gradient.name: 'plain' then, 'meta' now.; use a new workdir"):
+        keep(tmp_path, without("gradient"), now)
+
+
+def test_what_may_change_and_what_may_not(tmp_path):
+    now = pretrain.get_config()
+    now.run.log_every, now.evals.seen.every, now.mesh.fsdp = 3, 7, 2
+    keep(tmp_path, pretrain.get_config(), now)
+    now.optimizer.learning_rate = 1.0
+    with pytest.raises(ValueError, match="optimizer.learning_rate: 0.0005 then, 1.0 now"):
+        keep(tmp_path, pretrain.get_config(), now)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "3"])
+def test_a_broken_stored_config_is_named(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ValueError, match="config.json: not the config of a run"):
+        keep_config(base.get_config(), tmp_path / "config.json")
