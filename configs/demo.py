@@ -21,6 +21,8 @@ def _small(config: ConfigDict) -> ConfigDict:
     # who wrote what. Frozen, they cost a third of a trained layer each.
     config.model.layers = 18
     config.model.frozen_layers = 16
+    config.mesh.data = 1
+    config.mesh.context = -1  # on several devices they share each row's tokens: a batch has too few rows to share
     config.run.log_every = 1
     config.evals = ConfigDict()  # the demo judges at its end
     return config

@@ -7,7 +7,9 @@ backbone, evaluation on held-out prompts and unseen policies, a report. Run agai
 import contextlib
 import functools
 import json
+import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,7 +20,7 @@ from absl import app, flags
 from configs import demo as demo_config
 from experiments import train
 from experiments.sources import pool, records
-from experiments.start import prepare
+from experiments.start import parse_flags, prepare
 from rmjax.evaluate import (
     discriminate,
     environment,
@@ -30,6 +32,7 @@ from rmjax.evaluate import (
     write_report,
 )
 from rmjax.reward_model import RewardModel
+from rmjax.train.loop import Preempted
 
 POOL, RANKED = "shipped:policy_pool", "shipped:ranked_test"
 GROUPS_PER_PROMPT, NEGATIVES = 1, 3
@@ -73,11 +76,17 @@ def judge(workdir: Path, seed: int) -> dict[str, Any]:
 
 
 def run(workdir: Path, seed: int) -> None:
-    """Trains, judges, reports."""
-    with _timed(workdir):
-        train_all(workdir, seed)
-    with _timed(workdir):
-        report = judge(workdir, seed)
+    """Trains, judges, reports.
+
+    Raises:
+      Preempted: SIGTERM came. What is trained is kept; there is no report yet.
+    """
+    train.open_workdir(workdir)
+    with _stoppable():
+        with _timed(workdir):
+            train_all(workdir, seed)
+        with _timed(workdir):
+            report = judge(workdir, seed)
     _announce(5, "report")
     report["seconds"] = _seconds(workdir)
     report["provenance"] = {
@@ -89,6 +98,25 @@ def run(workdir: Path, seed: int) -> None:
     write_report(report, workdir, read_runs(workdir))
     print_table(report)
     print(f"\n{report['seconds']:.0f} s; open {workdir / 'report.html'}")
+
+
+@contextlib.contextmanager
+def _stoppable() -> Iterator[None]:
+    """SIGTERM raises Preempted wherever the demo is; within a training run, whose own handler saves first, it comes from
+    there."""
+
+    def stop(*_: object) -> None:
+        raise Preempted("asked to stop; run the same command to go on")
+
+    in_main = threading.current_thread() is threading.main_thread()  # elsewhere Python takes no handler
+    before = signal.signal(signal.SIGTERM, stop) if in_main else None
+    try:
+        yield
+    except Preempted as stopped:
+        raise Preempted(f"{stopped} (no report yet)") from stopped
+    finally:
+        if in_main:
+            signal.signal(signal.SIGTERM, before)
 
 
 def _seconds(workdir: Path) -> float:
@@ -103,7 +131,6 @@ def _timed(workdir: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        workdir.mkdir(parents=True, exist_ok=True)
         (workdir / "clock.json").write_text(json.dumps({"seconds": _seconds(workdir) + time.monotonic() - started}))
 
 
@@ -117,4 +144,4 @@ if __name__ == "__main__":
     flags.DEFINE_string("workdir", "runs/demo", "folder of the three runs and the report")
     flags.DEFINE_integer("seed", 0, "of the order, the draws and the bootstrap")
     prepare()
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)

@@ -22,6 +22,7 @@ from absl import app, flags
 from tqdm import tqdm
 
 from experiments.sources import RECORD_SPLITS, located, records
+from experiments.start import parse_flags, prepare
 from rmjax.data.preferences import PREFERENCE_SETS
 from rmjax.data.readers import RandomAccessSource
 from rmjax.data.record import Comparison
@@ -246,4 +247,5 @@ def _notes(result: dict[str, Any], options: Options) -> Iterator[str]:
 
 if __name__ == "__main__":
     define_flags()
-    app.run(main)
+    prepare()
+    app.run(main, flags_parser=parse_flags)

@@ -10,6 +10,7 @@ from typing import Any
 
 from absl import app, flags
 
+from experiments.start import parse_flags
 from rmjax.evaluate.report import read_runs, write_page
 from rmjax.evaluate.table import print_table
 
@@ -50,4 +51,4 @@ def main(_: list[str]) -> None:
 
 if __name__ == "__main__":
     define_flags()
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)

@@ -18,7 +18,7 @@ from absl import app, flags
 from configs.polar import scaling as grid
 from experiments import train
 from experiments.sources import pool
-from experiments.start import prepare
+from experiments.start import parse_flags, prepare
 from rmjax.data.record import Comparison
 from rmjax.evaluate import envelope, environment, fit_power_law
 from rmjax.evaluate.plots import scaling_law, svg
@@ -102,4 +102,4 @@ def main(argv: Sequence[str]) -> None:
 if __name__ == "__main__":
     flags.DEFINE_string("workdir", "runs/scaling", "folder of the runs")
     prepare()
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)
