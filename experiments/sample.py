@@ -2,10 +2,12 @@
 
 Use: `python -m experiments.sample --config=configs/sample/corpus.py --workdir=DIR`.
 
-Writes DIR/<policy>.jsonl, one {"prompt_id", "prompt", "policy", "sample", "output"} a line. Run again, a stopped
-command continues: whole batches are kept, the last broken one is drawn again, and the result is the same.
+Writes DIR/<policy>.jsonl, one {"prompt_id", "prompt", "policy", "sample", "output"} a line, and beside it what it was drawn
+with. Run again, a stopped command continues: whole batches are kept, the last broken one is drawn again, and the result is
+the same.
 """
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -13,7 +15,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import jax
 import jax.numpy as jnp
@@ -23,14 +25,15 @@ from ml_collections import config_flags
 from tqdm import tqdm
 
 from experiments.start import parse_flags, prepare
-from experiments.train import guarded
+from experiments.train import guarded, open_workdir
 from rmjax.data.record import RecordError
 from rmjax.data.rows import iterate_rows
 from rmjax.hub.gguf import load_gguf, smollm2_path
 from rmjax.models.transformer import TransformerConfig
-from rmjax.policy.pool import Policy, realize, sequence_key, turn
+from rmjax.policy.pool import Policy, realize, sequence_key, sequence_seed, turn
 from rmjax.policy.sampling import generate, left_pad, rules
 from rmjax.reward_model import load_description, load_params
+from rmjax.train.manifest import write_durably
 
 _ENDS = ("<|im_end|>", "<|endoftext|>")
 
@@ -91,10 +94,37 @@ def check_kept(path: Path, kept: list[list[dict]], samples: int) -> None:
                 raise ValueError(f"{path}:{number}: sample of another config; remove the file or use a new workdir")
 
 
+def check_seeds(config: Any, work: Mapping[str, Sequence[dict]]) -> None:
+    """ValueError where two sequences of one prompt would draw with the same random numbers."""
+    met: dict[tuple[str, int], str] = {}
+    for policy, rows in work.items():
+        for row in rows:
+            for sample in range(config.samples):
+                key = row["id"], sequence_seed(config.seed, row["id"], policy, sample)
+                name = f"{policy}/{sample}"
+                if met.setdefault(key, name) != name:
+                    raise ValueError(
+                        f"config.seed={config.seed}: {met[key]} and {name} would draw alike for prompt {row['id']}; "
+                        "choose another"
+                    )
+
+
+def check_settings(policy: Policy, config: Any, path: Path) -> None:
+    """ValueError if the policy's file was begun with other settings; else writes them down beside it."""
+    beside = path.with_suffix(".settings.json")
+    chosen = {name: config[name] for name in ("model", "seed", "samples", "max_new_tokens")}
+    now = json.loads(json.dumps(chosen | dataclasses.asdict(policy)))
+    then = json.loads(beside.read_text()) if beside.exists() and path.exists() else now
+    if changed := [name for name in now if then.get(name) != now[name]]:
+        raise ValueError(f"{path} was begun with another {', '.join(changed)}; remove the file or use a new workdir")
+    write_durably(beside, json.dumps(now, ensure_ascii=False, indent=1) + "\n")
+
+
 def sample_policy(policy: Policy, rows: list[dict], model: Any, config: Any, path: Path, bar: tqdm) -> None:
     """Draws what is missing of one policy's file."""
     model_config, params, tokenizer = model
     plan = list(batches(rows, config.batch_prompts))
+    check_settings(policy, config, path)
     done = kept_lines(path, [len(batch) * config.samples for batch in plan])
     if done:
         check_kept(path, plan[:done], config.samples)
@@ -106,14 +136,23 @@ def sample_policy(policy: Policy, rows: list[dict], model: Any, config: Any, pat
     with open(path, "a") as file:
         for batch in plan[done:]:
             ids_RM = _draw(policy, batch, (model_config, params, tokenizer), prefix, config)
+            lines = []
             for i, row_ids in enumerate(ids_RM):
                 row, sample = batch[i // config.samples], i % config.samples
                 output = tokenizer.decode(row_ids[row_ids >= 0].tolist())
                 record = {"prompt_id": row["id"], "prompt": row["prompt"], "policy": policy.name, "sample": sample}
-                file.write(json.dumps(record | {"output": output}, ensure_ascii=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+                lines.append(json.dumps(record | {"output": output}, ensure_ascii=False) + "\n")
+            _append(file, lines)
             bar.update(len(batch) * config.samples)
+
+
+def _append(file: TextIO, lines: Sequence[str]) -> None:
+    try:
+        file.writelines(lines)
+        file.flush()
+        os.fsync(file.fileno())
+    except OSError as error:
+        raise OSError(f"cannot write {file.name} ({error.strerror}); free some space, then run again") from error
 
 
 def _draw(policy: Policy, batch: list[dict], model: tuple, prefix: Any, config: Any) -> np.ndarray:
@@ -142,8 +181,11 @@ def language_model(policy: Policy, base: tuple[TransformerConfig, Any, Any], che
 
 def run(config: Any, workdir: Path) -> None:
     """Samples all that `config` wants and that `workdir` does not hold yet."""
+    for field in ("samples", "max_new_tokens", "batch_prompts"):
+        if config[field] < 1:
+            raise ValueError(f"config.{field} is {config[field]}; it must be 1 or more")
     prompts = read_prompts(config.prompts)
-    workdir.mkdir(parents=True, exist_ok=True)
+    open_workdir(workdir)
     everyone = [Policy.parse(row.to_dict() if hasattr(row, "to_dict") else row) for row in config.policies]
     wanted = [p for p in everyone if not config.kinds or p.kind in config.kinds.split(",")]
     base = load_gguf(config.model or smollm2_path())
@@ -158,6 +200,7 @@ def run(config: Any, workdir: Path) -> None:
         ]
         for p in wanted
     }
+    check_seeds(config, work)
     total = sum(map(len, work.values())) * config.samples
     with tqdm(total=total, unit="sample", desc="sampling", mininterval=5, file=sys.stderr) as bar:
         for policy in wanted:

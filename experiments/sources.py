@@ -127,6 +127,7 @@ def _source(data: Any, types: int = 0) -> tuple[Any, Callable | None, Callable[[
                 f"config.data.leaves is {data.leaves}; {data.negatives} negatives need {data.negatives + 1}"
             )
         source = pool(data.path, data.policies, data.prompts)
+        source.check_numbers(negatives=data.negatives, references=data.references)
         draw = functools.partial(
             source.draw, negatives=data.negatives, hard_negatives=data.hard_negatives,
             references=data.references,

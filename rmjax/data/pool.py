@@ -74,6 +74,19 @@ class PolicyPool:
     def policies(self) -> list[str]:
         return sorted({policy for by_policy in self.outputs.values() for policy in by_policy})
 
+    def check_numbers(self, *, negatives: int, references: int) -> None:
+        """Logs how many prompts give smaller groups than `draw` is to be asked for; PoolError where all of them do."""
+        candidates = {
+            "negatives": (negatives, [len(self.outputs[prompt]) - 1 for prompt in self._ids]),
+            "references": (references, [max(map(len, self.outputs[prompt].values())) - 1 for prompt in self._ids]),
+        }
+        for name, (wanted, found) in candidates.items():
+            fewer = sum(number < wanted for number in found)
+            if fewer == len(found):
+                raise PoolError(f"{name} is {wanted}, and no prompt of the pool gives more than {max(found)}; lower it")
+            if fewer:
+                _log.warning("policy pool: %d of %d prompts give fewer than %d %s", fewer, len(found), wanted, name)
+
     def draw(
         self,
         prompt_id: str,

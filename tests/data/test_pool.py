@@ -263,3 +263,24 @@ def test_a_label_that_is_null_counts_as_absent():
 def test_a_pool_without_a_single_triple_is_an_error(rows):
     with pytest.raises(PoolError, match="two samples of one policy and one of another"):
         make(rows)
+
+
+# --- what a pool cannot give ------------------------------------------------------------------------------------------
+
+
+def test_more_than_the_pool_has_is_refused():
+    pool = even_pool(policies=3, samples=2)
+    pool.check_numbers(negatives=2, references=1)
+    with pytest.raises(PoolError, match="negatives is 3, and no prompt of the pool gives more than 2; lower it"):
+        pool.check_numbers(negatives=3, references=1)
+    with pytest.raises(PoolError, match="references is 2, and no prompt of the pool gives more than 1; lower it"):
+        pool.check_numbers(negatives=2, references=2)
+
+
+def test_prompts_that_give_smaller_groups_are_counted(caplog):
+    rows = [row(f"policy{i}", s, prompt) for prompt, n in (("p", 4), ("q", 2)) for i in range(n) for s in range(2)]
+    with caplog.at_level(logging.WARNING):
+        make(rows).check_numbers(negatives=1, references=1)
+        assert not caplog.records
+        make(rows).check_numbers(negatives=3, references=1)
+    assert "1 of 2 prompts give fewer than 3 negatives" in caplog.text

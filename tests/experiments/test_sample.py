@@ -147,7 +147,7 @@ def _records(path: Path) -> list[dict]:
 
 
 def test_a_run_writes_every_policy_s_samples(settings_of, whole):
-    assert sorted(path.name for path in whole.iterdir()) == ["other.jsonl", "plain.jsonl", "short.jsonl"]
+    assert sorted(path.name for path in whole.glob("*.jsonl")) == ["other.jsonl", "plain.jsonl", "short.jsonl"]
     prompts = {row["id"]: row["prompt"] for row in _records(Path(settings_of.prompts))}
     records = {name: _records(whole / f"{name}.jsonl") for name in ("plain", "short", "other")}
     for name, rows in records.items():
@@ -169,7 +169,7 @@ def test_a_run_writes_every_policy_s_samples(settings_of, whole):
 def test_a_stopped_run_continues_to_the_same_bytes(settings_of, whole, tmp_path, lost):
     stopped = tmp_path / "stopped"
     shutil.copytree(whole, stopped)
-    for path in stopped.iterdir():
+    for path in stopped.glob("*.jsonl"):
         os.truncate(path, max(0, path.stat().st_size - lost))
     (stopped / "short.jsonl").unlink()  # not even begun
     command.run(settings_of, stopped)
@@ -193,10 +193,56 @@ def test_samples_of_another_config_are_not_continued(settings_of, whole, change)
         command.run(settings_of, whole)
 
 
+@pytest.mark.parametrize("change", [{"seed": 1}, {"max_new_tokens": 5}, {"decoding": (0.5, 1.0, 0)}])
+def test_samples_are_not_continued_with_other_settings(settings_of, whole, change):
+    (name,) = change
+    if name == "decoding":
+        settings_of.policies = tuple({**row, **change} for row in settings_of.policies)
+    else:
+        settings_of.update(change)
+    os.truncate(whole / "plain.jsonl", 60)
+    with pytest.raises(ValueError, match=rf"plain\.jsonl was begun with another {name}; remove the file"):
+        command.run(settings_of, whole)
+    (whole / "plain.jsonl").unlink()
+    settings_of.kinds = "base"
+    command.run(settings_of, whole)
+
+
+def test_a_file_without_settings_beside_it_is_continued(settings_of, whole):
+    before = (whole / "plain.jsonl").read_bytes()
+    (whole / "plain.settings.json").unlink()
+    os.truncate(whole / "plain.jsonl", 60)
+    command.run(settings_of, whole)
+    assert (whole / "plain.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("field", ["samples", "max_new_tokens", "batch_prompts"])
+def test_numbers_that_no_run_can_have(settings_of, tmp_path, field):
+    settings_of[field] = 0
+    with pytest.raises(ValueError, match=f"config.{field} is 0; it must be 1 or more"):
+        command.run(settings_of, tmp_path / "run")
+
+
+def test_two_samples_of_one_prompt_never_share_their_random_numbers(settings_of, monkeypatch, tmp_path):
+    monkeypatch.setattr(command, "sequence_seed", lambda seed, prompt, policy, sample: len(policy))
+    with pytest.raises(
+        ValueError, match="config.seed=0: plain/0 and plain/1 would draw alike for prompt p0; choose another"
+    ):
+        command.run(settings_of, tmp_path / "run")
+
+
+def test_a_full_disk_names_the_file(settings_of, tmp_path):
+    with (
+        open("/dev/full", "w") as file,
+        pytest.raises(OSError, match=r"cannot write /dev/full \(No space left on device\)"),
+    ):
+        command._append(file, ["line\n"])
+
+
 def test_only_the_kinds_that_are_asked_for(settings_of, whole, tmp_path):
     settings_of.kinds = "depth,noise"
     command.run(settings_of, tmp_path / "some")
-    assert sorted(path.name for path in (tmp_path / "some").iterdir()) == ["other.jsonl", "short.jsonl"]
+    assert sorted(path.name for path in (tmp_path / "some").glob("*.jsonl")) == ["other.jsonl", "short.jsonl"]
     for path in (tmp_path / "some").iterdir():
         assert path.read_bytes() == (whole / path.name).read_bytes()
 
