@@ -5,7 +5,7 @@
 
 from ml_collections import ConfigDict
 
-from configs import base, demo
+from configs import demo
 
 
 def get_config(run: str = "pretrain") -> ConfigDict:
@@ -20,16 +20,14 @@ def _pretrain(config: ConfigDict) -> ConfigDict:
     config.format.max_response_length = 48
     config.format.max_length = 288
     config.optimizer.learning_rate = 3e-4  # seven times the weights of the demo move, so each less
-    config.run.steps = 300
-    config.run.save_every = 50
-    config.evals.seen = base.pool_eval("seen", every=100, per_prompt=1)
-    config.evals.unseen = base.pool_eval("unseen", every=100, per_prompt=1)
+    config.run.steps = 180
+    config.run.save_every = 60
     return config
 
 
 def _finetune(config: ConfigDict) -> ConfigDict:
     config.format.max_response_length = 64
     config.optimizer.learning_rate = 1e-4
-    config.run.steps = 60
+    config.run.steps = 30
     config.run.save_every = 30
     return config
