@@ -5,8 +5,9 @@ written, or with a share of its words in random order. So the gold order is know
 length nor the choice of words says anything about it. All arms learn from the first stage's labels. The meta set is the
 drifted stage without labels, on training prompts; tests are labeled groups of every stage on held-out prompts.
 
-Writes data/, a folder per arm and seed with result.json (runs that have one are not run again), results.json, and for every
-stage gaps_STAGE.svg with the distributions of |Δr|.
+Writes data/, a folder per arm and seed with result.json (runs that have one are not run again; their checkpoints go, but for
+the plain arm's), results.json, and for every stage gaps_STAGE.svg with the distributions of |Δr|. `--seeds=0` does one seed: so
+several processes share the work, and the command without it sums up.
 """
 
 import dataclasses
@@ -14,6 +15,7 @@ import functools
 import itertools
 import json
 import re
+import shutil
 import sys
 import zlib
 from collections.abc import Mapping, Sequence
@@ -34,7 +36,10 @@ from rmjax.evaluate.bootstrap import interval
 from rmjax.evaluate.files import write_json, write_text
 from rmjax.evaluate.gaps import describe_gaps, reward_gaps
 from rmjax.evaluate.plots import gap_distributions, svg
-from rmjax.reward_model import RewardModel
+from rmjax.reward_model import CHECKPOINTS, RewardModel
+from rmjax.train.metrics import read_metrics
+
+DIAGNOSTICS = ("meta_difference", "meta_gradient_norm", "meta_ascent", "meta_ascent_share", "meta_cosine")
 
 
 def ladder(c: Comparison) -> Comparison:
@@ -124,9 +129,18 @@ def run_one(arm: str, seed: int, workdir: Path) -> dict[str, Any]:
         _write(folder / "train.jsonl", [*records(str(data / "train.jsonl")), *own])
         config.data.path = str(folder / "train.jsonl")
     train.run(config, folder)
-    result = judge(RewardModel.load(folder), data)
+    result = judge(RewardModel.load(folder), data) | {"diagnostics": diagnostics(folder)}
     write_json(folder / "result.json", result)
+    if arm != "plain":  # whose rewards label the self-labeled arm's pairs
+        shutil.rmtree(folder / CHECKPOINTS)
     return result
+
+
+def diagnostics(folder: Path) -> dict[str, float]:
+    """Means over a run's logged steps with an ascent, of what says how far it went and where to."""
+    rows = [row for row in read_metrics(folder / "metrics.jsonl") if row.get("train/meta_ascent")]
+    found = {name: [row[f"train/{name}"] for row in rows if f"train/{name}" in row] for name in DIAGNOSTICS}
+    return {name: float(np.mean(values)) for name, values in found.items() if values}
 
 
 def judge(model: RewardModel, data: Path) -> dict[str, Any]:
@@ -144,25 +158,34 @@ def summary(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any
     """Per arm and stage the mean over seeds with its interval, and the difference to `plain`, seed by seed."""
     table: dict[str, Any] = {}
     for arm, runs in results.items():
-        table[arm] = {}
+        table[arm] = {"diagnostics": _means([run["diagnostics"] for run in runs])}
         for stage in grid.STAGES:
             values = {name: [_read(run[stage], name) for run in runs] for name in ("accuracy", "gap_mean", "gap_share")}
             plain = [_read(run[stage], "accuracy") for run in results["plain"]]
             gained = np.subtract(values["accuracy"], plain)
             table[arm][stage] = {name: interval(each) for name, each in values.items()} | {
-                "accuracy_over_plain": interval(gained)
+                "accuracy_by_seed": values["accuracy"],
+                "accuracy_over_plain": interval(gained),
             }
     return table
+
+
+def _means(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {name: float(np.mean([each[name] for each in found])) for name in found[0]}
 
 
 def _read(judged: Mapping[str, Any], name: str) -> float:
     return float(judged["accuracy"]["accuracy"] if name == "accuracy" else judged["spread"][name])
 
 
-def run(workdir: Path) -> None:
-    """All arms and seeds, the summary, the plots."""
+def run(workdir: Path, seeds: Sequence[int]) -> None:
+    """All arms with these seeds; the summary and the plots where they are all of them."""
     make_data(workdir / "data")
-    results = {arm: [run_one(arm, seed, workdir) for seed in grid.SEEDS] for arm in grid.ARMS}
+    results: dict[str, list[dict[str, Any]]] = {arm: [] for arm in grid.ARMS}
+    for seed, arm in itertools.product(seeds, grid.ARMS):
+        results[arm].append(run_one(arm, seed, workdir))
+    if set(seeds) != set(grid.SEEDS):
+        return
     write_json(workdir / "results.json", {"arms": summary(results), **environment()})
     for stage in grid.STAGES:
         gaps = {arm: np.concatenate([run[stage]["gaps"] for run in runs]) for arm, runs in results.items()}
@@ -173,10 +196,12 @@ def run(workdir: Path) -> None:
 def main(argv: Sequence[str]) -> None:
     """Reads the flags."""
     del argv
-    sys.exit(train.guarded(functools.partial(run, Path(flags.FLAGS.workdir))))
+    seeds = [int(seed) for seed in flags.FLAGS.seeds]
+    sys.exit(train.guarded(functools.partial(run, Path(flags.FLAGS.workdir), seeds)))
 
 
 if __name__ == "__main__":
     flags.DEFINE_string("workdir", "runs/drift", "folder of the runs")
+    flags.DEFINE_list("seeds", [str(seed) for seed in grid.SEEDS], "do these only")
     prepare()
     app.run(main)

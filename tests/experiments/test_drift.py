@@ -57,12 +57,13 @@ def test_the_summary_is_a_mean_over_seeds_and_a_difference_to_plain():
         return {
             stage: {"accuracy": {"accuracy": accuracy}, "spread": {"gap_mean": 1.0, "gap_share": 0.5}}
             for stage in grid.STAGES
-        }
+        } | {"diagnostics": {"meta_cosine": accuracy}}
 
     table = drift.summary({"plain": [judged(0.5), judged(0.7)], "other": [judged(0.6), judged(0.9)]})
     assert table["other"]["first"]["accuracy"]["value"] == pytest.approx(0.75)
     assert table["other"]["first"]["accuracy_over_plain"]["value"] == pytest.approx(0.15)
     assert table["plain"]["furthest"]["accuracy_over_plain"]["value"] == 0.0
+    assert table["other"]["diagnostics"]["meta_cosine"] == pytest.approx(0.75)
 
 
 def test_the_plot_has_a_line_per_model():
