@@ -16,7 +16,7 @@ STAGES = {  # names of policies (regular expressions): where the writer has drif
 }
 FIRST, DRIFTED = "first", "drifted"
 LADDER = (0.0, 0.25, 0.6)  # share of an answer's words that stand in random order, by rung
-TEST_ANSWERS = 6  # a prompt at most
+ANSWERS, TEST_ANSWERS = 8, 6  # labeled ones of a prompt at most
 LEAST_WORDS = 6  # answers of fewer words have no order to lose
 SEEDS = (0, 1, 2)
 LAYERS = 4  # of SmolLM2-135M, the last two trained
@@ -57,7 +57,7 @@ def get_config(arm: str, seed: int, data: str) -> ConfigDict:
     config.data.kind = "comparisons"
     config.data.path = f"{data}/train.jsonl"
     config.data.reference = "optional"  # plain form: the pool's answers have none
-    config.data.leaves = 8
+    config.data.leaves = ANSWERS
     config.data.rows = 1
     config.data.groups = 4
     config.meta_data.kind = "comparisons"

@@ -83,7 +83,7 @@ def make_data(folder: Path) -> None:
     sets = {
         f"test_{name}": labeled(rows["unseen"], policies, grid.TEST_ANSWERS) for name, policies in grid.STAGES.items()
     }
-    sets["train"] = labeled(rows["seen"], grid.STAGES[grid.FIRST])
+    sets["train"] = labeled(rows["seen"], grid.STAGES[grid.FIRST], grid.ANSWERS)
     sets["meta"] = [unlabeled(c) for c in labeled(rows["seen"], grid.STAGES[grid.DRIFTED])]
     sets["random"] = _shuffled(sets["meta"])
     for name, found in sets.items():
