@@ -6,26 +6,42 @@ import signal
 
 import pytest
 
-from configs import demo as demo_config
 from experiments import demo
 from experiments.train import guarded
 from rmjax.parallel.mesh import make_mesh
 
 LEAF = {"value", "low", "high", "n"}
+SHORT = """
+from configs import demo
+
+def get_config(run):
+    config = demo.get_config(run)
+    config.model.layers, config.model.frozen_layers, config.run.steps = 2, 1, 2
+    return config
+"""
 
 
 @pytest.fixture
-def short(monkeypatch):
-    for name in ("pretrain", "finetune"):
-        config = getattr(demo_config, name)()
-        config.model.layers, config.model.frozen_layers, config.run.steps = 2, 1, 2
-        monkeypatch.setattr(demo_config, name, lambda config=config: config.copy_and_resolve_references())
-    monkeypatch.setattr(demo, "GROUPS_PER_PROMPT", 1)
+def short(tmp_path):
+    path = tmp_path / "short.py"
+    path.write_text(SHORT)
+    return str(path)
+
+
+def test_a_config_that_is_not_there_is_named():
+    with pytest.raises(FileNotFoundError, match=r"--config=absent.py: no such file"):
+        demo.load_runs("absent.py")
+
+
+def test_the_larger_runs_are_the_demos_with_other_sizes():
+    small, large = (demo.load_runs(path) for path in ("configs/demo.py", "configs/polar/larger.py"))
+    for one, other in zip(small, large, strict=True):
+        assert one.data.path == other.data.path and one.model.layers < other.model.layers == 30
 
 
 @pytest.mark.slow
 def test_report_has_what_is_promised_and_a_second_run_only_reports(short, smollm2, tmp_path):
-    demo.run(tmp_path, seed=0)
+    demo.run(tmp_path, short, seed=0, per_prompt=1)
     report = json.loads((tmp_path / "report.json").read_text())
     paths = [("policy_accuracy", split) for split in ("seen", "unseen")]
     paths += [("preference_accuracy", arm) for arm in ("pretrained", "scratch")]
@@ -42,7 +58,7 @@ def test_report_has_what_is_promised_and_a_second_run_only_reports(short, smollm
 
     checkpoints = sorted(p for p in tmp_path.glob("*/checkpoints/*"))
     changed = [p.stat().st_mtime_ns for p in checkpoints]
-    demo.run(tmp_path, seed=0)
+    demo.run(tmp_path, short, seed=0, per_prompt=1)
     assert [p.stat().st_mtime_ns for p in checkpoints] == changed
     again = json.loads((tmp_path / "report.json").read_text())
     assert again["policy_accuracy"] == report["policy_accuracy"]
@@ -51,14 +67,14 @@ def test_report_has_what_is_promised_and_a_second_run_only_reports(short, smollm
 
 @pytest.mark.parametrize("part", ["train_all", "judge"])
 def test_sigterm_says_how_to_go_on_and_leaves_no_report(part, monkeypatch, tmp_path, capsys):
-    def stop(workdir, seed):
+    def stop(*_):
         os.kill(os.getpid(), signal.SIGTERM)
         return {}
 
-    monkeypatch.setattr(demo, "train_all", lambda workdir, seed: None)
+    monkeypatch.setattr(demo, "train_all", lambda *_: None)
     monkeypatch.setattr(demo, part, stop)
     before = signal.getsignal(signal.SIGTERM)
-    assert guarded(lambda: demo.run(tmp_path, seed=0)) == 0
+    assert guarded(lambda: demo.run(tmp_path, "configs/demo.py", 0, 1)) == 0
     assert capsys.readouterr().err == "asked to stop; run the same command to go on (no report yet)\n"
     assert signal.getsignal(signal.SIGTERM) == before
     assert not (tmp_path / "report.json").exists()
@@ -66,17 +82,17 @@ def test_sigterm_says_how_to_go_on_and_leaves_no_report(part, monkeypatch, tmp_p
 
 def test_a_workdir_that_is_a_file_is_one_clear_error(tmp_path, capsys):
     (tmp_path / "file").touch()
-    assert guarded(lambda: demo.run(tmp_path / "file", seed=0)) == 1
+    assert guarded(lambda: demo.run(tmp_path / "file", "configs/demo.py", 0, 1)) == 1
     assert f"error: --workdir={tmp_path}/file cannot be written" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["pretrain", "finetune"])
+@pytest.mark.parametrize("path", ["configs/demo.py", "configs/polar/larger.py"])
 @pytest.mark.parametrize("devices", [1, 2, 8])
-def test_the_mesh_takes_any_number_of_devices(name, devices, monkeypatch):
-    """A batch of one row must not be shared out by rows."""
-    config = getattr(demo_config, name)()
+def test_the_mesh_takes_any_number_of_devices(path, devices, monkeypatch):
+    """A batch of one row cannot be shared out by rows."""
     monkeypatch.setattr("jax.device_count", lambda: devices)
     monkeypatch.setattr("jax.make_mesh", lambda shape, axes, **_: dict(zip(axes, shape, strict=True)))
-    mesh = make_mesh(config.mesh.to_dict())
-    assert config.data.rows % (mesh["data"] * mesh["fsdp"]) == 0
-    assert config.data.row_tokens % mesh["context"] == 0
+    for config in demo.load_runs(path):
+        mesh = make_mesh(config.mesh.to_dict())
+        assert config.data.rows % (mesh["data"] * mesh["fsdp"]) == 0
+        assert config.data.row_tokens % mesh["context"] == 0
