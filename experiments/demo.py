@@ -35,6 +35,7 @@ from rmjax.evaluate import (
 )
 from rmjax.reward_model import RewardModel
 from rmjax.train.loop import Preempted
+from rmjax.train.manifest import write_durably
 
 POOL, RANKED = "shipped:policy_pool", "shipped:ranked_test"
 NEGATIVES = 3
@@ -149,7 +150,8 @@ def _timed(workdir: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        (workdir / "clock.json").write_text(json.dumps({"seconds": _seconds(workdir) + time.monotonic() - started}))
+        seconds = _seconds(workdir) + time.monotonic() - started
+        write_durably(workdir / "clock.json", json.dumps({"seconds": seconds}))
 
 
 def main(argv: Sequence[str]) -> None:

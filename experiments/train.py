@@ -201,7 +201,7 @@ def check(config: Any, mesh: Mesh) -> None:
         if config[section].rows % parts:
             raise ValueError(
                 f"config.{section}.rows is {config[section].rows}; make it a multiple of "
-                f"mesh.data · mesh.fsdp · microbatches = {parts}, or lower those"
+                f"mesh.data · mesh.fsdp · microbatches = {parts}, or share out tokens: mesh.data=1, mesh.context=-1"
             )
 
 

@@ -33,7 +33,7 @@ BATCH_TOKENS = 4096
 def save_description(directory: Path, config: TransformerConfig, form: Format, tokenizer: Tokenizer) -> None:
     """Writes what a checkpoint needs beside it to be read alone: the architecture, the format, the tokenizer."""
     directory.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(directory / TOKENIZER_FILE)
+    write_durably(directory / TOKENIZER_FILE, tokenizer.to_json())
     described = {"transformer": dataclasses.asdict(config), "format": dataclasses.asdict(form)}
     write_durably(directory / MODEL_FILE, json.dumps(described, indent=1) + "\n")
 

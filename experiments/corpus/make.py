@@ -4,9 +4,11 @@ Steps: prompts → tuned policies → samples of the pool → verified answers a
 rmjax/data/corpus. Needs the extra `corpus`.
 """
 
+import functools
 import hashlib
 import json
 import logging
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import permutations
@@ -22,7 +24,7 @@ from configs.sample import tune as tune_config
 from experiments import sample, train
 from experiments.corpus.tasks import is_correct, pool_rows, solver_rows
 from experiments.corpus.texts import corpora
-from experiments.start import prepare
+from experiments.start import parse_flags, prepare
 from rmjax.data.rows import iterate_rows
 from rmjax.policy.pool import Policy
 
@@ -153,17 +155,21 @@ def build(workdir: Path) -> None:
     print(f"{sum(path.stat().st_size for path in PACKAGE.iterdir()) / 1e6:.2f} MB in {PACKAGE}")
 
 
-def main(argv: Sequence[str]) -> None:
-    """Reads the flags."""
-    del argv
-    workdir = Path(flags.FLAGS.workdir)
+def run(workdir: Path) -> None:
+    """All steps; what is done already is not done again."""
     write_prompts(workdir)
     tune_policies(workdir)
     sample_all(workdir)
     build(workdir)
 
 
+def main(argv: Sequence[str]) -> None:
+    """Reads the flags."""
+    del argv
+    sys.exit(train.guarded(functools.partial(run, Path(flags.FLAGS.workdir))))
+
+
 if __name__ == "__main__":
     flags.DEFINE_string("workdir", "runs/corpus", "folder of the intermediate files")
     prepare()
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)

@@ -46,11 +46,15 @@ class Tokenizer:
         plain.encode_special_tokens = True
         return cls(plain, special)
 
-    def save(self, path: str | Path) -> None:
-        """Writes a Hugging Face `tokenizer.json`; its added tokens are the special ones."""
+    def to_json(self) -> str:
+        """The text of a Hugging Face `tokenizer.json`; its added tokens are the special ones."""
         whole = tokenizers.Tokenizer.from_str(self._plain.to_str())
         whole.add_special_tokens(list(self.special))
-        whole.save(str(path))
+        return whole.to_str(pretty=True)
+
+    def save(self, path: str | Path) -> None:
+        """Writes `to_json` to a file."""
+        Path(path).write_text(self.to_json(), encoding="utf-8")
 
     @property
     def vocab_size(self) -> int:

@@ -15,13 +15,19 @@ _log = logging.getLogger(__name__)
 
 
 def write_durably(path: Path, text: str) -> None:
-    """Writes under another name, then renames: `path` has all of `text` or doesn't exist."""
+    """Writes under another name, then renames: `path` has all of `text` or is as it was.
+
+    Raises OSError naming `path` where that fails, as on a full disk.
+    """
     unfinished = path.with_name(path.name + ".unfinished")
-    with unfinished.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(unfinished, path)
+    try:
+        with unfinished.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    except OSError as error:
+        raise OSError(error.errno, f"cannot write ({error.strerror})", str(path)) from error
 
 
 def write_manifest(path: Path) -> None:
