@@ -20,8 +20,8 @@ ANSWERS, TEST_ANSWERS = 8, 6  # labeled ones of a prompt at most
 LEAST_WORDS = 6  # answers of fewer words have no order to lose
 SEEDS = (0, 1, 2)
 LAYERS = 4  # of SmolLM2-135M, the last two trained
-STEPS = 50
-WARMUP = 20  # steps without ascent: the head starts at zero
+STEPS = 40
+WARMUP = 15  # steps without ascent: the head starts at zero
 
 
 @dataclasses.dataclass(frozen=True)
