@@ -209,9 +209,10 @@ def text_trees(
 ) -> list[Tree]:
     """A tree for language-model training from {"prompt", "output", "type"?}: the loss is on the output and the end token.
 
-    `prompt` is a template in which special tokens count; it may be empty, and then all of the text is learned.
+    `prompt` is a template in which special tokens count; it may be empty, and then all of the text is learned. An empty
+    `end_token` is none.
     """
     before = tokenizer.encode_marked(text.get("prompt", ""))
-    ids = before + tokenizer.encode(text["output"]) + [tokenizer.id(end_token)]
+    ids = before + tokenizer.encode(text["output"]) + ([tokenizer.id(end_token)] if end_token else [])
     facts = {"record": record, "type": -1 if text.get("type") is None else text["type"]}
     return [Tree.for_language_model(ids[:row_tokens], learned_from=max(1, len(before)), **facts)]
