@@ -17,24 +17,24 @@ def get_config() -> ConfigDict:
     config.frozen_layers = 24  # of them, from the bottom; the rest is what an arm trains, or adapts
     config.tasks = "shipped"  # shipped (reasoning-gym) | loramoe_tiny | gsm8k_train; the last two from root
     config.root = "../shared/data"  # where the real sets lie
-    config.sizes = (64, 192, 576)  # tasks in the training data
+    config.sizes = (24, 96, 384)  # tasks in the training data
     config.knowledge_share = 0.2  # of the training texts: closed-book questions (type 1)
     config.passes = 1  # over the training texts
     config.seeds = (0, 1, 2)  # of the choice of texts, their order and the random weights
     config.rows = 1  # rows a batch
     config.row_tokens = 256  # tokens a row; longer texts are left out
     config.groups = 16  # texts a row at most
-    config.tested_tasks = 96  # held-out tasks
-    config.tested_texts = 48  # general texts of each kind
+    config.tested_tasks = 72  # held-out tasks
+    config.tested_texts = 24  # general texts of each kind
     config.answer_tokens = 16  # tokens that an answer to a question may have
     config.keep_checkpoints = False  # True: some 600 MB a run
 
     config.arms = arms = ConfigDict()
-    arms.full = arm(learning_rate=1e-4)
+    arms.full = arm(learning_rate=2e-4)
+    arms.full_slow = arm(learning_rate=5e-5, swept=True)  # who learns less forgets less: a second point to compare with
     arms.lora = arm("lora", rank=27)  # as many parameters as the six experts and their routers, + 2 %
     arms.loramoe = arm("loramoe")
     arms.balanced = arm("loramoe", beta=0.1)
-    arms.beta_weak = arm("loramoe", beta=0.01, swept=True)
     arms.beta_strong = arm("loramoe", beta=1.0, swept=True)
     arms.delta_none = arm("loramoe", beta=0.1, delta=0.0, swept=True)
     arms.delta_strong = arm("loramoe", beta=0.1, delta=0.5, swept=True)
