@@ -12,6 +12,7 @@ from rmjax.data.rows import iterate_rows
 from rmjax.evaluate.language import says
 from rmjax.hub.tokenizer import Tokenizer
 from tests.experiments.starting import save_start
+from tests.train.conftest import quick_compilation
 
 
 @pytest.fixture(scope="module")
@@ -29,9 +30,10 @@ def tiny(start, **changes):
     values = {"init": str(start), "frozen_layers": 1, "sizes": (4, 8), "seeds": (0, 1), "tested_tasks": 6, "tested_texts": 3,
               "answer_tokens": 2}  # fmt: skip
     config.update(values | changes)
-    for name in set(config.arms) - {"full", "balanced", "delta_strong"}:
+    for name in set(config.arms) - {"balanced", "lora"}:
         del config.arms[name]
-    config.compared = (("balanced", "full"),)
+    config.arms.lora.swept = True
+    config.compared = (("balanced", "lora"),)
     return config.lock()
 
 
@@ -130,18 +132,19 @@ def test_grids_that_cannot_be_run(start, tmp_path, changes, message):
 @pytest.mark.slow
 def test_a_tiny_grid(start, tmp_path, monkeypatch):
     config = tiny(start)
-    forgetting.run(config, tmp_path)
+    with quick_compilation():
+        forgetting.run(config, tmp_path)
     found = json.loads((tmp_path / "results.json").read_text())
-    assert set(found["arms"]) == {"full", "balanced", "delta_strong"}
-    assert set(found["arms"]["full"]) == {"4", "8"} and set(found["arms"]["delta_strong"]) == {"8"}
+    assert set(found["arms"]) == {"lora", "balanced"}
+    assert set(found["arms"]["balanced"]) == {"4", "8"} and set(found["arms"]["lora"]) == {"8"}
     row = found["arms"]["balanced"]["8"]["task_loss"]
     assert row["mean"]["n"] == 12 and len(row["seeds"]) == 2
     assert row["over_base"]["value"] < 0  # it learned something of the tasks
-    assert found["compared"]["balanced - full"]["4"]["written_loss"]["n"] == 6
-    assert found["trained"]["balanced"] < found["trained"]["full"]
+    assert found["compared"]["balanced - lora"]["8"]["written_loss"]["n"] == 6
+    assert set(found["compared"]["balanced - lora"]) == {"8"}
     assert "<svg" in (tmp_path / "forgetting.svg").read_text()
     page = (tmp_path / "report.html").read_text()
-    assert "balanced: coefficient of variation" in page and "full: coefficient" not in page
+    assert "balanced: coefficient of variation" in page and "lora: coefficient" not in page
     result = json.loads((tmp_path / "balanced" / "size8-seed0" / "result.json").read_text())
     for share in result["routing"]["shares"].values():
         np.testing.assert_allclose(np.sum(share[TASKS], axis=-1), 1, atol=1e-4)

@@ -9,6 +9,7 @@ from experiments import interference
 from experiments.sources import records
 from rmjax.data.record import Comparison
 from tests.experiments.starting import save_start
+from tests.train.conftest import quick_compilation
 
 
 def tiny(init="", **changes):
@@ -77,7 +78,8 @@ def test_a_tiny_grid(tmp_path, monkeypatch):
     config = tiny(save_start(tmp_path / "start"), seeds=(0,))
     for name in ("full", "loramoe"):
         del config.arms[name]
-    interference.run(config, tmp_path / "grid")
+    with quick_compilation():
+        interference.run(config, tmp_path / "grid")
     found = json.loads((tmp_path / "grid" / "results.json").read_text())
     assert set(found["arms"]) == {"lora", "balanced"} and set(found["arms"]["lora"]) == {"correct", "ladder"}
     assert found["arms"]["balanced"]["ladder"]["joint"]["mean"]["n"] == 6
