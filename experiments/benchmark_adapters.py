@@ -80,10 +80,11 @@ class Arm:
 
     step: Any
     state: State
-    batch: Forest
+    batch: Any  # a forest, or several by name
 
     @classmethod
-    def make(cls, config: Any) -> "Arm":
+    def make(cls, config: Any, batch: Any = None) -> "Arm":
+        """Of random weights; the batch is random pairs where none is given."""
         mesh = make_mesh(config.mesh.to_dict())
         architecture = adapted_architecture(train.load_start(config.model).config, config.adapter)
         model, rate = RewardTransformer(architecture), optimizer.schedule(1e-4, 1000, 0.0, 0.1)
@@ -93,7 +94,7 @@ class Arm:
         state = make_state(params, trainable_paths(config), update, 0)
         shardings = state_shardings(state, boxed, trainable_paths(config), mesh)
         gradient = make_gradient(config, train.make_objective(config, model), model, rate, shardings.trainable)
-        batch = random_pairs(config, architecture.vocab_size)
+        batch = random_pairs(config, architecture.vocab_size) if batch is None else batch
         with jax.set_mesh(mesh):
             state = jax.device_put(state, shardings)
             jitted: Any = compile_step(make_step(gradient, update, shardings, mesh), shardings, mesh)
