@@ -38,6 +38,7 @@ def get_config() -> ConfigDict:
     arms.beta_strong = arm("loramoe", beta=1.0, swept=True)
     arms.delta_none = arm("loramoe", beta=0.1, delta=0.0, swept=True)
     arms.delta_strong = arm("loramoe", beta=0.1, delta=0.5, swept=True)
+    config.chosen = ".*"  # regular expression: arms whose whole name matches are run; a later command may add others
     config.compared = (
         ("lora", "full"),
         ("loramoe", "lora"),

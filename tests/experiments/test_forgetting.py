@@ -118,6 +118,7 @@ def test_the_summary_is_over_seeds_and_texts_and_against_the_base():
     ("changes", "message"),
     [
         ({"sizes": ()}, "config.sizes is empty"),
+        ({"chosen": "dora"}, "config.chosen is 'dora' and matches no arm; they are"),
         ({"sizes": (8, 4)}, "config.sizes is (8, 4); give growing numbers"),
         pytest.param({"init": "random"}, "config.init=random: a model that knows nothing", marks=pytest.mark.slow),
         ({"tasks": "sums"}, "config.tasks is 'sums'; choose shipped, loramoe_tiny or gsm8k_train"),
