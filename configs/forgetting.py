@@ -39,12 +39,12 @@ def get_config() -> ConfigDict:
     arms.delta_none = arm("loramoe", beta=0.1, delta=0.0, swept=True)
     arms.delta_strong = arm("loramoe", beta=0.1, delta=0.5, swept=True)
     config.chosen = ".*"  # regular expression: arms whose whole name matches are run; a later command may add others
-    config.compared = (
+    config.compared = (  # first − second
         ("lora", "full"),
         ("loramoe", "lora"),
         ("balanced", "loramoe"),
         ("balanced", "lora"),
-    )  # first − second
+    )
     return config
 
 

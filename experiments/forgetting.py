@@ -38,7 +38,7 @@ from rmjax.evaluate.plots import against_size, svg
 from rmjax.evaluate.routing import expert_shares, spread_of
 from rmjax.models.reward import RewardTransformer
 from rmjax.policy.pool import turn
-from rmjax.reward_model import CHECKPOINTS
+from rmjax.reward_model import CHECKPOINTS, load_description
 from rmjax.train import parameters
 
 PANELS = {  # measure, minus that of the base or not → axis
@@ -107,7 +107,7 @@ def run_one(grid: Any, name: str, size: int, seed: int, workdir: Path, base: Lan
         return found
     state = train.run(config, folder)
     params = parameters.merge(state.trainable, state.frozen)
-    model_config, _, _ = train.load_description(folder)
+    model_config, _, _ = load_description(folder)
     model = LanguageModel(model_config, params["backbone"], base.tokenizer)
     found = {"values": judge(model, tests), "judged": _judged(grid), "trained": parameters.count(state.trainable)}
     if model_config.adapter and model_config.adapter.kind == "loramoe":
