@@ -47,7 +47,7 @@ PANELS = {  # measure, minus that of the base or not → axis
     "own_loss": (True, "own old answers, loss (nats)"),
     "task_exact": (False, "new tasks solved exactly"),
 }
-_JUDGED = ("init", "layers", "tasks", "tested_tasks", "tested_texts", "answer_tokens")
+_JUDGED = ("init", "layers", "tasks", "row_tokens", "tested_tasks", "tested_texts", "answer_tokens")
 Measured = Mapping[str, Sequence[float]]  # measure → a value per text or question
 
 
@@ -199,7 +199,8 @@ def write_results(grid: Any, before: Mapping[str, Any], runs: Mapping[str, Any],
     asked = {name: before[name] for name in ("asked", "answered")}
     write_json(workdir / "results.json", written | asked | facts)
     curves = panels(grid, table)
-    write_text(workdir / "forgetting.svg", svg(against_size(grid.sizes, curves), "forgetting against data size"))
+    if curves:
+        write_text(workdir / "forgetting.svg", svg(against_size(grid.sizes, curves), "forgetting against data size"))
     largest = {name: by_size[max(grid.sizes)][0] for name, by_size in runs.items()}
     routed = {name: found["routing"] for name, found in largest.items() if "routing" in found}
     report = {
@@ -215,6 +216,8 @@ def write_results(grid: Any, before: Mapping[str, Any], runs: Mapping[str, Any],
 def panels(grid: Any, table: Mapping[str, Any]) -> dict[str, Any]:
     """Axis → arm → an interval per size; arms that were run at one size only are not drawn."""
     shown = [name for name in table if not grid.arms[name].swept]
+    if not shown:
+        return {}
     return {
         f"{label}, over the base" if over else label: {
             name: [table[name][str(size)][measure]["over_base" if over else "mean"] for size in grid.sizes]

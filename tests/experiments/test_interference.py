@@ -58,7 +58,7 @@ def test_interference_is_what_the_joint_model_loses():
 def test_grids_that_cannot_be_run(tmp_path):
     config = tiny()
     config.arms.balanced.alone = "dora"
-    with pytest.raises(ValueError, match="config.arms.\\*.alone names dora; the arms are full, lora"):
+    with pytest.raises(ValueError, match="config.arms.\\*.alone names dora; the arms are balanced, full, lora"):
         interference.run(config, tmp_path)
     with pytest.raises(ValueError, match="config.seeds is empty"):
         interference.run(tiny(seeds=()), tmp_path)
