@@ -197,10 +197,9 @@ def run(out: Path, sizes: Sizes, rounds: int) -> None:
     write_json(out, {"arms": result, "sizes": dataclasses.asdict(sizes), **environment()})
     for name, row in result.items():
         ratio, planned = row["time_ratio"], sum(row["planned_bytes"].values())
-        print(
-            f"{name:18} {ratio['median']:.2f} x {ratio['reference']} ({ratio['low']:.2f}-{ratio['high']:.2f}), trained {row['trained']:,}, "
-            f"planned {planned / 2**20:,.0f} MiB, peak {row['peak_bytes'] / 2**20:,.0f} MiB"
-        )
+        time_text = f"{ratio['median']:.2f} x {ratio['reference']} ({ratio['low']:.2f}-{ratio['high']:.2f})"
+        memory_text = f"planned {planned / 2**20:,.0f} MiB, peak {row['peak_bytes'] / 2**20:,.0f} MiB"
+        print(f"{name:18} {time_text}, trained {row['trained']:,}, {memory_text}")
 
 
 def main(argv: Sequence[str]) -> None:
