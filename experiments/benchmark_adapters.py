@@ -224,4 +224,5 @@ if __name__ == "__main__":
     flags.DEFINE_integer("rank", Sizes.rank, "of an expert", 1)
     flags.DEFINE_string("only", "", "one arm: take its step and print the peak of this process")
     prepare()
+    jax.config.update("jax_enable_compilation_cache", False)  # every arm compiles anew, so that peaks can be compared
     app.run(main, flags_parser=parse_flags)

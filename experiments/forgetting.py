@@ -195,6 +195,7 @@ def write_results(grid: Any, before: Mapping[str, Any], runs: Mapping[str, Any],
     trained = {name: next(iter(by_size.values()))[0]["trained"] for name, by_size in runs.items()}
     base = {measure: interval(values) for measure, values in before["values"].items()}
     facts = {"grid": json.loads(grid.to_json_best_effort()), **environment()}
+    workdir.mkdir(parents=True, exist_ok=True)
     written = {"arms": table, "compared": compared(grid, results), "base": base, "trained": trained}
     asked = {name: before[name] for name in ("asked", "answered")}
     write_json(workdir / "results.json", written | asked | facts)
