@@ -38,12 +38,13 @@ def get_config() -> ConfigDict:
     arms.beta_strong = arm("loramoe", beta=1.0, swept=True)
     arms.delta_none = arm("loramoe", beta=0.1, delta=0.0, swept=True)
     arms.delta_strong = arm("loramoe", beta=0.1, delta=0.5, swept=True)
-    config.compared = (
+    config.chosen = ".*"  # regular expression: arms whose whole name matches are run; a later command may add others
+    config.compared = (  # first − second
         ("lora", "full"),
         ("loramoe", "lora"),
         ("balanced", "loramoe"),
         ("balanced", "lora"),
-    )  # first − second
+    )
     return config
 
 

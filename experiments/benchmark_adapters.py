@@ -37,7 +37,10 @@ from rmjax.parallel.mesh import make_mesh
 from rmjax.train import optimizer, parameters
 from rmjax.train.state import State, compile_step, initial_params, make_state, make_step, state_shardings
 
-REFERENCE = "lora"  # what the others' time is divided by
+REFERENCES = {
+    "lora_dropout": "lora_dropout",
+    "loramoe_dropout": "lora_dropout",
+}  # what an arm's time is divided by: lora else
 WARMUP = 2  # rounds that are not counted
 
 
@@ -54,13 +57,16 @@ class Sizes:
 
 def arms(sizes: Sizes) -> dict[str, dict[str, Any]]:
     """Name → changes of configs/base.py."""
+    lora = {"adapter.kind": "lora", "adapter.rank": sizes.rank * sizes.experts}
     mixture = {"adapter.kind": "loramoe", "adapter.rank": sizes.rank, "adapter.experts": sizes.experts}
     low = {"model.param_dtype": "bfloat16"}
     return {
-        "lora": {"adapter.kind": "lora", "adapter.rank": sizes.rank * sizes.experts},
+        "lora": lora,
         "loramoe": mixture,
         "loramoe_block": mixture | {"adapter.router": "block"},
         "loramoe_balanced": mixture | {"adapter.beta": 0.1},
+        "lora_dropout": lora | {"adapter.dropout": 0.05},
+        "loramoe_dropout": mixture | {"adapter.dropout": 0.05},
         "loramoe_bf16_base": mixture | low,
         "full": {},
     }
@@ -139,13 +145,19 @@ def timed(built: Mapping[str, Arm], rounds: int) -> dict[str, list[float]]:
 
 
 def ratios(seconds: Mapping[str, Sequence[float]]) -> dict[str, Any]:
-    """Arm → its time over the reference's: median over rounds, and the mean of logarithms with its interval, as a factor."""
+    """Arm → its time over its reference's: median over rounds, and the mean of logarithms with its interval, as a factor."""
     found = {}
     for name, values in seconds.items():
-        logs = np.log(np.asarray(values) / np.asarray(seconds[REFERENCE]))
+        reference = REFERENCES.get(name, "lora")
+        logs = np.log(np.asarray(values) / np.asarray(seconds[reference]))
         mean = interval(logs)
         factors = {side: float(np.exp(mean[side])) for side in ("value", "low", "high")}  # type: ignore[literal-required]
-        found[name] = {"median": float(np.exp(np.median(logs))), **factors, "rounds": len(values)}
+        found[name] = {
+            "reference": reference,
+            "median": float(np.exp(np.median(logs))),
+            **factors,
+            "rounds": len(values),
+        }
     return found
 
 
@@ -183,13 +195,12 @@ def run(out: Path, sizes: Sizes, rounds: int) -> None:
         }
         for name, ratio in ratios(seconds).items()
     }  # fmt: skip
-    write_json(out, {"arms": result, "reference": REFERENCE, "sizes": dataclasses.asdict(sizes), **environment()})
+    write_json(out, {"arms": result, "sizes": dataclasses.asdict(sizes), **environment()})
     for name, row in result.items():
         ratio, planned = row["time_ratio"], sum(row["planned_bytes"].values())
-        print(
-            f"{name:18} {ratio['median']:.2f} x ({ratio['low']:.2f}-{ratio['high']:.2f}), trained {row['trained']:,}, "
-            f"planned {planned / 2**20:,.0f} MiB, peak {row['peak_bytes'] / 2**20:,.0f} MiB"
-        )
+        time_text = f"{ratio['median']:.2f} x {ratio['reference']} ({ratio['low']:.2f}-{ratio['high']:.2f})"
+        memory_text = f"planned {planned / 2**20:,.0f} MiB, peak {row['peak_bytes'] / 2**20:,.0f} MiB"
+        print(f"{name:18} {time_text}, trained {row['trained']:,}, {memory_text}")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -214,4 +225,5 @@ if __name__ == "__main__":
     flags.DEFINE_integer("rank", Sizes.rank, "of an expert", 1)
     flags.DEFINE_string("only", "", "one arm: take its step and print the peak of this process")
     prepare()
+    jax.config.update("jax_enable_compilation_cache", False)  # every arm compiles anew, so that peaks can be compared
     app.run(main, flags_parser=parse_flags)

@@ -11,6 +11,7 @@ before training), results.json, forgetting.svg, and report.html with the routing
 import dataclasses
 import functools
 import json
+import re
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -37,7 +38,7 @@ from rmjax.evaluate.plots import against_size, svg
 from rmjax.evaluate.routing import expert_shares, spread_of
 from rmjax.models.reward import RewardTransformer
 from rmjax.policy.pool import turn
-from rmjax.reward_model import CHECKPOINTS
+from rmjax.reward_model import CHECKPOINTS, load_description
 from rmjax.train import parameters
 
 PANELS = {  # measure, minus that of the base or not → axis
@@ -46,7 +47,7 @@ PANELS = {  # measure, minus that of the base or not → axis
     "own_loss": (True, "own old answers, loss (nats)"),
     "task_exact": (False, "new tasks solved exactly"),
 }
-_JUDGED = ("init", "layers", "tasks", "tested_tasks", "tested_texts", "answer_tokens")
+_JUDGED = ("init", "layers", "tasks", "row_tokens", "tested_tasks", "tested_texts", "answer_tokens")
 Measured = Mapping[str, Sequence[float]]  # measure → a value per text or question
 
 
@@ -106,7 +107,7 @@ def run_one(grid: Any, name: str, size: int, seed: int, workdir: Path, base: Lan
         return found
     state = train.run(config, folder)
     params = parameters.merge(state.trainable, state.frozen)
-    model_config, _, _ = train.load_description(folder)
+    model_config, _, _ = load_description(folder)
     model = LanguageModel(model_config, params["backbone"], base.tokenizer)
     found = {"values": judge(model, tests), "judged": _judged(grid), "trained": parameters.count(state.trainable)}
     if model_config.adapter and model_config.adapter.kind == "loramoe":
@@ -149,7 +150,7 @@ def _row(values: Sequence[Sequence[float]], before: Sequence[float]) -> dict[str
 def compared(grid: Any, results: Mapping[str, Mapping[int, Sequence[Measured]]]) -> dict[str, Any]:
     """`first - second` → size → measure → paired difference."""
     found: dict[str, Any] = {}
-    for first, second in grid.compared:
+    for first, second in (pair for pair in grid.compared if set(pair) <= set(results)):
         found[f"{first} - {second}"] = {
             str(size): {m: paired([run[m] for run in runs], [run[m] for run in results[second][size]]) for m in runs[0]}
             for size, runs in results[first].items()
@@ -179,10 +180,10 @@ def run(grid: Any, workdir: Path) -> None:
         skills.facts_rows(for_training=False), ForestShape(4, grid.row_tokens, 16, 1), grid.answer_tokens,
     )  # fmt: skip
     tests, before = judge_base(grid, base, tests, workdir / "base.json")
-    runs: dict[str, dict[int, list[dict]]] = {name: {} for name in grid.arms}
+    runs: dict[str, dict[int, list[dict]]] = {name: {} for name in grid.arms if re.fullmatch(grid.chosen, name)}
     for seed in grid.seeds:  # outermost, so that a grid that was stopped early has whole seeds
         for size in grid.sizes:
-            for name in (n for n, arm in grid.arms.items() if size == max(grid.sizes) or not arm.swept):
+            for name in (n for n in runs if size == max(grid.sizes) or not grid.arms[n].swept):
                 runs[name].setdefault(size, []).append(run_one(grid, name, size, seed, workdir, base, tests))
     write_results(grid, before, runs, workdir)
 
@@ -194,11 +195,13 @@ def write_results(grid: Any, before: Mapping[str, Any], runs: Mapping[str, Any],
     trained = {name: next(iter(by_size.values()))[0]["trained"] for name, by_size in runs.items()}
     base = {measure: interval(values) for measure, values in before["values"].items()}
     facts = {"grid": json.loads(grid.to_json_best_effort()), **environment()}
+    workdir.mkdir(parents=True, exist_ok=True)
     written = {"arms": table, "compared": compared(grid, results), "base": base, "trained": trained}
     asked = {name: before[name] for name in ("asked", "answered")}
     write_json(workdir / "results.json", written | asked | facts)
     curves = panels(grid, table)
-    write_text(workdir / "forgetting.svg", svg(against_size(grid.sizes, curves), "forgetting against data size"))
+    if curves:
+        write_text(workdir / "forgetting.svg", svg(against_size(grid.sizes, curves), "forgetting against data size"))
     largest = {name: by_size[max(grid.sizes)][0] for name, by_size in runs.items()}
     routed = {name: found["routing"] for name, found in largest.items() if "routing" in found}
     report = {
@@ -213,7 +216,9 @@ def write_results(grid: Any, before: Mapping[str, Any], runs: Mapping[str, Any],
 
 def panels(grid: Any, table: Mapping[str, Any]) -> dict[str, Any]:
     """Axis → arm → an interval per size; arms that were run at one size only are not drawn."""
-    shown = [name for name, arm in grid.arms.items() if not arm.swept]
+    shown = [name for name in table if not grid.arms[name].swept]
+    if not shown:
+        return {}
     return {
         f"{label}, over the base" if over else label: {
             name: [table[name][str(size)][measure]["over_base" if over else "mean"] for size in grid.sizes]
@@ -230,6 +235,8 @@ def check(grid: Any) -> None:
             raise ValueError(f"config.{field} is empty; give one at least")
     if list(grid.sizes) != sorted(set(grid.sizes)) or grid.sizes[0] < 1:
         raise ValueError(f"config.sizes is {grid.sizes}; give growing numbers, 1 or more")
+    if not any(re.fullmatch(grid.chosen, name) for name in grid.arms):
+        raise ValueError(f"config.chosen is {grid.chosen!r} and matches no arm; they are {', '.join(grid.arms)}")
     unknown = {name for pair in grid.compared for name in pair} - set(grid.arms)
     if unknown:
         raise ValueError(f"config.compared names {', '.join(sorted(unknown))}; the arms are {', '.join(grid.arms)}")

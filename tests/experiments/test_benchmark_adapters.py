@@ -30,7 +30,16 @@ def test_every_round_has_each_arm_once_and_the_first_ones_do_not_count():
 
 
 def test_ratios_are_formed_within_a_round():
-    found = benchmark.ratios({"lora": [1.0, 10.0, 2.0], "loramoe": [1.2, 12.0, 2.4]})
+    seconds = {
+        "lora": [1.0, 10.0, 2.0],
+        "loramoe": [1.2, 12.0, 2.4],
+        "lora_dropout": [2.0, 1.0],
+        "loramoe_dropout": [3.0, 1.5],
+    }
+    found = benchmark.ratios(seconds)
+    assert (
+        found["loramoe_dropout"]["value"] == pytest.approx(1.5) and found["lora_dropout"]["reference"] == "lora_dropout"
+    )
     assert found["lora"]["median"] == 1.0
     assert [found["loramoe"][name] for name in ("median", "value", "low", "high")] == pytest.approx([1.2] * 4)
 

@@ -118,6 +118,7 @@ def test_the_summary_is_over_seeds_and_texts_and_against_the_base():
     ("changes", "message"),
     [
         ({"sizes": ()}, "config.sizes is empty"),
+        ({"chosen": "dora"}, "config.chosen is 'dora' and matches no arm; they are"),
         ({"sizes": (8, 4)}, "config.sizes is (8, 4); give growing numbers"),
         pytest.param({"init": "random"}, "config.init=random: a model that knows nothing", marks=pytest.mark.slow),
         ({"tasks": "sums"}, "config.tasks is 'sums'; choose shipped, loramoe_tiny or gsm8k_train"),
@@ -127,6 +128,37 @@ def test_grids_that_cannot_be_run(start, tmp_path, changes, message):
     with pytest.raises(ValueError) as caught:
         forgetting.run(tiny(start, **changes), tmp_path)
     assert message in str(caught.value)
+
+
+def test_what_a_grid_leaves(tmp_path):
+    config = grids.get_config()
+    config.update({"sizes": (4, 8), "chosen": "lora|balanced|delta_none"})
+    base = {"facts": [1.0, 1.0], "written_loss": [2.0], "own_loss": [1.0], "task_exact": [0.0], "task_loss": [3.0]}
+    shares = {"mlp/gate": [[[0.4, 0.6]], [[0.6, 0.4]]]}
+    routed = {"routing": {"types": ["tasks", "knowledge"], "shares": shares, "variation": 0.0}}
+
+    def finished(lost, **more):
+        values = base | {"facts": [1.0, 1.0 - lost], "own_loss": [1.0 + lost], "task_exact": [lost]}
+        return {"values": values, "trained": 7, **more}
+
+    runs = {
+        "lora": {4: [finished(0.0)] * 2, 8: [finished(1.0)] * 2},
+        "balanced": {4: [finished(0.0, **routed)] * 2, 8: [finished(0.0, **routed)] * 2},
+        "delta_none": {8: [finished(0.0, **routed)] * 2},
+    }
+    forgetting.write_results(config, {"values": base, "asked": 5, "answered": 2}, runs, tmp_path)
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert (found["asked"], found["answered"], found["trained"]["lora"]) == (5, 2, 7)
+    assert found["arms"]["lora"]["8"]["facts"]["over_base"]["value"] == -0.5
+    assert list(found["compared"]) == ["balanced - lora"]
+    assert found["compared"]["balanced - lora"]["8"]["own_loss"]["value"] == -1.0
+    assert "lora" in (tmp_path / "forgetting.svg").read_text()
+    page = (tmp_path / "report.html").read_text()
+    assert "balanced: coefficient of variation" in page and "lora: coefficient" not in page and page.count("<svg") == 3
+
+    del runs["lora"], runs["balanced"]
+    forgetting.write_results(config, {"values": base, "asked": 5, "answered": 2}, runs, tmp_path / "swept")
+    assert not (tmp_path / "swept" / "forgetting.svg").exists()
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """The interference experiment: domains, data, summary, and a tiny grid from end to end."""
 
+import argparse
 import json
 
 import pytest
@@ -58,7 +59,7 @@ def test_interference_is_what_the_joint_model_loses():
 def test_grids_that_cannot_be_run(tmp_path):
     config = tiny()
     config.arms.balanced.alone = "dora"
-    with pytest.raises(ValueError, match="config.arms.\\*.alone names dora; the arms are full, lora"):
+    with pytest.raises(ValueError, match="config.arms.\\*.alone names dora; the arms are balanced, full, lora"):
         interference.run(config, tmp_path)
     with pytest.raises(ValueError, match="config.seeds is empty"):
         interference.run(tiny(seeds=()), tmp_path)
@@ -71,6 +72,22 @@ def test_grids_that_cannot_be_run(tmp_path):
     with pytest.raises(ValueError, match="configs/interference.py:law is unknown; choose ladder or harmless"):
         grids.get_config("law")
     assert list(grids.get_config("harmless").domains) == ["correct", "harmless"]
+
+
+def test_separate_models_are_made_once_and_for_one_domain(tmp_path, monkeypatch):
+    made = []
+
+    def run_one(grid, name, data, seed, workdir, tests, tokenizer):
+        made.append(f"{name}/{data}-{seed}")
+        return {"credits": {d: [float(data != "both")] * len(rows) for d, rows in tests.items() if data in ("both", d)}}
+
+    monkeypatch.setattr(interference, "run_one", run_one)
+    monkeypatch.setattr(interference.train, "load_start", lambda model: argparse.Namespace(tokenizer=None))
+    interference.run(tiny(), tmp_path)
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert len(made) == len(set(made)) == 2 * (4 + 4)  # two seeds; four arms, and full and lora on a domain each
+    assert found["arms"]["loramoe"]["ladder"]["interference"] == {"value": 1.0, "low": 1.0, "high": 1.0, "n": 12}
+    assert found["baselines"]["correct"]["length"]["n"] == 6
 
 
 @pytest.mark.slow
