@@ -62,7 +62,7 @@ def get_config() -> ConfigDict:
     data.references = 1  # pool: same-policy samples beside the positive
     data.wrapper = "sft"  # pool: POLAR wrapper, sft | pretrain
     data.reference = "required"  # comparisons: required | optional
-    data.end_token = "<|im_end|>"  # texts: ends each text
+    data.end_token = "<|im_end|>"  # texts: ends each text; empty = nothing does
     data.rows = 8  # rows a batch (over all devices)
     data.row_tokens = 512  # tokens a row; short rows are fast, a dense mask costs T per token
     data.groups = 8  # groups a row at most

@@ -22,7 +22,7 @@ from configs.sample import ladder as ladder_config
 from configs.sample import solver as solver_config
 from configs.sample import tune as tune_config
 from experiments import sample, train
-from experiments.corpus.tasks import is_correct, pool_rows, solver_rows
+from experiments.corpus.tasks import is_correct, pool_rows, skill_rows, solver_rows
 from experiments.corpus.texts import corpora
 from experiments.start import parse_flags, prepare
 from rmjax.data.rows import iterate_rows
@@ -139,6 +139,14 @@ def _triple(name: str, prompt_id: str, prompt: str, category: str, *texts: str) 
     return {"id": name, "prompt_id": prompt_id, "prompt": prompt, "category": category, **answers}
 
 
+def write_skills() -> None:
+    """New skills and old knowledge for language models: tasks with bare answers, and closed-book questions."""
+    skills = skill_rows(per_task=600, seed=31)
+    for split, wanted in (("train", False), ("test", True)):
+        _write(PACKAGE / f"skills_{split}.jsonl.zst", [row for row in skills if held_out(row["prompt"]) == wanted])
+    _write(PACKAGE / "facts.jsonl.zst", _rows(Path("experiments/corpus/facts.jsonl")))
+
+
 def build(workdir: Path) -> None:
     """Writes the files of the package."""
     pool = pool_corpus(workdir)
@@ -151,6 +159,7 @@ def build(workdir: Path) -> None:
         ]
         _write(PACKAGE / f"ranked_{split}.jsonl.zst", rows)
         print(f"ranked_{split}: {len(rows)} triples, {dict(Counter(row['category'] for row in rows))}")
+    write_skills()
     print(f"policy_pool: {len(pool)} samples of {len({row['policy'] for row in pool})} policies")
     print(f"{sum(path.stat().st_size for path in PACKAGE.iterdir()) / 1e6:.2f} MB in {PACKAGE}")
 

@@ -1,7 +1,7 @@
 """reasoning-gym tasks (Apache-2.0) as prompts, and the check of an answer.
 
 `POOL_TASKS` go into the policy pool beside the written prompts; `SOLVER_TASKS`, easy enough for a 135M model to solve some
-of the time, give the ranked triples for fine-tuning.
+of the time, give the ranked triples for fine-tuning; `SKILL_TASKS`, short ones, are new skills for a language model.
 """
 
 import re
@@ -24,6 +24,14 @@ SOLVER_TASKS = {
     "number_sequence": dict(max_complexity=1),
     "products": dict(min_terms=2, max_terms=2, min_digits=1, max_digits=1),
 }
+SKILL_TASKS = {
+    "chain_sum": dict(min_terms=2, max_terms=3, min_digits=1, max_digits=2),
+    "simple_equations": dict(min_terms=2, max_terms=2, min_value=1, max_value=20),
+    "letter_counting": dict(min_words=2, max_words=4),
+    "number_sequence": dict(max_complexity=1),
+    "spell_backward": dict(min_word_len=3, max_word_len=5),
+    "lcm": dict(min_numbers=2, max_numbers=2, min_value=2, max_value=30),
+}
 _NUMBER = re.compile(r"-?\d+(?:[.,]\d+)*(?:/\d+)?")
 _YES_NO = re.compile(r"\b(yes|no)\b", re.IGNORECASE)
 
@@ -39,10 +47,24 @@ def pool_rows(per_task: int, seed: int) -> list[dict]:
 
 def solver_rows(per_task: int, seed: int) -> list[dict]:
     """Prompts with their gold answers: {"id", "category", "prompt", "answer"}; equal questions once."""
+    return _answered(SOLVER_TASKS, "s", per_task, seed)
+
+
+def skill_rows(per_task: int, seed: int) -> list[dict]:
+    """The same of `SKILL_TASKS`."""
+    return _answered(SKILL_TASKS, "k", per_task, seed)
+
+
+def _answered(tasks: dict[str, dict], letter: str, per_task: int, seed: int) -> list[dict]:
     rows: dict[str, dict] = {}
-    for task, options in SOLVER_TASKS.items():
+    for task, options in tasks.items():
         for i, entry in enumerate(reasoning_gym.create_dataset(task, size=per_task, seed=seed, **options)):
-            row = {"id": f"{task}-s{i}", "category": task, "prompt": entry["question"], "answer": entry["answer"]}
+            row = {
+                "id": f"{task}-{letter}{i}",
+                "category": task,
+                "prompt": entry["question"],
+                "answer": entry["answer"],
+            }
             rows.setdefault(entry["question"], row)
     return list(rows.values())
 

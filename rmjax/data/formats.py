@@ -209,7 +209,8 @@ def text_trees(
 ) -> list[Tree]:
     """A tree for language-model training from {"prompt", "output", "type"?}: the loss is on the output and the end token.
 
-    `prompt` is a template in which special tokens count; it may be empty, and then all of the text is learned.
+    `prompt` is a template in which special tokens count; it may be empty, and then all of the text is learned. An empty
+    `end_token` is none.
 
     Args:
       row_tokens: a longer text keeps its head and loses the rest, the end token included.
@@ -218,7 +219,7 @@ def text_trees(
       record: the row's index in its source.
     """
     before = tokenizer.encode_marked(text.get("prompt", ""))
-    ids = before + tokenizer.encode(text["output"]) + [tokenizer.id(end_token)]
+    ids = before + tokenizer.encode(text["output"]) + ([tokenizer.id(end_token)] if end_token else [])
     counts["cut"] += len(ids) > row_tokens
     counts["prompt_fills_row"] += len(before) >= row_tokens
     counts["special_token_in_text"] += tokenizer.mentions_special(text["output"])

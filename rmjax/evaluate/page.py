@@ -50,6 +50,8 @@ def render(report: Report, sections: Sequence[Section], runs: Mapping[str, Mappi
         _results(sections),
         _differences(report.get("differences", {})),
         _discrimination(report.get("discrimination", {})),
+        _against_size(report.get("sizes", ()), report.get("panels", {})),
+        _routing(report.get("routing", {})),
         _learning_curves(runs),
         _provenance(report.get("provenance", {})),
     ]
@@ -144,6 +146,28 @@ def _discrimination(splits: Mapping[str, Any]) -> str:
             kinds,
         )
     )
+
+
+def _against_size(sizes: Sequence[int], panels: Mapping[str, Mapping[str, Sequence[Interval]]]) -> str:
+    if not panels:
+        return ""
+    note = "Means over seeds with 95 % bootstrap intervals (texts resampled)."
+    figure = _figure(plots.against_size(sizes, panels), "Forgetting and learning")
+    return _group("Against the amount of data", note, [figure])
+
+
+def _routing(routed: Mapping[str, Any]) -> str:
+    """A heat map per model, mean over the routers of a layer."""
+    figures = []
+    for name, routing in routed.items():
+        shares_ZLN = np.mean([np.asarray(share, np.float64) for share in routing["shares"].values()], axis=0)
+        caption = f"{name}: coefficient of variation {routing['variation']:.3f}"
+        figures.append(_figure(plots.routing_map(shares_ZLN, routing["types"]), caption))
+    note = (
+        "Share of the routers' mass by layer (from the first with an adapter), expert and type of text, on held-out texts. "
+        "White is an even spread. The coefficient of variation is 0 then, and √(N − 1) where one of N experts has it all."
+    )
+    return _group("Routing", note, figures)
 
 
 def _learning_curves(runs: Mapping[str, Mapping[str, Curve]]) -> str:

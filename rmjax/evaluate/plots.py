@@ -234,6 +234,35 @@ def routing_map(shares_ZLN: ArrayLike, types: Sequence[str] = ()) -> Figure:
 
 
 @matplotlib.rc_context(_STYLE)
+def against_size(sizes: Sequence[int], panels: Mapping[str, Mapping[str, Sequence[Interval]]]) -> Figure:
+    """Measures against the amount of data (logarithmic), a panel for each, a line with 95 % intervals for each arm.
+
+    Args:
+      sizes: amounts of data, in training texts.
+      panels: axis label → arm → an interval for each size.
+    """
+    figure, all_axes = _figure(1.0 + 1.75 * len(panels), rows=len(panels), sharex=True)
+    for axes, (label, arms) in zip(all_axes, panels.items(), strict=True):
+        for number, (name, means) in enumerate(arms.items()):
+            values_S = np.asarray([_value(mean) for mean in means])
+            low_S, high_S = (np.asarray([_value(mean, side) for mean in means]) for side in ("low", "high"))
+            shift = 1.03 ** (number - (len(arms) - 1) / 2)  # side by side, so that intervals can be told apart
+            errors_2S = np.maximum(np.stack([values_S - low_S, high_S - values_S]), 0)
+            color = (BLUE, ORANGE, GREEN, "#9467bd", "#c23b5a", GRAY)[number % 6]
+            axes.errorbar(
+                shift * np.asarray(sizes), values_S, yerr=errors_2S, fmt="o-", color=color, markersize=3.5,
+                linewidth=1.2, elinewidth=1, label=name,
+            )  # fmt: skip
+        axes.set_title(label, loc="left", fontsize=10)
+    all_axes[-1].set(xscale="log", xlabel="new tasks in the training data")
+    all_axes[-1].set_xticks(list(sizes), [str(size) for size in sizes])
+    all_axes[-1].minorticks_off()
+    handles, labels = all_axes[0].get_legend_handles_labels()
+    _legend_above(figure, dict(zip(labels, handles, strict=True)))
+    return figure
+
+
+@matplotlib.rc_context(_STYLE)
 def scaling_law(
     runs: Mapping[str, tuple[ArrayLike, ArrayLike]],
     points: Sequence[Point],

@@ -1,6 +1,6 @@
 """Where a LoRAMoE adapter sends what: share of mass by router, type, layer and expert, over a whole data set."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -48,3 +48,10 @@ def expert_shares(
     with np.errstate(invalid="ignore", divide="ignore"):
         by_path = {path: value[0] / counts_Z[:, None, None] for path, value in flat(shares).items()}
     return {path.removeprefix("backbone/layers/").removesuffix("/weights"): v for path, v in by_path.items()}
+
+
+def spread_of(shares: Mapping[str, Float[ndarray, "types L N"]]) -> float:
+    """Coefficient of variation of the experts' mass, types counted alike, mean over routers and layers: 0 is an even
+    spread, √(N − 1) one expert alone."""
+    by_expert = [np.nanmean(share_ZLN, axis=0) for share_ZLN in shares.values()]
+    return float(np.mean([np.std(x_LN, axis=-1) / np.mean(x_LN, axis=-1) for x_LN in by_expert]))

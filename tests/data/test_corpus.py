@@ -8,7 +8,7 @@ import pytest
 from experiments.sources import pool, records, shipped
 from rmjax.data.rows import iterate_rows
 
-PARTS = ("policy_pool", "ranked_train", "ranked_test")
+PARTS = ("policy_pool", "ranked_train", "ranked_test", "skills_train", "skills_test", "facts")
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def test_held_out_prompts_give_triples(split):
 
 
 def test_ranked_triples_share_no_prompt_between_train_and_test():
-    train, test = ([*records(f"shipped:{part}")] for part in PARTS[1:])
+    train, test = ([*records(f"shipped:{part}")] for part in PARTS[1:3])
     assert len(train) > 100 and len(test) > 30
     assert not {c.prompt for c in train} & {c.prompt for c in test}
     assert all(c.references and c.ranks == (0.0, 1.0) for c in (*train, *test))
@@ -72,3 +72,15 @@ def test_solver_triples_are_verified_by_the_tasks_own_scorer():
             assert verdicts == [True, True, False], json.dumps(row)
             checked += 1
     assert checked
+
+
+def test_skills_share_no_prompt_and_are_what_the_tasks_say():
+    train, test = (
+        [dict(row) for _, row in iterate_rows(str(shipped(f"skills_{split}")))] for split in ("train", "test")
+    )
+    assert not {row["prompt"] for row in train} & {row["prompt"] for row in test}
+    assert {row["category"] for row in train} == {row["category"] for row in test} and len(train) > 2000
+    pytest.importorskip("reasoning_gym", reason="comes with the extra `corpus`")
+    from experiments.corpus.tasks import skill_rows
+
+    assert sorted(row["id"] for row in train + test) == sorted(row["id"] for row in skill_rows(per_task=600, seed=31))

@@ -69,3 +69,19 @@ def test_scaling_law_draws_runs_envelope_and_fit():
     assert len(axes.lines) == 4
     assert f"{law.alpha:.4f}" in axes.lines[-1].get_label()
     assert plots.svg(figure, 'a "law"').startswith('<svg role="img" aria-label="a &quot;law&quot;"')
+
+
+def test_lines_against_size_stand_side_by_side_with_their_intervals():
+    def means(*values):
+        return [{"value": v, "low": v - 0.1, "high": v + 0.2, "n": 4} for v in values]
+
+    none = {"value": None, "low": None, "high": None, "n": 0}
+    figure = plots.against_size([8, 64], {"facts": {"full": means(0.5, 0.2), "lora": [*means(0.6), none]}, "loss": {}})
+    facts, loss = figure.axes
+    assert facts.get_title(loc="left") == "facts" and not loss.containers
+    full, lora = facts.containers
+    assert list(full.lines[0].get_ydata()) == [0.5, 0.2] and np.isnan(lora.lines[0].get_ydata()[1])
+    assert full.lines[0].get_xdata()[0] < lora.lines[0].get_xdata()[0]
+    (bars,) = full.lines[2]
+    np.testing.assert_allclose(bars.get_segments()[0][:, 1], [0.4, 0.7])
+    assert "svg" in plots.svg(figure, "forgetting")

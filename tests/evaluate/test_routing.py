@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from rmjax.evaluate import plots
-from rmjax.evaluate.routing import expert_shares
+from rmjax.evaluate.routing import expert_shares, spread_of
 from rmjax.models.loramoe import ROUTING
 from rmjax.train.parameters import flat
 from tests.models.adapting import PAIRS, experts, moved, small, started
@@ -46,3 +46,13 @@ def test_the_map_has_a_panel_for_each_type_and_white_is_even():
     nothing = shares.copy()
     nothing[0] = np.nan
     assert "svg" in plots.svg(plots.routing_map(nothing), "routing")
+
+
+def test_spread_is_zero_where_even_and_largest_where_one_expert_has_all():
+    even, alone = np.full((2, 3, 4), 0.25), np.zeros((2, 3, 4))
+    alone[..., 1] = 1.0
+    assert spread_of({"mlp/up": even}) == 0.0 and spread_of({"mlp/up": alone}) == pytest.approx(np.sqrt(3))
+    tilted = np.array([[[0.6, 0.4]], [[0.4, 0.6]]])  # each type leans its own way, together they are even
+    assert spread_of({"mlp": tilted}) == pytest.approx(0)
+    tilted[1] = np.nan  # no group of that type
+    assert spread_of({"mlp": tilted, "attention": tilted}) == pytest.approx(0.2)

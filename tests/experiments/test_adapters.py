@@ -4,43 +4,30 @@ import functools
 import json
 from pathlib import Path
 
-import flax.linen as nn
 import jax
 import numpy as np
 import pytest
-from tokenizers import pre_tokenizers
 
 from configs import base, loramoe
 from experiments import adapters, export
 from experiments import train as command
-from rmjax.data.formats import Format
-from rmjax.hub.tokenizer import Tokenizer
 from rmjax.models.lora import AdapterConfig
-from rmjax.models.reward import RewardTransformer
-from rmjax.models.transformer import TransformerConfig
-from rmjax.reward_model import CHECKPOINTS, RewardModel, load_params, save_description
+from rmjax.reward_model import CHECKPOINTS, RewardModel, load_params
 from rmjax.train.checkpoint import Checkpoints
 from rmjax.train.metrics import read_metrics
 from rmjax.train.parameters import flat, nested, split
-from rmjax.train.state import initial_params
+from tests.experiments.starting import save_start
 
 pytestmark = pytest.mark.slow  # whole runs
 
-SPECIAL = ["<file_sep>", "<empty_output>", "<|im_end|>"]
 ROWS = [{"prompt": "Say 3.", "output": "It is 3."}, {"prompt": "Say 3.", "output": "No."}]
-DEFAULT_FORMAT = Format(**base.get_config().format.to_dict())
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     """A tiny reward model to start from, ranked answers and texts with types."""
     home = tmp_path_factory.mktemp("adapters")
-    tokenizer = Tokenizer.from_bpe([*SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet())], [], SPECIAL)
-    config = TransformerConfig(tokenizer.vocab_size, width=32, depth=2, heads=4, kv_heads=2, head_width=8, mlp_width=64)
-    save_description(home / "start", config, DEFAULT_FORMAT, tokenizer)
-    params = nn.meta.unbox(jax.jit(lambda: initial_params(RewardTransformer(config), 0))())
-    with Checkpoints(home / "start" / CHECKPOINTS) as checkpoints:
-        checkpoints.save(0, {"trainable": params}, {}, wait=True)
+    save_start(home / "start")
     ranked = [{"prompt": f"Say {i}.", "chosen": f"It is {i}.", "rejected": "No.", "type": i % 2} for i in range(8)]
     texts = [{"prompt": f"Q{i}:", "output": f"A{i}", "type": i % 2} for i in range(8)]
     for name, rows in {"ranked": ranked, "texts": texts}.items():

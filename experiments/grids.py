@@ -1,0 +1,53 @@
+"""What grids of runs share: results that are not made again, runs as long as their data, intervals over seeds and items."""
+
+import json
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.streams import open_stream
+from rmjax.data.formats import Format
+from rmjax.evaluate.bootstrap import Interval, difference, interval
+from rmjax.hub.tokenizer import Tokenizer
+
+
+def steps_of(config: Any, tokenizer: Tokenizer) -> int:
+    """Batches in `config.data.epochs` passes over the data."""
+    return sum(1 for _ in open_stream(config, tokenizer, Format(**config.format.to_dict())).batches)
+
+
+def stored(path: Path, judged: Mapping[str, Any]) -> dict[str, Any] | None:
+    """A finished result; None where there is none.
+
+    Raises:
+      ValueError: it was judged on other tests than `judged` says.
+    """
+    if not path.exists():
+        return None
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if found["judged"] != dict(judged):
+        raise ValueError(f"{path} was judged with {found['judged']}; the config says {dict(judged)}; use a new workdir")
+    return found
+
+
+def over_seeds(values: Sequence[Sequence[float]], items: Sequence[Hashable] | None = None) -> dict[str, Any]:
+    """Of a value per seed and row: the mean with its interval, and each seed's mean.
+
+    Items are resampled, each with its values of all seeds; `items` labels the rows, by default each is one of its own.
+    """
+    return {"mean": interval(*_pooled(values, items)), "seeds": [float(np.mean(v)) for v in values if len(v)]}
+
+
+def paired(
+    first: Sequence[Sequence[float]], second: Sequence[Sequence[float]], items: Sequence[Hashable] | None = None
+) -> Interval:
+    """Mean difference, seed by seed and row by row, with its interval as in `over_seeds`."""
+    (a, labels), (b, _) = _pooled(first, items), _pooled(second, items)
+    return difference(a, b, labels)
+
+
+def _pooled(values: Sequence[Sequence[float]], items: Sequence[Hashable] | None) -> tuple[np.ndarray, list[Hashable]]:
+    labels = range(len(values[0])) if items is None else items
+    return np.concatenate([np.asarray(v, np.float64) for v in values]), [label for _ in values for label in labels]

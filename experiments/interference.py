@@ -1,0 +1,178 @@
+"""Do two kinds of preference get in each other's way? `python -m experiments.interference --workdir=runs/interference`.
+
+Trains the arms of configs/interference.py on both domains together, with the domain as the type label, and models for one
+domain alone on that domain's same comparisons. Interference is the accuracy of the separate model minus that of the joint
+one, on held-out comparisons of the domain.
+
+Writes data/, a folder per arm, training data and seed with result.json (runs that have one are not run again) and
+results.json.
+"""
+
+import dataclasses
+import functools
+import json
+import re
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import app, flags
+from ml_collections import config_flags
+
+from configs.interference import training
+from experiments import train
+from experiments.configuration import keep_config
+from experiments.grids import over_seeds, paired, steps_of, stored
+from experiments.skills import spread
+from experiments.sources import records
+from experiments.start import parse_flags, prepare
+from rmjax.data.record import Comparison, to_row
+from rmjax.evaluate import baselines, environment, interval
+from rmjax.evaluate.comparisons import judge, unusable
+from rmjax.evaluate.files import write_json, write_text
+from rmjax.hub.tokenizer import Tokenizer
+from rmjax.reward_model import CHECKPOINTS, RewardModel
+
+JOINT = "both"
+_JUDGED = ("init", "layers", "tested")
+Tests = Mapping[str, Sequence[Comparison]]  # domain → held-out comparisons
+Credits = Mapping[str, Sequence[float]]  # domain → credit of every held-out comparison, 0 to 1
+
+
+def load_domain(grid: Any, name: str, test: bool) -> list[Comparison]:
+    """A domain's ordered comparisons, with its number as their type. ValueError where there is none."""
+    domain, number = grid.domains[name], list(grid.domains).index(name)
+    path, split = (domain.test, domain.test_split) if test else (domain.train, domain.train_split)
+    found = [
+        dataclasses.replace(c, type=number, source=name)
+        for c in records(path, grid.root, split)
+        if re.fullmatch(domain.category, c.category or "") and not unusable(c)
+    ]
+    if not found:
+        raise ValueError(f"config.domains.{name}: {path} has no comparison with a category like {domain.category!r}")
+    return found
+
+
+def make_data(grid: Any, workdir: Path) -> None:
+    """For every seed a file per domain, and one with both."""
+    (workdir / "data").mkdir(parents=True, exist_ok=True)
+    everything = {name: load_domain(grid, name, test=False) for name in grid.domains}
+    for seed in grid.seeds:
+        rng, lines = np.random.default_rng(seed), {}
+        for name, found in everything.items():
+            chosen = [found[i] for i in rng.permutation(len(found))[: grid.trained]]
+            lines[name] = "".join(json.dumps(to_row(c), ensure_ascii=False) + "\n" for c in chosen)
+        for name, text in (lines | {JOINT: "".join(lines.values())}).items():
+            write_text(_data_path(workdir, name, seed), text)
+
+
+def run_one(
+    grid: Any, name: str, data: str, seed: int, workdir: Path, tests: Tests, tokenizer: Tokenizer
+) -> dict[str, Any]:
+    """Trains an arm on a domain or on both and judges it on that; the stored result where it is finished."""
+    folder = workdir / name / f"{data}-seed{seed}"
+    config = training(grid, name, seed, str(_data_path(workdir, data, seed)))
+    config.adapter.beta = config.adapter.beta if data == JOINT else 0.0  # one type has nothing to be told apart from
+    config.run.steps = config.run.save_every = steps_of(config, tokenizer)
+    folder.mkdir(parents=True, exist_ok=True)
+    keep_config(config, folder / "config.json")
+    judged = {field: grid[field] for field in _JUDGED}
+    found = stored(folder / "result.json", judged)
+    if found is not None:
+        return found
+    train.run(config, folder)
+    model = RewardModel.load(folder)
+    credits = {
+        domain: _credits(model.score_groups(rows), rows) for domain, rows in tests.items() if data in (JOINT, domain)
+    }
+    found = {"credits": credits, "judged": judged}
+    write_json(folder / "result.json", found)
+    if not grid.keep_checkpoints:
+        shutil.rmtree(folder / CHECKPOINTS)
+    return found
+
+
+def results_of(
+    grid: Any,
+    tests: Tests,
+    joint: Mapping[str, Sequence[Credits]],
+    alone: Mapping[str, Mapping[str, Sequence[Sequence[float]]]],
+) -> dict[str, Any]:
+    """Arm → domain → joint accuracy, accuracy of the separate models, interference (paired): over seeds, prompts resampled."""
+    table: dict[str, Any] = {}
+    prompts = {domain: [c.prompt for c in rows] for domain, rows in tests.items()}
+    for name, runs in joint.items():
+        separate = alone[grid.arms[name].alone]
+        table[name] = {
+            domain: {
+                "joint": over_seeds([run[domain] for run in runs], prompts[domain]),
+                "separate": over_seeds(separate[domain], prompts[domain]),
+                "interference": paired(separate[domain], [run[domain] for run in runs], prompts[domain]),
+            }
+            for domain in grid.domains
+        }
+    return table
+
+
+def run(grid: Any, workdir: Path) -> None:
+    """All arms and seeds, and the summary."""
+    check(grid)
+    tests = {name: spread(load_domain(grid, name, test=True), grid.tested) for name in grid.domains}
+    make_data(grid, workdir)
+    tokenizer = train.load_start(training(grid, next(iter(grid.arms)), 0, "").model).tokenizer
+    joint: dict[str, list[Credits]] = {name: [] for name in grid.arms}
+    alone: dict[str, dict[str, list]] = {arm.alone: {d: [] for d in grid.domains} for arm in grid.arms.values()}
+    for seed in grid.seeds:  # outermost, so that a grid that was stopped early has whole seeds
+        for name, by_domain in alone.items():
+            for domain, runs in by_domain.items():
+                runs.append(run_one(grid, name, domain, seed, workdir, tests, tokenizer)["credits"][domain])
+        for name in grid.arms:
+            joint[name].append(run_one(grid, name, JOINT, seed, workdir, tests, tokenizer)["credits"])
+    written = {"arms": results_of(grid, tests, joint, alone), "baselines": baselines_of(tests)}
+    write_json(workdir / "results.json", written | {"grid": json.loads(grid.to_json_best_effort())} | environment())
+
+
+def baselines_of(tests: Tests) -> dict[str, Any]:
+    """Domain → scorer that reads no meaning → accuracy, prompts resampled."""
+    return {
+        domain: {
+            name: interval(_credits([scorer(row) for row in rows], rows), [row.prompt for row in rows])
+            for name, scorer in baselines.BASELINES.items()
+        }
+        for domain, rows in tests.items()
+    }
+
+
+def check(grid: Any) -> None:
+    """ValueError for grids that cannot be run."""
+    for field in ("seeds", "arms", "domains"):
+        if not len(grid[field]):
+            raise ValueError(f"config.{field} is empty; give one at least")
+    unknown = {arm.alone for arm in grid.arms.values()} - set(grid.arms)
+    if unknown:
+        raise ValueError(f"config.arms.*.alone names {', '.join(sorted(unknown))}; the arms are {', '.join(grid.arms)}")
+
+
+def _data_path(workdir: Path, data: str, seed: int) -> Path:
+    return workdir / "data" / f"{data}-seed{seed}.jsonl"
+
+
+def _credits(scores: Sequence[Sequence[float]], rows: Sequence[Comparison]) -> list[float]:
+    verdicts = [judge(row, found) for row, found in zip(rows, scores, strict=True)]
+    return [verdict.credit for verdict in verdicts if verdict is not None]
+
+
+def main(argv: Sequence[str]) -> None:
+    """Reads the flags."""
+    del argv
+    sys.exit(train.guarded(functools.partial(run, flags.FLAGS.config, Path(flags.FLAGS.workdir))))
+
+
+if __name__ == "__main__":
+    config_flags.DEFINE_config_file("config", "configs/interference.py", "the grid", lock_config=True)
+    flags.DEFINE_string("workdir", "runs/interference", "folder of the runs")
+    prepare()
+    app.run(main, flags_parser=parse_flags)

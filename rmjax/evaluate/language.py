@@ -1,0 +1,108 @@
+"""What a language model can do and knows: loss and exact answers on texts, and short answers that it writes itself."""
+
+import dataclasses
+import functools
+import logging
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rmjax.data.forest import Forest, ForestShape, pack
+from rmjax.data.formats import text_trees
+from rmjax.hub.tokenizer import Tokenizer
+from rmjax.losses.language_model import next_token
+from rmjax.models.reward import RewardTransformer
+from rmjax.models.transformer import TransformerConfig
+from rmjax.policy.sampling import Decoding, generate, left_pad, rules
+
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class LanguageModel:
+    """A decoder with its weights: `params` as `generate` takes them, that is without `backbone/`."""
+
+    config: TransformerConfig
+    params: Any
+    tokenizer: Tokenizer
+    end_token: str = "<|im_end|>"
+
+
+@dataclasses.dataclass(frozen=True)
+class TextScore:
+    """A text under a model."""
+
+    loss: float  # nats per learned token
+    exact: bool  # greedy decoding gives every learned token
+
+
+def score_texts(
+    model: LanguageModel, texts: Sequence[Mapping[str, Any]], shape: ForestShape, ended: bool = True
+) -> list[TextScore]:
+    """Scores {"prompt", "output"} texts, in their order; what is learned of each is what training would learn.
+
+    Greedy decoding gives exactly the output and the end token iff each of them is the most likely one after those
+    before it, so that one pass over the whole text decides.
+
+    Args:
+      ended: False for texts that just stop; the end token then is not learned.
+
+    Raises:
+      ValueError: nothing of a text is left to be learned in `shape.row_tokens` tokens.
+    """
+    counts: Counter[str] = Counter()
+    encode = functools.partial(text_trees, model.tokenizer, model.end_token if ended else "", shape.row_tokens, counts)
+    trees = [tree for i, text in enumerate(texts) for tree in encode(text, i)]
+    if +counts:
+        _log.warning("while scoring %d texts: %s", len(texts), dict(+counts))
+    scores: dict[int, TextScore] = {}
+    for forest, places in pack(trees, shape):
+        losses_RG, wrong_RG, counts_RG = jax.device_get(_sums({"backbone": model.params}, forest, model.config))
+        for r, row in enumerate(places):
+            for g, i in enumerate(row):
+                if not counts_RG[r, g]:
+                    raise ValueError(f"text {i} has no output within {shape.row_tokens} tokens; raise row_tokens")
+                scores[i] = TextScore(float(losses_RG[r, g] / counts_RG[r, g]), not wrong_RG[r, g])
+    return [scores[i] for i in range(len(texts))]
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _sums(params: Any, forest: Forest, config: TransformerConfig) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Per group: loss, wrong tokens and tokens, summed over those with a target; [R, G] each."""
+    logits_RTV: Any = RewardTransformer(config).apply({"params": params}, forest, method="logits")
+    wrong_RT = jnp.argmax(logits_RTV, axis=-1) != forest.target_RT
+    of_group_RTG = jax.nn.one_hot(forest.group_RT - 1, forest.shape[2]) * forest.target_weight_RT[..., None]
+    loss_RT = next_token(logits_RTV, forest.target_RT)
+    over_tokens = functools.partial(jnp.einsum, "rt,rtg->rg")
+    return over_tokens(loss_RT, of_group_RTG), over_tokens(wrong_RT, of_group_RTG), jnp.sum(of_group_RTG, axis=1)
+
+
+def answers(model: LanguageModel, prompts: Sequence[str], max_new_tokens: int, batch: int = 64) -> list[str]:
+    """Greedy continuations of templates in which special tokens count, up to the end token."""
+    ids = [model.tokenizer.encode_marked(prompt) for prompt in prompts]
+    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+    found: dict[int, str] = {}
+    for chosen in _batches(order, batch):
+        rule, candidates = rules([Decoding(temperature=0)] * len(chosen), model.config.vocab_size)
+        written_RM = generate(
+            model.params, left_pad([[]], 1), left_pad([ids[i] for i in chosen]),
+            jnp.stack([jax.random.key(0)] * len(chosen)), rule, config=model.config, candidates=candidates, samples=1,
+            max_new_tokens=max_new_tokens, stop=(model.tokenizer.id(model.end_token),),
+        )  # fmt: skip
+        for i, row in zip(chosen, np.asarray(written_RM), strict=True):
+            found[i] = model.tokenizer.decode(row[row >= 0].tolist())
+    return [found[i] for i in range(len(prompts))]
+
+
+def _batches(order: Sequence[int], size: int) -> Iterator[Sequence[int]]:
+    return (order[i : i + size] for i in range(0, len(order), size))
+
+
+def says(output: str, accepted: Sequence[str]) -> bool:
+    """Whether an output has one of the accepted answers in it, as whole words, in any case."""
+    return any(re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", output, re.IGNORECASE) for answer in accepted)

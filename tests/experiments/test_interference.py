@@ -1,0 +1,107 @@
+"""The interference experiment: domains, data, summary, and a tiny grid from end to end."""
+
+import argparse
+import json
+
+import pytest
+
+from configs import interference as grids
+from experiments import interference
+from experiments.sources import records
+from rmjax.data.record import Comparison
+from tests.experiments.starting import save_start
+from tests.train.conftest import quick_compilation
+
+
+def tiny(init="", **changes):
+    config = grids.get_config()
+    values = {
+        "init": str(init),
+        "layers": 2,
+        "frozen_layers": 1,
+        "trained": 4,
+        "tested": 6,
+        "seeds": (0, 1),
+        "row_tokens": 256,
+    }
+    config.update(values | changes)
+    return config
+
+
+def test_domains_are_types_and_keep_their_tests_apart(tmp_path):
+    config = tiny(trained=30)
+    interference.make_data(config, tmp_path)
+    both = list(records(str(tmp_path / "data" / "both-seed0.jsonl")))
+    assert [c.type for c in both].count(0) == [c.type for c in both].count(1) == 30
+    assert all((c.category == "ladder") == (c.type == 1) for c in both)
+    alone = {name: list(records(str(tmp_path / "data" / f"{name}-seed0.jsonl"))) for name in config.domains}
+    assert [c.id for c in both] == [c.id for name in config.domains for c in alone[name]]
+    other = list(records(str(tmp_path / "data" / "both-seed1.jsonl")))
+    assert {c.id for c in both} != {c.id for c in other}
+    for name, rows in alone.items():
+        tested = interference.load_domain(config, name, test=True)
+        assert len(tested) > 20 and not {c.prompt for c in tested} & {c.prompt for c in rows}
+
+
+def test_interference_is_what_the_joint_model_loses():
+    config = tiny()
+    rows = {name: [Comparison("p", ("a", "b"), ranks=(0.0, 1.0)), Comparison("q", ("a", "b"), ranks=(0.0, 1.0))]
+            for name in config.domains}  # fmt: skip
+    joint = {name: [{"correct": [1.0, 0.0], "ladder": [1.0, 1.0]}] * 2 for name in config.arms}
+    alone = {name: {"correct": [[1.0, 1.0], [1.0, 0.0]], "ladder": [[1.0, 1.0]] * 2} for name in ("full", "lora")}
+    table = interference.results_of(config, rows, joint, alone)
+    found = table["balanced"]["correct"]
+    assert found["joint"]["mean"]["value"] == 0.5 and found["separate"]["seeds"] == [1.0, 0.5]
+    assert found["interference"]["value"] == 0.25 and table["full"]["ladder"]["interference"]["value"] == 0.0
+    assert (found["interference"]["low"], found["interference"]["high"]) == (0.0, 0.5)  # prompts are resampled
+
+
+def test_grids_that_cannot_be_run(tmp_path):
+    config = tiny()
+    config.arms.balanced.alone = "dora"
+    with pytest.raises(ValueError, match="config.arms.\\*.alone names dora; the arms are balanced, full, lora"):
+        interference.run(config, tmp_path)
+    with pytest.raises(ValueError, match="config.seeds is empty"):
+        interference.run(tiny(seeds=()), tmp_path)
+    config = tiny()
+    config.domains.ladder.category = "stairs"
+    with pytest.raises(
+        ValueError, match="config.domains.ladder: shipped:ranked_test has no comparison with a category"
+    ):
+        interference.run(config, tmp_path)
+    with pytest.raises(ValueError, match="configs/interference.py:law is unknown; choose ladder or harmless"):
+        grids.get_config("law")
+    assert list(grids.get_config("harmless").domains) == ["correct", "harmless"]
+
+
+def test_separate_models_are_made_once_and_for_one_domain(tmp_path, monkeypatch):
+    made = []
+
+    def run_one(grid, name, data, seed, workdir, tests, tokenizer):
+        made.append(f"{name}/{data}-{seed}")
+        return {"credits": {d: [float(data != "both")] * len(rows) for d, rows in tests.items() if data in ("both", d)}}
+
+    monkeypatch.setattr(interference, "run_one", run_one)
+    monkeypatch.setattr(interference.train, "load_start", lambda model: argparse.Namespace(tokenizer=None))
+    interference.run(tiny(), tmp_path)
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert len(made) == len(set(made)) == 2 * (4 + 4)  # two seeds; four arms, and full and lora on a domain each
+    assert found["arms"]["loramoe"]["ladder"]["interference"] == {"value": 1.0, "low": 1.0, "high": 1.0, "n": 12}
+    assert found["baselines"]["correct"]["length"]["n"] == 6
+
+
+@pytest.mark.slow
+def test_a_tiny_grid(tmp_path, monkeypatch):
+    config = tiny(save_start(tmp_path / "start"), seeds=(0,))
+    for name in ("full", "loramoe"):
+        del config.arms[name]
+    with quick_compilation():
+        interference.run(config, tmp_path / "grid")
+    found = json.loads((tmp_path / "grid" / "results.json").read_text())
+    assert set(found["arms"]) == {"lora", "balanced"} and set(found["arms"]["lora"]) == {"correct", "ladder"}
+    assert found["arms"]["balanced"]["ladder"]["joint"]["mean"]["n"] == 6
+    assert set(found["baselines"]["correct"]) == {"length", "word_overlap"}
+    made = {str(path.parent.relative_to(tmp_path / "grid")) for path in (tmp_path / "grid").glob("*/*/result.json")}
+    assert made == {"lora/both-seed0", "lora/correct-seed0", "lora/ladder-seed0", "balanced/both-seed0"}
+    monkeypatch.setattr(interference.train, "run", lambda *_: pytest.fail("a finished run was run again"))
+    interference.run(config, tmp_path / "grid")
