@@ -197,6 +197,8 @@ def flops_per_token(config: TransformerConfig, state: State, row_tokens: int, he
 
 def check(config: Any, mesh: Mesh, rules: Rules) -> None:
     """ValueError for values that no run can have."""
+    if jax.process_count() > 1 and not jax.distributed.is_initialized():
+        raise ValueError(f"this is one of {jax.process_count()} processes; set config.hosts.coordinator to auto")
     choose("model.dtype", config.model.dtype, ("float32", "bfloat16"))
     choose("model.param_dtype", config.model.param_dtype, ("float32", "bfloat16"))
     for field in _POSITIVE:
@@ -330,9 +332,9 @@ def _first_state(model: RewardTransformer, config: Any, update: Any, start: Star
 
 
 def _placed(array: jax.Array, sharding: jax.sharding.Sharding) -> jax.Array:
-    """A process has its own copy of what it loaded; of what was made by all, only the sharding has to be right."""
+    """A process has its own copy of what it loaded, and gives of it what lies on its devices."""
     if not array.is_fully_addressable:
-        return array
+        return jax.device_put(array, sharding)
     host = jax.device_get(array)
     return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 

@@ -149,6 +149,15 @@ def test_four_processes_stop_together_where_the_data_ends(home, settings):  # no
 
 
 @pytest.mark.slow
+def test_a_diverging_run_names_the_records_of_all_processes(home, settings):  # noqa: F811
+    flags = "--config.optimizer.learning_rate=1e30", "--config.optimizer.clip=1e30"
+    for n in (1, 2):
+        assert {code for code, _ in ended(start(home, settings, home / f"diverged{n}", n, *flags))} <= {1, -6}
+    one, two = (json.loads((home / f"diverged{n}" / "diverged.json").read_text()) for n in (1, 2))
+    assert (one["step"], one["records"]) == (two["step"], two["records"]) and len(one["records"]) > 4
+
+
+@pytest.mark.slow
 def test_twenty_kills_at_random_moments_of_one_run_change_nothing(home):  # noqa: F811
     """Every fifth falls into start-up or the first steps, the others a few steps and milliseconds later."""
     config = configured(home, run__steps=400, run__save_every=2, evals__seen__every=100)
