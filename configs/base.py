@@ -2,6 +2,8 @@
 
 from ml_collections import ConfigDict
 
+from rmjax.parallel.mesh import RULES
+
 
 def get_config() -> ConfigDict:
     config = ConfigDict()
@@ -67,6 +69,7 @@ def get_config() -> ConfigDict:
     data.row_tokens = 512  # tokens a row; short rows are fast, a dense mask costs T per token
     data.groups = 8  # groups a row at most
     data.leaves = 2  # candidates a group at most
+    data.streams = 1  # streams that the rows are packed from; processes share them out (docs/multihost.md)
     data.epochs = 0  # passes over the data; 0 = as many as the steps take
     data.prefetch = 2  # batches made ahead
 
@@ -110,6 +113,16 @@ def get_config() -> ConfigDict:
     mesh.fsdp = 1  # devices that share the rows and the parameters
     mesh.tensor = 1  # devices that share each matrix's heads or columns
     mesh.context = 1  # devices that share each row's tokens
+    mesh.dcn_data = 1  # factor of `data` between slices (without them: processes), on the slower network
+    mesh.dcn_fsdp = 1  # factor of `fsdp` between slices
+
+    config.sharding = ConfigDict(dict(RULES))  # logical axis → mesh axes, () for none: see rmjax/parallel/mesh.py
+
+    config.hosts = hosts = ConfigDict()  # several processes; see docs/multihost.md
+    hosts.coordinator = ""  # ADDRESS:PORT of process 0 | auto (Cloud TPU) | none | empty: what the environment says
+    hosts.processes = 0  # with ADDRESS:PORT: how many there are
+    hosts.index = -1  # with ADDRESS:PORT: number of this one, from 0
+    hosts.timeout = 60  # seconds without a sign of life after which a process counts as dead and the others end
 
     config.evals = ConfigDict()  # NAME → see configs/polar/pretrain.py
 

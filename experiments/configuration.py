@@ -7,13 +7,16 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from configs import base
 from rmjax.train.manifest import write_durably
 
-_MAY_CHANGE = r"evals|mesh\.|data\.prefetch|run\.(log_every|save_every|keep|keep_every|tensorboard|wandb)$"
+_MAY_CHANGE = (
+    r"evals|mesh\.|sharding\.|hosts\.|data\.prefetch|run\.(log_every|save_every|keep|keep_every|tensorboard|wandb)$"
+)
 _EVALUATIONS = {"pool": base.pool_eval(""), "comparisons": base.comparisons_eval(""), "samples": base.samples_eval("")}
 
 
@@ -68,7 +71,8 @@ def keep_config(config: ConfigDict, path: Path) -> None:
             raise ValueError(
                 f"{path.parent} holds a run of another config ({'; '.join(changed[:6])}); use a new workdir"
             )
-    write_durably(path, config.to_json_best_effort(indent=1) + "\n")  # a kill must not leave half of it
+    if jax.process_index() == 0:
+        write_durably(path, config.to_json_best_effort(indent=1) + "\n")  # a kill must not leave half of it
 
 
 def _stored(path: Path) -> dict[str, Any]:

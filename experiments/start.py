@@ -4,13 +4,17 @@ import logging
 import os
 import re
 import sys
+import traceback
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, NoReturn
 
 import jax
 from absl import flags
 from absl import logging as absl_logging
 
 from rmjax.data.rows import check_readable
+from rmjax.parallel import hosts
 
 
 def prepare() -> None:
@@ -55,3 +59,57 @@ def parse_flags(argv: list[str]) -> list[str]:
         hint = f"did you mean `{near[1]}`?" if near else "configs/base.py has them all"
         print(f"error: {flag}: there is no config key `{key[0]}`; {hint}", file=sys.stderr)
         sys.exit(1)
+
+
+def join_hosts(section: Any, environment: Mapping[str, str] = os.environ) -> None:
+    """Makes this process one of several, as `config.hosts` or else the environment says. Then process 0 alone logs what is
+    not a warning.
+
+    Raises ValueError where the two leave open which one of how many this is.
+    """
+    where = _coordinator(section.coordinator, environment)
+    if where == "none":
+        return
+    known: tuple[Any, ...] = (None, None, None)
+    if where != "auto":
+        processes = section.processes or int(environment.get("RMJAX_PROCESSES", 0))
+        index = section.index if section.index >= 0 else int(environment.get("RMJAX_PROCESS", -1))
+        if not 0 <= index < processes:
+            raise ValueError(
+                f"process {index} of {processes} at {where}: set config.hosts.processes and config.hosts.index, or "
+                "RMJAX_PROCESSES and RMJAX_PROCESS in the environment"
+            )
+        known = (where, processes, index)
+    hosts.join(*known, timeout=section.timeout)
+    if jax.process_index() > 0:
+        form = logging.Formatter(f"%(levelname)s process {jax.process_index()} %(name)s: %(message)s")
+        for handler in logging.getLogger().handlers:
+            handler.setFormatter(form)
+        logging.getLogger().setLevel(logging.WARNING)
+
+
+def _coordinator(configured: str, environment: Mapping[str, str]) -> str:
+    """ADDRESS:PORT, "auto" for what jax finds out by itself, or "none" for one process."""
+    if configured or "RMJAX_COORDINATOR" in environment:
+        return configured or environment["RMJAX_COORDINATOR"]
+    counts = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "MEGASCALE_NUM_SLICES")
+    several = any(int(environment.get(name) or 1) > 1 for name in counts)
+    pod = any("," in environment.get(name, "") for name in ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES"))
+    return "auto" if several or pod else "none"
+
+
+def leave(job: Callable[[], int]) -> NoReturn:
+    """Exits with the job's code. One of several processes that fails ends at once: at a proper end jax waits for the others,
+    which wait for this one."""
+    try:
+        code = job()
+    except BaseException:
+        if not jax.distributed.is_initialized():
+            raise
+        traceback.print_exc()
+        code = 1
+    if code and jax.distributed.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)

@@ -12,7 +12,7 @@ import numpy as np
 from experiments.sources import choose, pool_rows, preference_forms, records, training_trees
 from rmjax.data.forest import ForestShape
 from rmjax.data.formats import Encoder, Format
-from rmjax.data.pipeline import batches, batches_together, tree_dataset
+from rmjax.data.pipeline import WHOLE, Share, batches, batches_together, tree_dataset
 from rmjax.data.record import WRAPPERS, Comparison
 from rmjax.data.samples import from_pool, require_form, require_several, take, telling_apart
 from rmjax.hub.tokenizer import Tokenizer
@@ -35,20 +35,21 @@ class Stream:
         return sum((encoder.counts for encoder in self.encoders), Counter[str]())
 
 
-def open_stream(config: Any, tokenizer: Tokenizer, form: Format) -> Stream:
-    """From `config.data`, and from `config.meta_data` with `gradient.name = "meta"`: a batch then is
+def open_stream(config: Any, tokenizer: Tokenizer, form: Format, share: Share = WHOLE) -> Stream:
+    """This process's share, from `config.data`, and from `config.meta_data` with `gradient.name = "meta"`: a batch then is
     {"preference": forest, "meta": forest}."""
     data = config.data
     encoder = Encoder(tokenizer, form, data.row_tokens)
     trees, identify = training_trees(config, tokenizer, encoder)
     shape = ForestShape(data.rows, data.row_tokens, data.groups, data.leaves)
     if choose("gradient.name", config.gradient.name, ("plain", "meta")) == "plain":
-        return Stream(batches(trees, shape, data.prefetch), identify, [encoder])
+        return Stream(batches(trees, shape, data.prefetch, share), identify, [encoder])
     meta = config.meta_data
     meta_encoder = Encoder(tokenizer, form, meta.row_tokens)
     meta_trees, meta_identify = _meta_trees(config, meta_encoder)
     meta_shape = ForestShape(meta.rows, meta.row_tokens, meta.groups, meta.samples)
-    together = batches_together({"preference": (trees, shape), "meta": (meta_trees, meta_shape)}, data.prefetch)
+    both = {"preference": (trees, shape), "meta": (meta_trees, meta_shape)}
+    together = batches_together(both, data.prefetch, share)
     return Stream(together, {"preference": identify, "meta": meta_identify}, [encoder, meta_encoder])
 
 

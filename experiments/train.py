@@ -23,7 +23,7 @@ from experiments.adapters import adapted_architecture, make_balance, trainable_p
 from experiments.configuration import complete, keep_config
 from experiments.gradients import check_head, make_gradient
 from experiments.sources import choose, evaluation_set
-from experiments.start import parse_flags
+from experiments.start import join_hosts, leave, parse_flags
 from experiments.streams import open_stream, samples_set
 from rmjax.data.formats import Encoder, Format
 from rmjax.data.record import RecordError
@@ -34,7 +34,9 @@ from rmjax.hub.tokenizer import Tokenizer
 from rmjax.models.lora import ADAPTER_PATH
 from rmjax.models.reward import RewardTransformer
 from rmjax.models.transformer import TransformerConfig
-from rmjax.parallel.mesh import batch_sharding, make_mesh
+from rmjax.parallel import batch as batching
+from rmjax.parallel.hosts import EndTogether
+from rmjax.parallel.mesh import Rules, make_mesh, make_rules, replicated, shards
 from rmjax.reward_model import CHECKPOINTS, load_description, load_params, save_description
 from rmjax.scoring import score
 from rmjax.train import meta, objective, optimizer, parameters
@@ -47,11 +49,15 @@ from rmjax.train.state import State, compile_step, initial_params, make_state, m
 
 _log = logging.getLogger(__name__)
 _POSITIVE = (
-    "data.rows", "data.row_tokens", "data.groups", "data.leaves", "data.negatives", "data.references",
+    "data.rows", "data.row_tokens", "data.streams", "data.groups", "data.leaves", "data.negatives", "data.references",
     "meta_data.rows", "meta_data.row_tokens", "meta_data.groups",
     "optimizer.microbatches", "run.steps", "run.log_every", "run.save_every", "run.keep",
 )  # fmt: skip
 _SHARES = ("data.hard_negatives", "loss.label_smoothing", "optimizer.warmup", "optimizer.final")
+_PARTED = (
+    "the processes could not work together any longer, most likely because another one ended: its own output says why. "
+    "Start all of them again, and the run goes on from its newest checkpoint. What was seen here: "
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,9 +149,11 @@ def make_objective(config: Any, model: RewardTransformer) -> objective.Objective
     return balanced(build, model, balance) if balance else build(model)
 
 
-def make_evaluations(config: Any, model: RewardTransformer, tokenizer: Tokenizer, form: Format) -> Mapping[str, Any]:
+def make_evaluations(
+    config: Any, model: RewardTransformer, tokenizer: Tokenizer, form: Format, mesh: Mesh
+) -> Mapping[str, Any]:
     """From `config.evals`: name → (every, function of the state): preference accuracy, or the spread on samples."""
-    rewards = jax.jit(lambda params, forest: model.apply({"params": params}, forest))
+    rewards = jax.jit(lambda params, forest: model.apply({"params": params}, forest), out_shardings=replicated(mesh))
     encoder = Encoder(tokenizer, form, row_tokens=2 * form.max_length)
 
     def evaluate(records: Sequence, describe: Callable, state: State) -> Mapping[str, float]:
@@ -182,8 +190,10 @@ def flops_per_token(config: TransformerConfig, state: State, row_tokens: int, he
     )  # fmt: skip
 
 
-def check(config: Any, mesh: Mesh) -> None:
+def check(config: Any, mesh: Mesh, rules: Rules) -> None:
     """ValueError for values that no run can have."""
+    if jax.process_count() > 1 and not jax.distributed.is_initialized():
+        raise ValueError(f"this is one of {jax.process_count()} processes; set config.hosts.coordinator to auto")
     choose("model.dtype", config.model.dtype, ("float32", "bfloat16"))
     choose("model.param_dtype", config.model.param_dtype, ("float32", "bfloat16"))
     for field in _POSITIVE:
@@ -196,13 +206,18 @@ def check(config: Any, mesh: Mesh) -> None:
             raise ValueError(f"config.{field} is {config[section][name]}; it is a share, from 0 to 1")
     if config.adapter.kind == "loramoe" and config.adapter.experts % mesh.shape["tensor"]:
         raise ValueError(f"config.adapter.experts is {config.adapter.experts}; make it a multiple of mesh.tensor")
-    parts = mesh.shape["data"] * mesh.shape["fsdp"] * config.optimizer.microbatches
+    parts = shards(mesh, rules, "rows") * config.optimizer.microbatches
     for section in ("data", "meta_data") if config.gradient.name == "meta" else ("data",):
-        if config[section].rows % parts:
-            raise ValueError(
-                f"config.{section}.rows is {config[section].rows}; make it a multiple of "
-                f"mesh.data · mesh.fsdp · microbatches = {parts}, or share out tokens: mesh.data=1, mesh.context=-1"
-            )
+        for field, divisor, why in (
+            ("rows", parts, "mesh.data · mesh.fsdp · microbatches"),
+            ("rows", config.data.streams, "data.streams"),
+            ("row_tokens", shards(mesh, rules, "tokens"), "mesh.context"),
+        ):
+            if config[section][field] % divisor:
+                remedy = ", or share out tokens: mesh.data=1, mesh.context=-1" if divisor == parts else ""
+                raise ValueError(
+                    f"config.{section}.{field} is {config[section][field]}; make it a multiple of {why} = {divisor}{remedy}"
+                )
 
 
 def open_workdir(workdir: Path) -> None:
@@ -219,13 +234,14 @@ def open_workdir(workdir: Path) -> None:
 def run(config: Any, workdir: Path) -> State:
     """One training run, from wherever it stopped."""
     config = complete(config)
-    mesh = make_mesh(config.mesh.to_dict())
-    check(config, mesh)
+    mesh, rules = make_mesh(config.mesh.to_dict()), make_rules(config.sharding.to_dict())
+    check(config, mesh, rules)
     open_workdir(workdir)
     start, form = _with_adapter(load_start(config.model), config.adapter), Format(**config.format.to_dict())
     check_format(config.model, form)
     model = RewardTransformer(start.config)
-    stream = open_stream(config, start.tokenizer, form)
+    share = batching.share_of_process(mesh, rules, config.data.rows, config.data.streams)
+    stream = open_stream(config, start.tokenizer, form, share)
 
     opt = config.optimizer
     rate = optimizer.schedule(opt.learning_rate, config.run.steps, opt.warmup, opt.final)
@@ -237,9 +253,9 @@ def run(config: Any, workdir: Path) -> State:
         raise ValueError(
             f"config.trainable is {config.trainable!r} and matches frozen layers too; narrow it, or lower model.frozen_layers"
         )
-    shardings = state_shardings(abstract, boxed, trainable_paths(config), mesh)
+    shardings = state_shardings(abstract, boxed, trainable_paths(config), mesh, rules)
     form_gradient = make_gradient(config, make_objective(config, model), model, rate, shardings.trainable)
-    counted = count_traces(make_step(form_gradient, update, shardings, mesh))
+    counted = count_traces(make_step(form_gradient, update, shardings, mesh, rules))
 
     with (
         jax.set_mesh(mesh),
@@ -248,10 +264,13 @@ def run(config: Any, workdir: Path) -> State:
         state, data, first = _restore(saved, abstract, shardings)
         # Only now: a run of another config or architecture must keep its own description.
         keep_config(config, workdir / "config.json")
-        save_description(workdir, start.config, form, start.tokenizer)
+        if jax.process_index() == 0:
+            save_description(workdir, start.config, form, start.tokenizer)
         if state is None:
             state = _first_state(model, config, update, start, shardings)
         batches = iter(stream.batches)
+        if share.streams > 1 and config.data.epochs:
+            batches = EndTogether(batches)
         if data:
             batches.set_state(data["iterator"])
         writer = MetricWriter(
@@ -271,10 +290,10 @@ def run(config: Any, workdir: Path) -> State:
         try:
             return train(
                 state, compile_step(counted, shardings, mesh), batches, steps=config.run.steps,
-                place=lambda batch: jax.device_put(batch, batch_sharding(mesh)), checkpoints=saved, writer=writer,
-                directory=workdir, describe=describe, traces=counted, log_every=config.run.log_every,
-                save_every=config.run.save_every,
-                evaluations=make_evaluations(config, model, start.tokenizer, form), identify=stream.identify,
+                place=functools.partial(batching.place, shardings=batching.forest_shardings(mesh, rules), share=share),
+                checkpoints=saved, writer=writer, directory=workdir, describe=describe, traces=counted,
+                log_every=config.run.log_every, save_every=config.run.save_every,
+                evaluations=make_evaluations(config, model, start.tokenizer, form, mesh), identify=stream.identify,
                 since=data.get("terms"),
             )  # fmt: skip
         finally:
@@ -289,11 +308,21 @@ def _fresh(model: RewardTransformer, config: Any, update: Any) -> State:
 
 
 def _first_state(model: RewardTransformer, config: Any, update: Any, start: Start, shardings: State) -> State:
-    params = nn.meta.unbox(jax.jit(functools.partial(initial_params, model, config.run.seed))())
-    if start.params is not None:
-        params = parameters.warm_start(params, start.params, start.may_miss)
-    state = make_state(params, trainable_paths(config), update, config.run.seed)
-    return jax.device_put(state, shardings)
+    state = jax.jit(functools.partial(_fresh, model, config, update), out_shardings=shardings)()
+    if start.params is None:
+        return state
+    params = parameters.warm_start(parameters.merge(state.trainable, state.frozen), start.params, start.may_miss)
+    moving, frozen = parameters.split(params, trainable_paths(config))
+    placed = jax.tree.map(_placed, (moving, frozen), (shardings.trainable, shardings.frozen))
+    return dataclasses.replace(state, trainable=placed[0], frozen=placed[1])
+
+
+def _placed(array: jax.Array, sharding: jax.sharding.Sharding) -> jax.Array:
+    """A process has its own copy of what it loaded, and gives of it what lies on its devices."""
+    if not array.is_fully_addressable:
+        return jax.device_put(array, sharding)
+    host = jax.device_get(array)
+    return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
 
 def _restore(saved: Checkpoints, abstract: State, shardings: State) -> tuple[State | None, dict[str, Any], int]:
@@ -312,9 +341,11 @@ def guarded(job: Callable[[], object]) -> int:
     try:
         job()
     except Preempted as stop:
-        print(stop, file=sys.stderr)
+        if jax.process_index() == 0:
+            print(stop, file=sys.stderr)
     except (Diverged, RecordError, ValueError, OSError, RuntimeError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        parted = isinstance(error, jax.errors.JaxRuntimeError) and jax.distributed.is_initialized()
+        print(f"error: {_PARTED if parted else ''}{error}", file=sys.stderr)
         return 1
     return 0
 
@@ -322,7 +353,8 @@ def guarded(job: Callable[[], object]) -> int:
 def main(argv: Sequence[str]) -> None:
     """Reads the flags."""
     del argv
-    sys.exit(guarded(functools.partial(run, flags.FLAGS.config, Path(flags.FLAGS.workdir))))
+    config, workdir = flags.FLAGS.config, Path(flags.FLAGS.workdir)
+    leave(lambda: guarded(lambda: (join_hosts(config.hosts), run(config, workdir))))
 
 
 if __name__ == "__main__":

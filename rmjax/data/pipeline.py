@@ -2,13 +2,19 @@
 
 The order is shuffled by group before packing. A batch is a function of the stream position and the short list of trees
 that did not fit the batches before, so the state is exact and small however the trees were made.
+
+Several processes share one batch: its rows are packed from so many independent streams, and a process packs those whose
+rows it holds. Batches depend on the number of streams, not on who packs them.
 """
 
+import dataclasses
 import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import grain
+import jax
+import numpy as np
 
 from rmjax.data.forest import Forest, ForestShape, Packer, Tree
 from rmjax.data.record import Comparison
@@ -72,6 +78,55 @@ class ForestIterator(grain.DatasetIterator):
         self._waiting = [(index, number, self._source[index][number]) for index, number in state["waiting"]]
 
 
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """Which part of a batch a process makes: of `streams` equal parts of its rows, those numbered `mine`."""
+
+    streams: int = 1
+    mine: tuple[int, ...] = (0,)
+
+
+class PackStreams(grain.IterDataset):
+    """Packs stream i of n, elements i, i + n, … of the parent, into the i-th n-th of a batch's rows; gives the rows of
+    `share`. Never ends: rows of a stream that is exhausted are empty, since no process knows of the others' streams.
+
+    Raises ValueError when the rows do not divide into the streams.
+    """
+
+    def __init__(self, parent: grain.MapDataset, shape: ForestShape, share: Share, lookahead: int = LOOKAHEAD):
+        super().__init__()
+        if shape.rows % share.streams:
+            raise ValueError(
+                f"{shape.rows} rows do not divide into {share.streams} streams; change data.rows or the other"
+            )
+        part = dataclasses.replace(shape, rows=shape.rows // share.streams)
+        self._streams = {i: PackForests(parent[i :: share.streams], part, lookahead) for i in share.mine}
+        self._empty = part.empty()
+
+    def __iter__(self) -> "StreamsIterator":
+        return StreamsIterator({i: iter(stream) for i, stream in self._streams.items()}, self._empty)
+
+
+class StreamsIterator(grain.DatasetIterator):
+    """Its state is {"streams": {number: that of a `ForestIterator`}}: the states of all processes together are that of the
+    batch."""
+
+    def __init__(self, streams: dict[int, ForestIterator], empty: Forest):
+        super().__init__()
+        self._streams, self._empty = streams, empty
+
+    def __next__(self) -> Forest:
+        forests = [next(stream, self._empty) for stream in self._streams.values()]
+        return jax.tree.map(lambda *parts: np.concatenate(parts), *forests)
+
+    def get_state(self) -> dict[str, Any]:
+        return {"streams": {str(i): stream.get_state() for i, stream in self._streams.items()}}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        for i, stream in self._streams.items():
+            stream.set_state(state["streams"][str(i)])
+
+
 def tree_dataset(
     source: Any,
     encode: Callable[[Any, int], list[Tree]],
@@ -79,7 +134,6 @@ def tree_dataset(
     seed: int,
     epochs: int | None = None,
     draw: Callable[..., Comparison] | None = None,
-    shard: tuple[int, int] = (0, 1),
 ) -> grain.MapDataset:
     """Shuffled lists of trees from a random-access source of records.
 
@@ -89,7 +143,6 @@ def tree_dataset(
       epochs: passes over the source, each in an order of its own; None = endless.
       draw: (element, rng) -> Comparison, for sources that are sampled from (policy pools); rng is a function of seed
         and stream position.
-      shard: (index, count) of this process; process i takes elements i, i + count, …
     """
     if len(source) == 0:
         raise ValueError("the data set is empty: nothing to train on")
@@ -101,23 +154,30 @@ def tree_dataset(
             record = draw(record, rng)
         return encode(record, index)
 
-    trees = indexed.random_map(read) if draw is not None else indexed.map(read)
-    return trees[shard[0] :: shard[1]]  # last, so that no two processes draw with the same rng
+    return indexed.random_map(read) if draw is not None else indexed.map(read)
 
 
-def batches(trees: grain.MapDataset, shape: ForestShape, prefetch: int = 2) -> grain.IterDataset:
-    """Forests, made `prefetch` batches ahead in a thread so that the step does not wait."""
-    return _ahead(PackForests(trees, shape), prefetch)
+WHOLE = Share()
+
+
+def batches(trees: grain.MapDataset, shape: ForestShape, prefetch: int = 2, share: Share = WHOLE) -> grain.IterDataset:
+    """Forests, made `prefetch` batches ahead in a thread so that the step does not wait. From several streams they do not
+    end, and are empty after the last tree."""
+    return _ahead(_packed(trees, shape, share), prefetch)
 
 
 def batches_together(
-    streams: Mapping[str, tuple[grain.MapDataset, ForestShape]], prefetch: int = 2
+    streams: Mapping[str, tuple[grain.MapDataset, ForestShape]], prefetch: int = 2, share: Share = WHOLE
 ) -> grain.IterDataset:
-    """A forest of each stream by its name, side by side; ends with the first stream that does. The state holds the position
-    of every stream."""
-    packed = [PackForests(*stream) for stream in streams.values()]
+    """A forest of each data set by its name, side by side; ends with the first that does. The state holds the position of
+    every one."""
+    packed = [_packed(*stream, share) for stream in streams.values()]
     together = grain.experimental.ZipIterDataset(packed, strict=False)
     return _ahead(together.map(lambda forests: dict(zip(streams, forests, strict=True))), prefetch)
+
+
+def _packed(trees: grain.MapDataset, shape: ForestShape, share: Share) -> grain.IterDataset:
+    return PackForests(trees, shape) if share.streams == 1 else PackStreams(trees, shape, share)
 
 
 def _ahead(dataset: grain.IterDataset, prefetch: int) -> grain.IterDataset:

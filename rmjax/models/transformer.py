@@ -16,6 +16,7 @@ from rmjax.models.adapters import adapted
 from rmjax.models.lora import AdapterConfig
 from rmjax.models.loramoe import ROUTING
 
+_ANY: Any = jax.sharding.PartitionSpec.UNCONSTRAINED
 Past = dict[str, jax.Array]
 """Keys and values of earlier columns: `k` [L, R, J, E, S], `v` [L, R, J, S, E] (layouts that one-token dots like)."""
 
@@ -86,23 +87,24 @@ def attend(
     R, T, H, E = q_RTHE.shape
     S, J = k_RSJE.shape[1:3]
     P = H // J
-    # Plain batched matrix products, heads of one group side by side: on CPU the einsum form is 1.4 times slower.
-    q = (q_RTHE * (E**-0.5)).reshape(R, T, J, P, E).transpose(0, 2, 3, 1, 4).reshape(R * J, P * T, E)
-    k = k_RSJE.transpose(0, 2, 3, 1).reshape(R * J, E, S)
-    v = v_RSJE.transpose(0, 2, 1, 3).reshape(R * J, S, E)
+    # Plain batched matrix products: on CPU the einsum form is 1.4 times slower. Rows and heads stay axes of their own, and
+    # tokens stay outside the heads of a group: merged otherwise, sharded axes would have to be gathered first.
+    q = (q_RTHE * (E**-0.5)).reshape(R, T, J, P, E).transpose(0, 2, 1, 3, 4).reshape(R, J, T * P, E)
+    k = k_RSJE.transpose(0, 2, 3, 1)
+    v = v_RSJE.transpose(0, 2, 1, 3)
     scores = jax.lax.batch_matmul(q, k)
     C = 0 if past is None else past["k"].shape[-1]
     if past is not None:
-        scores = jnp.concatenate([jax.lax.batch_matmul(q, past["k"].reshape(R * J, E, C)), scores], axis=-1)
+        scores = jnp.concatenate([jax.lax.batch_matmul(q, past["k"]), scores], axis=-1)
     # A finite floor keeps fully masked (padding) rows free of NaN; the second `where` makes them exactly zero.
-    mask = mask_RTS[:, None]
-    scores_RHTS = jnp.where(mask, scores.reshape(R, H, T, C + S).astype(jnp.float32), -1e30)
-    weights = jnp.where(mask, jax.nn.softmax(scores_RHTS, axis=-1), 0.0).astype(v_RSJE.dtype)
-    weights = weights.reshape(R * J, P * T, C + S)
+    mask = mask_RTS[:, None, :, None]
+    scores_RJTPS = jnp.where(mask, scores.reshape(R, J, T, P, C + S).astype(jnp.float32), -1e30)
+    weights = jnp.where(mask, jax.nn.softmax(scores_RJTPS, axis=-1), 0.0).astype(v_RSJE.dtype)
+    weights = weights.reshape(R, J, T * P, C + S)
     out = jax.lax.batch_matmul(weights[..., C:], v)
     if past is not None:
-        out = out + jax.lax.batch_matmul(weights[..., :C], past["v"].reshape(R * J, C, E))
-    return out.reshape(R, J, P, T, E).transpose(0, 3, 1, 2, 4).reshape(R, T, H, E)
+        out = out + jax.lax.batch_matmul(weights[..., :C], past["v"])
+    return out.reshape(R, J, T, P, E).transpose(0, 2, 1, 3, 4).reshape(R, T, H, E)
 
 
 def _dense(config: TransformerConfig, features: int, axes: tuple[str, str], name: str, bias: bool = False) -> nn.Dense:
@@ -148,6 +150,10 @@ class Attention(nn.Module):
             k_RTJE = _norm(c, "key_norm", "head")(k_RTJE)
         q_RTHE = rope(q_RTHE, positions_RT, c.rope_theta, c.rope_scale)
         k_RTJE = rope(k_RTJE, positions_RT, c.rope_theta, c.rope_scale)
+        # Where tokens are cut, every part of the queries needs all keys; heads stay as the projections left them.
+        q_RTHE = nn.with_logical_constraint(q_RTHE, ("rows", "tokens", _ANY, _ANY))
+        k_RTJE = nn.with_logical_constraint(k_RTJE, ("rows", None, _ANY, _ANY))
+        v_RTJE = nn.with_logical_constraint(v_RTJE, ("rows", None, _ANY, _ANY))
         out_RTHE = attend(q_RTHE, k_RTJE, v_RTJE, mask_RTS, past)
         out_RTD = _dense(c, c.width, ("heads", "embed"), "output")(out_RTHE.reshape(R, T, -1))
         return out_RTD, {"k": k_RTJE.transpose(0, 2, 3, 1), "v": v_RTJE.transpose(0, 2, 1, 3)}
@@ -227,7 +233,7 @@ class Transformer(nn.Module):
         return self._run(tokens_RT, positions_RT, mask_RTS, None, False)[0]
 
     def _run(self, tokens_RT, positions_RT, mask_RTS, past, keep_past: bool):
-        x_RTD = nn.with_logical_constraint(self.embedding(tokens_RT), ("rows", "tokens", None))
+        x_RTD = nn.with_logical_constraint(self._embed(tokens_RT), ("rows", "tokens", None))
         below, above, k = None, past, self.config.frozen_layers
         if k:
             if past is not None:
@@ -238,6 +244,11 @@ class Transformer(nn.Module):
         if k and keep_past:
             new = jax.tree.map(lambda *parts: jnp.concatenate(parts), below, new)
         return self.final_norm(x_RTD), new
+
+    def _embed(self, tokens_RT):
+        """Looks up whole rows: from a table that is cut along the width, the compiler would gather the batch instead."""
+        table_VD = nn.with_logical_constraint(self.embedding.embedding, ("vocab", None))
+        return jnp.take(table_VD.astype(self.config.dtype), tokens_RT, axis=0)
 
     def logits(self, hidden_RTD: Float[Array, "R T D"]) -> Float[Array, "R T V"]:
         """Next-token logits, computed in fp32: bf16 would round a logit of 18 to a multiple of 1/8."""

@@ -3,7 +3,7 @@
 A checkpoint is one directory on a file system that every process sees:
 
     <directory>/<step>/state/          the arrays, written by orbax
-                       data_<p>.json   what process p saves of its own: its data iterator, say
+                       data_<p>.json   what process p saves of its own: its share of the data's position
                        manifest.json   size and SHA-256 of every other file; written last, at once
 
 No manifest: the save never finished, and the directory is ignored. A file that disagrees with the
@@ -15,7 +15,7 @@ import errno
 import json
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -114,6 +114,9 @@ class Checkpoints:
 
         abstract_state: pytree of `jax.ShapeDtypeStruct` with shardings. Arrays come back in these
         shardings, whatever mesh they were saved from, and in these dtypes; a cast is logged.
+
+        `data` is what all processes saved, put together: mappings are merged, and what several
+        have under one key must agree. So another number of processes may restore it.
 
         None when nothing was ever saved. A damaged checkpoint is reported as an error in the log
         and as a RuntimeWarning, set aside, and the one before is taken. Raises CheckpointError if
@@ -279,16 +282,21 @@ def _load(path: Path, abstract: PyTree, partial: bool) -> PyTree:
         raise CheckpointError(f"cannot read {path}, though its files are intact: {error}") from error
 
 
-def _read_data(path: Path) -> dict[str, Any]:
-    file = path / f"data_{jax.process_index()}.json"
-    saved = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["processes"]
-    if saved != jax.process_count():
-        raise CheckpointError(
-            f"{path} was saved by {saved} processes and this run has {jax.process_count()}: the "
-            f"data iterator's state fits only {saved}; start as many"
-        )
-    data: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return data
+def _read_data(path: Path) -> Any:
+    processes = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["processes"]
+    files = [path / f"data_{process}.json" for process in range(processes)]
+    return _together(path, [json.loads(file.read_text(encoding="utf-8")) for file in files])
+
+
+def _together(path: Path, parts: Sequence[Any]) -> Any:
+    if all(isinstance(part, dict) for part in parts):
+        names = {name: None for part in parts for name in part}
+        return {name: _together(path, [part[name] for part in parts if name in part]) for name in names}
+    if all(isinstance(part, list) and len(part) == len(parts[0]) for part in parts):
+        return [_together(path, values) for values in zip(*parts, strict=True)]
+    if any(part != parts[0] for part in parts):
+        raise CheckpointError(f"{path}: its processes saved different data under one key: {parts[:2]}")
+    return parts[0]
 
 
 def _leaves(tree: PyTree) -> dict[str, Any]:

@@ -9,9 +9,7 @@ import dataclasses
 import json
 import logging
 import math
-import signal
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ import jax
 import numpy as np
 
 from rmjax.data.forest import Forest
+from rmjax.parallel import hosts
 from rmjax.train.checkpoint import Checkpoints
 from rmjax.train.metrics import CountedTraces, MetricWriter, Progress, Throughput
 from rmjax.train.objective import Terms
@@ -74,7 +73,7 @@ def train(
 
     Raises:
       Diverged: the loss or its gradient is NaN or infinite.
-      Preempted: SIGTERM came; the state is saved.
+      Preempted: SIGTERM or a notice of preemption came; the state is saved.
       ValueError: the data ended before the last step (the state is saved), or a bad `log_every` or `save_every`.
     """
     if min(log_every, save_every) < 1:
@@ -95,8 +94,7 @@ def train(
         terms = jax.device_get(terms)
         scalars = _with_deviation(_means(terms))
         before, traced = traced, traces.traces if traces else 0
-        forests = [batch] if isinstance(batch, Forest) else list(batch.values())
-        speed.step(sum(map(_tokens, forests)), sum(map(_pairs, forests)), compiled=traced != before)
+        speed.step(*_processed(terms), compiled=traced != before)
         _check_finite(scalars, number, batch, directory, identify)
         sums = _added(sums, terms)
         if number % log_every == 0 or number == steps:
@@ -111,7 +109,7 @@ def train(
         checkpoints.save(number, _saved(state), {"iterator": batches.get_state(), "terms": sums}, wait=wait)
         speed.pause()
 
-    with _stop_requests() as stopping, contextlib.closing(progress):
+    with hosts.stop_requests() as stopping, contextlib.closing(progress):
         if start == 0:
             _evaluate_all(state, 0, steps, evaluations, writer)
         for number in range(start + 1, steps + 1):
@@ -126,12 +124,12 @@ def train(
                 )
             state, terms = step(state, placed)
             settle()
-            pending = (number, terms, batch)
+            pending = (number, terms, placed)
             if number == steps or any(number % every == 0 for every, _ in (evaluations or {}).values()):
                 settle()
                 _evaluate_all(state, number, steps, evaluations, writer)
                 speed.pause()
-            if stopping.is_set() and number < steps:
+            if stopping(number) and number < steps:
                 save(number, wait=True)
                 raise Preempted(f"asked to stop: saved step {number} of {steps}; run the same command to go on")
             if number % save_every == 0 or number == steps:
@@ -160,14 +158,10 @@ def _evaluate_all(state: State, number: int, steps: int, evaluations: Any, write
             writer.write(number, {f"eval/{name}/{key}": value for key, value in evaluate(state).items()})
 
 
-def _tokens(forest: Forest) -> int:
-    return int(np.sum(forest.group_RT > 0))
-
-
-def _pairs(forest: Forest) -> int:
-    ranks = np.asarray(forest.ranks_RGN)
-    better = (ranks[..., :, None] < ranks[..., None, :]) & np.isfinite(ranks)[..., None, :]
-    return int(better.sum())
+def _processed(terms: Mapping[str, tuple[Any, Any]]) -> tuple[int, int]:
+    """Tokens (shared ones once, no padding) and ordered pairs of the global batch; a process has only a part of it."""
+    padding = [term for name, term in terms.items() if name.endswith("pad_fraction")]
+    return int(sum(cells - padded for padded, cells in padding)), int(terms.get("accuracy", (0, 0))[1])
 
 
 def _added(sums: Mapping[str, Sequence[float]], terms: Mapping[str, Sequence[Any]]) -> dict[str, list[float]]:
@@ -197,7 +191,8 @@ def _check_finite(scalars: Mapping[str, float], number: int, batch: Batch, direc
         return
     path, value = directory / "diverged.json", scalars[bad[0]]
     found, count = _named_records(batch, identify)
-    path.write_text(json.dumps({"step": number, bad[0]: str(value)} | found, ensure_ascii=False) + "\n")
+    if jax.process_index() == 0:
+        path.write_text(json.dumps({"step": number, bad[0]: str(value)} | found, ensure_ascii=False) + "\n")
     raise Diverged(
         f"{bad[0]} is {value} at step {number}; the ids of the batch's {count} records are in {path}; "
         "lower optimizer.learning_rate (MetaRM: or gradient.inner_learning_rate) or look at those records; "
@@ -208,21 +203,7 @@ def _check_finite(scalars: Mapping[str, float], number: int, batch: Batch, direc
 def _named_records(batch: Any, identify: Any) -> tuple[dict[str, Any], int]:
     """{"records", "ids"} of a forest, or that by the forest's name; and how many records there are."""
     if isinstance(batch, Forest):
-        records = sorted({int(i) for i in np.ravel(batch.record_RG) if i >= 0})
+        records = sorted({int(i) for i in np.ravel(hosts.whole(batch.record_RG)) if i >= 0})
         return {"records": records, "ids": [identify(i) for i in records]}, len(records)
     parts = {name: _named_records(forest, identify[name]) for name, forest in batch.items()}
     return {name: found for name, (found, _) in parts.items()}, sum(count for _, count in parts.values())
-
-
-@contextlib.contextmanager
-def _stop_requests() -> Iterator[threading.Event]:
-    """An event that SIGTERM sets; the handler before it comes back afterwards."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: event.set())
-    try:
-        yield event
-    finally:
-        signal.signal(signal.SIGTERM, before)

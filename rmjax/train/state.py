@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from rmjax.data.forest import ForestShape
 from rmjax.models.reward import RewardTransformer
-from rmjax.parallel.mesh import RULES, batch_sharding, parameter_shardings, replicated
+from rmjax.parallel.mesh import RULES, Rules, parameter_shardings, replicated
 from rmjax.train.gradient import Gradient
 from rmjax.train.objective import Terms
 from rmjax.train.parameters import split
@@ -50,9 +50,9 @@ def make_state(params: Any, trainable: str, optimizer: optax.GradientTransformat
     return State(jnp.int32(0), moving, frozen, optimizer.init(moving), rng)
 
 
-def state_shardings(state: State, boxed: Any, trainable: str, mesh: Mesh) -> State:
+def state_shardings(state: State, boxed: Any, trainable: str, mesh: Mesh, rules: Rules = RULES) -> State:
     """Parameters by the sharding table; optimizer moments as the parameter of the same path; the rest replicated."""
-    moving, frozen = split(nn.meta.unbox(parameter_shardings(boxed, mesh)), trainable)
+    moving, frozen = split(nn.meta.unbox(parameter_shardings(boxed, mesh, rules)), trainable)
     structure: Any = jax.tree.structure(moving)
 
     def like_params(part: Any) -> Any:
@@ -63,13 +63,17 @@ def state_shardings(state: State, boxed: Any, trainable: str, mesh: Mesh) -> Sta
 
 
 def make_step(
-    gradient: Gradient, optimizer: optax.GradientTransformation, shardings: State, mesh: Mesh
+    gradient: Gradient,
+    optimizer: optax.GradientTransformation,
+    shardings: State,
+    mesh: Mesh,
+    rules: Rules = RULES,
 ) -> Callable[[State, Any], tuple[State, Terms]]:
     """The function to jit: (state, batch) → (state, terms). Gradients are constrained to the parameters' sharding, which
     they do not inherit by themselves."""
 
     def step(state: State, batch: Any) -> tuple[State, Terms]:
-        with nn.logical_axis_rules(RULES):
+        with nn.logical_axis_rules(rules):
             rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
             grads, terms = gradient(state.trainable, state.frozen, batch, rng, state)
             grads = jax.lax.with_sharding_constraint(grads, shardings.trainable)
@@ -83,10 +87,10 @@ def make_step(
 
 
 def compile_step(step: Callable, shardings: State, mesh: Mesh) -> Callable[[State, Any], tuple[State, Terms]]:
-    """`jax.jit` with the state donated and every sharding given."""
+    """`jax.jit` with the state donated and its sharding given; the batch has that which `parallel.batch.place` gave it."""
     return jax.jit(
         step,
-        in_shardings=(shardings, batch_sharding(mesh)),
+        in_shardings=(shardings, None),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
     )

@@ -1,5 +1,6 @@
 """The input pipeline: nothing lost, nothing twice, orders by seed, and a state that continues exactly."""
 
+import dataclasses
 import functools
 import itertools
 import json
@@ -14,9 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rmjax.data.forest import ForestShape, Tree
-from rmjax.data.pipeline import LOOKAHEAD, PackForests, batches, batches_together, tree_dataset
+from rmjax.data.pipeline import LOOKAHEAD, PackForests, Share, batches, batches_together, tree_dataset
 from rmjax.data.pool import PolicyPool
 from rmjax.data.record import Comparison
+from rmjax.parallel.hosts import EndTogether
 
 SHAPE = ForestShape(rows=2, row_tokens=24, groups=3, leaves=2)
 
@@ -155,11 +157,11 @@ def test_without_a_number_of_epochs_the_stream_is_endless_and_begins_alike():
 
 @pytest.mark.parametrize("count", [2, 3])
 @pytest.mark.parametrize("epochs", [1, 2, None])
-def test_processes_share_the_stream_without_overlap(count, epochs):
+def test_parts_of_the_stream_do_not_overlap(count, epochs):
     whole = records(stream(epochs=epochs), 40 * (epochs or 2))
     for process in range(count):
         wanted = whole[process::count]
-        assert records(stream(epochs=epochs, shard=(process, count)), len(wanted)) == wanted
+        assert records(stream(epochs=epochs)[process::count], len(wanted)) == wanted
 
 
 # --- drawing ----------------------------------------------------------------------------------------------------------
@@ -191,8 +193,8 @@ def test_draws_are_a_function_of_seed_and_position():
     assert tokens(drawn(1, epochs=None), 16) == first
 
 
-def test_processes_draw_differently():
-    shares = [tokens(drawn(1, shard=(process, 2)), 8) for process in (0, 1)]
+def test_parts_of_the_stream_draw_differently():
+    shares = [tokens(drawn(1)[process::2], 8) for process in (0, 1)]
     assert shares[0] != shares[1]
     assert [number for pair in zip(*shares, strict=True) for number in pair] == tokens(drawn(1), 16)
 
@@ -228,7 +230,7 @@ def variants() -> dict[str, grain.IterDataset]:
         "skipping": PackForests(stream(), small),
         "impatient": PackForests(stream(epochs=2), SHAPE, lookahead=0),
         "drawn": PackForests(drawn(3), SHAPE),
-        "sharded": PackForests(stream(epochs=2, shard=(1, 3)), SHAPE),
+        "a part of it": PackForests(stream(epochs=2)[1::3], SHAPE),
         "prefetched": batches(stream(), SHAPE, prefetch=2),
         "prefetched far": batches(stream(), small, prefetch=50),
         "two": batches_together({"a": (stream(), SHAPE), "b": (drawn(3, epochs=None), small)}),
@@ -305,3 +307,70 @@ def test_an_error_while_reading_reaches_the_caller_of_a_prefetched_batch():
 
     with pytest.raises(ValueError, match="record . is broken"):
         next(iter(batches(tree_dataset(range(3), read, seed=0), SHAPE)))
+
+
+# --- several processes ------------------------------------------------------------------------------------------------
+
+ROWS = ForestShape(rows=8, row_tokens=24, groups=3, leaves=2)
+
+
+def shared(*mine: int, epochs: int | None = None, prefetch: int = 2):
+    """The batches of a process that packs these of four streams."""
+    return iter(batches(stream(epochs=epochs), ROWS, prefetch, Share(4, mine)))
+
+
+def stacked(*parts):
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
+
+
+@pytest.mark.parametrize("shares", [[(0,), (1,), (2,), (3,)], [(0, 1), (2, 3)]], ids=["four", "two"])
+def test_the_parts_of_all_processes_are_the_batch_of_one(shares):
+    whole = itertools.islice(shared(0, 1, 2, 3), 12)
+    parts = zip(*(shared(*mine) for mine in shares), strict=True)
+    assert_same([stacked(*part) for part in itertools.islice(parts, 12)], list(whole))
+    assert len(next(shared(*shares[0])).tokens_RT) == 8 // len(shares)  # and no more is read
+
+
+def test_streams_lose_nothing_and_give_nothing_twice():
+    found = EndTogether(shared(0, 1, 2, 3, epochs=3))
+    assert Counter(seen(found)) == Counter(every_tree(40) * 3)
+    assert next(found, None) is None
+
+
+def test_a_stream_that_ends_early_leaves_its_rows_empty():
+    iterator = shared(0, 1, 2, 3, epochs=1, prefetch=0)
+    forests = list(itertools.islice(iterator, 30))
+    full = np.array([(forest.group_RT > 0).reshape(4, -1).any(axis=1) for forest in forests])
+    assert any(row.any() and not row.all() for row in full)
+    assert not full[-1].any()
+
+
+def test_another_number_of_processes_goes_on_where_they_stopped():
+    """The state of a batch is that of its streams, whoever packs them."""
+    whole = list(itertools.islice(shared(0, 1, 2, 3), 12))
+    two = [shared(0, 1), shared(2, 3)]
+    for _ in range(5):
+        parts = [next(iterator) for iterator in two]
+    assert_same([stacked(*parts)], whole[4:5])
+    states = [json.loads(json.dumps(iterator.get_state()))["streams"] for iterator in two]
+    for shares in ([(0, 1, 2, 3)], [(0,), (1,), (2,), (3,)]):
+        iterators = [shared(*mine) for mine in shares]
+        for iterator in iterators:
+            iterator.set_state({"streams": states[0] | states[1]})
+        rest = itertools.islice(zip(*iterators, strict=True), 7)
+        assert_same([stacked(*part) for part in rest], whole[5:])
+
+
+def test_data_sets_side_by_side_are_shared_alike():
+    def together(*mine):
+        both = {"a": (stream(epochs=None), ROWS), "b": (stream(seed=5, epochs=None), dataclasses.replace(ROWS, rows=4))}
+        return itertools.islice(batches_together(both, share=Share(4, mine)), 5)
+
+    parts = zip(together(0, 1), together(2, 3), strict=True)
+    stuck = [{name: stacked(one[name], other[name]) for name in "ab"} for one, other in parts]
+    assert_same(stuck, list(together(0, 1, 2, 3)))
+
+
+def test_rows_that_do_not_divide_into_streams():
+    with pytest.raises(ValueError, match="8 rows do not divide into 3 streams"):
+        batches(stream(), ROWS, share=Share(3, (0,)))

@@ -365,13 +365,23 @@ def test_sharded_arrays_come_back_in_the_shardings_asked_for(tmp_path):
     assert (restored == jnp.arange(48.0).reshape(8, 6)).all()
 
 
-def test_another_number_of_processes_is_an_error(tmp_path):
+def saved_by_two(tmp_path, other: dict) -> Checkpoints:
+    """The newest checkpoint as two processes would have left it; `other` is the second one's data."""
     checkpoints = saved_run(tmp_path)
     path = tmp_path / "20" / manifest.MANIFEST
-    path.write_text(json.dumps({**json.loads(path.read_text()), "processes": 4}))
-    with pytest.raises(CheckpointError, match="saved by 4 processes and this run has 1"):
-        checkpoints.restore(abstract(make_state(0)))
-    assert checkpoints.restore_subtree("params")[0] == 20
+    path.write_text(json.dumps({**json.loads(path.read_text()), "processes": 2}))
+    (tmp_path / "20" / "data_1.json").write_text(json.dumps(other))
+    return checkpoints
+
+
+def test_what_other_processes_saved_comes_with_it(tmp_path):
+    data = saved_by_two(tmp_path, {"next": 20, "streams": {"1": [3, 4]}}).restore(abstract(make_state(0)))[2]
+    assert data == {"next": 20, "streams": {"1": [3, 4]}}
+
+
+def test_processes_that_contradict_each_other_are_an_error(tmp_path):
+    with pytest.raises(CheckpointError, match=f"{tmp_path}/20: its processes saved different data under one key"):
+        saved_by_two(tmp_path, {"next": 21}).restore(abstract(make_state(0)))
 
 
 TWO_PROCESSES = """
@@ -386,13 +396,13 @@ TWO_PROCESSES = """
     for step in (1, 2, 3):
         local = np.full((2,), 10.0 * step + index, np.float32)
         array = jax.make_array_from_process_local_data(sharding, local)
-        checkpoints.save(step, {"w": array}, {"process": index, "at": step})
+        checkpoints.save(step, {"w": array}, {"streams": {str(index): step}, "at": step})
     checkpoints.wait()
     if index == 0:
         assert checkpoints.latest() == 3
         os.truncate(os.path.join(directory, "3", "data_1.json"), 3)
     step, state, data = checkpoints.restore(target)
-    assert (step, data) == (2, {"process": index, "at": 2}), (step, data)
+    assert (step, data) == (2, {"streams": {"0": 2, "1": 2}, "at": 2}), (step, data)
     assert (state["w"].addressable_data(0) == 20 + index).all()
     checkpoints.close()
     print("same")

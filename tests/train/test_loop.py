@@ -48,7 +48,13 @@ def plain_step(state: State, forest) -> tuple[State, dict]:
     one = jnp.float32(1)
     terms = {"loss": (record, one), "reward_mean": (3 * one, one), "reward_square": (25 * one, one)}
     terms |= {"gradient_norm": (one, one), "nothing": (0 * one, 0 * one), "share": (record, record + 1)}
+    terms |= {"pad_fraction": padding(forest), "accuracy": (one, one)}
     return state.replace(step=state.step + 1, trainable=moved), terms
+
+
+def padding(forest):
+    cells = jnp.float32(forest.group_RT.size)
+    return cells - jnp.sum(forest.group_RT > 0), cells
 
 
 def run(directory, steps, step=plain_step, batches=None, place=lambda forest: forest, **options):
@@ -239,7 +245,11 @@ class TwoForests(Batches):
 
 def test_a_batch_may_have_several_forests(tmp_path):
     def on_first(step):
-        return lambda state, batch: step(state, batch["preference"])
+        def both(state, batch):
+            state, terms = step(state, batch["preference"])
+            return state, terms | {"meta_pad_fraction": padding(batch["meta"])}
+
+        return both
 
     state = run(tmp_path, 8, on_first(plain_step), TwoForests())
     assert state.trainable["w"][0] == expected(8)

@@ -1,0 +1,56 @@
+"""A forest on a mesh: what is cut, which rows a process makes, and where they come to stand."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from rmjax.data.forest import Forest, ForestShape
+from rmjax.data.pipeline import WHOLE, Share
+from rmjax.parallel.batch import forest_shardings, place, share_of_process
+from rmjax.parallel.mesh import RULES, make_mesh, make_rules
+
+ROWS = PartitionSpec(("data", "fsdp"))
+
+
+def numbered(rows: int) -> Forest:
+    """All cells differ."""
+    forest = ForestShape(rows, row_tokens=4, groups=2, leaves=2).empty()
+    return jax.tree.map(lambda x: np.arange(x.size, dtype=x.dtype).reshape(x.shape), forest)
+
+
+def test_rows_and_tokens_are_cut_and_nothing_else():
+    found = forest_shardings(make_mesh({"data": -1}))
+    for field in dataclasses.fields(Forest):
+        spec = getattr(found, field.name).spec
+        assert spec[0] == ("data", "fsdp")
+        assert spec[1] in (("context",), "context") if field.name.endswith("_RT") else set(spec[1:]) <= {None}
+
+
+def test_the_rules_say_along_what():
+    found = forest_shardings(make_mesh({"data": -1}), make_rules({"tokens": (), "rows": ("data",)}))
+    assert found.tokens_RT.spec[0] in (("data",), "data") and found.tokens_RT.spec[1] is None
+
+
+def test_one_process_has_all_streams():
+    mesh = make_mesh({"data": -1})
+    rows = 4 * jax.device_count()
+    assert share_of_process(mesh, RULES, rows, 1) == WHOLE
+    assert share_of_process(mesh, RULES, rows, 4) == Share(4, (0, 1, 2, 3))
+
+
+def test_placing_changes_no_cell():
+    mesh, forest = make_mesh({"data": -1}), numbered(4 * jax.device_count())
+    for share in (WHOLE, Share(4, (0, 1, 2, 3))):
+        placed = place({"a": forest}, forest_shardings(mesh), share)["a"]
+        jax.tree.map(np.testing.assert_array_equal, jax.device_get(placed), forest)
+        assert jax.tree.map(lambda x: x.sharding, placed) == forest_shardings(mesh)
+
+
+def test_rows_stand_where_their_stream_belongs():
+    """Half of a batch, on a mesh that asks for all of it: the other half is another process's."""
+    mesh, forest = make_mesh({"data": -1}), numbered(2 * jax.device_count())
+    with pytest.raises(KeyError):
+        place(forest, forest_shardings(mesh), Share(4, (0, 1)))
