@@ -5,16 +5,28 @@ import json
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
+import flax.linen as nn
 import jax
+import numpy as np
 import pytest
-from jax.sharding import PartitionSpec
+from jax.sharding import AbstractMesh, PartitionSpec
 
-from rmjax.parallel.mesh import AXES, RULES, batch_sharding, make_mesh, make_rules, shards
+from rmjax.parallel.mesh import (
+    AXES,
+    RULES,
+    _across_slices,
+    batch_sharding,
+    make_mesh,
+    make_rules,
+    parameter_shardings,
+    shards,
+)
 
 ROOT = Path(__file__).parents[2]
-FEW = [(2, 2, 2, 1), (1, 2, 2, 2), (1, 1, 1, 8)]
+FEW = [(1, 1, 1, 8), (2, 2, 2, 1), (1, 2, 2, 2)]
 ALL = [sizes for sizes in itertools.product((1, 2, 4, 8), repeat=4) if sizes[0] * sizes[1] * sizes[2] * sizes[3] == 8]
 
 
@@ -72,9 +84,18 @@ def test_every_arrangement_trains_as_one():
     report = reported("everything", ALL)
     for sizes in ALL:
         assert_trains_as_one(report, sizes)
+    assert {sizes: report[name(sizes)]["collectives"] for sizes in COLLECTIVES} == COLLECTIVES
 
 
-COLLECTIVES = {}
+# Counted in the program, where what stands in a scan stands once: `fsdp` gathers the nine arrays of a layer in three scans,
+# the frozen layers', the forward and the backward one.
+COLLECTIVES = {
+    (8, 1, 1, 1): {"all-reduce": 3},
+    (1, 8, 1, 1): {"all-gather": 33, "all-reduce": 5},
+    (1, 1, 1, 8): {"all-gather": 9, "all-reduce": 5},
+    (2, 2, 2, 1): {"all-gather": 33, "all-reduce": 22, "collective-permute": 2},
+    (1, 2, 2, 2): {"all-gather": 42, "all-reduce": 27, "collective-permute": 2},
+}
 
 
 @pytest.mark.parametrize("sizes", FEW, ids=name)
@@ -117,6 +138,41 @@ def test_errors(sizes, message):
         make_mesh(sizes)
 
 
+def devices(slices, processes, each):
+    """Of so many slices of so many processes of so many devices; on a CPU there are no slices."""
+    places = list(itertools.product(range(slices or 1), range(processes), range(each)))
+    return [
+        types.SimpleNamespace(id=i, device_kind="", platform="", process_index=s * processes + p)
+        if slices is None
+        else types.SimpleNamespace(id=i, device_kind="", platform="", process_index=s * processes + p, slice_index=s)
+        for i, (s, p, _) in enumerate(places)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("there", "granule"),
+    [(devices(2, 2, 2), "slice_index"), (devices(1, 2, 4), "process_index"), (devices(None, 2, 4), "process_index")],
+    ids=["slices", "processes of one slice", "processes"],
+)
+def test_only_the_slow_factors_cross_slices(there, granule):
+    def granules(inner, outer):
+        return np.vectorize(lambda device: getattr(device, granule))(_across_slices(inner, outer, there))
+
+    by_data = granules((1, 2, 2, 1), (2, 1, 1, 1))
+    assert by_data.shape == (2, 2, 2, 1)
+    assert (by_data == np.arange(2).reshape(2, 1, 1, 1)).all()
+    by_fsdp = granules((2, 2, 1, 1), (1, 2, 1, 1))
+    assert by_fsdp.shape == (2, 4, 1, 1)
+    assert (by_fsdp == np.array([0, 0, 1, 1]).reshape(1, 4, 1, 1)).all()
+
+
+def test_slow_factors_are_those_of_the_slices():
+    with pytest.raises(
+        ValueError, match="mesh.dcn_data · mesh.dcn_fsdp is 8; the devices form 2 slices and 4 processes"
+    ):
+        _across_slices((1, 1, 1, 1), (4, 2, 1, 1), devices(2, 2, 2))
+
+
 def test_rules_are_the_table_with_changes():
     assert dict(make_rules({})) == {name: axes or None for name, axes in RULES}
     changed = make_rules({"embed": (), "mlp": ("fsdp", "tensor")})
@@ -136,3 +192,10 @@ def test_rules_are_the_table_with_changes():
 def test_errors_of_rules(changes, message):
     with pytest.raises(ValueError, match=message):
         make_rules(changes)
+
+
+def test_a_parameter_that_does_not_divide_is_named():
+    boxed = {"up": {"kernel": nn.LogicallyPartitioned(jax.ShapeDtypeStruct((32, 63), "float32"), ("embed", "mlp"))}}
+    mesh = AbstractMesh((1, 1, 2, 1), AXES)
+    with pytest.raises(ValueError, match=r"up/kernel has shape \(32, 63\), and 63 does not divide into the 2 parts of"):
+        parameter_shardings(boxed, mesh)
