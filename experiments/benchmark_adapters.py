@@ -124,8 +124,8 @@ def random_pairs(config: Any, vocab_size: int) -> Forest:
     third = data.row_tokens // (3 * 2)  # two groups a row, each a prefix and two leaves of one size
 
     def tree(number: int) -> Tree:
-        part = functools.partial(random.integers, 1, vocab_size, third, dtype=np.int32)
-        return Tree(part(), (part(), part()), np.array([0.0, 1.0], np.float32), type=number % 2, record=number)
+        prefix, *leaves = random.integers(1, vocab_size, (3, third), dtype=np.int32)
+        return Tree(prefix, tuple(leaves), np.array([0.0, 1.0], np.float32), type=number % 2, record=number)
 
     rows = [[tree(2 * r), tree(2 * r + 1)] for r in range(data.rows)]
     return fill(ForestShape(data.rows, data.row_tokens, data.groups, data.leaves), rows)
@@ -133,7 +133,8 @@ def random_pairs(config: Any, vocab_size: int) -> Forest:
 
 def timed(built: Mapping[str, Arm], rounds: int) -> dict[str, list[float]]:
     """Arm → seconds of its step in each round."""
-    names, found = list(built), {name: [] for name in built}
+    names = list(built)
+    found: dict[str, list[float]] = {name: [] for name in names}
     for number in range(WARMUP + rounds):
         turn = number % len(names)
         for name in names[turn:] + names[:turn]:
@@ -149,8 +150,8 @@ def ratios(seconds: Mapping[str, Sequence[float]]) -> dict[str, Any]:
     for name, values in seconds.items():
         reference = REFERENCES.get(name, "lora")
         logs = np.log(np.asarray(values) / np.asarray(seconds[reference]))
-        mean = interval(logs)
-        factors = {side: float(np.exp(mean[side])) for side in ("value", "low", "high")}  # type: ignore[literal-required]
+        bounds: dict[str, Any] = {**interval(logs)}
+        factors = {side: float(np.exp(bounds[side])) for side in ("value", "low", "high")}
         found[name] = {
             "reference": reference,
             "median": float(np.exp(np.median(logs))),
@@ -206,7 +207,7 @@ def main(argv: Sequence[str]) -> None:
     """Reads the flags."""
     del argv
     given = flags.FLAGS
-    sizes = Sizes(**{field.name: given[field.name].value for field in dataclasses.fields(Sizes)})
+    sizes = Sizes(given.layers, given.rows, given.row_tokens, given.experts, given.rank)
     if given.only:
         job = functools.partial(run_only, given.only, sizes)
     else:
