@@ -70,7 +70,7 @@ def join_hosts(section: Any, environment: Mapping[str, str] = os.environ) -> Non
     where = _coordinator(section.coordinator, environment)
     if where == "none":
         return
-    known: tuple[Any, ...] = (None, None, None)
+    known: tuple[Any, Any, Any] = (None, None, None)
     if where != "auto":
         processes = section.processes or int(environment.get("RMJAX_PROCESSES", 0))
         index = section.index if section.index >= 0 else int(environment.get("RMJAX_PROCESS", -1))
@@ -80,7 +80,7 @@ def join_hosts(section: Any, environment: Mapping[str, str] = os.environ) -> Non
                 "RMJAX_PROCESSES and RMJAX_PROCESS in the environment"
             )
         known = (where, processes, index)
-    hosts.join(*known, timeout=section.timeout)
+    hosts.join(*known, section.timeout)
     if jax.process_index() > 0:
         form = logging.Formatter(f"%(levelname)s process {jax.process_index()} %(name)s: %(message)s")
         for handler in logging.getLogger().handlers:

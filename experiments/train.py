@@ -354,7 +354,12 @@ def main(argv: Sequence[str]) -> None:
     """Reads the flags."""
     del argv
     config, workdir = flags.FLAGS.config, Path(flags.FLAGS.workdir)
-    leave(lambda: guarded(lambda: (join_hosts(config.hosts), run(config, workdir))))
+
+    def job() -> None:
+        join_hosts(config.hosts)
+        run(config, workdir)
+
+    leave(lambda: guarded(job))
 
 
 if __name__ == "__main__":

@@ -24,15 +24,17 @@ def forest_shardings(mesh: Mesh, rules: Rules = RULES) -> Forest:
 
     def sharding(name: str) -> NamedSharding:
         letters = name.rpartition("_")[2]
-        return NamedSharding(mesh, nn.logical_to_mesh_axes([_LOGICAL.get(letter) for letter in letters], rules))
+        spec: Any = nn.logical_to_mesh_axes([_LOGICAL.get(letter) for letter in letters], rules)
+        return NamedSharding(mesh, spec)
 
-    return Forest(**{field.name: sharding(field.name) for field in dataclasses.fields(Forest)})
+    found: dict[str, Any] = {field.name: sharding(field.name) for field in dataclasses.fields(Forest)}
+    return Forest(**found)
 
 
 def share_of_process(mesh: Mesh, rules: Rules, rows: int, streams: int) -> Share:
     """The streams that make the rows on this process's devices; `rows` of the global batch, in `streams` equal parts. A
     process that has to pack rows of others as well says so in a warning."""
-    sharding = forest_shardings(mesh, rules).weight_RG
+    sharding: Any = forest_shardings(mesh, rules).weight_RG
     indices = sharding.addressable_devices_indices_map((rows, 1)).values()
     held = {row for index in indices if index for row in range(*index[0].indices(rows))}
     mine = sorted({row * streams // rows for row in held})
@@ -53,7 +55,7 @@ def place(batch: Forest | Mapping[str, Forest], shardings: Forest, share: Share)
     total = rows * share.streams
 
     def put(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
-        def part(index: tuple[slice, ...]) -> np.ndarray:
+        def part(index: Any) -> np.ndarray:
             here = [first_row[r // rows] + r % rows for r in range(*index[0].indices(total))]
             return array[here][(slice(None), *index[1:])]
 

@@ -14,7 +14,7 @@ AXES = ("data", "fsdp", "tensor", "context")
 SLOW_AXES = {"dcn_data": "data", "dcn_fsdp": "fsdp"}
 """Parts of an axis that run between slices, over the data center's network (DCN): those that communicate once a step."""
 
-Rules = tuple[tuple[str, Sequence[str] | None], ...]
+Rules = tuple[tuple[str, tuple[str, ...] | None], ...]
 """Logical axis → mesh axes, as flax reads it: an array uses a mesh axis once, the first of its rows here has it."""
 RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
     # logical axis → mesh axes    shape that it stands in

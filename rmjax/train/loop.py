@@ -80,7 +80,7 @@ def train(
         raise ValueError(f"log_every ({log_every}) and save_every ({save_every}) must be 1 or more")
     start = int(state.step)
     speed, progress = Throughput(), Progress(steps, initial=start, label=directory.name)
-    pending: tuple[int, Terms, Batch] | None = None
+    pending: tuple[int, Terms, Any] | None = None
     sums: Mapping[str, Sequence[float]] = since or {}
     traced = 0
 

@@ -190,7 +190,7 @@ def test_twenty_kills_at_random_moments_of_one_run_change_nothing(home):  # noqa
 def joined(monkeypatch, environment, **section):
     """What `hosts.join` is called with, None where it is not."""
     calls = []
-    monkeypatch.setattr(hosts, "join", lambda *args, **options: calls.append((*args, options["timeout"])))
+    monkeypatch.setattr(hosts, "join", lambda *args: calls.append(args))
     join_hosts(ConfigDict({"coordinator": "", "processes": 0, "index": -1, "timeout": 7} | section), environment)
     return calls[0] if calls else None
 

@@ -26,7 +26,7 @@ from rmjax.parallel.mesh import (
 )
 
 ROOT = Path(__file__).parents[2]
-FEW = [(1, 1, 1, 8), (2, 2, 2, 1), (1, 2, 2, 2)]
+FEW = [(2, 2, 2, 1), (1, 2, 2, 2)]
 ALL = [sizes for sizes in itertools.product((1, 2, 4, 8), repeat=4) if sizes[0] * sizes[1] * sizes[2] * sizes[3] == 8]
 
 
