@@ -99,6 +99,7 @@ def streams(workdir) -> dict[str, dict]:
     return found
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(home, settings, alone):  # noqa: F811
     workdir = home / "two"
     job = start(home, settings, workdir, 2)
