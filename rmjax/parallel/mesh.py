@@ -1,5 +1,6 @@
 """The device mesh and the one table from logical axes to mesh axes."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -23,8 +24,9 @@ RULES: tuple[tuple[str, Any], ...] = (
 )
 
 
-def make_mesh(sizes: dict[str, int]) -> Mesh:
-    """A mesh over all devices; one size may be −1 (the rest). Axis types are Auto: Linen's rules fail on Explicit ones.
+def make_mesh(sizes: dict[str, int], among: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh over all devices, or over `among` (those of a TPU topology, say); one size may be −1 (the rest). Axis types are
+    Auto: Linen's rules fail on Explicit ones.
 
     Raises:
       ValueError: an unknown axis, a size below 1, two −1, or a product that is not the number of devices.
@@ -33,7 +35,7 @@ def make_mesh(sizes: dict[str, int]) -> Mesh:
     if unknown:
         raise ValueError(f"mesh axis {sorted(unknown)[0]!r} is unknown; axes are {', '.join(AXES)}")
     shape = [sizes.get(axis, 1) for axis in AXES]
-    devices = jax.device_count()
+    devices = jax.device_count() if among is None else len(among)
     for axis, size in zip(AXES, shape, strict=True):
         if size < 1 and size != -1:
             raise ValueError(f"mesh axis {axis!r} has size {size}; give 1 or more, or -1 for the rest of the devices")
@@ -46,7 +48,7 @@ def make_mesh(sizes: dict[str, int]) -> Mesh:
     product = known * (devices // known if -1 in [sizes.get(axis, 1) for axis in AXES] else 1)
     if product != devices:
         raise ValueError(f"mesh {dict(zip(AXES, shape, strict=True))} needs {product} devices; there are {devices}")
-    return jax.make_mesh(tuple(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return jax.make_mesh(tuple(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=among)
 
 
 def parameter_shardings(boxed: Any, mesh: Mesh) -> Any:
