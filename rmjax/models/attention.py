@@ -69,7 +69,7 @@ def _schedule(blocks: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _unfold(x_A2: jax.Array) -> jax.Array:
-    """[C / 2, 2, …] in the schedule's order → [I, …] in that of the row."""
+    """[C / 2, 2, …] in the schedule's order → [C, …] in that of the row."""
     return jnp.concatenate([x_A2[:, 0], x_A2[::-1, 1]])
 
 
