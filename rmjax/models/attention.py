@@ -89,6 +89,7 @@ def _scores(q_RJPBE, k_RJSE):
 
 def _forward(q_CRJPBE, k_CRJBE, v_CRJBE, marks_CRB):
     """Outputs, and for each query the logarithm of its softmax's denominator."""
+    q_CRJPBE, marks_CRB = jax.lax.optimization_barrier((q_CRJPBE, marks_CRB))  # see `_backward`
     C, *sizes = q_CRJPBE.shape
     empty = (
         jnp.zeros((2, *sizes), jnp.float32),
@@ -124,6 +125,9 @@ def _save(q, k, v, marks):
 
 def _backward(saved, d_out_CRJPBE):
     q_CRJPBE, k_CRJBE, v_CRJBE, marks_CRB, out_CRJPBE, log_total_CRJPB = saved
+    # The masks are alike in all layers. Bound to this layer's queries, they cannot be moved out of the scan over layers,
+    # where all of a row's would be kept.
+    q_CRJPBE, marks_CRB = jax.lax.optimization_barrier((q_CRJPBE, marks_CRB))
     C, *sizes = q_CRJPBE.shape
     dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
     delta_CRJPB = dot("crjpbe,crjpbe->crjpb", d_out_CRJPBE, out_CRJPBE)

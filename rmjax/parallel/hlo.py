@@ -78,10 +78,10 @@ class Instruction:
         return [name.lstrip("%") for name in found if name]
 
     @property
-    def trips(self) -> int | None:
-        """Of a `while`, where the compiler knows it."""
-        found = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', self.attributes)
-        return int(found[1]) if found else None
+    def target(self) -> str:
+        """Of a custom call."""
+        found = re.search(r'custom_call_target="([^"]*)"', self.attributes)
+        return found[1] if found else ""
 
     @functools.cached_property
     def backend(self) -> dict:
@@ -95,12 +95,58 @@ class Instruction:
             return {}
 
 
+Body = dict[str, Instruction]
+"""A computation: its instructions by name and in order."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """Computations by name, each its instructions by name and in order."""
+    """Computations by name."""
 
-    computations: dict[str, dict[str, Instruction]]
+    computations: dict[str, Body]
     entry: str
+
+    def called(self, instruction: Instruction) -> list[Body]:
+        """Computations that an instruction runs once."""
+        return [self.computations[name] for name in instruction.called]
+
+
+def root(body: Body) -> Instruction:
+    """What a computation returns."""
+    return next(i for i in body.values() if i.root)
+
+
+def inputs(body: Body) -> dict[int, str]:
+    """Names of a computation's parameters, by number."""
+    return {int(i.arguments): i.name for i in body.values() if i.opcode == "parameter"}
+
+
+def trips(program: Program, body: Body, loop: Instruction) -> int | None:
+    """How often a `while` of `body` runs: what the compiler wrote beside it, or what its condition `counter < limit` says
+    of a counter that grows by one; None where neither does."""
+    written = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.attributes)
+    if written:
+        return int(written[1])
+    condition = program.computations[loop.attribute("condition") or ""]
+    test = root(condition)
+    if test.opcode != "compare" or test.attribute("direction") != "LT":
+        return None
+    counter, limit = (condition[name] for name in test.operands)
+    index = re.search(r"index=(\d+)", counter.attributes)
+    if counter.opcode != "get-tuple-element" or index is None or limit.opcode != "constant":
+        return None
+    start = _constant(body, body[loop.operands[0]], int(index[1]))
+    return None if start is None else int(limit.arguments) - start
+
+
+def _constant(body: Body, carry: Instruction, index: int) -> int | None:
+    """An element of a tuple, if it is an integer written down; 0 where it comes in from an outer loop."""
+    if carry.opcode != "tuple":
+        return None
+    found = body[carry.operands[index]]
+    while found.opcode in ("copy", "bitcast"):
+        found = body[found.operands[0]]
+    return int(found.arguments) if found.opcode == "constant" else 0 if found.opcode == "get-tuple-element" else None
 
 
 def parse(text: str) -> Program:
@@ -109,7 +155,7 @@ def parse(text: str) -> Program:
     Raises:
       ValueError: there is no entry computation.
     """
-    computations: dict[str, dict[str, Instruction]] = {}
+    computations: dict[str, Body] = {}
     entry, body = "", None
     for line in _COMMENT.sub("", text).splitlines():
         if line.startswith("}"):

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from rmjax.parallel.hlo import Instruction, Program, Shape
+from rmjax.parallel.hlo import Body, Instruction, Program, Shape, inputs, root, trips
 
 _log = logging.getLogger(__name__)
 
@@ -24,6 +24,7 @@ _FREE = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "partition-id", "replica-id", "after-all",
     "opt-barrier", "add-dependency", "domain",
 }  # fmt: skip
+_NO_WORK = {"AllocateBuffer", "ConcatBitcast", "AssumeGatherIndicesInBound"}  # custom calls
 _SLICES = ("dynamic-slice", "slice", "gather")
 
 
@@ -50,7 +51,11 @@ class Operation:
 
 
 def operations(program: Program) -> list[Operation]:
-    """Every operation of the program, those of loops with their trip counts multiplied."""
+    """Every operation of the program, those of loops with their trip counts multiplied.
+
+    Raises:
+      ValueError: the text has a form that this reader does not know, and the count would be wrong.
+    """
     return list(_walk(program, program.entry, 1, False))
 
 
@@ -58,24 +63,25 @@ def _walk(program: Program, computation: str, times: int, asynchronous: bool) ->
     body = program.computations[computation]
     for instruction in body.values():
         opcode = instruction.opcode
-        if opcode in _FREE or opcode.endswith(("-done", "-update")):
+        if opcode in _FREE or opcode.endswith(("-done", "-update")) or instruction.target in _NO_WORK:
             continue
         if opcode == "while":
-            yield from _loop(program, instruction, times, asynchronous)
+            yield from _loop(program, body, instruction, times, asynchronous)
         elif opcode == "conditional":
             yield from _dearest(program, instruction, times, asynchronous)
         elif opcode == "call" or opcode == "async-start":
             for name in instruction.called:
                 yield from _walk(program, name, times, asynchronous or opcode == "async-start")
-        else:
+        elif _stage(program, instruction) != "done":
             yield _operation(program, body, instruction, times, asynchronous)
 
 
-def _loop(program: Program, loop: Instruction, times: int, asynchronous: bool) -> Iterator[Operation]:
-    if loop.trips is None:
-        _log.warning("the compiler does not know how often the loop %s runs; it is counted once", loop.name)
-    trips = 1 if loop.trips is None else loop.trips
-    for key, runs in (("condition", trips + 1), ("body", trips)):
+def _loop(program: Program, body: Body, loop: Instruction, times: int, asynchronous: bool) -> Iterator[Operation]:
+    found = trips(program, body, loop)
+    if found is None:
+        _log.warning("the compiled program does not say how often the loop %s runs; it is counted once", loop.name)
+        found = 1
+    for key, runs in (("condition", found + 1), ("body", found)):
         yield from _walk(program, loop.attribute(key) or "", times * runs, asynchronous)
 
 
@@ -86,46 +92,85 @@ def _dearest(program: Program, choice: Instruction, times: int, asynchronous: bo
     return max(branches, key=lambda branch: sum(o.times * (o.flops + o.bytes) for o in branch))
 
 
-def _operation(
-    program: Program, body: dict[str, Instruction], instruction: Instruction, times: int, asynchronous: bool
-) -> Operation:
-    found = list(_exchanges(program, body, instruction))
-    started = instruction.opcode.endswith("-start")
+def _stage(program: Program, instruction: Instruction) -> str:
+    """A TPU's compiler splits an asynchronous collective over fusions: one begins it, one carries it through beside a
+    product, one ends it; each holds the same collective. "start", "middle", "done", or "" for other instructions."""
+    if instruction.opcode != "fusion":
+        return ""
+    for fused in program.called(instruction):
+        targets = {i.target for i in fused.values()}
+        for stage in ("start", "done"):
+            if f"AsyncCollective{stage.capitalize()}" in targets:
+                return stage
+    return "middle" if any(name.startswith("async_collective_fusion") for name in instruction.called) else ""
+
+
+def _operation(program: Program, body: Body, instruction: Instruction, times: int, asynchronous: bool) -> Operation:
+    stage = _stage(program, instruction)
+    found = () if stage == "middle" else tuple(_exchanges(program, body, instruction))
+    started = stage == "start" or instruction.opcode.endswith("-start")
     return Operation(
-        instruction.name, instruction.opcode, _flops(program, body, instruction),
-        _bytes(program, body, instruction), tuple(found), asynchronous or started, times,
+        instruction.name, instruction.opcode, _flops(program, body, instruction), _bytes(program, body, instruction),
+        found, asynchronous or started, times,
     )  # fmt: skip
 
 
-def _exchanges(program: Program, body: dict[str, Instruction], instruction: Instruction) -> Iterator[Collective]:
+def _exchanges(program: Program, body: Body, instruction: Instruction) -> Iterator[Collective]:
     kind = instruction.opcode.removesuffix("-start")
     if kind in COLLECTIVES:
         groups = partition_groups(instruction.attributes)
         size = sum(s.bytes for name in instruction.operands for s in body[name].shapes)
         yield Collective(kind, size * (len(groups[0]) if kind == "all-gather" and groups else 1), groups)
     if instruction.opcode == "fusion":
-        for name in instruction.called:
-            for inner in program.computations[name].values():
-                yield from _exchanges(program, program.computations[name], inner)
+        # A reduction of which each chip keeps its part is one fusion on a TPU.
+        scattered = any(name.startswith("all-reduce-scatter") for name in instruction.called)
+        for fused in program.called(instruction):
+            for inner in fused.values():
+                for found in _exchanges(program, fused, inner):
+                    yield dataclasses.replace(found, kind="reduce-scatter") if scattered else found
 
 
 def partition_groups(attributes: str) -> tuple[tuple[int, ...], ...]:
-    """`replica_groups` (listed, or as a transposed range) or `source_target_pairs`; () where there are none."""
-    listed = re.search(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{}]*\})\}", attributes)
+    """`replica_groups` (listed, as a transposed range, or as axes of a mesh) or `source_target_pairs`; () where all chips
+    are one group."""
+    listed = re.search(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{}]*\})?\}", attributes)
     if listed:
-        return tuple(tuple(map(int, g.split(","))) for g in re.findall(r"\{([\d,]+)\}", listed[1]))
+        return tuple(tuple(map(int, g.split(","))) for g in re.findall(r"\{([\d,]+)\}", listed[1] or ""))
     ranged = re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes)
-    if not ranged:
-        return ()
-    shape, source, order = (tuple(map(int, g.split(","))) if g else None for g in ranged.groups())
-    ids = np.arange(math.prod(source or ())).reshape(source or ())
-    return tuple(map(tuple, (ids.transpose(order) if order else ids).reshape(shape).tolist()))
+    if ranged:
+        shape, source, order = (tuple(map(int, g.split(","))) if g else None for g in ranged.groups())
+        ids = np.arange(math.prod(source or ())).reshape(source or ())
+        return tuple(map(tuple, (ids.transpose(order) if order else ids).reshape(shape).tolist()))
+    named = re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", attributes)
+    if named:
+        return _groups_of_axes(named[1], named[2])
+    if "replica_groups=" in attributes:
+        raise ValueError(f"groups of a collective in a form that is not known: {attributes[:200]}")
+    return ()
 
 
-def _flops(program: Program, body: dict[str, Instruction], instruction: Instruction) -> float:
+def _groups_of_axes(mesh: str, chosen: str) -> tuple[tuple[int, ...], ...]:
+    """`'a'=4,'b'=2` and `'b'`, or a part of an axis, `'a':(2)2`: two as the second factor, after two."""
+    sizes = {name: [int(size)] for name, size in re.findall(r"'([^']+)'=(\d+)", mesh)}
+    picked = [(name, int(before or 1), int(size or 0)) for name, before, size in _AXIS.findall(chosen)]
+    for name, before, size in picked:
+        if size:
+            (whole,) = sizes[name]
+            sizes[name] = [before, size, whole // (before * size)]
+    order = [(name, n) for name, parts in sizes.items() for n in range(len(parts))]
+    grouped = [order.index((name, 1 if size else 0)) for name, _, size in picked]
+    others = [n for n in range(len(order)) if n not in grouped]
+    shape = [sizes[name][n] for name, n in order]
+    ids = np.arange(math.prod(shape)).reshape(shape).transpose(*others, *grouped)
+    return tuple(map(tuple, ids.reshape(-1, math.prod(shape[n] for n in grouped)).tolist()))
+
+
+_AXIS = re.compile(r"'([^']+)'(?::\((\d+)\)(\d+))?")
+
+
+def _flops(program: Program, body: Body, instruction: Instruction) -> float:
     if instruction.opcode == "fusion":
-        inner = (program.computations[name] for name in instruction.called)
-        return sum(_flops(program, fused, i) for fused in inner for i in fused.values())
+        return sum(_flops(program, fused, i) for fused in program.called(instruction) for i in fused.values())
     if instruction.opcode == "custom-call":
         return float(instruction.backend.get("cost_estimate", {}).get("flops", 0))
     if instruction.opcode not in ("dot", "convolution"):
@@ -138,8 +183,8 @@ def _flops(program: Program, body: dict[str, Instruction], instruction: Instruct
 
 
 def _convolution_flops(instruction: Instruction, lhs: Shape, rhs: Shape) -> float:
-    """A TPU's compiler writes matrix products as convolutions, a batch of them with dilation: multiplications by the zeros
-    that padding and dilation put in don't count."""
+    """A TPU's compiler writes matrix products as convolutions, some of them with padding or dilation: multiplications by
+    the zeros that these put in don't count."""
     labels = re.match(r"(\w+)_(\w+)->(\w+)", instruction.attribute("dim_labels") or "")
     if labels is None:
         raise ValueError(f"convolution {instruction.name} has no dim_labels; the text's format may have changed")
@@ -169,78 +214,77 @@ def _useful(size: int, kernel: int, out: int, stride: int, padding: int, left: i
     return found
 
 
-def _bytes(program: Program, body: dict[str, Instruction], instruction: Instruction) -> float:
-    opcode = instruction.opcode
+def _bytes(program: Program, body: Body, instruction: Instruction) -> float:
+    opcode, operands = instruction.opcode, [body[name].shapes for name in instruction.operands]
     if opcode == "fusion":
-        fused = program.computations[instruction.called[0]]
-        return _reads_of_fusion(program, instruction, fused, body) + _writes_of_fusion(program, fused, instruction)
+        if _stage(program, instruction) == "start":  # the operand is a result as well, in its own place
+            return float(sum(map(_hbm, operands)) + _hbm(instruction.shapes[1:]))
+        return _reads(program, instruction, body) + _writes(program, instruction)
     if opcode.endswith("-start") and opcode.removesuffix("-start") not in COLLECTIVES:  # copies and slices
         moved = min((s.bytes for s in instruction.shapes if s.sizes), default=0)
-        return sum(moved for s in instruction.shapes[:2] if s.space == 0)
+        return float(sum(moved for s in instruction.shapes[:2] if s.space == 0))
     if opcode in _SLICES:
-        return (
-            2.0 * _hbm(instruction.shapes) if _hbm(body[instruction.operands[0]].shapes) else _hbm(instruction.shapes)
-        )
+        taken = sum(s.bytes for s in instruction.shapes)
+        return float((taken if _hbm(operands[0]) else 0) + _hbm(instruction.shapes))
     if opcode == "dynamic-update-slice":
-        update = _hbm(body[instruction.operands[1]].shapes)
-        return 2.0 * update
+        changed = sum(s.bytes for s in operands[1])
+        return float((changed if _hbm(instruction.shapes) else 0) + _hbm(operands[1]))
     written = 0 if opcode.endswith("-start") else _hbm(instruction.shapes)
-    return float(written + sum(_hbm(body[name].shapes) for name in instruction.operands))
+    return float(written + sum(map(_hbm, operands)))
 
 
 def _hbm(shapes: tuple[Shape, ...]) -> int:
     return sum(s.bytes for s in shapes if s.space == 0)
 
 
-def _reads_of_fusion(
-    program: Program, fusion: Instruction, fused: dict[str, Instruction], body: dict[str, Instruction]
-) -> float:
-    inputs = {int(i.arguments): i.name for i in fused.values() if i.opcode == "parameter"}
-    total = 0.0
+def _reads(program: Program, fusion: Instruction, body: Body) -> float:
+    (fused,), total = program.called(fusion), 0.0
+    names = inputs(fused)
     for n, operand in enumerate(fusion.operands):
         whole = _hbm(body[operand].shapes)
-        total += min(whole, _read(program, fused, inputs[n], whole)) if whole else 0
+        total += _read(program, fused, names[n], whole) if whole else 0
     return total
 
 
-def _read(program: Program, fused: dict[str, Instruction], name: str, whole: float) -> float:
-    """Bytes of an input of `whole` bytes that a fused computation reads: all, or the slices that it takes."""
+def _read(program: Program, fused: Body, name: str, whole: float) -> float:
+    """Bytes of an input of `whole` bytes that a fused computation reads: all, or the slices that it takes. What it updates
+    in place or hands on it does not read."""
     total = 0.0
     for user in fused.values():
-        if name not in user.operands:
+        if name not in user.operands or user.opcode == "tuple" or user.opcode in COLLECTIVES:
             continue
         if user.opcode == "bitcast":
             total += _read(program, fused, user.name, whole)
         elif user.opcode in _SLICES and user.operands[0] == name:
             total += sum(s.bytes for s in user.shapes)
         elif user.opcode == "fusion":
-            inner = program.computations[user.called[0]]
-            inputs = {int(i.arguments): i.name for i in inner.values() if i.opcode == "parameter"}
-            total += max(_read(program, inner, inputs[n], whole) for n, o in enumerate(user.operands) if o == name)
-        elif not (user.opcode == "dynamic-update-slice" and user.operands[0] == name) and user.opcode != "tuple":
+            (inner,) = program.called(user)
+            names = inputs(inner)
+            total += max(_read(program, inner, names[n], whole) for n, o in enumerate(user.operands) if o == name)
+        elif user.opcode != "dynamic-update-slice" or user.operands[0] != name:
             return whole
     return min(total, whole)
 
 
-def _writes_of_fusion(program: Program, fused: dict[str, Instruction], fusion: Instruction) -> float:
-    root = next(i for i in fused.values() if i.root)
-    parts = [fused[name] for name in root.operands] if root.opcode == "tuple" else [root]
+def _writes(program: Program, fusion: Instruction) -> float:
+    (fused,) = program.called(fusion)
+    result = root(fused)
+    parts = [fused[name] for name in result.operands] if result.opcode == "tuple" else [result]
     if len(parts) != len(fusion.shapes):
         return float(_hbm(fusion.shapes))
-    return float(
-        sum(_written(program, fused, part) for part, s in zip(parts, fusion.shapes, strict=True) if s.space == 0)
-    )
+    pairs = zip(parts, fusion.shapes, strict=True)
+    return float(sum(min(_written(program, fused, part), s.bytes) for part, s in pairs if s.space == 0))
 
 
-def _written(program: Program, fused: dict[str, Instruction], part: Instruction) -> float:
+def _written(program: Program, fused: Body, part: Instruction) -> float:
     while part.opcode == "bitcast":
         part = fused[part.operands[0]]
     if part.opcode == "dynamic-update-slice":  # in place
         return sum(s.bytes for s in fused[part.operands[1]].shapes)
-    if part.opcode == "parameter":
+    if part.opcode == "parameter" or part.opcode == "all-gather":
         return 0.0
     if part.opcode == "fusion":
-        inner = program.computations[part.called[0]]
-        root = next(i for i in inner.values() if i.root)
-        return _written(program, inner, root) if root.opcode != "tuple" else sum(s.bytes for s in part.shapes)
+        (inner,) = program.called(part)
+        if root(inner).opcode != "tuple":
+            return _written(program, inner, root(inner))
     return sum(s.bytes for s in part.shapes)

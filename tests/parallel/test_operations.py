@@ -9,7 +9,8 @@ import pytest
 from rmjax.parallel.hlo import parse, shapes
 from rmjax.parallel.operations import Collective, operations, partition_groups
 
-# A loop of four runs over stacked weights: a sliced product, an update in place, a gather and a reduction.
+# In the form of a TPU's compiler. A loop of four runs over stacked weights: a sliced product, an update in place, a gather and
+# a reduction. Before it a gather that runs beside a product, in three fusions, and a reduction of which each chip keeps a part.
 TEXT = Path(__file__).with_name("loop.hlo").read_text()
 
 
@@ -19,8 +20,9 @@ def found():
 
 
 def test_a_loop_s_operations_run_as_often_as_it_does(found):
-    assert {o.times for o in found.values()} == {4}
-    assert set(found) == {"product", "updated", "gather", "reduced"}
+    assert {name for name, o in found.items() if o.times == 4} == {"product", "updated", "gather", "reduced"}
+    assert {name for name, o in found.items() if o.times == 1} == {"begun", "beside", "scattered"}
+    assert found["less"].times == 5 and len(found) == 8
 
 
 def test_a_fused_product_counts_its_slice_only_and_vmem_costs_nothing(found):
@@ -39,9 +41,26 @@ def test_collectives_have_the_size_of_the_whole_and_their_chips(found):
     assert found["reduced"].collectives == (Collective("all-reduce", 4 * 8 * 128, ((0, 1), (2, 3))),)
 
 
+def test_a_collective_that_runs_beside_a_product_counts_once(found):
+    begun, beside = found["begun"], found["beside"]
+    assert begun.collectives == (Collective("all-gather", 2 * 4 * 8 * 128, ((0, 1), (2, 3))),)
+    assert begun.asynchronous and begun.bytes == 4 * (8 + 16) * 128
+    assert not beside.collectives and not beside.asynchronous
+    assert (beside.flops, beside.bytes) == (2 * 8 * 64 * 64, 4 * 8 * 128)  # it hands on what it was given
+
+
+def test_a_reduction_of_which_each_chip_keeps_a_part_is_a_scatter(found):
+    assert found["scattered"].collectives == (Collective("reduce-scatter", 4 * 16 * 128, ()),)
+
+
 @pytest.mark.parametrize(
     ("text", "groups"),
     [
+        ("replica_groups=mesh['a'=2,'b'=2] {'a'}, x", ((0, 2), (1, 3))),
+        ("replica_groups=mesh['a'=2,'b'=2] {'a','b'}", ((0, 1, 2, 3),)),
+        ("replica_groups=mesh['a'=4] {'a':(2)2}", ((0, 1), (2, 3))),
+        ("replica_groups=mesh['a'=4] {'a':(1)2}", ((0, 2), (1, 3))),
+        ("replica_groups={}, to_apply=%add", ()),
         ("replica_groups=[2,2]<=[4]", ((0, 1), (2, 3))),
         ("channel_id=1, replica_groups=[2,2]<=[2,2]T(1,0), x", ((0, 2), (1, 3))),
         ("replica_groups={{0,3},{1,2}}, dimensions={0}", ((0, 3), (1, 2))),
@@ -94,9 +113,19 @@ def test_the_count_agrees_with_xla_where_there_is_no_loop_and_multiplies_where_t
 
 
 def test_a_loop_of_unknown_length_is_said_to_be_counted_once(caplog):
-    text = TEXT.replace('"known_trip_count":{"n":"4"},', "")
-    assert {o.times for o in operations(parse(text))} == {1}
+    text = TEXT.replace("direction=LT", "direction=NE")
+    assert {o.name: o.times for o in operations(parse(text))}["product"] == 1
     assert "how often the loop loop runs" in caplog.text
+
+
+def test_the_compiler_s_own_trip_count_is_taken():
+    text = TEXT.replace("body=%body", 'body=%body, backend_config={"known_trip_count":{"n":"6"}}')
+    assert {o.name: o.times for o in operations(parse(text))}["product"] == 6
+
+
+def test_groups_in_an_unknown_form_are_refused():
+    with pytest.raises(ValueError, match="in a form that is not known"):
+        partition_groups("replica_groups=torus(2,2), x")
 
 
 def test_text_without_an_entry_is_refused():
