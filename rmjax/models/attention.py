@@ -68,6 +68,12 @@ def _schedule(blocks: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return tuple(x.astype(np.int32) for x in found)  # type: ignore[return-value]
 
 
+def _bound(q_CRJPBE: jax.Array, marks_CRB: ForestMask):
+    """Queries, marks and the schedule, of which XLA and JAX know no more than that they belong together. The tiles' masks are
+    alike in all layers: they would be moved out of the scan over layers, and all of a row's be kept."""
+    return jax.lax.optimization_barrier((q_CRJPBE, marks_CRB, _schedule(len(q_CRJPBE))))
+
+
 def _unfold(x_A2: jax.Array) -> jax.Array:
     """[C / 2, 2, …] in the schedule's order → [C, …] in that of the row."""
     return jnp.concatenate([x_A2[:, 0], x_A2[::-1, 1]])
@@ -89,8 +95,8 @@ def _scores(q_RJPBE, k_RJSE):
 
 def _forward(q_CRJPBE, k_CRJBE, v_CRJBE, marks_CRB):
     """Outputs, and for each query the logarithm of its softmax's denominator."""
-    q_CRJPBE, marks_CRB = jax.lax.optimization_barrier((q_CRJPBE, marks_CRB))  # see `_backward`
-    C, *sizes = q_CRJPBE.shape
+    q_CRJPBE, marks_CRB, schedule = _bound(q_CRJPBE, marks_CRB)
+    _, *sizes = q_CRJPBE.shape
     empty = (
         jnp.zeros((2, *sizes), jnp.float32),
         jnp.full((2, *sizes[:-1]), _FLOOR, jnp.float32),
@@ -115,7 +121,7 @@ def _forward(q_CRJPBE, k_CRJBE, v_CRJBE, marks_CRB):
         total = jnp.where(total > 0, total, 1.0)
         return None, ((out / total[..., None]).astype(q_CRJPBE.dtype), top + jnp.log(total))
 
-    return jax.tree.map(_unfold, jax.lax.scan(pair, None, _schedule(C))[1])
+    return jax.tree.map(_unfold, jax.lax.scan(pair, None, schedule)[1])
 
 
 def _save(q, k, v, marks):
@@ -125,10 +131,8 @@ def _save(q, k, v, marks):
 
 def _backward(saved, d_out_CRJPBE):
     q_CRJPBE, k_CRJBE, v_CRJBE, marks_CRB, out_CRJPBE, log_total_CRJPB = saved
-    # The masks are alike in all layers. Bound to this layer's queries, they cannot be moved out of the scan over layers,
-    # where all of a row's would be kept.
-    q_CRJPBE, marks_CRB = jax.lax.optimization_barrier((q_CRJPBE, marks_CRB))
-    C, *sizes = q_CRJPBE.shape
+    q_CRJPBE, marks_CRB, schedule = _bound(q_CRJPBE, marks_CRB)
+    _, *sizes = q_CRJPBE.shape
     dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
     delta_CRJPB = dot("crjpbe,crjpbe->crjpb", d_out_CRJPBE, out_CRJPBE)
 
@@ -148,7 +152,7 @@ def _backward(saved, d_out_CRJPBE):
         return d_kv, d_q.astype(q_CRJPBE.dtype)
 
     start = [jnp.zeros(x.shape, jnp.float32) for x in (k_CRJBE, v_CRJBE)]
-    (d_k, d_v), d_q = jax.lax.scan(pair, start, _schedule(C))
+    (d_k, d_v), d_q = jax.lax.scan(pair, start, schedule)
     return _unfold(d_q), d_k.astype(k_CRJBE.dtype), d_v.astype(v_CRJBE.dtype), None
 
 
