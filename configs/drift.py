@@ -9,23 +9,19 @@ from configs import base
 POOL = "shipped:policy_pool"  # or a pool file with more samples of each policy
 
 
-@dataclasses.dataclass(frozen=True)
-class Stage:
-    """Where the writer has drifted to: names of policies (regular expressions) whose order is known by how they were made."""
-
-    better: str
-    worse: str  # the same model, damaged
-
-
-STAGES = {
-    "first": Stage("plain|cold|assistant|narrow|greedy", "noise.*|warm|hot"),
-    "drifted": Stage("tasks-.*|docstrings-.*|verne-.*|terse|professor", "drop.*"),
-    "furthest": Stage("shakespeare|email|news|cowboy|steps|rhymer|salesman|lawyer", "noise.*|drop.*|hot"),
+STAGES = {  # names of policies (regular expressions): where the writer has drifted to
+    "first": "plain|cold|narrow|assistant|greedy|warm|noise3",
+    "drifted": "verne-.*|docstrings-.*|professor|lawyer|pirate|rhymer|bullets",
+    "furthest": "spanish|german|json|coder|code-.*|shouting|hot",
 }
 FIRST, DRIFTED = "first", "drifted"
+LADDER = (0.0, 0.25, 0.6)  # share of an answer's words that stand in random order, by rung
+ANSWERS, TEST_ANSWERS = 8, 6  # labeled ones of a prompt at most
+LEAST_WORDS = 6  # answers of fewer words have no order to lose
 SEEDS = (0, 1, 2)
-STEPS = 200
-WARMUP = 20  # steps without ascent: the head starts at zero
+LAYERS = 4  # of SmolLM2-135M, the last two trained
+STEPS = 40
+WARMUP = 15  # steps without ascent: the head starts at zero
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,18 +52,19 @@ PLOTTED = ("plain", "plain-longer", "step_norm-1", "random-meta")
 
 def get_config(arm: str, seed: int, data: str) -> ConfigDict:
     chosen, config = ARMS[arm], base.get_config()
-    config.model.layers = 2
+    config.model.layers = LAYERS
+    config.model.frozen_layers = LAYERS - 2
     config.data.kind = "comparisons"
     config.data.path = f"{data}/train.jsonl"
     config.data.reference = "optional"  # plain form: the pool's answers have none
-    config.data.leaves = 12
-    config.data.rows = 4
+    config.data.leaves = ANSWERS
+    config.data.rows = 1
     config.data.groups = 4
     config.meta_data.kind = "comparisons"
     config.meta_data.path = f"{data}/{chosen.meta}.jsonl"
-    config.meta_data.rows = 4
+    config.meta_data.rows = 1
     config.format.max_response_length = 48
-    config.optimizer.learning_rate = 3e-4
+    config.optimizer.learning_rate = 5e-4
     config.run.seed = seed
     config.run.steps = round(STEPS * chosen.steps)
     config.run.save_every = config.run.steps

@@ -1,11 +1,13 @@
 """The main job in the small: `python -m experiments.demo --workdir=runs/demo` (or `make demo`).
 
 POLAR pre-training on the shipped policy pool, fine-tuning on ranked triples from the pre-trained and from the bare
-backbone, evaluation on held-out prompts and unseen policies, a report. Run again, a stopped demo continues.
+backbone, evaluation on held-out prompts and unseen policies, a report. Run again, a stopped demo continues. The same at
+another size: `--config=configs/polar/larger.py`, or any file with the runs `pretrain` and `finetune`.
 """
 
 import contextlib
 import functools
+import importlib.util
 import json
 import sys
 import time
@@ -14,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from absl import app, flags
+from ml_collections import ConfigDict
 
-from configs import demo as demo_config
 from experiments import train
 from experiments.sources import pool, records
 from experiments.start import prepare
@@ -32,17 +34,29 @@ from rmjax.evaluate import (
 from rmjax.reward_model import RewardModel
 
 POOL, RANKED = "shipped:policy_pool", "shipped:ranked_test"
-GROUPS_PER_PROMPT, NEGATIVES = 1, 3
-"""Of the evaluation: more would cost the demo's minutes, not change its table."""
+NEGATIVES = 3
 
 
 def _announce(number: int, text: str) -> None:
     print(f"\n[{number}/5] {text}", file=sys.stderr, flush=True)
 
 
-def train_all(workdir: Path, seed: int) -> None:
+def load_runs(path: str) -> tuple[ConfigDict, ConfigDict]:
+    """Pre-training and fine-tuning, from a config file whose `get_config` takes their names."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(
+            f"--config={path}: no such file; configs/demo.py and configs/polar/larger.py have both runs"
+        )
+    spec = importlib.util.spec_from_file_location("demo_runs", path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config("pretrain"), module.get_config("finetune")
+
+
+def train_all(workdir: Path, config: str, seed: int) -> None:
     """The three runs; a finished one is not run again."""
-    pretrain, finetune = demo_config.pretrain(), demo_config.finetune()
+    pretrain, finetune = load_runs(config)
     pretrain.run.seed = finetune.run.seed = seed
     _announce(1, f"POLAR pre-training: {pretrain.run.steps} steps, who wrote what")
     train.run(pretrain, workdir / "pretrain")
@@ -54,14 +68,17 @@ def train_all(workdir: Path, seed: int) -> None:
     train.run(finetune, workdir / "scratch")
 
 
-def judge(workdir: Path, seed: int) -> dict[str, Any]:
-    """Policy discrimination of the pre-trained model and preference accuracy of the two fine-tuned ones."""
+def judge(workdir: Path, seed: int, per_prompt: int) -> dict[str, Any]:
+    """Policy discrimination of the pre-trained model and preference accuracy of the two fine-tuned ones.
+
+    `per_prompt` groups of a reference, a positive and three negatives are drawn from each held-out prompt.
+    """
     _announce(4, "evaluation: held-out prompts, seen and unseen policies")
     pretrained = RewardModel.load(workdir / "pretrain")
     splits = {}
     for split in ("seen", "unseen"):
         source = pool(POOL, split, "unseen")
-        groups = source.triples(seed=0, per_prompt=GROUPS_PER_PROMPT, negatives=NEGATIVES)
+        groups = source.triples(seed=0, per_prompt=per_prompt, negatives=NEGATIVES)
         splits[split] = discriminate(groups, pretrained.score_groups(groups, progress=True), source.kind, seed)
     ranked = list(records(RANKED))
     models = {name: RewardModel.load(workdir / name) for name in ("finetune", "scratch")}
@@ -72,17 +89,18 @@ def judge(workdir: Path, seed: int) -> dict[str, Any]:
     return make(seconds=0.0, provenance={}, pretraining_gain=gain)
 
 
-def run(workdir: Path, seed: int) -> None:
+def run(workdir: Path, config: str, seed: int, per_prompt: int) -> None:
     """Trains, judges, reports."""
     with _timed(workdir):
-        train_all(workdir, seed)
+        train_all(workdir, config, seed)
     with _timed(workdir):
-        report = judge(workdir, seed)
+        report = judge(workdir, seed, per_prompt)
     _announce(5, "report")
     report["seconds"] = _seconds(workdir)
     report["provenance"] = {
-        "command": f"python -m experiments.demo --workdir={workdir} --seed={seed}",
-        "config": "configs/demo.py",
+        "command": f"python -m experiments.demo --workdir={workdir} --config={config} --seed={seed} "
+        f"--groups_per_prompt={per_prompt}",
+        "config": config,
         "seed": seed,
         **environment(),
     }
@@ -110,11 +128,17 @@ def _timed(workdir: Path) -> Iterator[None]:
 def main(argv: Sequence[str]) -> None:
     """Reads the flags."""
     del argv
-    sys.exit(train.guarded(functools.partial(run, Path(flags.FLAGS.workdir), flags.FLAGS.seed)))
+    given = flags.FLAGS
+    job = functools.partial(run, Path(given.workdir), given.config, given.seed, given.groups_per_prompt)
+    sys.exit(train.guarded(job))
 
 
 if __name__ == "__main__":
     flags.DEFINE_string("workdir", "runs/demo", "folder of the three runs and the report")
+    flags.DEFINE_string("config", "configs/demo.py", "file with the runs `pretrain` and `finetune`")
     flags.DEFINE_integer("seed", 0, "of the order, the draws and the bootstrap")
+    flags.DEFINE_integer(
+        "groups_per_prompt", 1, "of the evaluation: more of them tighten the intervals and take longer", 1
+    )
     prepare()
     app.run(main)

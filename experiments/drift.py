@@ -1,18 +1,23 @@
 """Does MetaRM help where the policy moved? `python -m experiments.drift --workdir=runs/drift` trains configs/drift.py's arms.
 
-Stages of a drifting writer are cut from a policy pool: in each, answers of its `better` policies rank above those of its
-`worse` ones, an order that no reward model made. All arms learn from the first stage's labels. The meta set is the drifted
-stage without labels, on training prompts; tests are labeled groups of every stage on held-out prompts.
+Stages of a drifting writer are cut from a policy pool. Every answer is put on one of three rungs of a quality ladder: as
+written, or with a share of its words in random order. So the gold order is known, no reward model made it, and neither
+length nor the choice of words says anything about it. All arms learn from the first stage's labels. The meta set is the
+drifted stage without labels, on training prompts; tests are labeled groups of every stage on held-out prompts.
 
-Writes data/, a folder per arm and seed with result.json (runs that have one are not run again), results.json, and for every
-stage gaps_STAGE.svg with the distributions of |Δr|.
+Writes data/, a folder per arm and seed with result.json (runs that have one are not run again; their checkpoints go, but for
+the plain arm's), results.json, and for every stage gaps_STAGE.svg with the distributions of |Δr|. `--seeds=0` does one seed: so
+several processes share the work, and the command without it sums up.
 """
 
+import dataclasses
 import functools
 import itertools
 import json
 import re
+import shutil
 import sys
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,37 +36,55 @@ from rmjax.evaluate.bootstrap import interval
 from rmjax.evaluate.files import write_json, write_text
 from rmjax.evaluate.gaps import describe_gaps, reward_gaps
 from rmjax.evaluate.plots import gap_distributions, svg
-from rmjax.reward_model import RewardModel
+from rmjax.reward_model import CHECKPOINTS, RewardModel
+from rmjax.train.metrics import read_metrics
+
+DIAGNOSTICS = ("meta_difference", "meta_gradient_norm", "meta_ascent", "meta_ascent_share", "meta_cosine")
 
 
-def labeled(groups: Sequence[Comparison], stage: grid.Stage) -> list[Comparison]:
-    """Groups of all the pool's samples for a prompt → the stage's, ranked: better policies 0, worse ones 1.
+def ladder(c: Comparison) -> Comparison:
+    """Each answer on two rungs drawn by its text: ranks are rungs, 0 is as written. Answers of few words stay out."""
+    found: dict[str, float] = {}
+    for output in c.outputs:
+        if len(output.split()) >= grid.LEAST_WORDS:
+            rng = np.random.default_rng(zlib.crc32(output.encode()))
+            for rung in rng.choice(len(grid.LADDER), size=2, replace=False):
+                found[_shuffled_words(output, grid.LADDER[rung], rng)] = float(rung)
+    return Comparison(c.prompt, tuple(found), ranks=tuple(found.values()), category=c.category, id=c.id)
 
-    A text that both sides wrote has no rank: it goes. Prompts that one side did not answer have no order, and go too.
-    """
-    found = []
-    for c in groups:
-        assert c.policies is not None
-        ranks: dict[str, set[float]] = {}
-        for output, policy in zip(c.outputs, c.policies, strict=True):
-            for rank, names in enumerate((stage.better, stage.worse)):
-                if re.fullmatch(names, policy):
-                    ranks.setdefault(output, set()).add(float(rank))
-        order = {output: min(rank) for output, rank in ranks.items() if len(rank) == 1}
-        if len(set(order.values())) == 2:
-            facts = Comparison(c.prompt, tuple(order), ranks=tuple(order.values()), category=c.category, id=c.id)
-            found.append(facts)
-    return found
+
+def _shuffled_words(text: str, share: float, rng: np.random.Generator) -> str:
+    """`share` of the words, at random places, in another order; the space between words stays where it is."""
+    parts = re.split(r"(\s+)", text)
+    places = [i for i, part in enumerate(parts) if part.strip()]
+    chosen = sorted(rng.choice(places, size=round(share * len(places)), replace=False))
+    for place, word in zip(chosen, np.roll([parts[i] for i in chosen], 1), strict=True):
+        parts[place] = str(word)
+    return "".join(parts)
+
+
+def labeled(rows: Sequence[tuple[str, Any]], policies: str, answers: int = sys.maxsize) -> list[Comparison]:
+    """The stage's answers to each prompt, ranked, `answers` of them at most; prompts with a single rung have no order, and
+    go."""
+    groups = (_some(ladder(c), answers) for c in from_pool(rows, policies, mixed=True))
+    return [c for c in groups if len(set(c.ranks or ())) > 1]
+
+
+def _some(c: Comparison, answers: int) -> Comparison:
+    assert c.ranks is not None
+    chosen = np.random.default_rng(zlib.crc32(c.prompt.encode())).permutation(len(c.outputs))[:answers]
+    return dataclasses.replace(c, outputs=tuple(c.outputs[i] for i in chosen), ranks=tuple(c.ranks[i] for i in chosen))
 
 
 def make_data(folder: Path) -> None:
     """The files of all arms, from the pool."""
     folder.mkdir(parents=True, exist_ok=True)
-    groups = {split: from_pool(pool_rows(grid.POOL, "all", split), mixed=True) for split in ("seen", "unseen")}
-    drifted = labeled(groups["seen"], grid.STAGES[grid.DRIFTED])
-    sets = {f"test_{name}": labeled(groups["unseen"], stage) for name, stage in grid.STAGES.items()}
-    sets["train"] = labeled(groups["seen"], grid.STAGES[grid.FIRST])
-    sets["meta"] = [unlabeled(c) for c in drifted]
+    rows = {split: list(pool_rows(grid.POOL, "all", split)) for split in ("seen", "unseen")}
+    sets = {
+        f"test_{name}": labeled(rows["unseen"], policies, grid.TEST_ANSWERS) for name, policies in grid.STAGES.items()
+    }
+    sets["train"] = labeled(rows["seen"], grid.STAGES[grid.FIRST], grid.ANSWERS)
+    sets["meta"] = [unlabeled(c) for c in labeled(rows["seen"], grid.STAGES[grid.DRIFTED])]
     sets["random"] = _shuffled(sets["meta"])
     for name, found in sets.items():
         if not found:
@@ -106,9 +129,18 @@ def run_one(arm: str, seed: int, workdir: Path) -> dict[str, Any]:
         _write(folder / "train.jsonl", [*records(str(data / "train.jsonl")), *own])
         config.data.path = str(folder / "train.jsonl")
     train.run(config, folder)
-    result = judge(RewardModel.load(folder), data)
+    result = judge(RewardModel.load(folder), data) | {"diagnostics": diagnostics(folder)}
     write_json(folder / "result.json", result)
+    if arm != "plain":  # whose rewards label the self-labeled arm's pairs
+        shutil.rmtree(folder / CHECKPOINTS)
     return result
+
+
+def diagnostics(folder: Path) -> dict[str, float]:
+    """Means over a run's logged steps with an ascent, of what says how far it went and where to."""
+    rows = [row for row in read_metrics(folder / "metrics.jsonl") if row.get("train/meta_ascent")]
+    found = {name: [row[f"train/{name}"] for row in rows if f"train/{name}" in row] for name in DIAGNOSTICS}
+    return {name: float(np.mean(values)) for name, values in found.items() if values}
 
 
 def judge(model: RewardModel, data: Path) -> dict[str, Any]:
@@ -126,25 +158,34 @@ def summary(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any
     """Per arm and stage the mean over seeds with its interval, and the difference to `plain`, seed by seed."""
     table: dict[str, Any] = {}
     for arm, runs in results.items():
-        table[arm] = {}
+        table[arm] = {"diagnostics": _means([run["diagnostics"] for run in runs])}
         for stage in grid.STAGES:
             values = {name: [_read(run[stage], name) for run in runs] for name in ("accuracy", "gap_mean", "gap_share")}
             plain = [_read(run[stage], "accuracy") for run in results["plain"]]
             gained = np.subtract(values["accuracy"], plain)
             table[arm][stage] = {name: interval(each) for name, each in values.items()} | {
-                "accuracy_over_plain": interval(gained)
+                "accuracy_by_seed": values["accuracy"],
+                "accuracy_over_plain": interval(gained),
             }
     return table
+
+
+def _means(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {name: float(np.mean([each[name] for each in found])) for name in found[0]}
 
 
 def _read(judged: Mapping[str, Any], name: str) -> float:
     return float(judged["accuracy"]["accuracy"] if name == "accuracy" else judged["spread"][name])
 
 
-def run(workdir: Path) -> None:
-    """All arms and seeds, the summary, the plots."""
+def run(workdir: Path, seeds: Sequence[int]) -> None:
+    """All arms with these seeds; the summary and the plots where they are all of them."""
     make_data(workdir / "data")
-    results = {arm: [run_one(arm, seed, workdir) for seed in grid.SEEDS] for arm in grid.ARMS}
+    results: dict[str, list[dict[str, Any]]] = {arm: [] for arm in grid.ARMS}
+    for seed, arm in itertools.product(seeds, grid.ARMS):
+        results[arm].append(run_one(arm, seed, workdir))
+    if set(seeds) != set(grid.SEEDS):
+        return
     write_json(workdir / "results.json", {"arms": summary(results), **environment()})
     for stage in grid.STAGES:
         gaps = {arm: np.concatenate([run[stage]["gaps"] for run in runs]) for arm, runs in results.items()}
@@ -155,10 +196,12 @@ def run(workdir: Path) -> None:
 def main(argv: Sequence[str]) -> None:
     """Reads the flags."""
     del argv
-    sys.exit(train.guarded(functools.partial(run, Path(flags.FLAGS.workdir))))
+    seeds = [int(seed) for seed in flags.FLAGS.seeds]
+    sys.exit(train.guarded(functools.partial(run, Path(flags.FLAGS.workdir), seeds)))
 
 
 if __name__ == "__main__":
     flags.DEFINE_string("workdir", "runs/drift", "folder of the runs")
+    flags.DEFINE_list("seeds", [str(seed) for seed in grid.SEEDS], "do these only")
     prepare()
     app.run(main)

@@ -1,7 +1,8 @@
 """The scaling law: `python -m experiments.scaling --workdir=runs/scaling` trains the grid of configs/polar/scaling.py.
 
-Writes scaling.json (every run's parameters, tokens, compute and held-out loss; the fit L = β·C^α) and scaling.svg. Finished
-runs are not run again. Paper: α = −0.0342, R² = 0.9912 (section 4.4).
+Writes scaling.json (every run's parameters, tokens, compute and held-out loss; the fits L = β·C^α over all runs and over the
+runs that none was better than for less compute) and, for held-out prompts with seen and with unseen policies,
+scaling_seen.svg and scaling_unseen.svg. Finished runs are not run or judged again. Paper: α = −0.0342, R² = 0.9912 (section 4.4).
 """
 
 import dataclasses
@@ -21,6 +22,7 @@ from experiments.sources import pool
 from experiments.start import prepare
 from rmjax.data.record import Comparison
 from rmjax.evaluate import envelope, environment, fit_power_law
+from rmjax.evaluate.files import write_json, write_text
 from rmjax.evaluate.plots import scaling_law, svg
 from rmjax.evaluate.scaling import Point, PowerLaw
 from rmjax.reward_model import RewardModel
@@ -38,8 +40,11 @@ def held_out_loss(model: RewardModel, triples: Sequence[Comparison]) -> float:
 
 
 def point(layers: int, steps: int, workdir: Path, sets: dict[str, list[Comparison]]) -> dict[str, Any]:
-    """Trains and judges one cell of the grid."""
+    """Trains and judges one cell of the grid; the stored result where it is finished."""
     config, folder = grid.get_config(layers, steps), workdir / f"layers{layers}-steps{steps}"
+    stored = folder / "result.json"
+    if stored.exists():
+        return json.loads(stored.read_text())
     train.run(config, folder)
     model = RewardModel.load(folder)
     trained = count(model.params["backbone"]["layers"])
@@ -53,9 +58,17 @@ def point(layers: int, steps: int, workdir: Path, sets: dict[str, list[Compariso
     )
     tokens = steps * config.data.rows * config.data.row_tokens * (1 - float(padding))
     losses = {f"loss_{name}": held_out_loss(model, triples) for name, triples in sets.items()}
-    return dict(
-        layers=layers, parameters=parameters, trained=trained, tokens=tokens, compute=per_token * tokens, **losses
+    found = dict(
+        layers=layers,
+        steps=steps,
+        parameters=parameters,
+        trained=trained,
+        tokens=tokens,
+        compute=per_token * tokens,
+        **losses,
     )
+    write_json(stored, found)
+    return found
 
 
 def run(workdir: Path) -> None:
@@ -69,28 +82,30 @@ def run(workdir: Path) -> None:
     points = [point(layers, steps, workdir, sets) for layers in grid.LAYERS for steps in grid.STEPS]
     result: dict[str, Any] = {"points": points, "paper": {"alpha": -0.0342, "r_squared": 0.9912}, **environment()}
     for split in sets:
-        result[split] = _fit(points, f"loss_{split}")
-    (workdir / "scaling.json").write_text(json.dumps(result, indent=1) + "\n")
-    law, front, runs = _law(points, "loss_seen")
-    (workdir / "scaling.svg").write_text(svg(scaling_law(runs, front, law), "held-out loss against compute"))
+        result[split] = _fits(points, f"loss_{split}")
+        figure = scaling_law(_by_size(points, f"loss_{split}"), *_law(points, f"loss_{split}"))
+        write_text(workdir / f"scaling_{split}.svg", svg(figure, f"held-out loss against compute, {split} policies"))
+    write_json(workdir / "scaling.json", result)
     print(json.dumps({split: result[split] for split in sets}, indent=1))
 
 
-def _law(points: Sequence[dict[str, Any]], name: str) -> tuple[PowerLaw, list[Point], dict]:
+def _by_size(points: Sequence[dict[str, Any]], name: str) -> dict[str, tuple[list[float], list[float]]]:
+    sizes = {f"{layers} layers": [p for p in points if p["layers"] == layers] for layers in grid.LAYERS}
+    return {size: ([p["compute"] for p in found], [p[name] for p in found]) for size, found in sizes.items()}
+
+
+def _law(points: Sequence[dict[str, Any]], name: str) -> tuple[list[Point], PowerLaw]:
+    """Each budget is a run of its own, with its own schedule: nothing is to be read between two of them."""
     runs: dict[str, tuple[Any, Any]] = {
-        f"{layers} layers": (
-            [p["compute"] for p in points if p["layers"] == layers],
-            [p[name] for p in points if p["layers"] == layers],
-        )
-        for layers in grid.LAYERS
+        f"{p['layers']} layers, {p['steps']} steps": ([p["compute"]], [p[name]]) for p in points
     }
     front = envelope(runs)
-    return fit_power_law([p.compute for p in front], [p.loss for p in front]), front, runs
+    return front, fit_power_law([p.compute for p in front], [p.loss for p in front])
 
 
-def _fit(points: Sequence[dict[str, Any]], name: str) -> dict[str, Any]:
+def _fits(points: Sequence[dict[str, Any]], name: str) -> dict[str, Any]:
     everything = fit_power_law([p["compute"] for p in points], [p[name] for p in points])
-    return {"all_runs": dataclasses.asdict(everything), "envelope": dataclasses.asdict(_law(points, name)[0])}
+    return {"all_runs": dataclasses.asdict(everything), "envelope": dataclasses.asdict(_law(points, name)[1])}
 
 
 def main(argv: Sequence[str]) -> None:

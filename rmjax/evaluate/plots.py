@@ -17,7 +17,7 @@ import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from numpy.typing import ArrayLike, NDArray
 
 from rmjax.evaluate.bootstrap import Interval
@@ -261,6 +261,9 @@ def scaling_law(
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter("{x:.3g}")
     axes.yaxis.set_minor_formatter("{x:.3g}")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:.0e}")
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel(f"compute ({unit})")
     axes.set_ylabel("validation loss (nats per pair)")
     handles, labels = axes.get_legend_handles_labels()

@@ -4,24 +4,40 @@ import json
 
 import pytest
 
-from configs import demo as demo_config
 from experiments import demo
 
 LEAF = {"value", "low", "high", "n"}
+SHORT = """
+from configs import demo
+
+def get_config(run):
+    config = demo.get_config(run)
+    config.model.layers, config.model.frozen_layers, config.run.steps = 2, 1, 2
+    return config
+"""
 
 
 @pytest.fixture
-def short(monkeypatch):
-    for name in ("pretrain", "finetune"):
-        config = getattr(demo_config, name)()
-        config.model.layers, config.model.frozen_layers, config.run.steps = 2, 1, 2
-        monkeypatch.setattr(demo_config, name, lambda config=config: config.copy_and_resolve_references())
-    monkeypatch.setattr(demo, "GROUPS_PER_PROMPT", 1)
+def short(tmp_path):
+    path = tmp_path / "short.py"
+    path.write_text(SHORT)
+    return str(path)
+
+
+def test_a_config_that_is_not_there_is_named():
+    with pytest.raises(FileNotFoundError, match=r"--config=absent.py: no such file"):
+        demo.load_runs("absent.py")
+
+
+def test_the_larger_runs_are_the_demos_with_other_sizes():
+    small, large = (demo.load_runs(path) for path in ("configs/demo.py", "configs/polar/larger.py"))
+    for one, other in zip(small, large, strict=True):
+        assert one.data.path == other.data.path and one.model.layers < other.model.layers == 30
 
 
 @pytest.mark.slow
 def test_report_has_what_is_promised_and_a_second_run_only_reports(short, smollm2, tmp_path):
-    demo.run(tmp_path, seed=0)
+    demo.run(tmp_path, short, seed=0, per_prompt=1)
     report = json.loads((tmp_path / "report.json").read_text())
     paths = [("policy_accuracy", split) for split in ("seen", "unseen")]
     paths += [("preference_accuracy", arm) for arm in ("pretrained", "scratch")]
@@ -38,7 +54,7 @@ def test_report_has_what_is_promised_and_a_second_run_only_reports(short, smollm
 
     checkpoints = sorted(p for p in tmp_path.glob("*/checkpoints/*"))
     changed = [p.stat().st_mtime_ns for p in checkpoints]
-    demo.run(tmp_path, seed=0)
+    demo.run(tmp_path, short, seed=0, per_prompt=1)
     assert [p.stat().st_mtime_ns for p in checkpoints] == changed
     again = json.loads((tmp_path / "report.json").read_text())
     assert again["policy_accuracy"] == report["policy_accuracy"]

@@ -11,20 +11,20 @@ from rmjax.evaluate.plots import gap_distributions, svg
 pytestmark = pytest.mark.slow  # whole runs
 
 
-def group(**by_policy) -> Comparison:
-    pairs = [(policy, output) for policy, outputs in by_policy.items() for output in outputs]
-    return Comparison("p", tuple(o for _, o in pairs), policies=tuple(p for p, _ in pairs), id="p")
+ANSWER = "one  two\nthree four five six seven eight"
 
 
-def test_the_order_is_that_of_the_policies():
-    stage = grid.Stage("plain|cold", "noise.*")
-    groups = [
-        group(plain=["good"], noise3=["bad", "same"], cold=["same", "fine"], pirate=["arr"]),
-        group(plain=["good"], pirate=["arr"]),  # nobody to be better than
-        group(noise3=["bad"], noise8=["worse"]),
-    ]
-    (found,) = drift.labeled(groups, stage)
-    assert dict(zip(found.outputs, found.ranks, strict=True)) == {"good": 0.0, "fine": 0.0, "bad": 1.0}
+def test_each_answer_stands_on_two_rungs_with_the_same_words():
+    answers = [f"{ANSWER} {number}" for number in range(20)]
+    found = drift.ladder(Comparison("p", (*answers, "too short to lose")))
+    assert len(found.outputs) == 40 and set(found.ranks) == {0.0, 1.0, 2.0}
+    for output, rank in zip(found.outputs, found.ranks, strict=True):
+        (answer,) = [a for a in answers if a.split()[-1] in output.split()]
+        assert sorted(output.split()) == sorted(answer.split()) and len(output) == len(answer)
+        assert (output == answer) == (rank == 0.0)
+        moved = sum(a != b for a, b in zip(output.split(), answer.split(), strict=True))
+        assert moved == [0, 3, 9][int(rank)]
+    assert drift.ladder(Comparison("p", tuple(answers))).outputs == found.outputs
 
 
 def test_the_pool_has_every_stage(tmp_path):
@@ -36,6 +36,10 @@ def test_the_pool_has_every_stage(tmp_path):
     assert all(c.ranks is None for c in meta + shuffled)
     assert sorted(o for c in meta for o in c.outputs) == sorted(o for c in shuffled for o in c.outputs)
     assert sum(a.outputs == b.outputs for a, b in zip(meta, shuffled, strict=True)) < len(meta) / 2
+    drifted, first = (
+        {o for c in found for o in c.outputs} for found in (meta, drift.records(str(tmp_path / "train.jsonl")))
+    )
+    assert len(drifted & first) < len(drifted) / 100, "policies may now and then write the same text, but seldom"
     tests = {c.prompt for name in grid.STAGES for c in drift.records(str(tmp_path / f"test_{name}.jsonl"))}
     assert not tests & {c.prompt for name in ("train", "meta") for c in drift.records(str(tmp_path / f"{name}.jsonl"))}
 
@@ -53,12 +57,13 @@ def test_the_summary_is_a_mean_over_seeds_and_a_difference_to_plain():
         return {
             stage: {"accuracy": {"accuracy": accuracy}, "spread": {"gap_mean": 1.0, "gap_share": 0.5}}
             for stage in grid.STAGES
-        }
+        } | {"diagnostics": {"meta_cosine": accuracy}}
 
     table = drift.summary({"plain": [judged(0.5), judged(0.7)], "other": [judged(0.6), judged(0.9)]})
     assert table["other"]["first"]["accuracy"]["value"] == pytest.approx(0.75)
     assert table["other"]["first"]["accuracy_over_plain"]["value"] == pytest.approx(0.15)
     assert table["plain"]["furthest"]["accuracy_over_plain"]["value"] == 0.0
+    assert table["other"]["diagnostics"]["meta_cosine"] == pytest.approx(0.75)
 
 
 def test_the_plot_has_a_line_per_model():
