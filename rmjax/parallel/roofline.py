@@ -12,7 +12,7 @@ Not in it: the vector unit, padding of matrices to the 128 or 256 lanes of the m
 """
 
 import dataclasses
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -88,7 +88,7 @@ def _hops(where: Slice, source: Sequence[int], target: Sequence[int]) -> int:
 def collective_table(operations: Sequence[Operation], where: Slice, coordinates: Coordinates) -> list[dict[str, Any]]:
     """Collectives by kind, size and number of chips, those that take longest first."""
     times: Counter[tuple[str, int, int, bool]] = Counter()
-    seconds: Counter[tuple[str, int, int, bool]] = Counter()
+    seconds: dict[tuple[str, int, int, bool], float] = defaultdict(float)
     for o in operations:
         for c in o.collectives:
             key = (c.kind, c.bytes, len(c.groups[0]) if c.groups else len(coordinates), o.asynchronous)
@@ -97,5 +97,5 @@ def collective_table(operations: Sequence[Operation], where: Slice, coordinates:
     names = ("kind", "bytes", "chips", "asynchronous")
     return [
         dict(zip(names, key, strict=True)) | {"times": times[key], "seconds": seconds[key]}
-        for key, _ in seconds.most_common()
+        for key in sorted(seconds, key=lambda key: -seconds[key])
     ]

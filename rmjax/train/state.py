@@ -82,8 +82,8 @@ def make_step(
     return step
 
 
-def compile_step(step: Callable, shardings: State, mesh: Mesh) -> Callable[[State, Any], tuple[State, Terms]]:
-    """`jax.jit` with the state donated and every sharding given."""
+def compile_step(step: Callable, shardings: State, mesh: Mesh) -> jax.stages.Wrapped:
+    """(state, batch) → (state, terms): `jax.jit` with the state donated and every sharding given."""
     return jax.jit(
         step,
         in_shardings=(shardings, batch_sharding(mesh)),
