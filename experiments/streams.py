@@ -35,21 +35,29 @@ class Stream:
         return sum((encoder.counts for encoder in self.encoders), Counter[str]())
 
 
+def batch_shapes(config: Any) -> ForestShape | dict[str, ForestShape]:
+    """Sizes of a batch, of each stream by name where there are two."""
+    data, meta = config.data, config.meta_data
+    shape = ForestShape(data.rows, data.row_tokens, data.groups, data.leaves)
+    if choose("gradient.name", config.gradient.name, ("plain", "meta")) == "plain":
+        return shape
+    return {"preference": shape, "meta": ForestShape(meta.rows, meta.row_tokens, meta.groups, meta.samples)}
+
+
 def open_stream(config: Any, tokenizer: Tokenizer, form: Format, share: Share = WHOLE) -> Stream:
     """This process's share, from `config.data`, and from `config.meta_data` with `gradient.name = "meta"`: a batch then is
     {"preference": forest, "meta": forest}."""
     data = config.data
     encoder = Encoder(tokenizer, form, data.row_tokens)
     trees, identify = training_trees(config, tokenizer, encoder)
-    shape = ForestShape(data.rows, data.row_tokens, data.groups, data.leaves)
-    if choose("gradient.name", config.gradient.name, ("plain", "meta")) == "plain":
-        return Stream(batches(trees, shape, data.prefetch, share), identify, [encoder])
+    shapes = batch_shapes(config)
+    if isinstance(shapes, ForestShape):
+        return Stream(batches(trees, shapes, data.prefetch, share), identify, [encoder])
     meta = config.meta_data
     meta_encoder = Encoder(tokenizer, form, meta.row_tokens)
     meta_trees, meta_identify = _meta_trees(config, meta_encoder)
-    meta_shape = ForestShape(meta.rows, meta.row_tokens, meta.groups, meta.samples)
-    both = {"preference": (trees, shape), "meta": (meta_trees, meta_shape)}
-    together = batches_together(both, data.prefetch, share)
+    forests = {"preference": (trees, shapes["preference"]), "meta": (meta_trees, shapes["meta"])}
+    together = batches_together(forests, data.prefetch, share)
     return Stream(together, {"preference": identify, "meta": meta_identify}, [encoder, meta_encoder])
 
 

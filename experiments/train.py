@@ -15,6 +15,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import optax
 from absl import app, flags
 from jax.sharding import Mesh
 from ml_collections import config_flags
@@ -32,6 +33,7 @@ from rmjax.evaluate.gaps import describe_gaps
 from rmjax.hub.gguf import load_gguf, smollm2_path
 from rmjax.hub.tokenizer import Tokenizer
 from rmjax.models.lora import ADAPTER_PATH
+from rmjax.models.presets import PRESETS
 from rmjax.models.reward import RewardTransformer
 from rmjax.models.transformer import TransformerConfig
 from rmjax.parallel import batch as batching
@@ -61,6 +63,18 @@ _PARTED = (
 
 
 @dataclasses.dataclass(frozen=True)
+class Program:
+    """A training step before it is compiled, and what it is made of."""
+
+    model: RewardTransformer
+    rate: optax.Schedule
+    update: optax.GradientTransformation
+    abstract: State  # shapes only
+    shardings: State
+    step: Callable
+
+
+@dataclasses.dataclass(frozen=True)
 class Start:
     """What a run starts from."""
 
@@ -81,7 +95,16 @@ def load_start(model: Any) -> Start:
             f"config.model.init={model.init}: no such run directory or .gguf file; see configs/base.py"
         )
     config, params, tokenizer = load_gguf(path, weights=model.init != "random")
+    if model.preset:
+        config = preset(model)
     return _changed(Start(config, tokenizer, {"backbone": params} if params else None, may_miss="^head/"), model)
+
+
+def preset(model: Any) -> TransformerConfig:
+    """The architecture that `config.model.preset` names, for random weights only."""
+    if model.init != "random":
+        raise ValueError(f"config.model.preset is {model.preset!r}, but loaded weights have their own; use init=random")
+    return PRESETS[choose("model.preset", model.preset, tuple(PRESETS))]
 
 
 def check_format(model: Any, form: Format) -> None:
@@ -115,7 +138,7 @@ def _changed(start: Start, model: Any) -> Start:
         )
     config = dataclasses.replace(
         start.config, depth=depth, frozen_layers=model.frozen_layers, dtype=model.dtype, param_dtype=model.param_dtype,
-        remat=model.remat, **sizes,
+        remat=model.remat, attention=model.attention, attention_block=model.attention_block, **sizes,
     )  # fmt: skip
     if sizes:
         config = dataclasses.replace(config, head_width=config.width // config.heads)
@@ -135,6 +158,11 @@ def _with_adapter(start: Start, section: Any) -> Start:
     config = adapted_architecture(start.config, section)
     may_miss = start.may_miss if start.config.adapter else "|".join(filter(None, (start.may_miss, ADAPTER_PATH)))
     return dataclasses.replace(start, config=config, may_miss=may_miss)
+
+
+def load_architecture(config: Any) -> TransformerConfig:
+    """That of `config.model` and `config.adapter`."""
+    return _with_adapter(load_start(config.model), config.adapter).config
 
 
 def make_objective(config: Any, model: RewardTransformer) -> objective.Objective:
@@ -178,13 +206,14 @@ def _gaps(records: Sequence, scores: list[list[float]]) -> Mapping[str, float]:
     return describe_gaps(scores)
 
 
-def flops_per_token(config: TransformerConfig, state: State, row_tokens: int, head: bool) -> float:
-    """Of a training step; embeddings are looked up, not multiplied, unless the vocabulary head runs."""
+def flops_per_token(config: TransformerConfig, state: State, keys: float, head: bool) -> float:
+    """Of a training step in which a token attends to `keys` others; embeddings are looked up, not multiplied, unless the
+    vocabulary head runs."""
     everything = parameters.flat(parameters.merge(state.trainable, state.frozen))
     used = {p: x for p, x in everything.items() if head or "/embedding/" not in p}
     moving = parameters.flat(state.trainable)
     return decoder_flops_per_token(
-        parameters.count(used), layers=config.depth, attention_width=config.heads * config.head_width, keys=row_tokens,
+        parameters.count(used), layers=config.depth, attention_width=config.heads * config.head_width, keys=keys,
         trainable=parameters.count({p: x for p, x in used.items() if p in moving}),
         without_gradient=0.0 if any("/embedding/" in p for p in moving) else config.frozen_layers / config.depth,
     )  # fmt: skip
@@ -231,22 +260,15 @@ def open_workdir(workdir: Path) -> None:
         ) from error
 
 
-def run(config: Any, workdir: Path) -> State:
-    """One training run, from wherever it stopped."""
-    config = complete(config)
-    mesh, rules = make_mesh(config.mesh.to_dict()), make_rules(config.sharding.to_dict())
-    check(config, mesh, rules)
-    open_workdir(workdir)
-    start, form = _with_adapter(load_start(config.model), config.adapter), Format(**config.format.to_dict())
-    check_format(config.model, form)
-    model = RewardTransformer(start.config)
-    share = batching.share_of_process(mesh, rules, config.data.rows, config.data.streams)
-    stream = open_stream(config, start.tokenizer, form, share)
+def make_program(config: Any, architecture: TransformerConfig, mesh: Mesh, rules: Rules) -> Program:
+    """The training step of a config. No parameter is made.
 
-    opt = config.optimizer
+    Raises:
+      ValueError: `config.trainable` matches frozen layers.
+    """
+    model, opt = RewardTransformer(architecture), config.optimizer
     rate = optimizer.schedule(opt.learning_rate, config.run.steps, opt.warmup, opt.final)
     update = optimizer.adamw(rate, b1=opt.b1, b2=opt.b2, weight_decay=opt.weight_decay, clip=opt.clip)
-    check_head(config, start.params, rate)
     boxed = jax.eval_shape(functools.partial(initial_params, model, config.run.seed))
     abstract = jax.eval_shape(lambda: _fresh(model, config, update))
     if any("/frozen_layers/" in path for path in parameters.flat(abstract.trainable)):
@@ -255,13 +277,29 @@ def run(config: Any, workdir: Path) -> State:
         )
     shardings = state_shardings(abstract, boxed, trainable_paths(config), mesh, rules)
     form_gradient = make_gradient(config, make_objective(config, model), model, rate, shardings.trainable)
-    counted = count_traces(make_step(form_gradient, update, shardings, mesh, rules))
+    return Program(model, rate, update, abstract, shardings, make_step(form_gradient, update, shardings, mesh, rules))
+
+
+def run(config: Any, workdir: Path) -> State:
+    """One training run, from wherever it stopped."""
+    config = complete(config)
+    mesh, rules = make_mesh(config.mesh.to_dict()), make_rules(config.sharding.to_dict())
+    check(config, mesh, rules)
+    open_workdir(workdir)
+    start, form = _with_adapter(load_start(config.model), config.adapter), Format(**config.format.to_dict())
+    check_format(config.model, form)
+    share = batching.share_of_process(mesh, rules, config.data.rows, config.data.streams)
+    stream = open_stream(config, start.tokenizer, form, share)
+    program = make_program(config, start.config, mesh, rules)
+    model, rate, update, shardings = program.model, program.rate, program.update, program.shardings
+    check_head(config, start.params, rate)
+    counted = count_traces(program.step)
 
     with (
         jax.set_mesh(mesh),
         Checkpoints(workdir / CHECKPOINTS, config.run.keep, config.run.keep_every or None) as saved,
     ):
-        state, data, first = _restore(saved, abstract, shardings)
+        state, data, first = _restore(saved, program.abstract, shardings)
         # Only now: a run of another config or architecture must keep its own description.
         keep_config(config, workdir / "config.json")
         if jax.process_index() == 0:

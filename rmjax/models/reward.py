@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from rmjax.data.forest import Forest, attention_mask
+from rmjax.models.attention import ForestMask
 from rmjax.models.transformer import Transformer, TransformerConfig
 
 
@@ -30,8 +31,9 @@ class RewardTransformer(nn.Module):
 
     def hidden(self, forest: Forest) -> Float[Array, "R T D"]:
         """Hidden states of every token under the forest mask."""
-        mask_RTT = attention_mask(forest.group_RT, forest.leaf_RT)
-        return self.backbone(forest.tokens_RT, forest.positions_RT, mask_RTT)
+        dense = self.config.attention == "dense"
+        mask = (attention_mask if dense else ForestMask)(forest.group_RT, forest.leaf_RT)
+        return self.backbone(forest.tokens_RT, forest.positions_RT, mask)
 
     def logits(self, forest: Forest) -> Float[Array, "R T V"]:
         """Next-token logits of every token, for language-model losses on the same rows."""

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from rmjax.models.adapters import adapted
+from rmjax.models.attention import SAVED, ForestMask, blockwise
 from rmjax.models.lora import AdapterConfig
 from rmjax.models.loramoe import ROUTING
 
@@ -41,7 +42,11 @@ class TransformerConfig:
     max_positions: int = 8192
     dtype: str = "float32"  # of activations; head and loss are fp32 whatever this says
     param_dtype: str = "float32"
-    remat: str = "none"  # none | dots (keep matmul results) | full (keep layer inputs only)
+    remat: str = (
+        "none"  # none | dots (keep matmul results) | attention (keep its outputs) | full (keep layer inputs only)
+    )
+    attention: str = "dense"  # dense | blockwise: under a forest's mask, in tiles of attention_block² tokens
+    attention_block: int = 512
     frozen_layers: int = 0  # first layers, stacked apart under this name: never trained, they cost a forward pass only
     adapter: AdapterConfig | None = None  # on Dense modules of the other layers
 
@@ -50,6 +55,10 @@ class TransformerConfig:
             raise ValueError(f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})")
         if self.remat not in _REMAT:
             raise ValueError(f"remat is {self.remat!r}; choose one of {sorted(_REMAT)}")
+        if self.attention not in ("dense", "blockwise"):
+            raise ValueError(f"attention is {self.attention!r}; choose dense or blockwise")
+        if self.attention_block < 1:
+            raise ValueError(f"attention_block is {self.attention_block}; it must be 1 or more")
         if not 0 <= self.frozen_layers < self.depth:
             raise ValueError(f"frozen_layers is {self.frozen_layers}; it must leave one of the {self.depth} layers")
 
@@ -57,6 +66,7 @@ class TransformerConfig:
 _REMAT: dict[str, Any] = {
     "none": None,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "attention": jax.checkpoint_policies.save_only_these_names(SAVED),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 
@@ -154,7 +164,10 @@ class Attention(nn.Module):
         q_RTHE = nn.with_logical_constraint(q_RTHE, ("rows", "tokens", _ANY, _ANY))
         k_RTJE = nn.with_logical_constraint(k_RTJE, ("rows", None, _ANY, _ANY))
         v_RTJE = nn.with_logical_constraint(v_RTJE, ("rows", None, _ANY, _ANY))
-        out_RTHE = attend(q_RTHE, k_RTJE, v_RTJE, mask_RTS, past)
+        if isinstance(mask_RTS, ForestMask):
+            out_RTHE = blockwise(q_RTHE, k_RTJE, v_RTJE, mask_RTS, c.attention_block)
+        else:
+            out_RTHE = attend(q_RTHE, k_RTJE, v_RTJE, mask_RTS, past)
         out_RTD = _dense(c, c.width, ("heads", "embed"), "output")(out_RTHE.reshape(R, T, -1))
         return out_RTD, {"k": k_RTJE.transpose(0, 2, 3, 1), "v": v_RTJE.transpose(0, 2, 1, 3)}
 
@@ -227,9 +240,10 @@ class Transformer(nn.Module):
         self,
         tokens_RT: Int[Array, "R T"],
         positions_RT: Int[Array, "R T"],
-        mask_RTS: Bool[Array, "R T S"],
+        mask_RTS: Bool[Array, "R T S"] | ForestMask,
     ) -> Float[Array, "R T D"]:
-        """Hidden states. `mask_RTS[r, t, s]` says whether token t may attend to token s of its row."""
+        """Hidden states. `mask_RTS[r, t, s]` says whether token t may attend to token s of its row; a `ForestMask` says the
+        same by the parts of a forest, and is attended under block by block."""
         return self._run(tokens_RT, positions_RT, mask_RTS, None, False)[0]
 
     def _run(self, tokens_RT, positions_RT, mask_RTS, past, keep_past: bool):

@@ -86,8 +86,9 @@ def make_step(
     return step
 
 
-def compile_step(step: Callable, shardings: State, mesh: Mesh) -> Callable[[State, Any], tuple[State, Terms]]:
-    """`jax.jit` with the state donated and its sharding given; the batch has that which `parallel.batch.place` gave it."""
+def compile_step(step: Callable, shardings: State, mesh: Mesh) -> jax.stages.Wrapped:
+    """(state, batch) → (state, terms): `jax.jit` with the state donated and its sharding given; the batch has that which
+    `parallel.batch.place` gave it."""
     return jax.jit(
         step,
         in_shardings=(shardings, None),

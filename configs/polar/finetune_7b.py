@@ -1,0 +1,11 @@
+"""POLAR-7B fine-tuning at the paper's size, for experiments.compile: `finetune_7b.py:CHIPS`, 256 by default."""
+
+from ml_collections import ConfigDict
+
+from configs.polar import pods
+
+
+def get_config(chips: str = "256") -> ConfigDict:
+    config = pods.finetuning("internlm2_5_7b", chips)
+    config.optimizer.learning_rate = 2e-5
+    return config

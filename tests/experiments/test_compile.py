@@ -1,0 +1,149 @@
+"""Compiling ahead of time: a small step for a slice that is not there, the search for the largest batch, the table."""
+
+import json
+
+import jax
+import pytest
+from ml_collections import ConfigDict
+
+from configs import base
+from configs.polar import finetune_1_8b, finetune_7b, pretrain_1_8b, pretrain_7b
+from experiments import compile as ahead
+from experiments import pods
+from experiments.train import check
+from rmjax.parallel.chips import Slice
+
+WHERE = Slice.parse("v5e:2x2")
+
+
+def small() -> ConfigDict:
+    config = base.get_config()
+    config.model.init, config.model.dtype, config.model.remat = "random", "bfloat16", "attention"
+    config.model.layers, config.model.width, config.model.mlp_width = 4, 256, 512
+    config.model.heads, config.model.kv_heads = 2, 1
+    config.model.attention, config.model.attention_block = "blockwise", 128
+    config.trainable = "."
+    config.data.rows, config.data.row_tokens, config.optimizer.microbatches = 8, 1024, 2
+    config.mesh.data, config.mesh.fsdp = 1, -1
+    return config
+
+
+@pytest.fixture(scope="module")
+def found():
+    pytest.importorskip("libtpu", reason="needs libtpu: make test-tpu, or pip install -c constraints.txt -e .[tpu]")
+    return ahead.report(small(), WHERE)
+
+
+def test_the_compiled_step_multiplies_what_the_formula_says(found):
+    """Matrices: forward, backward twice, forward again but for the last one of a layer. Attention: two products forward and
+    five backward, on the tiles of the diagonal and below; its forward pass is kept."""
+    layers, tokens, tile, down = 4, 8 * 1024 // 4, 128, 512 * 256
+    matrices = 2 * 256 * 256 + 2 * 256 * 128 + 3 * down
+    tiles = 8 * 9 // 2 * (8 // 4)
+    expected = layers * (2 * tokens * (4 * matrices - down) + 7 * 2 * tiles * 2 * tile * tile * 128)
+    assert found["flops"] == pytest.approx(expected, rel=0.01)
+    assert found["flops"] > 5 * found["xla_cost_analysis"]["flops"]  # which counts each loop once
+    assert 1.2 < found["flops"] / found["model_flops"] < 1.4
+
+
+def test_layers_and_microbatches_are_multiplied_out(found):
+    """Seven kernels of a layer are gathered for the forward and again for the backward pass; gradients are scattered."""
+    layers, parts, kernels = 4, 2, 7
+    times = {
+        kind: sum(c["times"] for c in found["collectives"] if c["kind"] == kind)
+        for kind in ("all-gather", "reduce-scatter")
+    }
+    assert 2 * kernels * layers * parts <= times["all-gather"] <= 3 * kernels * layers * parts
+    assert times["reduce-scatter"] % (layers * parts) == 0 and times["reduce-scatter"]
+
+
+def test_parameters_are_sharded_and_in_place(found):
+    memory = found["memory_bytes"]
+    assert memory["arguments"] == pytest.approx(found["parameters"] * 12 / 4, rel=0.1)  # weights and two moments
+    assert memory["aliases"] == pytest.approx(memory["arguments"], rel=0.1)
+    assert memory["arguments"] < memory["peak"] < 1e9
+
+
+def test_times_and_mfu_belong_together(found):
+    seconds, flops = found["seconds"], WHERE.chip.flops
+    assert seconds["overlapped"] == max(seconds[k] for k in ("compute", "hbm", "ici")) <= seconds["in_turn"]
+    assert found["mfu"]["overlapped"] == pytest.approx(found["model_flops"] / flops / seconds["overlapped"])
+    assert 0 < found["mfu"]["in_turn"] <= found["mfu"]["overlapped"] < 1
+    text = ahead.describe(found)
+    assert "all-gather" in text and "MFU" in text and "v5e:2x2" in text
+    json.dumps(found)
+
+
+@pytest.fixture
+def four_devices(monkeypatch):
+    monkeypatch.setattr(ahead, "slice_devices", lambda where: [jax.devices()[0]] * 4)
+    monkeypatch.setattr(ahead, "make_mesh", lambda sizes, among: ConfigDict({"shape": {"data": 1, "fsdp": 4}}))
+
+
+@pytest.mark.parametrize("most", [8, 16, 40, 104])
+def test_the_largest_batch_is_found(four_devices, most):
+    def measure(config, where):
+        if config.data.rows > most:
+            raise ahead.DoesNotFit(f"{config.data.rows}")
+        return {"rows": config.data.rows}
+
+    assert ahead.find_batch(small(), WHERE, measure) == {"rows": most}
+
+
+def test_no_batch_fits(four_devices):
+    def measure(config, where):
+        raise ahead.DoesNotFit("17G of 15.75G")
+
+    with pytest.raises(ahead.DoesNotFit, match="not even 8 rows fit"):
+        ahead.find_batch(small(), WHERE, measure)
+
+
+def test_a_step_that_does_not_fit_is_an_error_and_a_report(monkeypatch, tmp_path):
+    def refuse(config, where):
+        raise ahead.DoesNotFit("8 rows of 1024 tokens do not fit: 17G of 15.75G HBM")
+
+    monkeypatch.setattr(ahead, "report", refuse)
+    with pytest.raises(ahead.DoesNotFit):
+        ahead.job(small(), WHERE, False, tmp_path / "x.json")
+    assert "17G" in json.loads((tmp_path / "x.json").read_text())["does_not_fit"]
+
+
+@pytest.mark.parametrize("run", [pretrain_1_8b, pretrain_7b, finetune_1_8b, finetune_7b])
+@pytest.mark.parametrize(("slice_name", "chips"), [(n, c) for n, (_, c) in pods.SLICES.items()])
+def test_the_runs_of_the_table_can_be_laid_out(run, slice_name, chips):
+    config = run.get_config(str(chips))
+    fsdp = chips // config.mesh.tensor
+    check(config, ConfigDict({"shape": {"data": 1, "fsdp": fsdp, "tensor": config.mesh.tensor}}))
+    assert config.data.rows == fsdp * config.optimizer.microbatches  # a row at a time
+    assert config.data.row_tokens >= 2 * 1024 + 3 * 4096
+
+
+@pytest.mark.parametrize("chips", ["0", "48", "many", "-4"])
+def test_chips_that_do_not_divide_the_batch(chips):
+    for run in (pretrain_7b, finetune_7b):
+        with pytest.raises(ValueError, match="chips: give a number"):
+            run.get_config(chips)
+
+
+def test_the_page_holds_the_table_of_the_reports(monkeypatch, tmp_path):
+    monkeypatch.setattr(pods, "PAGE", tmp_path / "pods.md")
+    monkeypatch.setattr(pods, "REPORTS", tmp_path)
+    with pytest.raises(ValueError, match="has no report; add --compile"):
+        pods.write_page()
+    report = {
+        "mesh": {"fsdp": 256}, "batch": {"rows": 1024, "row_tokens": 16384, "microbatches": 4},
+        "memory_bytes": {"peak": 9e9}, "hbm_bytes_of_chip": 16e9,
+        "seconds": {"compute": 1.0, "hbm": 0.5, "ici": 0.25, "overlapped": 1.0, "in_turn": 1.25},
+        "mfu": {"overlapped": 0.6, "in_turn": 0.48},
+    }  # fmt: skip
+    (tmp_path / "pretrain_1_8b.v5e-256.json").write_text(json.dumps(report))
+    (tmp_path / "pretrain_7b.v5e-256.json").write_text(json.dumps({"does_not_fit": "17G of 15.75G"}))
+    pods.PAGE.write_text("no place")
+    with pytest.raises(ValueError, match="lacks the line"):
+        pods.write_page()
+    pods.PAGE.write_text(f"before\n{pods.BEGIN}\nold\n{pods.END}\nafter\n")
+    pods.write_page()
+    text = pods.PAGE.read_text()
+    assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
+    assert "| pretrain_1_8b | v5e-256 | fsdp 256 | 1024 × 16384 (256) | 9.0 of 16.0 | 1,000 | 500 | 250 |" in text
+    assert "60.0 | 48.0" in text and "17G of 15.75G" in text

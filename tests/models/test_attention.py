@@ -1,0 +1,99 @@
+"""Attention block by block: the dense one's values and gradients, in memory that grows with the row."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rmjax.data.forest import ForestShape, Tree, attention_mask, fill
+from rmjax.models.attention import ForestMask, _schedule, blockwise
+from rmjax.models.reward import RewardTransformer
+from rmjax.models.transformer import TransformerConfig, attend
+from rmjax.train.state import initial_params
+
+SIZES = TransformerConfig(64, 32, 2, 4, 2, 8, 64)
+
+
+@pytest.fixture(scope="module")
+def forest():
+    """Two rows of 37 tokens (a multiple of no block): two groups and padding; one group whose leaf crosses blocks."""
+    random = np.random.default_rng(0)
+
+    def tree(prefix, *leaves):
+        ids = [random.integers(1, 64, n).astype(np.int32) for n in (prefix, *leaves)]
+        return Tree(ids[0], tuple(ids[1:]), np.arange(len(leaves), dtype=np.float32))
+
+    return fill(ForestShape(2, 37, 2, 3), [[tree(5, 6, 2), tree(0, 1, 9, 4)], [tree(11, 17, 9)]])
+
+
+@pytest.mark.parametrize("block", [1, 4, 8, 64])
+def test_values_and_gradients_are_those_of_the_dense_form(forest, block):
+    random = np.random.default_rng(1)
+    q, k, v, weights = (jnp.asarray(random.normal(size=(2, 37, heads, 8)), jnp.float32) for heads in (4, 2, 2, 4))
+    mask = attention_mask(jnp.asarray(forest.group_RT), jnp.asarray(forest.leaf_RT))
+    parts = ForestMask(jnp.asarray(forest.group_RT), jnp.asarray(forest.leaf_RT))
+
+    def both(form):
+        return jax.jit(jax.value_and_grad(lambda *qkv: jnp.sum(form(*qkv) * weights), argnums=(0, 1, 2)))(q, k, v)
+
+    dense, blocks = both(lambda *qkv: attend(*qkv, mask)), both(lambda *qkv: blockwise(*qkv, parts, block))
+    for want, got in zip(jax.tree.leaves(dense), jax.tree.leaves(blocks), strict=True):
+        np.testing.assert_allclose(got, want, atol=1e-5, rtol=1e-5)
+    out = blockwise(q, k, v, parts, block)
+    np.testing.assert_allclose(out, attend(q, k, v, mask), atol=1e-6)
+    assert not np.any(np.asarray(out)[forest.group_RT == 0])
+
+
+@pytest.mark.parametrize("remat", ["none", "attention", "full"])
+def test_a_model_with_blocks_has_the_dense_model_s_rewards_and_gradients(forest, remat):
+    params = nn.meta.unbox(initial_params(RewardTransformer(SIZES), 0))
+    params["head"]["kernel"] = jax.random.normal(jax.random.key(1), (32, 1))
+
+    def both(**changes):
+        model = RewardTransformer(dataclasses.replace(SIZES, **changes))
+        return jax.jit(jax.value_and_grad(lambda p: jnp.sum(jnp.sin(model.apply({"params": p}, forest)))))(params)
+
+    dense, blocks = both(), both(attention="blockwise", attention_block=8, remat=remat)
+    for want, got in zip(jax.tree.leaves(dense), jax.tree.leaves(blocks), strict=True):
+        np.testing.assert_allclose(got, want, atol=1e-4, rtol=1e-4)
+    assert max(np.max(np.abs(x)) for x in jax.tree.leaves(dense[1])) > 1e-2
+
+
+@pytest.mark.parametrize("blocks", [2, 4, 10])
+def test_the_schedule_is_the_lower_triangle(blocks):
+    slot, i, j = _schedule(blocks)
+    assert sorted(zip(i.ravel(), j.ravel(), strict=True)) == [(a, b) for a in range(blocks) for b in range(a + 1)]
+    assert all(len(set(i[a][slot[a] == s])) == 1 for a in range(blocks // 2) for s in (0, 1))
+
+
+def test_memory_grows_linearly_to_32k_tokens_a_row():
+    """That of a training step's gradient: with a scan over layers and remat, masks must not be kept for all of a row."""
+
+    def temporaries(T, **changes):
+        config = dataclasses.replace(SIZES, heads=2, kv_heads=1, remat="attention", attention_block=512, **changes)
+        model = RewardTransformer(config)
+        shapes = jax.eval_shape(lambda: nn.meta.unbox(initial_params(model, 0)))
+        forest = jax.eval_shape(lambda: ForestShape(1, T, 2, 2).empty())
+        grad = jax.grad(lambda params, forest: jnp.sum(model.apply({"params": params}, forest)))
+        return jax.jit(grad).lower(shapes, forest).compile().memory_analysis().temp_size_in_bytes
+
+    blocks = {T: temporaries(T, attention="blockwise") for T in (16_384, 32_768)}
+    dense = {T: temporaries(T) for T in (2048, 4096)}
+    assert blocks[32_768] < 2.1 * blocks[16_384], blocks
+    assert dense[4096] > 3.5 * dense[2048], dense  # the square that blocks avoid
+    assert blocks[32_768] < dense[4096]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"attention": "sparse"}, "attention is 'sparse'; choose dense or blockwise"),
+        ({"attention_block": 0}, "attention_block is 0"),
+    ],
+)
+def test_errors(change, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(SIZES, **change)
