@@ -47,6 +47,7 @@ def test_values_and_gradients_are_those_of_the_dense_form(forest, block):
     assert not np.any(np.asarray(out)[forest.group_RT == 0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remat", ["none", "attention", "full"])
 def test_a_model_with_blocks_has_the_dense_model_s_rewards_and_gradients(forest, remat):
     params = nn.meta.unbox(initial_params(RewardTransformer(SIZES), 0))
@@ -69,6 +70,7 @@ def test_the_schedule_is_the_lower_triangle(blocks):
     assert all(len(set(i[a][slot[a] == s])) == 1 for a in range(blocks // 2) for s in (0, 1))
 
 
+@pytest.mark.slow
 def test_memory_grows_linearly_to_32k_tokens_a_row():
     """That of a training step's gradient: with a scan over layers and remat, masks must not be kept for all of a row."""
 
