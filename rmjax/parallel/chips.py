@@ -22,8 +22,9 @@ class Chip:
 
 
 # Source: cloud.google.com/tpu/docs/{v5e,v5p,v6e}, "system architecture", read in November 2026. A link's speed is the chip's
-# bidirectional ICI bandwidth (400, 1200, 800 GB/s) over its ports (4, 6, 4) and two directions. Rings: v5e and v6e slices
-# close where an axis is the pod's 16; v5p slices where they are made of whole cubes of 4 × 4 × 4.
+# bidirectional ICI bandwidth (400, 1200, 800 GB/s) over its ports (4, 6, 4) and two directions. Which axes close to rings is an
+# assumption, of common knowledge and not of those pages: v5e and v6e slices where an axis is the pod's 16, v5p slices where
+# they are made of whole cubes of 4 × 4 × 4.
 CHIPS: dict[str, Chip] = {
     "v5e": Chip(197e12, 16 * 2**30, 819e9, 50e9, torus=2, ring=16),
     "v5p": Chip(459e12, 95 * 2**30, 2765e9, 100e9, torus=3, ring=4),
