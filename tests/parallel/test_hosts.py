@@ -88,6 +88,7 @@ def assert_ends_like(alone, directory):
     assert losses(directory) == losses(alone[0])
 
 
+@pytest.mark.slow
 def test_two_processes_stop_together_and_others_go_on(alone, tmp_path):
     """Stopped as two, killed as two with other devices, finished as one: the bits are those of one process."""
     job = start(tmp_path, 2)
