@@ -10,12 +10,13 @@ the same.
 import dataclasses
 import functools
 import hashlib
+import io
 import json
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -116,7 +117,9 @@ def check_settings(policy: Policy, config: Any, path: Path) -> None:
     now = json.loads(json.dumps(chosen | dataclasses.asdict(policy)))
     then = json.loads(beside.read_text()) if beside.exists() and path.exists() else now
     if changed := [name for name in now if then.get(name) != now[name]]:
-        raise ValueError(f"{path} was begun with another {', '.join(changed)}; remove the file or use a new workdir")
+        raise ValueError(
+            f"{path} was begun with other settings ({', '.join(changed)}); remove the file or use a new workdir"
+        )
     write_durably(beside, json.dumps(now, ensure_ascii=False, indent=1) + "\n")
 
 
@@ -133,7 +136,9 @@ def sample_policy(policy: Policy, rows: list[dict], model: Any, config: Any, pat
         return
     model_config, params = realize(policy, model_config, params)
     prefix = left_pad([tokenizer.encode_marked(policy.preamble())], 32)
-    with open(path, "a") as file:
+    with open(
+        path, "ab", buffering=0
+    ) as file:  # a buffer that cannot be written would fail once more when it is closed
         for batch in plan[done:]:
             ids_RM = _draw(policy, batch, (model_config, params, tokenizer), prefix, config)
             lines = []
@@ -146,13 +151,14 @@ def sample_policy(policy: Policy, rows: list[dict], model: Any, config: Any, pat
             bar.update(len(batch) * config.samples)
 
 
-def _append(file: TextIO, lines: Sequence[str]) -> None:
+def _append(file: io.FileIO, lines: Sequence[str]) -> None:
+    rest = memoryview("".join(lines).encode())
     try:
-        file.writelines(lines)
-        file.flush()
+        while rest:
+            rest = rest[file.write(rest) :]
         os.fsync(file.fileno())
     except OSError as error:
-        raise OSError(f"cannot write {file.name} ({error.strerror}); free some space, then run again") from error
+        raise OSError(f"cannot write {file.name!s} ({error.strerror}); free some space, then run again") from error
 
 
 def _draw(policy: Policy, batch: list[dict], model: tuple, prefix: Any, config: Any) -> np.ndarray:

@@ -184,12 +184,18 @@ def test_a_finished_run_draws_nothing(settings_of, whole, monkeypatch):
     assert {path.name: path.read_bytes() for path in whole.iterdir()} == before
 
 
-@pytest.mark.parametrize("change", [{"policies_per_prompt": 1}, {"samples": 1}])
-def test_samples_of_another_config_are_not_continued(settings_of, whole, change):
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"policies_per_prompt": 1}, r"\.jsonl:\d+: sample of another config; remove the file"),
+        ({"samples": 1}, r"plain\.jsonl was begun with other settings \(samples\); remove the file"),
+    ],
+)
+def test_samples_of_another_config_are_not_continued(settings_of, whole, change, message):
     if "policies_per_prompt" in change:  # fewer prompts a policy
         settings_of.policies = (*settings_of.policies, {"name": "more", "kind": "base", "split": "seen"})
     settings_of.update(change)
-    with pytest.raises(ValueError, match=r"\.jsonl:\d+: sample of another config; remove the file"):
+    with pytest.raises(ValueError, match=message):
         command.run(settings_of, whole)
 
 
@@ -201,7 +207,7 @@ def test_samples_are_not_continued_with_other_settings(settings_of, whole, chang
     else:
         settings_of.update(change)
     os.truncate(whole / "plain.jsonl", 60)
-    with pytest.raises(ValueError, match=rf"plain\.jsonl was begun with another {name}; remove the file"):
+    with pytest.raises(ValueError, match=rf"plain\.jsonl was begun with other settings \({name}\); remove the file"):
         command.run(settings_of, whole)
     (whole / "plain.jsonl").unlink()
     settings_of.kinds = "base"
@@ -233,7 +239,7 @@ def test_two_samples_of_one_prompt_never_share_their_random_numbers(settings_of,
 
 def test_a_full_disk_names_the_file(settings_of, tmp_path):
     with (
-        open("/dev/full", "w") as file,
+        open("/dev/full", "wb", buffering=0) as file,
         pytest.raises(OSError, match=r"cannot write /dev/full \(No space left on device\)"),
     ):
         command._append(file, ["line\n"])
