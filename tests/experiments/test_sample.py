@@ -199,7 +199,16 @@ def test_samples_of_another_config_are_not_continued(settings_of, whole, change,
         command.run(settings_of, whole)
 
 
-@pytest.mark.parametrize("change", [{"seed": 1}, {"max_new_tokens": 5}, {"decoding": (0.5, 1.0, 0)}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 1},
+        *(
+            pytest.param(change, marks=pytest.mark.slow)
+            for change in ({"max_new_tokens": 5}, {"decoding": (0.5, 1.0, 0)})
+        ),
+    ],
+)
 def test_samples_are_not_continued_with_other_settings(settings_of, whole, change):
     (name,) = change
     if name == "decoding":

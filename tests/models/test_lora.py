@@ -84,7 +84,7 @@ def test_no_gradient_through_the_norm_of_dora():
 
 
 @pytest.mark.parametrize("kind", FAMILY)
-@pytest.mark.parametrize("frozen", [0, 1])
+@pytest.mark.parametrize("frozen", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_merged_is_the_same_model_without_adapter(kind, frozen):
     config = small(frozen_layers=frozen, adapter=AdapterConfig(kind, EVERY))
     model, params = started(config)
@@ -109,7 +109,7 @@ def test_the_pattern_chooses():
     assert {p.split("/")[-2] for p in flat(params) if "lora_" in p} == {"query", "value"}
 
 
-@pytest.mark.parametrize("remat", ["dots", "full"])
+@pytest.mark.parametrize("remat", ["dots", pytest.param("full", marks=pytest.mark.slow)])
 def test_the_same_under_remat(remat):
     """Values and gradients."""
     model, params = started(small(adapter=AdapterConfig("dora", EVERY)))

@@ -323,7 +323,7 @@ def test_warm_up_is_the_plain_step_bit_for_bit(model, boxed, state, batches, pla
     assert bits(found) != bits(plain_step[0]) and mean(terms["meta_ascent"]) > 0
 
 
-@pytest.mark.parametrize("second_order", [False, True], ids=["first", "second"])
+@pytest.mark.parametrize("second_order", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["first", "second"])
 def test_the_ascent_is_in_neither_parameters_nor_optimizer(model, boxed, state, batches, second_order):
     form = wrapped(model, second_order=second_order)
     found, _ = stepped(form, boxed, state, batches[0], steps=1)
