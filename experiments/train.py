@@ -382,7 +382,8 @@ def guarded(job: Callable[[], object]) -> int:
         if jax.process_index() == 0:
             print(stop, file=sys.stderr)
     except (Diverged, RecordError, ValueError, OSError, RuntimeError, ImportError) as error:
-        parted = isinstance(error, jax.errors.JaxRuntimeError) and jax.distributed.is_initialized()
+        causes = (error, error.__cause__)  # a checkpoint that could not be saved has one
+        parted = jax.distributed.is_initialized() and any(isinstance(e, jax.errors.JaxRuntimeError) for e in causes)
         print(f"error: {_PARTED if parted else ''}{error}", file=sys.stderr)
         return 1
     return 0

@@ -12,6 +12,7 @@ from experiments import compile as ahead
 from experiments import pods
 from experiments.train import check
 from rmjax.parallel.chips import Slice
+from rmjax.parallel.mesh import RULES
 
 WHERE = Slice.parse("v5e:2x2")
 
@@ -113,7 +114,8 @@ def test_a_step_that_does_not_fit_is_an_error_and_a_report(monkeypatch, tmp_path
 def test_the_runs_of_the_table_can_be_laid_out(run, slice_name, chips):
     config = run.get_config(str(chips))
     fsdp = chips // config.mesh.tensor
-    check(config, ConfigDict({"shape": {"data": 1, "fsdp": fsdp, "tensor": config.mesh.tensor}}))
+    sizes = {"data": 1, "fsdp": fsdp, "tensor": config.mesh.tensor, "context": 1}
+    check(config, ConfigDict({"shape": sizes}), RULES)
     assert config.data.rows == fsdp * config.optimizer.microbatches  # a row at a time
     assert config.data.row_tokens >= 2 * 1024 + 3 * 4096
 
