@@ -9,7 +9,7 @@ import functools
 import logging
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -382,11 +382,19 @@ def guarded(job: Callable[[], object]) -> int:
         if jax.process_index() == 0:
             print(stop, file=sys.stderr)
     except (Diverged, RecordError, ValueError, OSError, RuntimeError, ImportError) as error:
-        causes = (error, error.__cause__)  # a checkpoint that could not be saved has one
-        parted = jax.distributed.is_initialized() and any(isinstance(e, jax.errors.JaxRuntimeError) for e in causes)
+        parted = jax.distributed.is_initialized() and any(
+            isinstance(e, jax.errors.JaxRuntimeError) for e in _causes(error)
+        )
         print(f"error: {_PARTED if parted else ''}{error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and what led to it: that a checkpoint could not be saved, say."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def main(argv: Sequence[str]) -> None:
