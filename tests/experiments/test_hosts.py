@@ -36,6 +36,7 @@ def settings(home):  # noqa: F811
     """A config file whose batches four processes can share, and the same as a config."""
     config = configured(home, data__rows=8, data__streams=4, run__steps=STEPS, hosts__timeout=20, evals__seen__every=5)
     values = json.loads(config.to_json())
+    values["sharding"] = {axis: tuple(parts) for axis, parts in values["sharding"].items()}  # no flag changes a list
     path = home / "shared.py"
     path.write_text(f"from ml_collections import ConfigDict\ndef get_config(): return ConfigDict({values!r})\n")
     return path, config
@@ -113,9 +114,6 @@ def test_two_processes_train_as_one(home, settings, alone):  # noqa: F811
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(
-    reason="the last restart, by one process on two devices cut by `tensor`, ends with exit code 1: to be found out"
-)
 def test_stopped_killed_and_restarted_with_other_processes_it_ends_alike(home, settings, alone):  # noqa: F811
     """Two hosts of two devices, data between hosts; then four hosts; then one of two devices."""
     workdir = home / "moved"
@@ -137,7 +135,9 @@ def test_stopped_killed_and_restarted_with_other_processes_it_ends_alike(home, s
     assert "Start all of them again" in said or "another task died" in said, said
     assert stopped_at <= newest(workdir) < STEPS
 
-    assert [code for code, _ in ended(start(home, settings, workdir, 1, "--config.mesh.tensor=2", devices=2))] == [0]
+    odd = "--config.sharding.vocab=()"  # 259 tokens do not divide into two
+    outcome = ended(start(home, settings, workdir, 1, "--config.mesh.tensor=2", odd, devices=2))
+    assert [code for code, _ in outcome] == [0], outcome
     assert_alike(workdir, alone)
     assert streams(workdir) == streams(alone)
 
