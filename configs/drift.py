@@ -47,6 +47,7 @@ ARMS = (
     | {f"{mode}-{eta:g}": Arm(mode, eta) for mode, etas in _ETAS.items() for eta in etas}
     | {"second-order": Arm("step_norm", 1.0, order=2), "random-meta": Arm("step_norm", 1.0, meta="random")}
 )
+COMPARED = ("plain", "plain-longer")  # what every arm is compared with
 PLOTTED = ("plain", "plain-longer", "step_norm-1", "random-meta")
 
 

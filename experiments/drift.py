@@ -27,17 +27,20 @@ from absl import app, flags
 
 from configs import drift as grid
 from experiments import train
+from experiments.grids import credits_of, over_seeds, paired
 from experiments.sources import pool_rows, records
 from experiments.start import prepare
 from rmjax.data.record import Comparison, to_row
 from rmjax.data.samples import from_pool, take, unlabeled
-from rmjax.evaluate import environment, evaluate_comparisons
-from rmjax.evaluate.bootstrap import interval
+from rmjax.evaluate import environment
 from rmjax.evaluate.files import write_json, write_text
 from rmjax.evaluate.gaps import describe_gaps, reward_gaps
 from rmjax.evaluate.plots import gap_distributions, svg
 from rmjax.reward_model import CHECKPOINTS, RewardModel
 from rmjax.train.metrics import read_metrics
+
+Credits = Sequence[float]  # one of each labeled group
+Results = Mapping[str, Sequence[Mapping[str, Any]]]  # arm → a result for each seed
 
 DIAGNOSTICS = ("meta_difference", "meta_gradient_norm", "meta_ascent", "meta_ascent_share", "meta_cosine")
 
@@ -149,33 +152,41 @@ def judge(model: RewardModel, data: Path) -> dict[str, Any]:
     for stage in grid.STAGES:
         labels = list(records(str(data / f"test_{stage}.jsonl")))
         scores = model.score_groups(labels)
-        accuracy = evaluate_comparisons(labels, scores)["overall"]
-        found[stage] = {"accuracy": accuracy, "spread": describe_gaps(scores), "gaps": reward_gaps(scores).tolist()}
+        spread, gaps = describe_gaps(scores), reward_gaps(scores).tolist()
+        found[stage] = {"credits": credits_of(scores, labels), "spread": spread, "gaps": gaps}
     return found
 
 
-def summary(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
-    """Per arm and stage the mean over seeds with its interval, and the difference to `plain`, seed by seed."""
-    table: dict[str, Any] = {}
-    for arm, runs in results.items():
-        table[arm] = {"diagnostics": _means([run["diagnostics"] for run in runs])}
-        for stage in grid.STAGES:
-            values = {name: [_read(run[stage], name) for run in runs] for name in ("accuracy", "gap_mean", "gap_share")}
-            plain = [_read(run[stage], "accuracy") for run in results["plain"]]
-            gained = np.subtract(values["accuracy"], plain)
-            table[arm][stage] = {name: interval(each) for name, each in values.items()} | {
-                "accuracy_by_seed": values["accuracy"],
-                "accuracy_over_plain": interval(gained),
-            }
-    return table
+def summary(results: Results, prompts: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """Arm → stage → accuracy, its difference to `plain` and to `plain-longer`, and the rewards' spread.
+
+    Of accuracies the prompts are resampled, each with its groups of all seeds; each seed's own mean stands beside. prompts:
+    stage → that of each labeled group.
+    """
+    return {arm: {"diagnostics": _means(runs)} | _stages(arm, results, prompts) for arm, runs in results.items()}
 
 
-def _means(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
+def _stages(arm: str, results: Results, prompts: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    found = {}
+    for stage, items in prompts.items():
+        credits = {name: [run[stage]["credits"] for run in results[name]] for name in (arm, *grid.COMPARED)}
+        spreads = [run[stage]["spread"] for run in results[arm]]
+        found[stage] = {
+            "accuracy": over_seeds(credits[arm], items),
+            "over": {name: _over(credits[arm], credits[name], items) for name in grid.COMPARED},
+            "spread": {name: [float(spread[name]) for spread in spreads] for name in ("gap_mean", "gap_share")},
+        }
+    return found
+
+
+def _over(ours: Sequence[Credits], theirs: Sequence[Credits], items: Sequence[str]) -> dict[str, Any]:
+    gained = [float(np.mean(a) - np.mean(b)) for a, b in zip(ours, theirs, strict=True)]
+    return {"mean": paired(ours, theirs, items), "seeds": gained}
+
+
+def _means(runs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    found = [run["diagnostics"] for run in runs]
     return {name: float(np.mean([each[name] for each in found])) for name in found[0]}
-
-
-def _read(judged: Mapping[str, Any], name: str) -> float:
-    return float(judged["accuracy"]["accuracy"] if name == "accuracy" else judged["spread"][name])
 
 
 def run(workdir: Path, seeds: Sequence[int]) -> None:
@@ -186,7 +197,9 @@ def run(workdir: Path, seeds: Sequence[int]) -> None:
         results[arm].append(run_one(arm, seed, workdir))
     if set(seeds) != set(grid.SEEDS):
         return
-    write_json(workdir / "results.json", {"arms": summary(results), **environment()})
+    tests = {stage: records(str(workdir / "data" / f"test_{stage}.jsonl")) for stage in grid.STAGES}
+    prompts = {stage: [c.prompt for c in found] for stage, found in tests.items()}
+    write_json(workdir / "results.json", {"arms": summary(results, prompts), **environment()})
     for stage in grid.STAGES:
         gaps = {arm: np.concatenate([run[stage]["gaps"] for run in runs]) for arm, runs in results.items()}
         shown = {arm: gaps[arm] for arm in grid.PLOTTED}

@@ -9,7 +9,9 @@ import numpy as np
 
 from experiments.streams import open_stream
 from rmjax.data.formats import Format
+from rmjax.data.record import Comparison
 from rmjax.evaluate.bootstrap import Interval, difference, interval
+from rmjax.evaluate.comparisons import judge
 from rmjax.hub.tokenizer import Tokenizer
 
 
@@ -30,6 +32,12 @@ def stored(path: Path, judged: Mapping[str, Any]) -> dict[str, Any] | None:
     if found["judged"] != dict(judged):
         raise ValueError(f"{path} was judged with {found['judged']}; the config says {dict(judged)}; use a new workdir")
     return found
+
+
+def credits_of(scores: Sequence[Sequence[float]], rows: Sequence[Comparison]) -> list[float]:
+    """A value per row with a known order: 1 right, 0 wrong, between them where some of its pairs are."""
+    verdicts = [judge(row, found) for row, found in zip(rows, scores, strict=True)]
+    return [verdict.credit for verdict in verdicts if verdict is not None]
 
 
 def over_seeds(values: Sequence[Sequence[float]], items: Sequence[Hashable] | None = None) -> dict[str, Any]:

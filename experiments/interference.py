@@ -25,13 +25,13 @@ from ml_collections import config_flags
 from configs.interference import training
 from experiments import train
 from experiments.configuration import keep_config
-from experiments.grids import over_seeds, paired, steps_of, stored
+from experiments.grids import credits_of, over_seeds, paired, steps_of, stored
 from experiments.skills import spread
 from experiments.sources import records
 from experiments.start import parse_flags, prepare
 from rmjax.data.record import Comparison, to_row
 from rmjax.evaluate import baselines, environment, interval
-from rmjax.evaluate.comparisons import judge, unusable
+from rmjax.evaluate.comparisons import unusable
 from rmjax.evaluate.files import write_json, write_text
 from rmjax.hub.tokenizer import Tokenizer
 from rmjax.reward_model import CHECKPOINTS, RewardModel
@@ -86,7 +86,7 @@ def run_one(
     train.run(config, folder)
     model = RewardModel.load(folder)
     credits = {
-        domain: _credits(model.score_groups(rows), rows) for domain, rows in tests.items() if data in (JOINT, domain)
+        domain: credits_of(model.score_groups(rows), rows) for domain, rows in tests.items() if data in (JOINT, domain)
     }
     found = {"credits": credits, "judged": judged}
     write_json(folder / "result.json", found)
@@ -139,7 +139,7 @@ def baselines_of(tests: Tests) -> dict[str, Any]:
     """Domain → scorer that reads no meaning → accuracy, prompts resampled."""
     return {
         domain: {
-            name: interval(_credits([scorer(row) for row in rows], rows), [row.prompt for row in rows])
+            name: interval(credits_of([scorer(row) for row in rows], rows), [row.prompt for row in rows])
             for name, scorer in baselines.BASELINES.items()
         }
         for domain, rows in tests.items()
@@ -158,11 +158,6 @@ def check(grid: Any) -> None:
 
 def _data_path(workdir: Path, data: str, seed: int) -> Path:
     return workdir / "data" / f"{data}-seed{seed}.jsonl"
-
-
-def _credits(scores: Sequence[Sequence[float]], rows: Sequence[Comparison]) -> list[float]:
-    verdicts = [judge(row, found) for row, found in zip(rows, scores, strict=True)]
-    return [verdict.credit for verdict in verdicts if verdict is not None]
 
 
 def main(argv: Sequence[str]) -> None:

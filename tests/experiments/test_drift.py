@@ -52,18 +52,23 @@ def test_arms(arm):
     assert set(grid.PLOTTED) <= set(grid.ARMS)
 
 
-def test_the_summary_is_a_mean_over_seeds_and_a_difference_to_plain():
-    def judged(accuracy):
-        return {
-            stage: {"accuracy": {"accuracy": accuracy}, "spread": {"gap_mean": 1.0, "gap_share": 0.5}}
-            for stage in grid.STAGES
-        } | {"diagnostics": {"meta_cosine": accuracy}}
+def test_the_summary_pairs_groups_and_seeds():
+    prompts = {stage: ["p", "p", "q"] for stage in grid.STAGES}
 
-    table = drift.summary({"plain": [judged(0.5), judged(0.7)], "other": [judged(0.6), judged(0.9)]})
-    assert table["other"]["first"]["accuracy"]["value"] == pytest.approx(0.75)
-    assert table["other"]["first"]["accuracy_over_plain"]["value"] == pytest.approx(0.15)
-    assert table["plain"]["furthest"]["accuracy_over_plain"]["value"] == 0.0
+    def judged(*credits):
+        stage = {"credits": credits, "spread": {"gap_mean": 1.0, "gap_share": 0.5}}
+        return dict.fromkeys(grid.STAGES, stage) | {"diagnostics": {"meta_cosine": credits[0]}}
+
+    runs = {"plain": [judged(1, 0, 1), judged(0, 0, 1)], "plain-longer": [judged(1, 0, 1), judged(1, 0, 1)]}
+    table = drift.summary(runs | {"other": [judged(1, 1, 1), judged(0.5, 0, 1)]}, prompts)
+    first = table["other"]["first"]
+    assert first["accuracy"]["mean"]["value"] == pytest.approx(4.5 / 6)
+    assert first["over"]["plain"]["mean"]["value"] == pytest.approx(1.5 / 6)
+    assert first["over"]["plain"]["seeds"] == pytest.approx([1 / 3, 0.5 / 3])
+    assert first["over"]["plain-longer"]["mean"]["value"] == pytest.approx(0.5 / 6)
+    assert first["over"]["plain"]["mean"]["low"] == 0.0, "the prompt q, drawn alone, is right in every arm"
     assert table["other"]["diagnostics"]["meta_cosine"] == pytest.approx(0.75)
+    assert table["plain"]["furthest"]["over"]["plain"]["mean"]["high"] == 0.0
 
 
 def test_the_plot_has_a_line_per_model():

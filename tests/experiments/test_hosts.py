@@ -15,12 +15,11 @@ from ml_collections import ConfigDict
 from experiments.start import join_hosts
 from rmjax.parallel import hosts
 from rmjax.train.metrics import read_metrics
-from tests.experiments.test_train import (
+from tests.experiments.running import (
     configured,
     execute,
     final,
     finished,
-    home,  # noqa: F401 (a fixture)
     launch,
     lines_written,
     newest,
@@ -32,7 +31,7 @@ STEPS = 12
 
 
 @pytest.fixture(scope="module")
-def settings(home):  # noqa: F811
+def settings(home):
     """A config file whose batches four processes can share, and the same as a config."""
     config = configured(home, data__rows=8, data__streams=4, run__steps=STEPS, hosts__timeout=20, evals__seen__every=5)
     values = json.loads(config.to_json())
@@ -43,13 +42,13 @@ def settings(home):  # noqa: F811
 
 
 @pytest.fixture(scope="module")
-def alone(home, settings):  # noqa: F811
+def alone(home, settings):
     """The run of one process on one device."""
     assert execute(settings[1], home / "alone") == 0
     return home / "alone"
 
 
-def start(home, settings, workdir, processes, *flags, devices=1):  # noqa: F811
+def start(home, settings, workdir, processes, *flags, devices=1):
     """The processes of one job."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -101,7 +100,7 @@ def streams(workdir) -> dict[str, dict]:
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one(home, settings, alone):  # noqa: F811
+def test_two_processes_train_as_one(home, settings, alone):
     workdir = home / "two"
     job = start(home, settings, workdir, 2)
     (code, _), (other_code, other_said) = ended(job)
@@ -114,7 +113,7 @@ def test_two_processes_train_as_one(home, settings, alone):  # noqa: F811
 
 
 @pytest.mark.slow
-def test_stopped_killed_and_restarted_with_other_processes_it_ends_alike(home, settings, alone):  # noqa: F811
+def test_stopped_killed_and_restarted_with_other_processes_it_ends_alike(home, settings, alone):
     """Two hosts of two devices, data between hosts; then four hosts; then one of two devices."""
     workdir = home / "moved"
     job = start(home, settings, workdir, 2, "--config.mesh.dcn_data=2", "--config.mesh.fsdp=2", devices=2)
@@ -135,15 +134,15 @@ def test_stopped_killed_and_restarted_with_other_processes_it_ends_alike(home, s
     assert "Start all of them again" in said or "another task died" in said, said
     assert stopped_at <= newest(workdir) < STEPS
 
-    odd = "--config.sharding.vocab=()"  # 259 tokens do not divide into two
-    outcome = ended(start(home, settings, workdir, 1, "--config.mesh.tensor=2", odd, devices=2))
+    flags = "--config.mesh.tensor=2", "--config.sharding.vocab=()"
+    outcome = ended(start(home, settings, workdir, 1, *flags, devices=2))
     assert [code for code, _ in outcome] == [0], outcome
     assert_alike(workdir, alone)
     assert streams(workdir) == streams(alone)
 
 
 @pytest.mark.slow
-def test_four_processes_stop_together_where_the_data_ends(home, settings):  # noqa: F811
+def test_four_processes_stop_together_where_the_data_ends(home, settings):
     """The streams of different processes end at different steps."""
     said = [ended(start(home, settings, home / f"ends{n}", n, "--config.data.epochs=4"))[0] for n in (1, 4)]
     assert [code for code, _ in said] == [1, 1]
@@ -153,7 +152,7 @@ def test_four_processes_stop_together_where_the_data_ends(home, settings):  # no
 
 
 @pytest.mark.slow
-def test_a_diverging_run_names_the_records_of_all_processes(home, settings):  # noqa: F811
+def test_a_diverging_run_names_the_records_of_all_processes(home, settings):
     flags = "--config.optimizer.learning_rate=1e30", "--config.optimizer.clip=1e30"
     for n in (1, 2):
         assert {code for code, _ in ended(start(home, settings, home / f"diverged{n}", n, *flags))} <= {1, -6}
@@ -162,7 +161,7 @@ def test_a_diverging_run_names_the_records_of_all_processes(home, settings):  # 
 
 
 @pytest.mark.slow
-def test_twenty_kills_at_random_moments_of_one_run_change_nothing(home):  # noqa: F811
+def test_twenty_kills_at_random_moments_of_one_run_change_nothing(home):
     """Every fifth falls into start-up or the first steps, the others a few steps and milliseconds later."""
     config = configured(home, run__steps=400, run__save_every=2, evals__seen__every=100)
     values = json.loads(config.to_json())
