@@ -10,38 +10,28 @@ Random weights of SmolLM2's sizes and random pairs: costs do not depend on eithe
 import dataclasses
 import functools
 import json
-import resource
 import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import jax
 import numpy as np
 from absl import app, flags
 from ml_collections import ConfigDict
 
-from configs import base
-from experiments import train
-from experiments.adapters import adapted_architecture, trainable_paths
-from experiments.gradients import make_gradient
+from experiments import benchmarks, train
+from experiments.benchmarks import Arm, factor, timed
 from experiments.start import parse_flags, prepare
-from rmjax.data.forest import Forest, ForestShape, Tree, fill
-from rmjax.evaluate import environment, interval
+from rmjax.evaluate import environment
 from rmjax.evaluate.files import refuse_unwritable, write_json
-from rmjax.models.reward import RewardTransformer
-from rmjax.parallel.mesh import make_mesh
-from rmjax.train import optimizer, parameters
-from rmjax.train.state import State, compile_step, initial_params, make_state, make_step, state_shardings
+from rmjax.train import parameters
 
 REFERENCES = {
     "lora_dropout": "lora_dropout",
     "loramoe_dropout": "lora_dropout",
 }  # what an arm's time is divided by: lora else
-WARMUP = 2  # rounds that are not counted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,83 +64,7 @@ def arms(sizes: Sizes) -> dict[str, dict[str, Any]]:
 
 def configured(changes: Mapping[str, Any], sizes: Sizes) -> ConfigDict:
     """The config of an arm."""
-    config = base.get_config()
-    shape = {"model.init": "random", "model.layers": sizes.layers, "data.rows": sizes.rows}
-    config.update_from_flattened_dict(shape | {"data.row_tokens": sizes.row_tokens} | dict(changes))
-    return config
-
-
-@dataclasses.dataclass
-class Arm:
-    """A compiled step with the state that it goes on from."""
-
-    step: Any
-    state: State
-    batch: Any  # a forest, or several by name
-
-    @classmethod
-    def make(cls, config: Any, batch: Any = None) -> "Arm":
-        """Of random weights; the batch is random pairs where none is given."""
-        mesh = make_mesh(config.mesh.to_dict())
-        architecture = adapted_architecture(train.load_start(config.model).config, config.adapter)
-        model, rate = RewardTransformer(architecture), optimizer.schedule(1e-4, 1000, 0.0, 0.1)
-        update = optimizer.adamw(rate, b1=0.9, b2=0.95, weight_decay=0.0, clip=1.0)
-        boxed = jax.eval_shape(functools.partial(initial_params, model, 0))
-        params = nn.meta.unbox(jax.jit(functools.partial(initial_params, model, 0))())
-        state = make_state(params, trainable_paths(config), update, 0)
-        shardings = state_shardings(state, boxed, trainable_paths(config), mesh)
-        gradient = make_gradient(config, train.make_objective(config, model), model, rate, shardings.trainable)
-        batch = random_pairs(config, architecture.vocab_size) if batch is None else batch
-        with jax.set_mesh(mesh):
-            state = jax.device_put(state, shardings)
-            jitted: Any = compile_step(make_step(gradient, update, shardings, mesh), shardings, mesh)
-            return cls(jitted.lower(state, batch).compile(), state, batch)
-
-    def seconds(self) -> float:
-        """Takes one step."""
-        started = time.perf_counter()
-        self.state, terms = self.step(self.state, self.batch)
-        jax.block_until_ready((self.state, terms))
-        return time.perf_counter() - started
-
-    def planned_bytes(self) -> dict[str, int]:
-        """What the compiler plans: the state and the batch, and what the step needs beside them."""
-        plan = self.step.memory_analysis()
-        return {"arguments": int(plan.argument_size_in_bytes), "temporary": int(plan.temp_size_in_bytes)}
-
-
-def random_pairs(config: Any, vocab_size: int) -> Forest:
-    """Full rows of pairs, of both types in turn."""
-    random, data = np.random.default_rng(0), config.data
-    third = data.row_tokens // (3 * 2)  # two groups a row, each a prefix and two leaves of one size
-
-    def tree(number: int) -> Tree:
-        prefix, first, second = random.integers(1, vocab_size, (3, third), dtype=np.int32)
-        return Tree(prefix, (first, second), np.array([0.0, 1.0], np.float32), type=number % 2, record=number)
-
-    rows = [[tree(2 * r), tree(2 * r + 1)] for r in range(data.rows)]
-    return fill(ForestShape(data.rows, data.row_tokens, data.groups, data.leaves), rows)
-
-
-def timed(built: Mapping[str, Arm], rounds: int) -> dict[str, list[float]]:
-    """Arm → seconds of its step in each round."""
-    names = list(built)
-    found: dict[str, list[float]] = {name: [] for name in built}
-    for number in range(WARMUP + rounds):
-        turn = number % len(names)
-        for name in names[turn:] + names[:turn]:
-            seconds = built[name].seconds()
-            if number >= WARMUP:
-                found[name].append(seconds)
-    return found
-
-
-def factor(ratios_N: np.ndarray) -> dict[str, float]:
-    """Of the ratios of N rounds the median, and the mean of their logarithms with its interval, as a factor."""
-    mean = interval(np.log(ratios_N))
-    sides = {"value": mean["value"], "low": mean["low"], "high": mean["high"]}
-    found = {side: float(np.exp(np.asarray(x, np.float64))) for side, x in sides.items()}
-    return {"median": float(np.median(ratios_N)), **found, "rounds": len(ratios_N)}
+    return benchmarks.configured(changes, layers=sizes.layers, rows=sizes.rows, row_tokens=sizes.row_tokens)
 
 
 def ratios(seconds: Mapping[str, Sequence[float]]) -> dict[str, Any]:
@@ -177,7 +91,7 @@ def run_only(name: str, sizes: Sizes) -> None:
     arm = Arm.make(configured(arms(sizes)[name], sizes))
     for _ in range(3):
         arm.seconds()
-    print(json.dumps({"peak_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}))
+    print(json.dumps({"peak_bytes": benchmarks.peak_bytes()}))
 
 
 def run(out: Path, sizes: Sizes, rounds: int) -> None:

@@ -21,8 +21,7 @@ import numpy as np
 from absl import app, flags
 from ml_collections import ConfigDict
 
-from experiments import benchmark_adapters as benchmark
-from experiments import train
+from experiments import benchmarks, train
 from experiments.gradients import MODES
 from experiments.start import parse_flags, prepare
 from rmjax.data.forest import Forest, ForestShape, Tree, fill
@@ -49,7 +48,7 @@ class Sizes:
 
 def configured(changes: Mapping[str, Any], sizes: Sizes) -> ConfigDict:
     """The config of an arm."""
-    config = benchmark.configured(changes, benchmark.Sizes(sizes.layers, sizes.rows, sizes.row_tokens))
+    config = benchmarks.configured(changes, layers=sizes.layers, rows=sizes.rows, row_tokens=sizes.row_tokens)
     config.model.frozen_layers = sizes.frozen_layers
     config.meta_data.update(rows=sizes.rows, row_tokens=sizes.row_tokens, samples=sizes.samples)
     return config
@@ -76,19 +75,19 @@ def random_groups(config: Any, vocab_size: int) -> Forest:
     return fill(ForestShape(meta.rows, meta.row_tokens, meta.groups, meta.samples), rows)
 
 
-def build(sizes: Sizes) -> dict[str, benchmark.Arm]:
+def build(sizes: Sizes) -> dict[str, benchmarks.Arm]:
     """All arms, compiled."""
     built = {}
     for name, changes in arms().items():
         config = configured(changes, sizes)
         vocab_size = train.load_start(config.model).config.vocab_size
-        pairs, groups = benchmark.random_pairs(config, vocab_size), random_groups(config, vocab_size)
-        built[name] = benchmark.Arm.make(config, {"preference": pairs, "meta": groups} if name != PLAIN else pairs)
+        pairs, groups = benchmarks.random_pairs(config, vocab_size), random_groups(config, vocab_size)
+        built[name] = benchmarks.Arm.make(config, {"preference": pairs, "meta": groups} if name != PLAIN else pairs)
     built[RISING] = rising(configured({}, sizes), built[PLAIN], groups)
     return built
 
 
-def rising(config: Any, plain: benchmark.Arm, groups: Forest) -> benchmark.Arm:
+def rising(config: Any, plain: benchmarks.Arm, groups: Forest) -> benchmarks.Arm:
     """∇J alone, at the plain arm's parameters."""
     model = RewardTransformer(train.load_start(config.model).config)
     form = gradient.plain(objective.discrimination(model))
@@ -99,20 +98,22 @@ def rising(config: Any, plain: benchmark.Arm, groups: Forest) -> benchmark.Arm:
     params = jax.tree.map(
         jnp.copy, (plain.state.trainable, plain.state.frozen)
     )  # a step gives its own state's memory away
-    return benchmark.Arm(jax.jit(step, donate_argnums=0).lower(params, groups).compile(), params, groups)
+    return benchmarks.Arm(jax.jit(step, donate_argnums=0).lower(params, groups).compile(), params, groups)
 
 
 def ratios(seconds: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float]]:
     """Mode → its time over that of the two gradients in the same round: median, and mean of logarithms with its interval."""
     both = np.asarray(seconds[PLAIN]) + np.asarray(seconds[RISING])
-    return {name: benchmark.factor(np.asarray(seconds[name]) / both) for name in seconds if name not in (PLAIN, RISING)}
+    return {
+        name: benchmarks.factor(np.asarray(seconds[name]) / both) for name in seconds if name not in (PLAIN, RISING)
+    }
 
 
 def run(out: Path, sizes: Sizes, rounds: int) -> None:
     """Times and planned memory of all arms, to `out`."""
     refuse_unwritable(out)
     built = build(sizes)
-    seconds = benchmark.timed(built, rounds)
+    seconds = benchmarks.timed(built, rounds)
     trainable = sum(x.nbytes for x in parameters.flat(built[PLAIN].state.trainable).values())
     planned = {name: arm.planned_bytes()["temporary"] for name, arm in built.items()}
     result: dict[str, Any] = {

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from experiments import benchmark_adapters as benchmark
+from experiments import benchmarks
 from experiments.adapters import adapter_config, trainable_paths
 
 
@@ -22,7 +23,7 @@ class Scripted:
 
 def test_every_round_has_each_arm_once_and_the_first_ones_do_not_count():
     log: list = []
-    found = benchmark.timed({name: Scripted(name, log) for name in "abc"}, rounds=4)
+    found = benchmarks.timed({name: Scripted(name, log) for name in "abc"}, rounds=4)
     rounds = [log[i : i + 3] for i in range(0, len(log), 3)]
     assert len(rounds) == 6 and all(sorted(r) == ["a", "b", "c"] for r in rounds)
     assert {r[0] for r in rounds} == {"a", "b", "c"}  # the order turns
@@ -56,6 +57,6 @@ def test_the_single_adapter_has_the_inner_width_of_all_experts():
 @pytest.mark.slow
 def test_an_arm_takes_steps():
     sizes = benchmark.Sizes(layers=1, rows=1, row_tokens=12)
-    arm = benchmark.Arm.make(benchmark.configured(benchmark.arms(sizes)["loramoe_balanced"], sizes))
+    arm = benchmarks.Arm.make(benchmark.configured(benchmark.arms(sizes)["loramoe_balanced"], sizes))
     assert arm.seconds() > 0 and arm.seconds() > 0 and int(arm.state.step) == 2
     assert arm.planned_bytes()["temporary"] > 0

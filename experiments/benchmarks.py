@@ -1,0 +1,118 @@
+"""What benchmarks share: a compiled step on random pairs, rounds in which the order turns, ratios with their spread, peaks."""
+
+import dataclasses
+import functools
+import resource
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from configs import base
+from experiments import train
+from experiments.adapters import adapted_architecture, trainable_paths
+from experiments.gradients import make_gradient
+from rmjax.data.forest import Forest, ForestShape, Tree, fill
+from rmjax.evaluate import interval
+from rmjax.models.reward import RewardTransformer
+from rmjax.parallel.mesh import make_mesh
+from rmjax.train import optimizer
+from rmjax.train.state import State, compile_step, initial_params, make_state, make_step, state_shardings
+
+WARMUP = 2  # rounds that are not counted
+
+
+def configured(changes: Mapping[str, Any], *, layers: int, rows: int, row_tokens: int) -> ConfigDict:
+    """configs/base.py with random weights, these sizes and `changes`."""
+    config = base.get_config()
+    shape = {"model.init": "random", "model.layers": layers, "data.rows": rows, "data.row_tokens": row_tokens}
+    config.update_from_flattened_dict(shape | dict(changes))
+    return config
+
+
+@dataclasses.dataclass
+class Arm:
+    """A compiled step with the state that it goes on from."""
+
+    step: Any
+    state: State
+    batch: Any  # a forest, or several by name
+
+    @classmethod
+    def make(cls, config: Any, batch: Any = None) -> "Arm":
+        """Of random weights; the batch is random pairs where none is given."""
+        mesh = make_mesh(config.mesh.to_dict())
+        architecture = adapted_architecture(train.load_start(config.model).config, config.adapter)
+        model, rate = RewardTransformer(architecture), optimizer.schedule(1e-4, 1000, 0.0, 0.1)
+        update = optimizer.adamw(rate, b1=0.9, b2=0.95, weight_decay=0.0, clip=1.0)
+        boxed = jax.eval_shape(functools.partial(initial_params, model, 0))
+        params = nn.meta.unbox(jax.jit(functools.partial(initial_params, model, 0))())
+        state = make_state(params, trainable_paths(config), update, 0)
+        shardings = state_shardings(state, boxed, trainable_paths(config), mesh)
+        gradient = make_gradient(config, train.make_objective(config, model), model, rate, shardings.trainable)
+        batch = random_pairs(config, architecture.vocab_size) if batch is None else batch
+        with jax.set_mesh(mesh):
+            state = jax.device_put(state, shardings)
+            jitted: Any = compile_step(make_step(gradient, update, shardings, mesh), shardings, mesh)
+            return cls(jitted.lower(state, batch).compile(), state, batch)
+
+    def seconds(self) -> float:
+        """Takes one step."""
+        started = time.perf_counter()
+        self.state, terms = self.step(self.state, self.batch)
+        jax.block_until_ready((self.state, terms))
+        return time.perf_counter() - started
+
+    def planned_bytes(self) -> dict[str, int]:
+        """What the compiler plans: the state and the batch, and what the step needs beside them."""
+        plan = self.step.memory_analysis()
+        return {"arguments": int(plan.argument_size_in_bytes), "temporary": int(plan.temp_size_in_bytes)}
+
+
+def random_pairs(config: Any, vocab_size: int) -> Forest:
+    """Full rows of pairs, of both types in turn."""
+    random, data = np.random.default_rng(0), config.data
+    third = data.row_tokens // (3 * 2)  # two groups a row, each a prefix and two leaves of one size
+
+    def tree(number: int) -> Tree:
+        prefix, first, second = random.integers(1, vocab_size, (3, third), dtype=np.int32)
+        return Tree(prefix, (first, second), np.array([0.0, 1.0], np.float32), type=number % 2, record=number)
+
+    rows = [[tree(2 * r), tree(2 * r + 1)] for r in range(data.rows)]
+    return fill(ForestShape(data.rows, data.row_tokens, data.groups, data.leaves), rows)
+
+
+def timed(built: Mapping[str, Arm], rounds: int) -> dict[str, list[float]]:
+    """Arm → seconds of its step in each round."""
+    names = list(built)
+    found: dict[str, list[float]] = {name: [] for name in built}
+    for number in range(WARMUP + rounds):
+        turn = number % len(names)
+        for name in names[turn:] + names[:turn]:
+            seconds = built[name].seconds()
+            if number >= WARMUP:
+                found[name].append(seconds)
+    return found
+
+
+def factor(ratios_N: np.ndarray | Sequence[float]) -> dict[str, float]:
+    """Of the ratios of N rounds the median, and the mean of their logarithms with its interval, as a factor."""
+    mean = interval(np.log(ratios_N))
+    sides = {"value": mean["value"], "low": mean["low"], "high": mean["high"]}
+    found = {side: float(np.exp(np.asarray(x, np.float64))) for side, x in sides.items()}
+    return {"median": float(np.median(ratios_N)), **found, "rounds": len(ratios_N)}
+
+
+def peak_bytes() -> int:
+    """Peak resident bytes of this process. Linux's `ru_maxrss` is no less than that of the process which started this one."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return 1024 * int(line.split()[1])
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
