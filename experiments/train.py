@@ -305,7 +305,7 @@ def run(config: Any, workdir: Path) -> State:
         if jax.process_index() == 0:
             save_description(workdir, start.config, form, start.tokenizer)
         if state is None:
-            state = _first_state(model, config, update, start, shardings)
+            state = first_state(model, config, update, start, shardings)
         batches = iter(stream.batches)
         if share.streams > 1 and config.data.epochs:
             batches = EndTogether(batches)
@@ -345,7 +345,8 @@ def _fresh(model: RewardTransformer, config: Any, update: Any) -> State:
     return make_state(params, trainable_paths(config), update, config.run.seed)
 
 
-def _first_state(model: RewardTransformer, config: Any, update: Any, start: Start, shardings: State) -> State:
+def first_state(model: RewardTransformer, config: Any, update: Any, start: Start, shardings: State) -> State:
+    """The state before the first step: loaded parameters where there are some, random ones else."""
     state = jax.jit(functools.partial(_fresh, model, config, update), out_shardings=shardings)()
     if start.params is None:
         return state

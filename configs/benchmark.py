@@ -1,0 +1,23 @@
+"""What experiments.benchmark_trainers runs on both sides: SmolLM2-135M, all of it trained, on pairs of real preferences.
+
+Rows a batch are not set here: they are chosen so that a batch holds as many pairs as the other side's. On a GPU the activations
+are bf16.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+
+def get_config() -> ConfigDict:
+    config = base.get_config()
+    config.trainable = "."  # everything, as there
+    config.format.max_length = 512  # tokens; so no pair is left out there
+    config.data.kind = "comparisons"
+    config.data.path = "hh_harmless"
+    config.data.reference = "optional"
+    config.data.row_tokens = 512
+    config.optimizer.warmup = 0.0
+    config.optimizer.final = 1.0  # a constant rate after the first step
+    config.run.log_every = 1  # step
+    return config

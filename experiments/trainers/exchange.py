@@ -1,0 +1,100 @@
+"""What both sides of the comparison read: weights under Hugging Face's names, pairs as token ids.
+
+The model is written as the folder that `AutoModelForSequenceClassification.from_pretrained` takes, the reward head as its
+`score`. Rows of Q and K stay in order: our rotary layout is that of Hugging Face's Llama.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from rmjax.data.forest import Forest, ForestShape, Tree, fill
+from rmjax.models.transformer import TransformerConfig
+from rmjax.train.parameters import flat
+
+NAMES = {
+    "attention_norm/scale": "input_layernorm", "attention/query/kernel": "self_attn.q_proj",
+    "attention/key/kernel": "self_attn.k_proj", "attention/value/kernel": "self_attn.v_proj",
+    "attention/output/kernel": "self_attn.o_proj", "mlp_norm/scale": "post_attention_layernorm",
+    "mlp/gate/kernel": "mlp.gate_proj", "mlp/up/kernel": "mlp.up_proj", "mlp/down/kernel": "mlp.down_proj",
+}  # fmt: skip
+"""Path below `layers` → Hugging Face's name below `model.layers.<i>`."""
+OTHERS = {
+    "backbone/embedding/embedding": "model.embed_tokens.weight",
+    "backbone/final_norm/scale": "model.norm.weight",
+    "head/kernel": "score.weight",
+}
+
+
+def write_model(folder: Path, config: TransformerConfig, params: Mapping[str, Any], tokenizer: str) -> None:
+    """config.json, model.safetensors (fp32) and tokenizer.json.
+
+    Raises:
+      ValueError: the architecture is not Llama's (biases, norms of queries and keys, an adapter, frozen layers apart), or the
+        parameters are not those of one.
+    """
+    others = config.qkv_bias, config.qk_norm, config.adapter, config.frozen_layers, config.rope_scale != 1
+    if any(others) or not config.tied_embeddings:
+        raise ValueError(
+            "the comparison needs a plain Llama with tied embeddings, all layers trained; change config.model"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(dict(_tensors(config, flat(params))), folder / "model.safetensors", {"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(_described(config), indent=2) + "\n")
+    (folder / "tokenizer.json").write_text(tokenizer)
+
+
+def _tensors(config: TransformerConfig, leaves: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
+    for path, leaf in leaves.items():
+        array = np.asarray(leaf, np.float32)
+        below = path.removeprefix("backbone/layers/")
+        if path in OTHERS:
+            yield OTHERS[path], np.ascontiguousarray(array.T if path == "head/kernel" else array)
+        elif below in NAMES:
+            for i in range(config.depth):
+                yield f"model.layers.{i}.{NAMES[below]}.weight", np.ascontiguousarray(array[i].T)
+        else:
+            raise ValueError(f"{path}: a parameter that Hugging Face's Llama has not")
+
+
+def _described(config: TransformerConfig) -> dict[str, Any]:
+    return {
+        "architectures": ["LlamaForSequenceClassification"], "model_type": "llama", "vocab_size": config.vocab_size,
+        "hidden_size": config.width, "intermediate_size": config.mlp_width, "num_hidden_layers": config.depth,
+        "num_attention_heads": config.heads, "num_key_value_heads": config.kv_heads, "head_dim": config.head_width,
+        "rms_norm_eps": config.norm_epsilon, "max_position_embeddings": config.max_positions,
+        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta}, "hidden_act": "silu",
+        "tie_word_embeddings": True, "num_labels": 1, "bos_token_id": None, "eos_token_id": None,
+    }  # fmt: skip
+
+
+def sequences(tree: Tree) -> list[list[int]]:
+    """The candidates of a group as sequences of their own, the best one first."""
+    order = np.argsort(tree.ranks, kind="stable")
+    return [[*tree.prefix.tolist(), *tree.leaves[n].tolist()] for n in order]
+
+
+def write_pairs(path: Path, trees: Iterable[Tree]) -> None:
+    """A line for each pair: `chosen_ids`, `rejected_ids`, and `tokens`: its text, the common beginning counted once."""
+    lines = []
+    for tree in trees:
+        chosen, rejected = sequences(tree)
+        lines.append(json.dumps({"chosen_ids": chosen, "rejected_ids": rejected, "tokens": tree.size}))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines) + "\n")
+
+
+def read_pairs(path: Path) -> list[dict[str, Any]]:
+    """What `write_pairs` wrote."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def padded(rows: Sequence[Sequence[int]], tokens: int = 0, count: int = 0) -> Forest:
+    """A sequence a row, as long as the longest one or as `tokens`; empty rows up to `count`."""
+    empty, unknown = np.zeros(0, np.int32), np.full(1, np.inf, np.float32)
+    trees = [[Tree(empty, (np.asarray(ids, np.int32),), unknown)] for ids in rows]
+    return fill(ForestShape(max(len(rows), count), tokens or max(map(len, rows)), 1, 1), trees)
