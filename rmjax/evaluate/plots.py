@@ -263,6 +263,27 @@ def against_size(sizes: Sequence[int], panels: Mapping[str, Mapping[str, Sequenc
 
 
 @matplotlib.rc_context(_STYLE)
+def growth(panels: Mapping[str, Sequence[tuple[float, Mapping[str, float]]]]) -> Figure:
+    """Speed against what makes it change, both logarithmic, a panel for each.
+
+    Args:
+      panels: axis label → (value, `median`, `low` and `high` of pairs per second) for each point.
+    """
+    figure, all_axes = _figure(0.4 + 1.9 * len(panels), rows=len(panels))
+    for axes, (label, points) in zip(all_axes, panels.items(), strict=True):
+        values_P, found = np.asarray([x for x, _ in points]), [speeds for _, speeds in points]
+        median_P, low_P, high_P = (np.asarray([s[name] for s in found]) for name in ("median", "low", "high"))
+        axes.errorbar(values_P, median_P, yerr=np.stack([median_P - low_P, high_P - median_P]), fmt="o-", color=BLUE,
+                      markersize=4, linewidth=1.2, elinewidth=1)  # fmt: skip
+        axes.set(xscale="log", yscale="log", xlabel=label, ylabel="pairs/s")
+        axes.set_xticks(list(values_P), [f"{x:,.3g}" if x < 1e4 else f"{x / 1e6:,.3g} M" for x in values_P])
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:.3g}")
+        axes.minorticks_off()
+    return figure
+
+
+@matplotlib.rc_context(_STYLE)
 def scaling_law(
     runs: Mapping[str, tuple[ArrayLike, ArrayLike]],
     points: Sequence[Point],

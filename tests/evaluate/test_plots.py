@@ -71,6 +71,19 @@ def test_scaling_law_draws_runs_envelope_and_fit():
     assert plots.svg(figure, 'a "law"').startswith('<svg role="img" aria-label="a &quot;law&quot;"')
 
 
+def test_growth_has_a_panel_for_each_axis_and_the_points_of_it():
+    speeds = {"median": 4.0, "low": 3.0, "high": 4.5}
+    figure = plots.growth(
+        {"parameters": [(2e6, speeds), (3e7, speeds)], "devices": [(1, speeds), (2, speeds), (8, speeds)]}
+    )
+    parameters, devices = figure.axes
+    assert [t.get_text() for t in parameters.get_xticklabels()] == ["2 M", "30 M"]
+    assert [t.get_text() for t in devices.get_xticklabels()] == ["1", "2", "8"]
+    assert (
+        devices.get_xlabel() == "devices" and devices.get_yscale() == "log" and len(devices.lines[0].get_xdata()) == 3
+    )
+
+
 def test_lines_against_size_stand_side_by_side_with_their_intervals():
     def means(*values):
         return [{"value": v, "low": v - 0.1, "high": v + 0.2, "n": 4} for v in values]
