@@ -1,15 +1,17 @@
 # `make` lists the targets. VENV=DIR puts the virtual environment elsewhere, PYTHON=python3.12 names the interpreter, and
-# PYTEST_ARGS="-x -k forest" goes to pytest.
+# PYTEST_ARGS="-x -k forest" goes to pytest, BENCH_ARGS="--rounds=2" to the benchmark, whose other side lives in VENV_BENCH.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-slow test-all test-tpu pods lint corpus clean
+.PHONY: help venv demo test test-slow test-all test-tpu pods bench growth speed lint corpus clean
 
 VENV ?= .venv
 PYTHON ?=
 PYTEST_ARGS ?=
+VENV_BENCH ?= .venv-bench
+BENCH_ARGS ?=
 RUN := $(VENV)/bin/python -m
 # A process per core, four at most; a file stays in one, since its tests share what they trained.
 PYTEST := JAX_PLATFORMS=cpu $(RUN) pytest -n auto --maxprocesses 4 --dist loadfile
@@ -80,6 +82,21 @@ test-tpu: $(VENV)/.installed-tpu  ## compile a small step for a TPU slice (no TP
 
 pods: $(VENV)/.installed-tpu  ## compile POLAR's runs for TPU slices and write the table of docs/pods.md
 	$(RUN) experiments.pods --compile
+
+# Apart, because torch and TRL are what the library is measured against; nothing else here has them (500 MB to fetch).
+$(VENV_BENCH)/.installed: constraints-bench.txt $(VENV)/.installed
+	@[ -x $(VENV_BENCH)/bin/python ] || $(VENV)/bin/python -m venv $(VENV_BENCH)
+	$(VENV_BENCH)/bin/python -m pip --disable-pip-version-check install -q -c constraints-bench.txt torch trl
+	@touch $@
+
+bench: $(VENV_BENCH)/.installed  ## against TRL's RewardTrainer on this machine (long; resumes)
+	$(RUN) experiments.benchmark_trainers --peer=$(VENV_BENCH)/bin/python --workdir=runs/bench $(BENCH_ARGS)
+
+growth: venv  ## pairs per second against model, row, group and devices: docs/speed/growth.svg
+	$(RUN) experiments.benchmark_growth
+
+speed: venv  ## write the tables of docs/speed.md from the results in docs/speed
+	$(RUN) experiments.speed
 
 lint: venv  ## ruff and mypy
 	$(RUN) ruff check .
