@@ -302,7 +302,7 @@ def run(config: Any, workdir: Path) -> State:
 
     with (
         jax.set_mesh(mesh),
-        Checkpoints(workdir / CHECKPOINTS, config.run.keep, config.run.keep_every or None) as saved,
+        Checkpoints(workdir / CHECKPOINTS, config.run.keep, config.run.keep_every or None, ("frozen",)) as saved,
     ):
         state, data, first = _restore(saved, program.abstract, shardings)
         # Only now: a run of another config or architecture must keep its own description.

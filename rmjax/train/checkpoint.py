@@ -5,6 +5,7 @@ A checkpoint is one directory on a file system that every process sees:
     <directory>/<step>/state/          the arrays, written by orbax
                        data_<p>.json   what process p saves of its own: its share of the data's position
                        manifest.json   size and SHA-256 of every other file; written last, at once
+    <directory>/constant/              likewise, the arrays that no step changes (a frozen base): once for all steps
 
 No manifest: the save never finished, and the directory is ignored. A file that disagrees with the
 manifest: the checkpoint is damaged, and is renamed `<step>.damaged`, never deleted.
@@ -27,6 +28,7 @@ from orbax.checkpoint import v1 as ocp
 from rmjax.train.manifest import MANIFEST, find_damage, set_aside, write_durably, write_manifest
 
 PyTree = Any
+CONSTANT = "constant"
 _DIFFERENCES_SHOWN = 12
 _log = logging.getLogger(__name__)
 
@@ -43,14 +45,18 @@ class Checkpoints:
     directory:   made by the first `save`; reading never makes it.
     keep:        how many of the newest finished checkpoints stay (at least 1).
     keep_every:  checkpoints whose step is a multiple of this stay for good.
+    constant:    top-level entries of the state that no step changes: written with the first checkpoint only.
     """
 
-    def __init__(self, directory: str | Path, keep: int = 2, keep_every: int | None = None):
+    def __init__(
+        self, directory: str | Path, keep: int = 2, keep_every: int | None = None, constant: Sequence[str] = ()
+    ):
         if keep < 1 or (keep_every is not None and keep_every < 1):
             raise ValueError(f"keep ({keep}) and keep_every ({keep_every}) must be 1 or more")
         self.directory = Path(directory).absolute()
         self._keep = keep
         self._keep_every = keep_every
+        self._constant = constant
         self._pool = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
         self._saving: concurrent.futures.Future[None] | None = None
 
@@ -61,7 +67,7 @@ class Checkpoints:
         self.close()
 
     def save(self, step: int, state: PyTree, data: Mapping[str, Any], wait: bool = False) -> None:
-        """Saves `state` (a pytree of arrays, sharded or not) and this process's `data` (JSON).
+        """Saves `state` (a pytree of arrays, sharded or not; a dict where some are `constant`) and this process's `data` (JSON).
 
         Returns once the values are copied off the devices, so `state` may be donated right after;
         files are written in the background. Waits first for the save before. A step that is
@@ -80,6 +86,7 @@ class Checkpoints:
         except (TypeError, ValueError) as error:
             raise CheckpointError(f"{path}: `data` must be JSON-able: {error}") from error
         try:
+            state = self._changing(state)
             self._make_empty(path)
             write_durably(path / f"data_{jax.process_index()}.json", text)
             response = ocp.save_async(path / "state", state)
@@ -126,8 +133,8 @@ class Checkpoints:
         if chosen is None:
             return None
         path = self.directory / str(chosen)
-        _check_same_tree(path, abstract_state, _saved_tree(path))
-        return chosen, _load(path, abstract_state, partial=False), _read_data(path)
+        _check_same_tree(path, abstract_state, self._tree(path))
+        return chosen, self._load(path, abstract_state), _read_data(path)
 
     def restore_subtree(self, name: str, abstract: PyTree | None = None, step: int | None = None) -> tuple[int, PyTree]:
         """One top-level entry of the state, such as "params", as `(step, subtree)`.
@@ -138,7 +145,7 @@ class Checkpoints:
         """
         chosen = self._choose_existing(step)
         path = self.directory / str(chosen)
-        saved = _saved_tree(path)
+        saved = self._tree(path)
         if name not in saved:
             raise CheckpointError(f"{path} has no `{name}`; it has {', '.join(sorted(saved))}")
         if abstract is None:
@@ -148,7 +155,7 @@ class Checkpoints:
                 saved[name],
             )
         _check_same_tree(path, {name: abstract}, {name: saved[name]})
-        return chosen, _load(path, {name: abstract}, partial=True)[name]
+        return chosen, self._load(path, {name: abstract}, partial=True)[name]
 
     def metadata(self, step: int | None = None) -> tuple[int, PyTree]:
         """`(step, tree of jax.ShapeDtypeStruct)` of the newest intact checkpoint, without arrays.
@@ -156,7 +163,36 @@ class Checkpoints:
         Tuples come as lists and named tuples as dicts. Errors as in `restore_subtree`.
         """
         chosen = self._choose_existing(step)
-        return chosen, _saved_tree(self.directory / str(chosen))
+        return chosen, self._tree(self.directory / str(chosen))
+
+    def _changing(self, state: PyTree) -> PyTree:
+        """What goes into a checkpoint; saves the rest beside them where it is not there yet."""
+        constant = {name: state[name] for name in self._constant if name in state}
+        if not constant:
+            return state
+        path = self.directory / CONSTANT
+        # Without a checkpoint it may be another config's, left by a run that was killed before its first one.
+        if not self._finished() or not (path / MANIFEST).exists():
+            self._make_empty(path)
+            ocp.save(path / "state", constant)
+            if jax.process_index() == 0:
+                write_manifest(path)
+            _sync("constant_finished")
+        return {name: part for name, part in state.items() if name not in constant}
+
+    def _tree(self, path: Path) -> PyTree:
+        """What is saved at a step, and beside it; older checkpoints have all in one."""
+        constant = self.directory / CONSTANT
+        return (_saved_tree(constant) if (constant / MANIFEST).exists() else {}) | _saved_tree(path)
+
+    def _load(self, path: Path, abstract: PyTree, partial: bool = False) -> PyTree:
+        saved = _saved_tree(path)
+        if not isinstance(abstract, dict) or abstract.keys() <= saved.keys():
+            return _load(path, abstract, partial)
+        here = {name: tree for name, tree in abstract.items() if name in saved}
+        beside = {name: tree for name, tree in abstract.items() if name not in saved}
+        found = _load(self.directory / CONSTANT, beside, partial)
+        return found | (_load(path, here, partial) if here else {})
 
     def _make_empty(self, path: Path) -> None:
         if jax.process_index() == 0:
@@ -232,6 +268,7 @@ class Checkpoints:
             path = self.directory / str(candidate)
             damage = find_damage(path)
             if damage is None:
+                self._check_constant()
                 if candidate != finished[0] and step is None:
                     _log.error("falling back to the checkpoint of step %d", candidate)
                 return candidate
@@ -245,6 +282,15 @@ class Checkpoints:
             f"{self.directory}; damaged: {', '.join(damaged)}; bring back a good copy, or remove "
             "these or choose another directory to start afresh"
         )
+
+    def _check_constant(self) -> None:
+        path = self.directory / CONSTANT
+        damage = find_damage(path) if (path / MANIFEST).exists() else None
+        if damage is not None:
+            raise CheckpointError(
+                f"{path} is damaged, and every checkpoint beside it needs it: {damage}; bring back a good copy, or remove "
+                f"{self.directory} to start afresh"
+            )
 
 
 def _sync(name: str) -> None:

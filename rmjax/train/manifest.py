@@ -38,8 +38,12 @@ def write_manifest(path: Path) -> None:
             with file.open("rb") as opened:
                 os.fsync(opened.fileno())
             files[str(file.relative_to(path))] = _fingerprint(file)
-    manifest = {"step": int(path.name), "processes": jax.process_count(), "files": files}
+    manifest = {"step": _step(path), "processes": jax.process_count(), "files": files}
     write_durably(path / MANIFEST, json.dumps(manifest, indent=1))
+
+
+def _step(path: Path) -> int | str:
+    return int(path.name) if path.name.isdigit() else path.name
 
 
 def _fingerprint(file: Path) -> dict[str, Any]:
@@ -53,7 +57,7 @@ def find_damage(path: Path) -> str | None:
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         expected = {str(name): (f["size"], f["sha256"]) for name, f in manifest["files"].items()}
-        if manifest["step"] != int(path.name) or not manifest["processes"]:
+        if manifest["step"] != _step(path) or not manifest["processes"]:
             raise ValueError("another step's manifest")
     except (OSError, ValueError, TypeError, AttributeError, LookupError) as error:
         return f"{MANIFEST} is unreadable ({error})"

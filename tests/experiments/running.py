@@ -99,7 +99,8 @@ def told(workdir):
 
 
 def newest(workdir) -> int:
-    return max((int(p.parent.name) for p in (workdir / CHECKPOINTS).glob(f"*/{MANIFEST}")), default=0)
+    finished = [path.parent.name for path in (workdir / CHECKPOINTS).glob(f"*/{MANIFEST}")]
+    return max((int(name) for name in finished if name.isdigit()), default=0)
 
 
 def saving(workdir, after) -> bool:
