@@ -38,8 +38,8 @@ def _model() -> ConfigDict:
     model.dtype = "float32"  # of activations: float32 | bfloat16; head and loss are fp32 always
     model.param_dtype = "float32"  # of parameters: float32 | bfloat16
     model.remat = "none"  # none | dots | attention | full: what the backward pass computes again
-    model.attention = "dense"  # dense: quickest for short rows | blockwise: memory grows with row_tokens only
-    model.attention_block = 512  # blockwise: tokens; heads · block² scores of a row are in memory at once
+    model.attention = "dense"  # dense: for short rows | memory grows with row_tokens only: blockwise, pallas (TPU)
+    model.attention_block = 512  # tokens; blockwise: heads · block² scores of a row are in memory at once
     return model
 
 

@@ -225,6 +225,11 @@ def check(config: Any, mesh: Mesh, rules: Rules) -> None:
         raise ValueError(f"this is one of {jax.process_count()} processes; set config.hosts.coordinator to auto")
     choose("model.dtype", config.model.dtype, ("float32", "bfloat16"))
     choose("model.param_dtype", config.model.param_dtype, ("float32", "bfloat16"))
+    if config.model.attention == "pallas" and (platform := mesh.devices.flat[0].platform) != "tpu":
+        raise ValueError(
+            f"config.model.attention is 'pallas', a kernel for TPUs, and this run is on {platform}; use 'blockwise': the same "
+            "values in as little memory"
+        )
     for field in _POSITIVE:
         section, name = field.split(".")
         if config[section][name] < 1:

@@ -39,7 +39,8 @@ def save_description(directory: Path, config: TransformerConfig, form: Format, t
 
 
 def load_description(directory: Path) -> tuple[TransformerConfig, Format, Tokenizer]:
-    """Reads what `save_description` wrote. FileNotFoundError or ValueError, naming the file, where that fails."""
+    """Reads what `save_description` wrote; attention by a kernel for TPUs becomes `blockwise`, of the same values, elsewhere.
+    FileNotFoundError or ValueError, naming the file, where that fails."""
     path = directory / MODEL_FILE
     if not path.is_file():
         raise FileNotFoundError(f"{path}: not there; a model is a directory that experiments.train has written")
@@ -47,6 +48,8 @@ def load_description(directory: Path) -> tuple[TransformerConfig, Format, Tokeni
         described = json.loads(path.read_text())
         transformer = dict(described["transformer"])
         adapter = transformer.pop("adapter", None)  # older descriptions lack it
+        if transformer.get("attention") == "pallas" and jax.default_backend() != "tpu":
+            transformer["attention"] = "blockwise"
         config = TransformerConfig(**transformer, adapter=AdapterConfig(**adapter) if adapter else None)
         parts = config, Format(**described["format"])
     except (json.JSONDecodeError, KeyError, TypeError) as error:

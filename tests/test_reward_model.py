@@ -199,6 +199,14 @@ def test_the_newest_intact_checkpoint_counts(directory, params, tmp_path):
         assert RewardModel.load(tmp_path / "m").score(ROWS[:1]) != [0.0]
 
 
+def test_a_model_trained_with_kernels_for_tpus_scores_without_them(directory, model, tmp_path):
+    shutil.copytree(directory, tmp_path / "m")
+    described = json.loads((tmp_path / "m" / MODEL_FILE).read_text())
+    described["transformer"]["attention"] = "pallas"
+    (tmp_path / "m" / MODEL_FILE).write_text(json.dumps(described))
+    np.testing.assert_allclose(RewardModel.load(tmp_path / "m").score(ROWS[:2]), model.score(ROWS[:2]), atol=1e-5)
+
+
 def test_trained_twice_loads_what_it_saved(directory, model, params):
     for path in ("head", "backbone"):
         for one, other in zip(jax.tree.leaves(model.params[path]), jax.tree.leaves(params[path]), strict=True):

@@ -16,6 +16,7 @@ from rmjax.models.adapters import adapted
 from rmjax.models.attention import SAVED, ForestMask, blockwise
 from rmjax.models.lora import AdapterConfig
 from rmjax.models.loramoe import ROUTING
+from rmjax.models.pallas_attention import pallas_attention
 
 _ANY: Any = jax.sharding.PartitionSpec.UNCONSTRAINED
 Past = dict[str, jax.Array]
@@ -45,8 +46,8 @@ class TransformerConfig:
     remat: str = (
         "none"  # none | dots (keep matmul results) | attention (keep its outputs) | full (keep layer inputs only)
     )
-    attention: str = "dense"  # dense | blockwise: under a forest's mask, in tiles of attention_block² tokens
-    attention_block: int = 512
+    attention: str = "dense"  # under a forest's mask: dense | in tiles: blockwise, pallas (TPU)
+    attention_block: int = 512  # tokens along the side of a tile
     frozen_layers: int = 0  # first layers, stacked apart under this name: never trained, they cost a forward pass only
     adapter: AdapterConfig | None = None  # on Dense modules of the other layers
 
@@ -55,14 +56,15 @@ class TransformerConfig:
             raise ValueError(f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})")
         if self.remat not in _REMAT:
             raise ValueError(f"remat is {self.remat!r}; choose one of {sorted(_REMAT)}")
-        if self.attention not in ("dense", "blockwise"):
-            raise ValueError(f"attention is {self.attention!r}; choose dense or blockwise")
+        if self.attention not in ("dense", *_TILED):
+            raise ValueError(f"attention is {self.attention!r}; choose one of dense, {', '.join(_TILED)}")
         if self.attention_block < 1:
             raise ValueError(f"attention_block is {self.attention_block}; it must be 1 or more")
         if not 0 <= self.frozen_layers < self.depth:
             raise ValueError(f"frozen_layers is {self.frozen_layers}; it must leave one of the {self.depth} layers")
 
 
+_TILED = {"blockwise": blockwise, "pallas": pallas_attention}
 _REMAT: dict[str, Any] = {
     "none": None,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -165,7 +167,7 @@ class Attention(nn.Module):
         k_RTJE = nn.with_logical_constraint(k_RTJE, ("rows", None, _ANY, _ANY))
         v_RTJE = nn.with_logical_constraint(v_RTJE, ("rows", None, _ANY, _ANY))
         if isinstance(mask_RTS, ForestMask):
-            out_RTHE = blockwise(q_RTHE, k_RTJE, v_RTJE, mask_RTS, c.attention_block)
+            out_RTHE = _TILED[c.attention](q_RTHE, k_RTJE, v_RTJE, mask_RTS, c.attention_block)
         else:
             out_RTHE = attend(q_RTHE, k_RTJE, v_RTJE, mask_RTS, past)
         out_RTD = _dense(c, c.width, ("heads", "embed"), "output")(out_RTHE.reshape(R, T, -1))
@@ -243,7 +245,7 @@ class Transformer(nn.Module):
         mask_RTS: Bool[Array, "R T S"] | ForestMask,
     ) -> Float[Array, "R T D"]:
         """Hidden states. `mask_RTS[r, t, s]` says whether token t may attend to token s of its row; a `ForestMask` says the
-        same by the parts of a forest, and is attended under block by block."""
+        same by the parts of a forest, and is attended under tile by tile."""
         return self._run(tokens_RT, positions_RT, mask_RTS, None, False)[0]
 
     def _run(self, tokens_RT, positions_RT, mask_RTS, past, keep_past: bool):

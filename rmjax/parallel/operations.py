@@ -172,7 +172,7 @@ def _flops(program: Program, body: Body, instruction: Instruction) -> float:
     if instruction.opcode == "fusion":
         return sum(_flops(program, fused, i) for fused in program.called(instruction) for i in fused.values())
     if instruction.opcode == "custom-call":
-        return float(instruction.backend.get("cost_estimate", {}).get("flops", 0))
+        return _kernel_flops(instruction)
     if instruction.opcode not in ("dot", "convolution"):
         return 0.0
     lhs, rhs = (body[name].shapes[0] for name in instruction.operands[:2])
@@ -180,6 +180,18 @@ def _flops(program: Program, body: Body, instruction: Instruction) -> float:
         axes = instruction.attribute("lhs_contracting_dims") or ""
         return 2.0 * instruction.shapes[0].elements * math.prod(lhs.sizes[int(n)] for n in axes.split(",") if n)
     return _convolution_flops(instruction, lhs, rhs)
+
+
+def _kernel_flops(call: Instruction) -> float:
+    if call.target == "tpu_custom_call" and "flops" not in _stated(call):
+        _log.warning("the kernel %s does not state what it costs; its FLOPs are left out", call.name)
+    return _stated(call).get("flops", 0.0)
+
+
+def _stated(call: Instruction) -> dict[str, float]:
+    """What the author of a kernel for TPUs (Pallas) states that it costs."""
+    found = call.backend.get("custom_call_config", {}).get("cost_estimate", {})
+    return {name: float(value) for name, value in found.items()}
 
 
 def _convolution_flops(instruction: Instruction, lhs: Shape, rhs: Shape) -> float:
@@ -229,6 +241,8 @@ def _bytes(program: Program, body: Body, instruction: Instruction) -> float:
     if opcode == "dynamic-update-slice":
         changed = sum(s.bytes for s in operands[1])
         return float((changed if _hbm(instruction.shapes) else 0) + _hbm(operands[1]))
+    if opcode == "custom-call" and "bytes_accessed" in (stated := _stated(instruction)):
+        return stated["bytes_accessed"]  # a kernel may read an operand more than once
     written = 0 if opcode.endswith("-start") else _hbm(instruction.shapes)
     return float(written + sum(map(_hbm, operands)))
 

@@ -47,6 +47,21 @@ def test_the_compiled_step_multiplies_what_the_formula_says(found):
     assert 1.2 < found["flops"] / found["model_flops"] < 1.4
 
 
+def test_kernels_are_compiled_for_heads_and_tokens_that_are_cut_and_count():
+    """Tiles of queries and keys on and below the diagonal, for half the queries and all keys: five products forward and for
+    queries, four for keys."""
+    pytest.importorskip("libtpu", reason="needs libtpu: make test-tpu, or pip install -c constraints.txt -e .[tpu]")
+    config = small()
+    config.model.attention, config.model.kv_heads, config.model.layers = "pallas", 2, 2
+    config.mesh.fsdp, config.mesh.tensor, config.mesh.context = 1, 2, 2
+    found = ahead.report(config, WHERE)
+    layers, tokens, tile, down, (C, D) = 2, 8 * 1024 // 4, 128, 512 * 256, (4, 8)
+    matrices = 4 * 256 * 256 + 3 * down
+    products = 8 * (5 * (C * D + C) // 2 + 4 * (C * D + D) // 2)
+    expected = layers * (2 * tokens * (4 * matrices - down) + products * 2 * tile * tile * 128)
+    assert found["flops"] == pytest.approx(expected, rel=0.02)
+
+
 def test_layers_and_microbatches_are_multiplied_out(found):
     """Seven kernels of a layer are gathered for the forward and again for the backward pass; gradients are scattered."""
     layers, parts, kernels = 4, 2, 7

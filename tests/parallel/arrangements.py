@@ -2,6 +2,8 @@
 then on all of them in each arrangement, and prints what differs as JSON."""
 
 import collections
+import dataclasses
+import functools
 import json
 import re
 import sys
@@ -14,7 +16,9 @@ from jax.sharding import AxisType
 from rmjax.data.forest import ForestShape, Tree, fill
 from rmjax.data.pipeline import WHOLE
 from rmjax.losses.balance import Balance
+from rmjax.models import transformer
 from rmjax.models.lora import AdapterConfig
+from rmjax.models.pallas_attention import pallas_attention
 from rmjax.models.reward import RewardTransformer
 from rmjax.models.transformer import TransformerConfig
 from rmjax.parallel.batch import forest_shardings, place
@@ -33,9 +37,13 @@ jax.config.update("jax_disable_most_optimizations", True)
 kind = sys.argv[1]
 adapter = AdapterConfig("loramoe", experts=4) if kind == "loramoe" else None
 remat, parts, frozen_layers = ("full", 2, 1) if kind == "everything" else ("none", 1, 0)
-model = RewardTransformer(
-    TransformerConfig(64, 32, 2 + frozen_layers, 8, 4, 8, 64, remat=remat, frozen_layers=frozen_layers, adapter=adapter)
+architecture = TransformerConfig(
+    64, 32, 2 + frozen_layers, 8, 4, 8, 64, remat=remat, frozen_layers=frozen_layers, adapter=adapter
 )
+if kind == "pallas":
+    transformer._TILED["pallas"] = functools.partial(pallas_attention, interpret=True)
+    architecture = dataclasses.replace(architecture, attention="pallas", remat="attention")
+model = RewardTransformer(architecture)
 trainable = "lora_|head" if adapter else "/layers/|final_norm|head"
 update = adamw(lambda step: 1e-3, weight_decay=0.1)
 boxed = jax.jit(lambda: initial_params(model, 0))()

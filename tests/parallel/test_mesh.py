@@ -112,6 +112,14 @@ def test_experts_are_sharded_and_train_as_on_one_device():
     assert found["mu"] == found["nu"] == found["shards"]
 
 
+@pytest.mark.slow
+def test_kernels_train_as_on_one_device():
+    """Rows, heads and tokens are cut; where tokens are, a device's gradients of keys are a part of a sum."""
+    report = reported("pallas", FEW)
+    for sizes in FEW:
+        assert_trains_as_one(report, sizes)
+
+
 def test_one_size_may_be_the_rest():
     mesh = make_mesh({"data": -1})
     assert mesh.axis_names == AXES

@@ -98,6 +98,23 @@ def test_a_batch_of_products_written_as_a_convolution_counts_no_zeros():
     assert product.flops == 2 * 6 * 8 * 16 * 4
 
 
+KERNEL = """ENTRY %main (a: bf16[8,128]) -> bf16[8,128] {
+  %a = bf16[8,128]{1,0:T(8,128)(2,1)} parameter(0)
+  ROOT %kernel = bf16[8,128]{1,0:T(8,128)(2,1)} custom-call(%a), custom_call_target="tpu_custom_call", metadata={op_name="x/y"}, \
+backend_config={"flag_configs":[],"custom_call_config":{"body":"TUzv","cost_estimate":{"flops":"4096","bytes_accessed":"9000"}}}
+}
+"""
+
+
+def test_a_kernel_costs_what_it_states(caplog):
+    (kernel,) = operations(parse(KERNEL))
+    assert (kernel.flops, kernel.bytes) == (4096, 9000)
+    assert not caplog.text
+    (kernel,) = operations(parse(KERNEL.replace("cost_estimate", "no_estimate")))
+    assert (kernel.flops, kernel.bytes) == (0, 2 * 2 * 8 * 128)
+    assert "the kernel kernel does not state what it costs" in caplog.text
+
+
 def test_the_count_agrees_with_xla_where_there_is_no_loop_and_multiplies_where_there_is():
     def once(x, w):
         return jnp.tanh(x @ w)

@@ -1,0 +1,170 @@
+"""Attention under the forest mask on TPUs: `attention.blockwise`'s values by the kernels of `pallas_kernels`, on every device of
+a mesh. Axis letters as there."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Bool, Float
+
+from rmjax.models.attention import SAVED, ForestMask
+from rmjax.models.pallas_kernels import Marks, gradients, outputs
+
+LANES = 128
+"""Numbers along the last axis of a TPU's vector register: blocks are made of so many tokens."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Form:
+    """How the kernels are run."""
+
+    block: int
+    interpret: bool
+
+    def edge(self, tokens: int) -> int:
+        """Tokens a block, where a device has `tokens` queries a row."""
+        return min(self.block, -(-tokens // LANES) * LANES)
+
+
+def pallas_attention(
+    q_RTHE: Float[Array, "R T H E"],
+    k_RTJE: Float[Array, "R T J E"],
+    v_RTJE: Float[Array, "R T J E"],
+    mask: ForestMask,
+    block: int,
+    interpret: bool = False,
+) -> Float[Array, "R T H E"]:
+    """Grouped-query attention, softmax in fp32; a padding token gives 0. Tiles that no token sees are left out.
+
+    Under a mesh every device runs the kernels on its own rows, heads and queries, by the sharding rules in force; where tokens
+    are cut, it has the keys of all. In memory lie queries, keys, values, outputs and a number for each head and token:
+    nothing grows with T².
+
+    block: tokens of a query block and of a key block, a multiple of 128. interpret: run without a TPU, slowly; for tests.
+
+    Raises:
+      ValueError: `block` is no multiple of 128, or heads do not divide over the mesh.
+
+    Source: Dao et al. 2022 (FlashAttention), algorithms 1 and 4.
+    """
+    if block < 1 or block % LANES:
+        raise ValueError(f"attention_block is {block}; attention=pallas needs a multiple of {LANES}")
+    column_RT = jnp.broadcast_to(jnp.arange(q_RTHE.shape[1], dtype=jnp.int32), mask.group_RT.shape)
+    marks_RTM = jnp.stack([mask.group_RT, mask.leaf_RT, column_RT], axis=-1)
+    return _attend(q_RTHE * q_RTHE.shape[-1] ** -0.5, k_RTJE, v_RTJE, marks_RTM, _Form(block, interpret))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _attend(q_RTHE, k_RSJE, v_RSJE, marks_RTM, form: _Form):
+    return _forward(q_RTHE, k_RSJE, v_RSJE, marks_RTM, form)[0]
+
+
+def _forward(q_RTHE, k_RSJE, v_RSJE, marks_RTM, form: _Form):
+    given = (q_RTHE, k_RSJE, v_RSJE, marks_RTM, marks_RTM)
+    return _on_each_device(functools.partial(_outputs, form), "qkkmn", "ql", given)
+
+
+def _save(q_RTHE, k_RSJE, v_RSJE, marks_RTM, form: _Form):
+    out, log_total = (checkpoint_name(x, SAVED) for x in _forward(q_RTHE, k_RSJE, v_RSJE, marks_RTM, form))
+    return out, (q_RTHE, k_RSJE, v_RSJE, marks_RTM, out, log_total)
+
+
+def _backward(form: _Form, saved, d_out_RTHE):
+    q_RTHE, k_RSJE, v_RSJE, marks_RTM, out_RTHE, log_total_RHT = saved
+    given = (q_RTHE, k_RSJE, v_RSJE, marks_RTM, marks_RTM, out_RTHE, log_total_RHT, d_out_RTHE)
+    return *_on_each_device(functools.partial(_gradients, form), "qkkmnqlq", "qkk", given), None
+
+
+_attend.defvjp(_save, _backward)
+
+
+def _on_each_device(local: Callable, given: str, made: str, arrays: tuple) -> Any:
+    """`local(token_axes, …)` on each device's part, for the compiler cannot divide a kernel by itself. Letters: q queries, k keys
+    or values, l normalizers, m marks of queries, n of keys."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return local((), *arrays)
+    rows, tokens, heads = tuple(nn.logical_to_mesh_axes(("rows", "tokens", "heads")))
+    parts = math.prod(mesh.shape[name] for name in _names(heads))
+    if arrays[1].shape[2] % parts:
+        raise ValueError(
+            f"attention=pallas: {arrays[1].shape[2]} key-value heads do not divide into the {parts} parts of mesh axis "
+            f"{' · '.join(_names(heads))}; make mesh.tensor a divisor of them, or use attention=blockwise"
+        )
+    specs = {
+        "q": PartitionSpec(rows, tokens, heads), "k": PartitionSpec(rows, None, heads),
+        "l": PartitionSpec(rows, heads, tokens), "m": PartitionSpec(rows, tokens), "n": PartitionSpec(rows),
+    }  # fmt: skip
+    divided = jax.shard_map(
+        functools.partial(local, _names(tokens)), in_specs=tuple(specs[x] for x in given),
+        out_specs=tuple(specs[x] for x in made), check_vma=False,
+    )  # fmt: skip
+    return divided(*arrays)
+
+
+def _names(axes: Any) -> tuple[str, ...]:
+    return (axes,) if isinstance(axes, str) else tuple(axes or ())
+
+
+def _outputs(form: _Form, token_axes, q_RTHE, k_RSJE, v_RSJE, queries_RTM, keys_RSM):
+    del token_axes
+    T = q_RTHE.shape[1]
+    B = form.edge(T)
+    q, k, v = (_heads_first(x, B) for x in (q_RTHE, k_RSJE, v_RSJE))
+    out_RHET, log_total_RH1T = outputs(q, k, v, *_marks(queries_RTM, keys_RSM, B), form.interpret)
+    return out_RHET.transpose(0, 3, 1, 2)[:, :T], log_total_RH1T[:, :, 0, :T]
+
+
+def _gradients(
+    form: _Form, token_axes, q_RTHE, k_RSJE, v_RSJE, queries_RTM, keys_RSM, out_RTHE, log_total_RHT, d_out_RTHE
+):
+    T, S = q_RTHE.shape[1], k_RSJE.shape[1]
+    B = form.edge(T)
+    q, k, v, d_out = (_heads_first(x, B) for x in (q_RTHE, k_RSJE, v_RSJE, d_out_RTHE))
+    delta_RHT = jnp.einsum("rthe,rthe->rht", d_out_RTHE, out_RTHE, preferred_element_type=jnp.float32)
+    of_queries = (jnp.pad(x, ((0, 0), (0, 0), (0, -T % B)))[:, :, None] for x in (log_total_RHT, delta_RHT))
+    d_q, *d_kv = gradients(q, k, v, *_marks(queries_RTM, keys_RSM, B), *of_queries, d_out, form.interpret)
+    d_k, d_v = (x.transpose(0, 2, 1, 3)[:, :S] for x in d_kv)
+    if token_axes:  # each device has the sum over its own queries
+        d_k, d_v = jax.lax.psum((d_k, d_v), token_axes)
+    return d_q.transpose(0, 3, 1, 2)[:, :T], d_k.astype(k.dtype), d_v.astype(v.dtype)
+
+
+def _blocks(x: Array, B: int) -> Array:
+    """Tokens (axis 1) padded with 0 to whole blocks."""
+    return jnp.pad(x, ((0, 0), (0, -x.shape[1] % B)) + ((0, 0),) * (x.ndim - 2))
+
+
+def _heads_first(x_RTHE: Array, B: int) -> Array:
+    return _blocks(x_RTHE, B).transpose(0, 2, 1, 3)
+
+
+def _marks(queries_RTM: Array, keys_RSM: Array, B: int) -> tuple[Marks, Bool[Array, "R C D"]]:
+    """Marks as the kernels read them, and which key blocks a query block may see something of."""
+    queries_RTM, keys_RSM = _blocks(queries_RTM, B), _blocks(keys_RSM, B)
+    padding = (keys_RSM[..., :1] == 0) & (jnp.arange(3) == 0)
+    return (queries_RTM.transpose(0, 2, 1), jnp.where(padding, -1, keys_RSM)), _seen(queries_RTM, keys_RSM, B)
+
+
+def _seen(queries_RTM: Array, keys_RSM: Array, B: int) -> Bool[Array, "R C D"]:
+    """By the ranges of the blocks' marks. A block of several groups is taken to hold every leaf of them, so a tile may be seen
+    by this although no token sees it, but not the other way round."""
+
+    def ranges(marks_RTM):
+        marks = marks_RTM.reshape(marks_RTM.shape[0], -1, B, 3)
+        real, most = marks[..., :1] > 0, jnp.iinfo(jnp.int32).max
+        return jnp.min(marks, axis=2, where=real, initial=most), jnp.max(marks, axis=2, where=real, initial=-1)
+
+    q_low, q_high = (x[:, :, None] for x in ranges(queries_RTM))
+    k_low, k_high = (x[:, None] for x in ranges(keys_RSM))
+    overlap = (k_low <= q_high) & (q_low <= k_high)
+    several = (q_low[..., 0] != q_high[..., 0]) | (k_low[..., 0] != k_high[..., 0])
+    branch = several | (k_low[..., 1] == 0) | overlap[..., 1]
+    return overlap[..., 0] & branch & (k_low[..., 2] <= q_high[..., 2])

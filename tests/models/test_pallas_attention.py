@@ -1,0 +1,136 @@
+"""The kernels for TPUs, interpreted: the dense form's values and gradients on any forest, and tiles that are left out."""
+
+import dataclasses
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rmjax.data.forest import ForestShape, Tree, attention_mask, fill
+from rmjax.models import transformer
+from rmjax.models.attention import ForestMask
+from rmjax.models.pallas_attention import _seen, pallas_attention
+from rmjax.models.pallas_kernels import _nearest
+from rmjax.models.reward import RewardTransformer
+from rmjax.models.transformer import TransformerConfig, attend
+from rmjax.train.state import initial_params
+
+T, BLOCK = 300, 128  # three blocks, the last one not full
+
+
+@st.composite
+def marks(draw):
+    """Group and leaf of a forest's row of T tokens: trees until the row is full, a prefix or none, one to three leaves."""
+    row, left = [], draw(st.integers(0, T))
+    while left:
+        sizes = draw(st.lists(st.integers(0, 200), min_size=2, max_size=4))
+        sizes = [min(size, left) for size in sizes]
+        prefix, *leaves = (np.ones(size, np.int32) for size in sizes)
+        tree = Tree(prefix, tuple(leaves), np.zeros(len(leaves), np.float32))
+        if not 0 < tree.size <= left:
+            break
+        row.append(tree)
+        left -= tree.size
+    forest = fill(ForestShape(1, T, max(len(row), 1), 3), [row])
+    return forest.group_RT, forest.leaf_RT
+
+
+@functools.cache
+def both():
+    """(dense, kernels) as compiled functions of q, k, v, weights, group, leaf: a sum of outputs, its gradients, the outputs."""
+
+    def compiled(form):
+        def total(qkv, weights, group, leaf):
+            out = form(*qkv, group, leaf)
+            return jnp.sum(out * weights), out
+
+        return jax.jit(jax.value_and_grad(total, has_aux=True))
+
+    def kernels(q, k, v, group, leaf):
+        return pallas_attention(q, k, v, ForestMask(group, leaf), BLOCK, interpret=True)
+
+    return compiled(lambda q, k, v, *marks: attend(q, k, v, attention_mask(*marks))), compiled(kernels)
+
+
+def arrays(seed, rows=1, heads=(4, 2, 2, 4), width=8):
+    random = np.random.default_rng(seed)
+    q, k, v, weights = (jnp.asarray(random.normal(size=(rows, T, n, width)), jnp.float32) for n in heads)
+    return (q, k, v), weights
+
+
+@settings(max_examples=10, deadline=None)
+@given(marks(), st.integers(0, 99))
+def test_values_and_gradients_are_those_of_the_dense_form(row, seed):
+    want, got = (form(*arrays(seed), *row) for form in both())
+    for a, b in zip(jax.tree.leaves(want), jax.tree.leaves(got), strict=True):
+        np.testing.assert_allclose(b, a, atol=1e-4, rtol=1e-4)
+    assert not np.any(np.asarray(got[0][1])[row[0] == 0])
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 99), st.integers(1, 3), st.integers(0, 3), st.sampled_from([1, 3, 6, 8]))
+def test_no_tile_that_a_token_sees_is_left_out(seed, groups, leaves, size):
+    """Of any marks, sorted like a forest's or not."""
+    random = np.random.default_rng(seed)
+    group, leaf = random.integers(0, groups + 1, (2, 48)), random.integers(0, leaves + 1, (2, 48))
+    if seed % 2:
+        group = np.sort(group)
+    column = np.broadcast_to(np.arange(48), group.shape)
+    seen = _seen(*[jnp.asarray(np.stack([group, leaf, column], -1))] * 2, size)
+    mask = np.asarray(attention_mask(jnp.asarray(group), jnp.asarray(leaf)))
+    tiles = mask.reshape(2, 48 // size, size, 48 // size, size).any((2, 4))
+    assert not np.any(tiles & ~np.asarray(seen))
+    assert not np.any(np.triu(np.asarray(seen), 1))
+
+
+def packed():
+    """A row of three blocks: two leaves without a prefix, a block each; a group of its own."""
+    group = np.repeat([1, 1, 2], BLOCK)[None, :T]
+    leaf = np.repeat([1, 2, 0], BLOCK)[None, :T]
+    return group, leaf
+
+
+def test_tiles_that_nobody_sees_are_not_computed():
+    """A NaN among the values would spread over all queries of its tiles."""
+    (q, k, v), weights = arrays(0)
+    (_, out), grads = both()[1]((q, k, v.at[:, :BLOCK].set(jnp.nan)), weights, *packed())
+    assert np.all(np.isnan(out[:, :BLOCK])) and np.all(np.isfinite(out[:, BLOCK:]))
+    assert np.all(np.isfinite(grads[1][:, BLOCK:])) and np.all(np.isfinite(grads[0][:, BLOCK:]))
+
+
+def test_only_blocks_that_are_needed_are_fetched():
+    seen = jnp.asarray([[[0, 1, 0, 1, 0], [0, 0, 0, 0, 0]]], bool)
+    assert _nearest(seen).tolist() == [1, 1, 3, 3, 3, 0, 0, 0, 0, 0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("remat", ["none", "attention"])
+def test_a_model_with_kernels_has_the_dense_model_s_rewards_and_gradients(remat, monkeypatch):
+    interpreted = functools.partial(pallas_attention, interpret=True)
+    monkeypatch.setitem(transformer._TILED, "pallas", interpreted)
+    random = np.random.default_rng(0)
+    tree = Tree(random.integers(1, 64, 40), tuple(random.integers(1, 64, (2, 30))), np.arange(2.0))
+    forest = fill(ForestShape(1, 210, 2, 2), [[tree, tree]])
+    config = TransformerConfig(64, 32, 2, 4, 2, 8, 64, attention_block=BLOCK)
+    params = nn.meta.unbox(initial_params(RewardTransformer(config), 0))
+    params["head"]["kernel"] = jax.random.normal(jax.random.key(1), (32, 1))
+
+    def trained(**changes):
+        model = RewardTransformer(dataclasses.replace(config, **changes))
+        return jax.jit(jax.value_and_grad(lambda p: jnp.sum(jnp.sin(model.apply({"params": p}, forest)))))(params)
+
+    dense, kernels = trained(), trained(attention="pallas", remat=remat)
+    for want, got in zip(jax.tree.leaves(dense), jax.tree.leaves(kernels), strict=True):
+        np.testing.assert_allclose(got, want, atol=1e-4, rtol=1e-4)
+    assert max(np.max(np.abs(x)) for x in jax.tree.leaves(dense[1])) > 1e-2
+
+
+def test_blocks_of_other_sizes_are_refused():
+    (q, k, v), _ = arrays(0)
+    with pytest.raises(ValueError, match="attention_block is 100; attention=pallas needs a multiple of 128"):
+        pallas_attention(q, k, v, ForestMask(*map(jnp.asarray, packed())), 100)
