@@ -141,12 +141,24 @@ def partition_groups(attributes: str) -> tuple[tuple[int, ...], ...]:
         shape, source, order = (tuple(map(int, g.split(","))) if g else None for g in ranged.groups())
         ids = np.arange(math.prod(source or ())).reshape(source or ())
         return tuple(map(tuple, (ids.transpose(order) if order else ids).reshape(shape).tolist()))
-    named = re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", attributes)
+    named = re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(([^ ]*)\))? \{([^}]*)\}", attributes)
     if named:
-        return _groups_of_axes(named[1], named[2])
+        chips = _mesh_order(named[2])
+        return tuple(tuple(chips.get(n, n) for n in group) for group in _groups_of_axes(named[1], named[3]))
     if "replica_groups=" in attributes:
         raise ValueError(f"groups of a collective in a form that is not known: {attributes[:200]}")
     return ()
+
+
+def _mesh_order(text: str | None) -> dict[int, int]:
+    """Place in the mesh → chip: of `[2,4]T(1,0)` (all numbers, transposed) or of `0,2,1,3`; {} where they are the same."""
+    if not text:
+        return {}
+    ranged = re.fullmatch(r"\[([\d,]+)\]T\(([\d,]+)\)", text)
+    if ranged:
+        sizes, order = (tuple(map(int, g.split(","))) for g in ranged.groups())
+        return dict(enumerate(np.arange(math.prod(sizes)).reshape(sizes).transpose(order).ravel().tolist()))
+    return dict(enumerate(map(int, text.split(","))))
 
 
 def _groups_of_axes(mesh: str, chosen: str) -> tuple[tuple[int, ...], ...]:

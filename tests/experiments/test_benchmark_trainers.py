@@ -118,7 +118,8 @@ def test_every_round_has_pairs_of_its_own_in_the_order_of_training(folder, prepa
 
 def test_our_batches_hold_no_more_pairs_than_theirs(folder):
     config = rmjax_side.config_of({"config": plan_of(folder, folder).config})
-    trees = [rmjax_side.Tree.from_sequences([[5] * 16 + [6] * 8, [5] * 16 + [7] * 8], [0.0, 1.0]) for _ in range(120)]
+    tree = rmjax_side.Tree.from_sequences([[5] * 16 + [6] * 8, [5] * 16 + [7] * 8], [0.0, 1.0])
+    trees = [dataclasses.replace(tree, record=i) for i in range(120)]
     assert [rmjax_side.rows_for(config, trees, batch, 1) for batch in (1, 4, 5, 12)] == [1, 2, 2, 6]  # two a row
     assert rmjax_side.rows_for(config, trees, 12, 4) == 4
 
