@@ -91,7 +91,8 @@ def _on_each_device(local: Callable, given: str, made: str, arrays: tuple) -> An
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return local((), *arrays)
-    rows, tokens, heads = tuple(nn.logical_to_mesh_axes(("rows", "tokens", "heads")))
+    axes: Any = nn.logical_to_mesh_axes(("rows", "tokens", "heads"))
+    rows, tokens, heads = axes
     parts = math.prod(mesh.shape[name] for name in _names(heads))
     if arrays[1].shape[2] % parts:
         raise ValueError(
@@ -129,8 +130,9 @@ def _gradients(
     B = form.edge(T)
     q, k, v, d_out = (_heads_first(x, B) for x in (q_RTHE, k_RSJE, v_RSJE, d_out_RTHE))
     delta_RHT = jnp.einsum("rthe,rthe->rht", d_out_RTHE, out_RTHE, preferred_element_type=jnp.float32)
-    of_queries = (jnp.pad(x, ((0, 0), (0, 0), (0, -T % B)))[:, :, None] for x in (log_total_RHT, delta_RHT))
-    d_q, *d_kv = gradients(q, k, v, *_marks(queries_RTM, keys_RSM, B), *of_queries, d_out, form.interpret)
+    log_total, delta = (jnp.pad(x, ((0, 0), (0, 0), (0, -T % B)))[:, :, None] for x in (log_total_RHT, delta_RHT))
+    marks, seen = _marks(queries_RTM, keys_RSM, B)
+    d_q, *d_kv = gradients(q, k, v, marks, seen, log_total, delta, d_out, form.interpret)
     d_k, d_v = (x.transpose(0, 2, 1, 3)[:, :S] for x in d_kv)
     if token_axes:  # each device has the sum over its own queries
         d_k, d_v = jax.lax.psum((d_k, d_v), token_axes)

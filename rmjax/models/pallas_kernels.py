@@ -124,8 +124,10 @@ def _call(
     leaves out is not known beforehand."""
     grid, E, itemsize = walk.grid, given[0].shape[-1], given[0].dtype.itemsize
     tiles = (math.prod(grid) + math.prod(grid[:-1])) // 2
-    once = sum(math.prod(x.shape) * x.dtype.itemsize for x in (*given, *made))
+    arrays: list[Any] = [*given, *made]
+    once = sum(math.prod(x.shape) * x.dtype.itemsize for x in arrays)
     anew = 2 * B * E * itemsize  # for each tile: keys and values, or queries and the gradient of the output
+    semantics: Any = ("parallel",) * 3 + ("arbitrary",) * (len(grid) - 3)
     run = pl.pallas_call(
         functools.partial(kernel, grid=grid),
         grid_spec=pltpu.PrefetchScalarGridSpec(
@@ -134,9 +136,7 @@ def _call(
             scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in scratch],
         ),
         out_shape=list(made), interpret=interpret, name=kernel.__name__.strip("_"),
-        compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel",) * 3 + ("arbitrary",) * (len(grid) - 3)
-        ),
+        compiler_params=pltpu.CompilerParams(dimension_semantics=semantics),
         cost_estimate=pl.CostEstimate(
             flops=2 * tiles * walk.products * B * B * E, transcendentals=tiles * B * B, bytes_accessed=once + tiles * anew
         ),
@@ -219,7 +219,7 @@ def _query_kernel(near, q_ref, k_ref, *rest, grid):
 
 
 def _key_kernel(near, q_ref, *rest, grid):
-    *others, d_out_ref, d_k_ref, d_v_ref, k_acc, v_acc = rest
+    *others, d_k_ref, d_v_ref, k_acc, v_acc = rest
     first, seen, last = _step(near, grid)
 
     @pl.when(first)
@@ -228,9 +228,9 @@ def _key_kernel(near, q_ref, *rest, grid):
 
     @pl.when(seen)
     def _():
-        weights, d_scores = _weights(q_ref, *others, d_out_ref)
+        weights, d_scores = _weights(q_ref, *others)
         k_acc[...] += _dot(d_scores, q_ref[0, 0], 1, 0)
-        v_acc[...] += _dot(weights.astype(q_ref.dtype), d_out_ref[0, 0], 1, 0)
+        v_acc[...] += _dot(weights.astype(q_ref.dtype), others[-1][0, 0], 1, 0)  # d_out
 
     @pl.when(last)
     def _():

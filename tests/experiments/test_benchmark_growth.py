@@ -45,9 +45,8 @@ def test_points_are_measured_once_and_drawn(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(growth.subprocess, "run", launch)
     out = tmp_path / "growth.json"
     growth.run(growth.PANELS, 2, tmp_path / "work", out)
-    assert (
-        len(launched) == 12 - 1 and sum("device_count=8" in flags for flags in launched) == 1
-    )  # the panels share one point
+    assert len(launched) == 15 - 3, "the panels share a point"
+    assert sum("device_count=8" in flags for flags in launched) == 1
     assert out.with_suffix(".svg").read_text().count("pairs/s") == 4
     growth.run(growth.PANELS, 2, tmp_path / "work", out)
     assert len(launched) == 12 and "simulated devices: 8: 4.5 pairs/s" in capsys.readouterr().out
