@@ -116,7 +116,9 @@ def point(case: Case, rounds: int, workdir: Path) -> dict[str, Any]:
     path = workdir / f"{'.'.join(map(str, dataclasses.astuple(case)))}.json"
     if not path.exists():
         kept = re.sub(rf"{_DEVICES}=\d+", "", os.environ.get("XLA_FLAGS", ""))
-        more = {"XLA_FLAGS": f"{kept} {_DEVICES}={case.devices}", "JAX_PLATFORMS": "cpu"} if case.devices > 1 else {}
+        # NPROC is XLA's number of threads: with one a core, collectives may wait for each other for ever.
+        simulated = {"XLA_FLAGS": f"{kept} {_DEVICES}={case.devices}", "JAX_PLATFORMS": "cpu", "NPROC": "64"}
+        more = simulated if case.devices > 1 else {}
         command = [sys.executable, "-m", "experiments.benchmark_growth", f"--rounds={rounds}"]
         command += [f"--only={json.dumps(dataclasses.asdict(case))}", f"--out={path}"]
         done = subprocess.run(command, capture_output=True, text=True, check=False, env=dict(os.environ) | more)

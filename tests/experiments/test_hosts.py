@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from experiments.start import join_hosts
 from rmjax.parallel import hosts
 from rmjax.train.metrics import read_metrics
+from tests import simulated
 from tests.experiments.running import (
     configured,
     execute,
@@ -57,7 +58,7 @@ def start(home, settings, workdir, processes, *flags, devices=1):
         launch(
             home, workdir, *flags, config=settings[0],
             RMJAX_COORDINATOR=f"localhost:{port}", RMJAX_PROCESSES=str(processes), RMJAX_PROCESS=str(index),
-            XLA_FLAGS=f"--xla_force_host_platform_device_count={devices}",
+            **simulated.devices(devices),
         )
         for index in range(processes)
     ]  # fmt: skip

@@ -92,7 +92,7 @@ def test_memory_grows_linearly_to_32k_tokens_a_row():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"attention": "sparse"}, "attention is 'sparse'; choose dense or blockwise"),
+        ({"attention": "sparse"}, "attention is 'sparse'; choose one of dense, blockwise, pallas"),
         ({"attention_block": 0}, "attention_block is 0"),
     ],
 )

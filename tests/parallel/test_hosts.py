@@ -14,6 +14,7 @@ import pytest
 
 from rmjax.train.manifest import MANIFEST
 from rmjax.train.metrics import read_metrics
+from tests import simulated
 from tests.parallel import joined
 
 ROOT = Path(__file__).parents[2]
@@ -24,8 +25,7 @@ def start(directory, processes, devices=1, epochs=0, seconds=0.2):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    flags = f"--xla_force_host_platform_device_count={devices}"
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+    environment = os.environ | simulated.devices(devices)
     command = [
         sys.executable,
         "-m",

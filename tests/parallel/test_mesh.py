@@ -24,6 +24,7 @@ from rmjax.parallel.mesh import (
     parameter_shardings,
     shards,
 )
+from tests import simulated
 
 ROOT = Path(__file__).parents[2]
 FEW = [(2, 2, 2, 1), (1, 2, 2, 2)]
@@ -35,7 +36,7 @@ def name(sizes):
 
 
 def reported(kind, arrangements):
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    environment = os.environ | simulated.devices(8)
     command = [sys.executable, "-m", "tests.parallel.arrangements", kind, json.dumps(arrangements)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-4000:]

@@ -19,6 +19,7 @@ from rmjax.train import gradient, meta, objective
 from rmjax.train.optimizer import adamw
 from rmjax.train.parameters import flat, merge, split
 from rmjax.train.state import State, compile_step, make_state, make_step, state_shardings
+from tests import simulated
 from tests.train import meta_reference
 
 ROOT = Path(__file__).parents[2]
@@ -449,9 +450,7 @@ ARRANGEMENTS = [(8, 1, 1, 1), (1, 8, 1, 1), (2, 2, 2, 1)]
 
 @pytest.fixture(scope="module")
 def report():
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "PYTHONPATH": str(ROOT),
-    }  # fmt: skip
+    environment = os.environ | simulated.devices(8) | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", PROGRAM, json.dumps(ARRANGEMENTS)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-4000:]
