@@ -67,7 +67,8 @@ class Checkpoints:
         self.close()
 
     def save(self, step: int, state: PyTree, data: Mapping[str, Any], wait: bool = False) -> None:
-        """Saves `state` (a pytree of arrays, sharded or not; a dict where some are `constant`) and this process's `data` (JSON).
+        """Saves `state` (a pytree of arrays, sharded or not; a dict where some are `constant`) and this process's `data`
+        (JSON).
 
         Returns once the values are copied off the devices, so `state` may be donated right after;
         files are written in the background. Waits first for the save before. A step that is

@@ -2,11 +2,10 @@
 
 import json
 
-import jax
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from tests.experiments.running import (
+    compiled_into,
     configured,
     execute,
     pool_rows,
@@ -23,12 +22,8 @@ def home(tmp_path_factory):
     save_start(home / "start")
     for name, rows in {"pool": pool_rows(), "ranked": ranked_rows(), "texts": text_rows()}.items():
         (home / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    before = jax.config.jax_compilation_cache_dir
-    compilation_cache.reset_cache()
-    jax.config.update("jax_compilation_cache_dir", str(home / "cache"))
-    yield home
-    compilation_cache.reset_cache()
-    jax.config.update("jax_compilation_cache_dir", before)
+    with compiled_into(home / "cache"):
+        yield home
 
 
 @pytest.fixture(scope="module")

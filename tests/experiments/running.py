@@ -1,15 +1,18 @@
 """Runs of `python -m experiments.train`, in this process and in others, and what they leave."""
 
+import contextlib
 import functools
 import json
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 
 from configs.polar import pretrain
@@ -84,7 +87,7 @@ def finished(process) -> tuple[int, str]:
 def final(workdir):
     """All leaves of the last checkpoint as bytes, and the state of the data."""
     leaves = {}
-    with Checkpoints(workdir / CHECKPOINTS) as saved:
+    with Checkpoints(Path(workdir) / CHECKPOINTS) as saved:
         for part in ("step", "trainable", "frozen", "optimizer", "rng"):
             step, tree = saved.restore_subtree(part)
             for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
@@ -119,6 +122,24 @@ def stop_when(process, condition, stop) -> None:
     while process.poll() is None and not condition():
         time.sleep(0.001)
     process.send_signal(stop)
+
+
+@contextlib.contextmanager
+def compiled_into(folder: Path) -> Iterator[None]:
+    """Compiled programs are kept there: runs of the same test file compile once."""
+    before = jax.config.jax_compilation_cache_dir
+    compilation_cache.reset_cache()
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    yield
+    compilation_cache.reset_cache()
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
+def refused(config, workdir, capsys) -> str:
+    """What a run that may not start says; it saves nothing."""
+    assert execute(config, workdir) == 1
+    assert not list(Path(workdir).glob(f"{CHECKPOINTS}/*"))
+    return only_error(capsys)
 
 
 def only_error(capsys) -> str:

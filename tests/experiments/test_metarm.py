@@ -1,14 +1,11 @@
 """MetaRM by `experiments.train`: what a run writes, that a stopped one ends in the same bits, and what bad input says."""
 
-import functools
 import json
 from pathlib import Path
 
 import flax.linen as nn
 import jax
-import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 from tokenizers import pre_tokenizers
 
@@ -23,6 +20,8 @@ from rmjax.reward_model import CHECKPOINTS, save_description
 from rmjax.train.checkpoint import Checkpoints
 from rmjax.train.metrics import read_metrics
 from rmjax.train.state import initial_params
+from tests.experiments import running
+from tests.experiments.running import execute, final, only_error
 
 pytestmark = pytest.mark.slow  # whole runs
 
@@ -58,12 +57,8 @@ def home(tmp_path_factory):
             checkpoints.save(0, {"trainable": start}, {}, wait=True)
     write(home / "ranked.jsonl", map(ranked, range(40)))
     write(home / "samples.jsonl", map(samples, range(12)))
-    before = jax.config.jax_compilation_cache_dir
-    compilation_cache.reset_cache()
-    jax.config.update("jax_compilation_cache_dir", str(home / "cache"))
-    yield home
-    compilation_cache.reset_cache()
-    jax.config.update("jax_compilation_cache_dir", before)
+    with running.compiled_into(home / "cache"):
+        yield home
 
 
 def configured(home, **changes) -> ConfigDict:
@@ -81,20 +76,6 @@ def configured(home, **changes) -> ConfigDict:
     with config.unlocked():
         config.update_from_flattened_dict(values)
     return config.lock()
-
-
-def execute(config, workdir) -> int:
-    return command.guarded(functools.partial(command.run, config, Path(workdir)))
-
-
-def final(workdir):
-    leaves = {}
-    with Checkpoints(Path(workdir) / CHECKPOINTS) as saved:
-        for part in ("step", "trainable", "frozen", "optimizer", "rng"):
-            step, tree = saved.restore_subtree(part)
-            for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-                leaves[part + jax.tree_util.keystr(path)] = np.asarray(leaf).tobytes()
-        return leaves, json.loads((saved.directory / str(step) / "data_0.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +117,7 @@ def test_stopped_it_ends_in_the_same_bits(home, whole, tmp_path, monkeypatch, at
         execute(configured(home), tmp_path)
     monkeypatch.undo()
     assert execute(configured(home), tmp_path) == 0
-    (leaves, data), (whole_leaves, whole_data) = final(tmp_path), final(whole)
+    (_, leaves, data), (_, whole_leaves, whole_data) = final(tmp_path), final(whole)
     assert [name for name in whole_leaves if leaves[name] != whole_leaves[name]] == []
     assert data == whole_data and len(data["iterator"]) > 0
 
@@ -144,7 +125,7 @@ def test_stopped_it_ends_in_the_same_bits(home, whole, tmp_path, monkeypatch, at
 def test_eta_0_is_a_plain_run_bit_for_bit(home, tmp_path):
     for name, changes in {"zero": {"gradient__inner_learning_rate": 0.0}, "plain": {"gradient__name": "plain"}}.items():
         assert execute(configured(home, run__steps=4, **changes), tmp_path / name) == 0
-    assert final(tmp_path / "zero")[0] == final(tmp_path / "plain")[0]
+    assert final(tmp_path / "zero")[1] == final(tmp_path / "plain")[1]
 
 
 @pytest.mark.parametrize("mode", ["parameter_norm", "step_norm", "preconditioned"])
@@ -155,16 +136,8 @@ def test_every_mode_runs(home, whole, tmp_path, mode):
     assert last["train/meta_ascent"] > 0
 
 
-def only_error(capsys) -> str:
-    errors = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error: ") or "Traceback" in x]
-    assert len(errors) == 1, errors
-    return errors[0]
-
-
 def refused(home, workdir, capsys, **changes) -> str:
-    assert execute(configured(home, **changes), workdir) == 1
-    assert not list(Path(workdir).glob(f"{CHECKPOINTS}/*"))
-    return only_error(capsys)
+    return running.refused(configured(home, **changes), workdir, capsys)
 
 
 @pytest.mark.parametrize(

@@ -4,13 +4,13 @@ import errno
 import json
 import os
 import shutil
-from pathlib import Path
 
 import pytest
 
 from rmjax.reward_model import CHECKPOINTS
 from rmjax.train import checkpoint
 from rmjax.train.checkpoint import Checkpoints
+from tests.experiments import running
 from tests.experiments.running import (
     configured,
     execute,
@@ -25,9 +25,7 @@ from tests.experiments.running import (
 
 
 def refused(home, workdir, capsys, **changes) -> str:
-    assert execute(configured(home, **changes), workdir) == 1
-    assert not list(Path(workdir).glob(f"{CHECKPOINTS}/*"))
-    return only_error(capsys)
+    return running.refused(configured(home, **changes), workdir, capsys)
 
 
 @pytest.mark.parametrize(
