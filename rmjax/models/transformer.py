@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from rmjax.models.adapters import adapted
 from rmjax.models.attention import SAVED, ForestMask, blockwise
+from rmjax.models.contraction import product
 from rmjax.models.lora import AdapterConfig
 from rmjax.models.loramoe import ROUTING
 from rmjax.models.pallas_attention import pallas_attention
@@ -126,6 +127,7 @@ def _dense(config: TransformerConfig, features: int, axes: tuple[str, str], name
         use_bias=bias,
         dtype=config.dtype,
         param_dtype=config.param_dtype,
+        dot_general=product,
         kernel_init=nn.with_logical_partitioning(kernel_init, axes),
         bias_init=nn.with_logical_partitioning(nn.initializers.zeros, (axes[1],)),
         name=name,
