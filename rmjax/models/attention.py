@@ -143,17 +143,19 @@ def _backward(saved, d_out_CRJPBE):
         d_weights = _scores(d_out, v)
         d_scores = (weights * (d_weights - delta_CRJPB[i][..., None])).astype(q.dtype)
         d_q = d_q.at[slot].add(dot("rjpbs,rjse->rjpbe", d_scores, k))
-        d_k = d_k.at[j].add(dot("rjpbs,rjpbe->rjse", d_scores, q))
-        d_v = d_v.at[j].add(dot("rjpbs,rjpbe->rjse", weights.astype(q.dtype), d_out))
+        d_k = d_k.at[j].add(dot("rjpbe,rjpbs->rjes", q, d_scores))
+        d_v = d_v.at[j].add(dot("rjpbe,rjpbs->rjes", d_out, weights.astype(q.dtype)))
         return (d_q, d_k, d_v), None
 
     def pair(d_kv, steps):
         (d_q, *d_kv), _ = jax.lax.scan(tile, (jnp.zeros((2, *sizes), jnp.float32), *d_kv), steps)
         return d_kv, d_q.astype(q_CRJPBE.dtype)
 
-    start = [jnp.zeros(x.shape, jnp.float32) for x in (k_CRJBE, v_CRJBE)]
-    (d_k, d_v), d_q = jax.lax.scan(pair, start, schedule)
-    return _unfold(d_q), d_k.astype(k_CRJBE.dtype), d_v.astype(v_CRJBE.dtype), None
+    # [C, R, J, E, B] until the end: so the smaller factor of the two products is the one that XLA turns on a CPU.
+    start = [jnp.zeros(x.swapaxes(-1, -2).shape, jnp.float32) for x in (k_CRJBE, v_CRJBE)]
+    d_kv, d_q = jax.lax.scan(pair, start, schedule)
+    d_k, d_v = (d.swapaxes(-1, -2).astype(x.dtype) for d, x in zip(d_kv, (k_CRJBE, v_CRJBE), strict=True))
+    return _unfold(d_q), d_k, d_v, None
 
 
 _attend.defvjp(_save, _backward)

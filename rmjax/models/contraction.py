@@ -16,7 +16,8 @@ def _contracted(left: Array, right: Array, over_left: tuple[int, ...], over_righ
 
 
 def _forward(x: Array, kernel_DO: Array):
-    return _product(x, kernel_DO), (x, kernel_DO)
+    # Not `_product` again: remat policies would not see the matrix product in it.
+    return _contracted(x, kernel_DO, (x.ndim - 1,), (0,)), (x, kernel_DO)
 
 
 def _backward(saved: tuple[Array, Array], d_out: Array) -> tuple[Array, Array]:

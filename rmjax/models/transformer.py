@@ -66,10 +66,13 @@ class TransformerConfig:
 
 
 _TILED = {"blockwise": blockwise, "pallas": pallas_attention}
+_ATTENTION = jax.checkpoint_policies.save_only_these_names(SAVED)
 _REMAT: dict[str, Any] = {
     "none": None,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "attention": jax.checkpoint_policies.save_only_these_names(SAVED),
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable, _ATTENTION
+    ),
+    "attention": _ATTENTION,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 
