@@ -15,6 +15,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import numpy as np
 import optax
 from absl import app, flags
 from jax.sharding import Mesh
@@ -275,7 +276,7 @@ def make_program(config: Any, architecture: TransformerConfig, mesh: Mesh, rules
     rate = optimizer.schedule(opt.learning_rate, config.run.steps, opt.warmup, opt.final)
     update = optimizer.adamw(rate, b1=opt.b1, b2=opt.b2, weight_decay=opt.weight_decay, clip=opt.clip)
     boxed = jax.eval_shape(functools.partial(initial_params, model, config.run.seed))
-    abstract = jax.eval_shape(lambda: _fresh(model, config, update))
+    abstract = jax.eval_shape(functools.partial(_fresh, model, config, update), _seed(config))
     if any("/frozen_layers/" in path for path in parameters.flat(abstract.trainable)):
         raise ValueError(
             f"config.trainable is {config.trainable!r} and matches frozen layers too; narrow it, or lower model.frozen_layers"
@@ -345,14 +346,19 @@ def run(config: Any, workdir: Path) -> State:
                 _log.warning("while encoding: %s", dict(stream.counts))
 
 
-def _fresh(model: RewardTransformer, config: Any, update: Any) -> State:
-    params = nn.meta.unbox(initial_params(model, config.run.seed))
-    return make_state(params, trainable_paths(config), update, config.run.seed)
+def _fresh(model: RewardTransformer, config: Any, update: Any, seed: Any) -> State:
+    params = nn.meta.unbox(initial_params(model, seed))
+    return make_state(params, trainable_paths(config), update, seed)
+
+
+def _seed(config: Any) -> np.uint32:
+    """An argument of the compiled program, so that another seed finds it in the cache. JAX uses the lower 32 bits."""
+    return np.uint32(config.run.seed & 0xFFFFFFFF)
 
 
 def first_state(model: RewardTransformer, config: Any, update: Any, start: Start, shardings: State) -> State:
     """The state before the first step: loaded parameters where there are some, random ones else."""
-    state = jax.jit(functools.partial(_fresh, model, config, update), out_shardings=shardings)()
+    state = jax.jit(functools.partial(_fresh, model, config, update), out_shardings=shardings)(_seed(config))
     if start.params is None:
         return state
     params = parameters.warm_start(parameters.merge(state.trainable, state.frozen), start.params, start.may_miss)

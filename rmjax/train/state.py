@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
+from jax.typing import ArrayLike
 
 from rmjax.data.forest import ForestShape
 from rmjax.models.reward import RewardTransformer
@@ -30,7 +31,7 @@ class State:
     rng: Any  # key data
 
 
-def initial_params(model: RewardTransformer, seed: int) -> Any:
+def initial_params(model: RewardTransformer, seed: ArrayLike) -> Any:
     """Random parameters, boxed with their logical axis names."""
     forest = ForestShape(1, 8, 1, 1).empty()
     return model.init(jax.random.key(seed), jax.tree.map(jnp.asarray, forest), method=_everything)["params"]
@@ -43,7 +44,7 @@ def _everything(model: RewardTransformer, forest):
     return model(forest)
 
 
-def make_state(params: Any, trainable: str, optimizer: optax.GradientTransformation, seed: int) -> State:
+def make_state(params: Any, trainable: str, optimizer: optax.GradientTransformation, seed: ArrayLike) -> State:
     """`params` unboxed; `trainable` is the path pattern of `parameters.split`."""
     moving, frozen = split(params, trainable)
     rng = jax.random.key_data(jax.random.key(seed))

@@ -1,5 +1,7 @@
 """`python -m experiments.train`: what it writes, and that a killed run ends in the same bits."""
 
+import dataclasses
+import functools
 import json
 import random
 import re
@@ -8,12 +10,18 @@ import signal
 import time
 from pathlib import Path
 
+import flax.linen as nn
+import jax
 import numpy as np
 import pytest
 
+from experiments import train
+from rmjax.parallel.mesh import make_mesh, make_rules
 from rmjax.reward_model import CHECKPOINTS, RewardModel, load_params
+from rmjax.train import parameters
 from rmjax.train.metrics import read_metrics
 from rmjax.train.parameters import flat
+from rmjax.train.state import initial_params
 from tests.experiments.running import (
     SPEEDS,
     STEPS,
@@ -194,3 +202,18 @@ def test_a_real_vocabulary_and_random_weights(home, tmp_path, smollm2):
     assert [line["train/retraces"] for line in read_metrics(tmp_path / "metrics.jsonl") if "train/loss" in line] == [1]
     model = RewardModel.load(tmp_path)
     assert model.config.vocab_size == smollm2[0].vocab_size and model.config.depth == 2
+
+
+@pytest.mark.parametrize("seed", [0, 7, -1, 2**33 + 5])
+def test_random_weights_are_those_of_the_seed_though_the_program_takes_it_as_an_argument(home, seed):
+    config = configured(home, run__seed=seed)
+    start = dataclasses.replace(train.load_start(config.model), params=None)
+    mesh, rules = make_mesh(config.mesh.to_dict()), make_rules(config.sharding.to_dict())
+    program = train.make_program(config, start.config, mesh, rules)
+    with jax.set_mesh(mesh):
+        state = train.first_state(program.model, config, program.update, start, program.shardings)
+    wanted = flat(nn.meta.unbox(jax.jit(functools.partial(initial_params, program.model, seed))()))
+    found = flat(parameters.merge(state.trainable, state.frozen))
+    assert found.keys() == wanted.keys()
+    assert all(np.array_equal(found[path], wanted[path]) for path in wanted)
+    assert np.array_equal(state.rng, jax.random.key_data(jax.random.key(seed)))
