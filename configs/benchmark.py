@@ -12,9 +12,7 @@ from configs import base
 def get_config() -> ConfigDict:
     config = base.get_config()
     config.trainable = "."  # everything, as there
-    config.model.attention = (
-        "blockwise"  # TRL's is torch's fused one, whose memory grows with the row's length only too
-    )
+    config.model.attention = "blockwise"  # as TRL's, torch's fused one, it keeps no scores
     config.model.attention_block = 128
     config.model.remat = "dots"  # no slower here: what is computed again costs as much as keeping it
     config.format.max_length = 512  # tokens; so no pair is left out there

@@ -35,7 +35,7 @@ def product(
     """`dot_general` for `nn.Dense`: the last axis of x with the first of the kernel.
 
     The gradient of the kernel is formed as [D, O] straight away. JAX's own rule forms [O, D] and turns it, for which XLA on a
-    CPU first turns the gradient of the output, the larger of the two factors: a seventh of a layer's time.
+    CPU first turns the gradient of the output, the larger of the two factors (docs/speed.md has the times).
 
     Raises:
       ValueError: other axes or another precision than the configured one (`jax_default_matmul_precision`) are asked for.

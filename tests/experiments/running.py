@@ -130,9 +130,11 @@ def compiled_into(folder: Path) -> Iterator[None]:
     before = jax.config.jax_compilation_cache_dir
     compilation_cache.reset_cache()
     jax.config.update("jax_compilation_cache_dir", str(folder))
-    yield
-    compilation_cache.reset_cache()
-    jax.config.update("jax_compilation_cache_dir", before)
+    try:
+        yield
+    finally:
+        compilation_cache.reset_cache()
+        jax.config.update("jax_compilation_cache_dir", before)
 
 
 def refused(config, workdir, capsys) -> str:

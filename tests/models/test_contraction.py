@@ -45,6 +45,20 @@ def test_no_gradient_of_a_kernel_is_turned():
     assert "transpose[" not in str(gradient) and "dot_general" in str(gradient)
 
 
+def test_remat_of_dots_computes_no_product_again():
+    def loss(kernel, policy):
+        def layer(x):
+            return jnp.sin(product(x, kernel, (((2,), (0,)), ((), ()))))
+
+        return jax.checkpoint(layer, policy=policy)(jnp.ones((2, 3, 8))).sum()
+
+    def products(policy):
+        return str(jax.make_jaxpr(jax.grad(loss), static_argnums=1)(jnp.ones((8, 6)), policy)).count("dot_general[")
+
+    policies = jax.checkpoint_policies
+    assert products(policies.dots_with_no_batch_dims_saveable) + 1 == products(policies.nothing_saveable)
+
+
 @pytest.mark.parametrize("change", [{"dimensions": (((0,), (0,)), ((), ()))}, {"precision": "highest"}])
 def test_anything_else_is_refused(change):
     with pytest.raises(ValueError, match="last axis of x"):
