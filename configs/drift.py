@@ -15,12 +15,14 @@ STAGES = {  # names of policies (regular expressions): where the writer has drif
     "furthest": "spanish|german|json|coder|code-.*|shouting|hot",
 }
 FIRST, DRIFTED = "first", "drifted"
+BEST_OF = {"first": 1, "drifted": 4, "furthest": 32}  # shuffles of an answer that a reward model chooses from
 LADDER = (0.0, 0.25, 0.6)  # share of an answer's words that stand in random order, by rung
 ANSWERS, TEST_ANSWERS = 8, 6  # labeled ones of a prompt at most
 LEAST_WORDS = 6  # answers of fewer words have no order to lose
 SEEDS = (0, 1, 2)
 LAYERS = 4  # of SmolLM2-135M, the last two trained
 STEPS = 40
+RATE = 5e-4
 WARMUP = 15  # steps without ascent: the head starts at zero
 
 
@@ -32,6 +34,7 @@ class Arm:
     eta: float = 0.0  # inner learning rate, in the unit of the mode
     order: int = 1
     steps: float = 1.0  # times STEPS
+    rate: float = 1.0  # times RATE
     meta: str = "meta"  # file of the meta set: meta | random
     self_labeled: bool = False  # the meta answers as pairs, in the order that the plain arm gives them
 
@@ -44,19 +47,25 @@ _ETAS = {
 }
 ARMS = (
     {"plain": Arm(), "plain-longer": Arm(steps=2.0), "self-labeled": Arm(self_labeled=True)}
+    | {f"plain-rate-{rate:g}": Arm(rate=rate) for rate in (0.5, 2.0, 4.0)}
     | {f"{mode}-{eta:g}": Arm(mode, eta) for mode, etas in _ETAS.items() for eta in etas}
     | {"second-order": Arm("step_norm", 1.0, order=2), "random-meta": Arm("step_norm", 1.0, meta="random")}
 )
 COMPARED = ("plain", "plain-longer")  # what every arm is compared with
+SERIES = {  # where the writer drifts to, arms (regular expression)
+    "pool": ".*",
+    "best_of_n": "plain|plain-longer|plain-rate-2|self-labeled|step_norm-[13]|second-order|random-meta",
+}
 PLOTTED = ("plain", "plain-longer", "step_norm-1", "random-meta")
 
 
-def get_config(arm: str, seed: int, data: str) -> ConfigDict:
+def get_config(arm: str, seed: int, train: str, data: str) -> ConfigDict:
+    """train: file with labels; data: folder with the meta sets."""
     chosen, config = ARMS[arm], base.get_config()
     config.model.layers = LAYERS
     config.model.frozen_layers = LAYERS - 2
     config.data.kind = "comparisons"
-    config.data.path = f"{data}/train.jsonl"
+    config.data.path = train
     config.data.reference = "optional"  # plain form: the pool's answers have none
     config.data.leaves = ANSWERS
     config.data.rows = 1
@@ -65,7 +74,7 @@ def get_config(arm: str, seed: int, data: str) -> ConfigDict:
     config.meta_data.path = f"{data}/{chosen.meta}.jsonl"
     config.meta_data.rows = 1
     config.format.max_response_length = 48
-    config.optimizer.learning_rate = 5e-4
+    config.optimizer.learning_rate = RATE * chosen.rate
     config.run.seed = seed
     config.run.steps = round(STEPS * chosen.steps)
     config.run.save_every = config.run.steps

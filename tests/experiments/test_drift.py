@@ -1,10 +1,14 @@
 """The drift experiment: the stages that are cut from the pool, the arms, and the summary."""
 
+import re
+
 import numpy as np
 import pytest
 
 from configs import drift as grid
 from experiments import drift
+from experiments import drift_stages as stages
+from experiments.sources import records
 from rmjax.data.record import Comparison
 from rmjax.evaluate.plots import gap_distributions, svg
 
@@ -16,7 +20,7 @@ ANSWER = "one  two\nthree four five six seven eight"
 
 def test_each_answer_stands_on_two_rungs_with_the_same_words():
     answers = [f"{ANSWER} {number}" for number in range(20)]
-    found = drift.ladder(Comparison("p", (*answers, "too short to lose")))
+    found = stages.ladder(Comparison("p", (*answers, "too short to lose")))
     assert len(found.outputs) == 40 and set(found.ranks) == {0.0, 1.0, 2.0}
     for output, rank in zip(found.outputs, found.ranks, strict=True):
         (answer,) = [a for a in answers if a.split()[-1] in output.split()]
@@ -24,32 +28,73 @@ def test_each_answer_stands_on_two_rungs_with_the_same_words():
         assert (output == answer) == (rank == 0.0)
         moved = sum(a != b for a, b in zip(output.split(), answer.split(), strict=True))
         assert moved == [0, 2, 5][int(rank)]
-    assert drift.ladder(Comparison("p", tuple(answers))).outputs == found.outputs
+    assert stages.ladder(Comparison("p", tuple(answers))).outputs == found.outputs
+
+
+class _Proxy:
+    """Likes texts that end with a late letter, and says how often it was asked."""
+
+    def score_groups(self, groups):
+        self.asked = [len(c.outputs) for c in groups]
+        return [[float(ord(output[-1])) for output in c.outputs] for c in groups]
+
+
+def test_the_best_of_n_is_what_the_proxy_likes_at_the_same_quality():
+    groups = [
+        Comparison("p", (ANSWER, "short"), id="a"),
+        Comparison("q", (f"{ANSWER} last z", f"{ANSWER} a b"), id="b"),
+    ]
+    proxy, once = _Proxy(), [stages.ladder(c) for c in groups]
+    assert [c.outputs for c in stages.best_of(groups, 1, proxy)] == [c.outputs for c in once]
+    found = stages.best_of(groups, 16, proxy)
+    assert len(proxy.asked) == sum(len(c.outputs) for c in once) and max(proxy.asked) > 8 and min(proxy.asked) == 1
+    for c, plain in zip(found, once, strict=True):
+        assert c.ranks == plain.ranks and (c.prompt, c.id) == (plain.prompt, plain.id)
+        assert [sorted(o.split()) for o in c.outputs] == [sorted(o.split()) for o in plain.outputs]
+        assert all(a[-1] >= b[-1] for a, b in zip(c.outputs, plain.outputs, strict=True))
+    assert [c.outputs for c in found] != [c.outputs for c in once]
+
+
+def test_a_proxy_is_another_seed(tmp_path, monkeypatch):
+    fitted = []
+    monkeypatch.setattr(drift, "fit", lambda arm, seed, workdir, data: fitted.append((arm, seed)))
+    monkeypatch.setattr(drift.RewardModel, "load", lambda folder: folder)
+    monkeypatch.setattr(stages, "write_best_of_stages", lambda folder, proxy: fitted.append((folder.name, proxy.name)))
+    for seed in grid.SEEDS:
+        drift.make_data(tmp_path, "best_of_n", seed)
+    assert fitted == [
+        ("plain", 1), ("seed0", "seed1"), ("plain", 2), ("seed1", "seed2"), ("plain", 0), ("seed2", "seed0")
+    ]  # fmt: skip
 
 
 def test_the_pool_has_every_stage(tmp_path):
-    drift.make_data(tmp_path)
-    sizes = {path.stem: len(list(drift.records(str(path)))) for path in tmp_path.iterdir()}
+    stages.write_training(tmp_path)
+    stages.write_pool_stages(tmp_path)
+    sizes = {path.stem: len(list(records(str(path)))) for path in tmp_path.iterdir()}
     assert set(sizes) == {"train", "meta", "random", *(f"test_{name}" for name in grid.STAGES)}
     assert min(sizes.values()) >= 20, sizes
-    meta, shuffled = (list(drift.records(str(tmp_path / f"{name}.jsonl"))) for name in ("meta", "random"))
+    meta, shuffled = (list(records(str(tmp_path / f"{name}.jsonl"))) for name in ("meta", "random"))
     assert all(c.ranks is None for c in meta + shuffled)
     assert sorted(o for c in meta for o in c.outputs) == sorted(o for c in shuffled for o in c.outputs)
     assert sum(a.outputs == b.outputs for a, b in zip(meta, shuffled, strict=True)) < len(meta) / 2
-    drifted, first = (
-        {o for c in found for o in c.outputs} for found in (meta, drift.records(str(tmp_path / "train.jsonl")))
-    )
+    drifted, first = ({o for c in found for o in c.outputs} for found in (meta, records(str(tmp_path / "train.jsonl"))))
     assert len(drifted & first) < len(drifted) / 100, "policies may now and then write the same text, but seldom"
-    tests = {c.prompt for name in grid.STAGES for c in drift.records(str(tmp_path / f"test_{name}.jsonl"))}
-    assert not tests & {c.prompt for name in ("train", "meta") for c in drift.records(str(tmp_path / f"{name}.jsonl"))}
+    tests = {c.prompt for name in grid.STAGES for c in records(str(tmp_path / f"test_{name}.jsonl"))}
+    assert not tests & {c.prompt for name in ("train", "meta") for c in records(str(tmp_path / f"{name}.jsonl"))}
 
 
 @pytest.mark.parametrize("arm", grid.ARMS)
 def test_arms(arm):
-    config = grid.get_config(arm, 2, "data")
+    config = grid.get_config(arm, 2, "train.jsonl", "data")
     assert config.run.seed == 2 and config.gradient.name == ("meta" if grid.ARMS[arm].mode else "plain")
     assert config.gradient.mode == (grid.ARMS[arm].mode or "plain")
-    assert set(grid.PLOTTED) <= set(grid.ARMS)
+    assert config.optimizer.learning_rate == pytest.approx(grid.RATE * grid.ARMS[arm].rate)
+
+
+@pytest.mark.parametrize("series", grid.SERIES)
+def test_a_series_has_the_arms_that_others_are_compared_with(series):
+    chosen = {arm for arm in grid.ARMS if re.fullmatch(grid.SERIES[series], arm)}
+    assert {*grid.PLOTTED, *grid.COMPARED} <= chosen
 
 
 def test_the_summary_pairs_groups_and_seeds():
