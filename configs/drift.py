@@ -1,6 +1,7 @@
 """The arms of experiments/drift.py: one start, one set of labels, one meta set; only how the gradient is formed differs."""
 
 import dataclasses
+from pathlib import Path
 
 from ml_collections import ConfigDict
 
@@ -20,6 +21,7 @@ LADDER = (0.0, 0.25, 0.6)  # share of an answer's words that stand in random ord
 ANSWERS, TEST_ANSWERS = 8, 6  # labeled ones of a prompt at most
 LEAST_WORDS = 6  # answers of fewer words have no order to lose
 SEEDS = (0, 1, 2)
+PROXY_SEED = 100  # plus a seed: of the reward model whose best of n that seed is tested on
 LAYERS = 4  # of SmolLM2-135M, the last two trained
 STEPS = 40
 RATE = 5e-4
@@ -59,20 +61,17 @@ SERIES = {  # where the writer drifts to, arms (regular expression)
 PLOTTED = ("plain", "plain-longer", "step_norm-1", "random-meta")
 
 
-def get_config(arm: str, seed: int, train: str, data: str) -> ConfigDict:
-    """train: file with labels; data: folder with the meta sets."""
+def get_config(arm: str, seed: int, labels: Path, meta: Path | None = None) -> ConfigDict:
+    """labels, meta: folders with train.jsonl and with the meta sets."""
     chosen, config = ARMS[arm], base.get_config()
     config.model.layers = LAYERS
     config.model.frozen_layers = LAYERS - 2
     config.data.kind = "comparisons"
-    config.data.path = train
+    config.data.path = str(labels / "train.jsonl")
     config.data.reference = "optional"  # plain form: the pool's answers have none
     config.data.leaves = ANSWERS
     config.data.rows = 1
     config.data.groups = 4
-    config.meta_data.kind = "comparisons"
-    config.meta_data.path = f"{data}/{chosen.meta}.jsonl"
-    config.meta_data.rows = 1
     config.format.max_response_length = 48
     config.optimizer.learning_rate = RATE * chosen.rate
     config.run.seed = seed
@@ -80,6 +79,10 @@ def get_config(arm: str, seed: int, train: str, data: str) -> ConfigDict:
     config.run.save_every = config.run.steps
     config.run.keep = 1
     if chosen.mode:
+        assert meta is not None
+        config.meta_data.kind = "comparisons"
+        config.meta_data.path = str(meta / f"{chosen.meta}.jsonl")
+        config.meta_data.rows = 1
         config.gradient.name = "meta"
         config.gradient.mode = chosen.mode
         config.gradient.inner_learning_rate = chosen.eta

@@ -4,7 +4,7 @@ All arms learn from the first stage's labels (experiments/drift_stages.py). The 
 on training prompts; tests are labeled groups of every stage on held-out prompts. Two series say where the writer drifts to:
 
   --series=pool       what other policies of a pool write
-  --series=best_of_n  what a reward model likes: the plain arm's of the next seed, so that no arm is tested against itself
+  --series=best_of_n  what a reward model likes: a further run of the plain arm, so that no arm is tested against itself
 
 Writes data/, a folder per arm and seed with result.json (runs that have one are not run again; their checkpoints go, but for
 the plain arm's), results.json, and for every stage gaps_STAGE.svg with the distributions of |Δr|. `--seeds=0` does one seed: so
@@ -61,10 +61,8 @@ def make_data(workdir: Path, series: str, seed: int) -> Path:
         return data
     found = data / f"seed{seed}"
     if not stages.is_written(found):
-        others = itertools.cycle(grid.SEEDS)
-        proxy = next(other for other in itertools.dropwhile(lambda other: other != seed, others) if other != seed)
-        fit("plain", proxy, workdir, data)
-        stages.write_best_of_stages(found, RewardModel.load(_folder(workdir, "plain", proxy)))
+        train.run(grid.get_config("plain", grid.PROXY_SEED + seed, data), workdir / "proxy" / f"seed{seed}")
+        stages.write_best_of_stages(found, RewardModel.load(workdir / "proxy" / f"seed{seed}"))
     return found
 
 
@@ -75,7 +73,7 @@ def _folder(workdir: Path, arm: str, seed: int) -> Path:
 def fit(arm: str, seed: int, workdir: Path, data: Path) -> None:
     """Trains an arm with a seed; a finished run is left as it is. data: where the meta sets are."""
     folder = _folder(workdir, arm, seed)
-    config = grid.get_config(arm, seed, str(workdir / "data" / "train.jsonl"), str(data))
+    config = grid.get_config(arm, seed, workdir / "data", data)
     if grid.ARMS[arm].self_labeled:
         fit("plain", seed, workdir, data)
         groups = [take(c, np.random.default_rng([seed, i]), samples=config.data.leaves)

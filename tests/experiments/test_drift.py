@@ -1,6 +1,7 @@
 """The drift experiment: the stages that are cut from the pool, the arms, and the summary."""
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -55,16 +56,16 @@ def test_the_best_of_n_is_what_the_proxy_likes_at_the_same_quality():
     assert [c.outputs for c in found] != [c.outputs for c in once]
 
 
-def test_a_proxy_is_another_seed(tmp_path, monkeypatch):
+def test_a_proxy_is_no_tested_run(tmp_path, monkeypatch):
     fitted = []
-    monkeypatch.setattr(drift, "fit", lambda arm, seed, workdir, data: fitted.append((arm, seed)))
+    monkeypatch.setattr(drift.train, "run", lambda config, folder: fitted.append((config.run.seed, folder)))
     monkeypatch.setattr(drift.RewardModel, "load", lambda folder: folder)
-    monkeypatch.setattr(stages, "write_best_of_stages", lambda folder, proxy: fitted.append((folder.name, proxy.name)))
-    for seed in grid.SEEDS:
-        drift.make_data(tmp_path, "best_of_n", seed)
-    assert fitted == [
-        ("plain", 1), ("seed0", "seed1"), ("plain", 2), ("seed1", "seed2"), ("plain", 0), ("seed2", "seed0")
-    ]  # fmt: skip
+    monkeypatch.setattr(stages, "write_best_of_stages", lambda folder, proxy: fitted.append((folder, proxy)))
+    data = [drift.make_data(tmp_path, "best_of_n", seed) for seed in grid.SEEDS]
+    assert len(set(data)) == len(grid.SEEDS) and not {seed for seed, _ in fitted[::2]} & set(grid.SEEDS)
+    assert [written for written, _ in fitted[1::2]] == data
+    assert [folder for _, folder in fitted[::2]] == [proxy for _, proxy in fitted[1::2]]
+    assert not {folder.parent.name for _, folder in fitted[::2]} & set(grid.ARMS)
 
 
 def test_the_pool_has_every_stage(tmp_path):
@@ -85,9 +86,10 @@ def test_the_pool_has_every_stage(tmp_path):
 
 @pytest.mark.parametrize("arm", grid.ARMS)
 def test_arms(arm):
-    config = grid.get_config(arm, 2, "train.jsonl", "data")
+    config = grid.get_config(arm, 2, Path("labels"), Path("meta"))
     assert config.run.seed == 2 and config.gradient.name == ("meta" if grid.ARMS[arm].mode else "plain")
     assert config.gradient.mode == (grid.ARMS[arm].mode or "plain")
+    assert config.meta_data.path.startswith("meta/") == bool(grid.ARMS[arm].mode)
     assert config.optimizer.learning_rate == pytest.approx(grid.RATE * grid.ARMS[arm].rate)
 
 
