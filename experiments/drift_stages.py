@@ -68,7 +68,7 @@ def best_of(groups: Sequence[Comparison], shuffles: int, proxy: RewardModel) -> 
         for c, found in zip(groups, drawn, strict=True)
         for _, texts in found
     ]
-    rewards = iter(proxy.score_groups(asked))
+    rewards = iter(proxy.score_groups(asked, progress=True))
     return [
         _ranked(c, ((rank, texts[int(np.argmax(next(rewards)))]) for rank, texts in found))
         for c, found in zip(groups, drawn, strict=True)

@@ -35,7 +35,7 @@ def test_each_answer_stands_on_two_rungs_with_the_same_words():
 class _Proxy:
     """Likes texts that end with a late letter, and says how often it was asked."""
 
-    def score_groups(self, groups):
+    def score_groups(self, groups, progress):
         self.asked = [len(c.outputs) for c in groups]
         return [[float(ord(output[-1])) for output in c.outputs] for c in groups]
 
