@@ -93,7 +93,7 @@ def run_one(arm: str, seed: int, workdir: Path, data: Path) -> dict[str, Any]:
     fit(arm, seed, workdir, data)
     result = judge(RewardModel.load(folder), data) | {"diagnostics": diagnostics(folder)}
     write_json(folder / "result.json", result)
-    if arm != "plain":  # whose rewards label the self-labeled arm's pairs, and choose the best of n
+    if arm != "plain":  # whose rewards label the self-labeled arm's pairs
         shutil.rmtree(folder / CHECKPOINTS)
     return result
 
