@@ -6,6 +6,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from configs import base
+from configs.sample import corpus, tune
 
 POOL = "shipped:policy_pool"  # or a pool file with more samples of each policy
 
@@ -15,7 +16,9 @@ STAGES = {  # names of policies (regular expressions): where the writer has drif
     "drifted": "verne-.*|docstrings-.*|professor|lawyer|pirate|rhymer|bullets",
     "furthest": "spanish|german|json|coder|code-.*|shouting|hot",
 }
-FIRST, DRIFTED = "first", "drifted"
+FIRST, DRIFTED, FURTHEST = STAGES
+ROUNDS = (DRIFTED, FURTHEST)  # of tuning on what a reward model likes best
+DISTILLED = "distilled"  # the policy that comes of it
 BEST_OF = {"first": 1, "drifted": 4, "furthest": 32}  # shuffles of an answer that a reward model chooses from
 LADDER = (0.0, 0.25, 0.6)  # share of an answer's words that stand in random order, by rung
 ANSWERS, TEST_ANSWERS = 8, 6  # labeled ones of a prompt at most
@@ -54,10 +57,8 @@ ARMS = (
     | {"second-order": Arm("step_norm", 1.0, order=2), "random-meta": Arm("step_norm", 1.0, meta="random")}
 )
 COMPARED = ("plain", "plain-longer")  # what every arm is compared with
-SERIES = {  # where the writer drifts to, arms (regular expression)
-    "pool": ".*",
-    "best_of_n": "plain|plain-longer|plain-rate-2|self-labeled|step_norm-[13]|second-order|random-meta",
-}
+_FEW = "plain|plain-longer|plain-rate-2|self-labeled|step_norm-[13]|second-order|random-meta"
+SERIES = {"pool": ".*", "best_of_n": _FEW, "distilled": _FEW}  # where the writer drifts to, arms (regular expression)
 PLOTTED = ("plain", "plain-longer", "step_norm-1", "random-meta")
 
 
@@ -88,4 +89,28 @@ def get_config(arm: str, seed: int, labels: Path, meta: Path | None = None) -> C
         config.gradient.inner_learning_rate = chosen.eta
         config.gradient.order = chosen.order
         config.gradient.warmup_steps = WARMUP
+    return config
+
+
+def distillation(init: str, texts: Path) -> ConfigDict:
+    """A round's tuning of the policy; init as model.init."""
+    config = tune.get_config()
+    config.model.init = init
+    config.model.frozen_layers = 24
+    config.trainable = "/layers/"
+    config.data.path = str(texts)
+    config.data.rows, config.data.row_tokens = 2, 256
+    config.run.steps = config.run.save_every = 60  # about two passes
+    config.run.keep, config.run.keep_every = 1, 0
+    return config
+
+
+def sampling(folder: Path, prompts: Path, step: int) -> ConfigDict:
+    """Its samples: four for each prompt, as the pool's are drawn."""
+    config = corpus.get_config()
+    config.policies = ({"name": DISTILLED, "kind": "tuned", "split": "seen", "checkpoint": f"model/{step}"},)
+    config.checkpoints = str(folder)
+    config.prompts = str(prompts)
+    config.policies_per_prompt = 1
+    config.samples = 4
     return config

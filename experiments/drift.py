@@ -1,10 +1,12 @@
 """Does MetaRM help where the policy moved? `python -m experiments.drift --workdir=runs/drift` trains configs/drift.py's arms.
 
 All arms learn from the first stage's labels (experiments/drift_stages.py). The meta set is the drifted stage without labels,
-on training prompts; tests are labeled groups of every stage on held-out prompts. Two series say where the writer drifts to:
+on training prompts; tests are labeled groups of every stage on held-out prompts. Three series say where the writer drifts to:
 
   --series=pool       what other policies of a pool write
-  --series=best_of_n  what a reward model likes: a further run of the plain arm, so that no arm is tested against itself
+  --series=best_of_n  the order of words that a reward model likes: a further run of the plain arm, so that no arm is tested
+                      against itself
+  --series=distilled  what a policy writes that was tuned on the best of its samples by that reward model, once and twice
 
 Writes data/, a folder per arm and seed with result.json (runs that have one are not run again; their checkpoints go, but for
 the plain arm's), results.json, and for every stage gaps_STAGE.svg with the distributions of |Δr|. `--seeds=0` does one seed: so
@@ -17,7 +19,7 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from absl import app, flags
 from configs import drift as grid
 from experiments import drift_stages as stages
 from experiments import train
+from experiments.drift_distilled import write_distilled_stages
 from experiments.grids import credits_of, over_seeds, paired
 from experiments.sources import choose, records
 from experiments.start import prepare
@@ -53,7 +56,7 @@ def self_labeled(model: RewardModel, groups: Sequence[Comparison]) -> list[Compa
 
 
 def make_data(workdir: Path, series: str, seed: int) -> Path:
-    """The folder with a seed's meta sets and tests; of best-of-n its proxy is trained where it is not yet."""
+    """The folder with a seed's meta sets and tests; but for the pool's its proxy is trained where it is not yet."""
     data = workdir / "data"
     stages.write_training(data)
     if series == "pool":
@@ -62,7 +65,8 @@ def make_data(workdir: Path, series: str, seed: int) -> Path:
     found = data / f"seed{seed}"
     if not stages.is_written(found):
         train.run(grid.get_config("plain", grid.PROXY_SEED + seed, data), workdir / "proxy" / f"seed{seed}")
-        stages.write_best_of_stages(found, RewardModel.load(workdir / "proxy" / f"seed{seed}"))
+        write = stages.write_best_of_stages if series == "best_of_n" else write_distilled_stages
+        write(found, RewardModel.load(workdir / "proxy" / f"seed{seed}"))
     return found
 
 
@@ -116,16 +120,16 @@ def judge(model: RewardModel, data: Path) -> dict[str, Any]:
     return found
 
 
-def summary(results: Results, prompts: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+def summary(results: Results, prompts: Mapping[str, Sequence[Sequence[str]]]) -> dict[str, Any]:
     """Arm → stage → accuracy, its difference to `plain` and to `plain-longer`, and the rewards' spread.
 
     Of accuracies the prompts are resampled, each with its groups of all seeds; each seed's own mean stands beside. prompts:
-    stage → that of each labeled group.
+    stage → seed → that of each labeled group.
     """
     return {arm: {"diagnostics": _means(runs)} | _stages(arm, results, prompts) for arm, runs in results.items()}
 
 
-def _stages(arm: str, results: Results, prompts: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+def _stages(arm: str, results: Results, prompts: Mapping[str, Sequence[Sequence[str]]]) -> dict[str, Any]:
     found = {}
     for stage, items in prompts.items():
         credits = {name: [run[stage]["credits"] for run in results[name]] for name in (arm, *grid.COMPARED)}
@@ -138,7 +142,7 @@ def _stages(arm: str, results: Results, prompts: Mapping[str, Sequence[str]]) ->
     return found
 
 
-def _over(ours: Sequence[Credits], theirs: Sequence[Credits], items: Sequence[str]) -> dict[str, Any]:
+def _over(ours: Sequence[Credits], theirs: Sequence[Credits], items: Sequence[Sequence[str]]) -> dict[str, Any]:
     gained = [float(np.mean(a) - np.mean(b)) for a, b in zip(ours, theirs, strict=True)]
     return {"mean": paired(ours, theirs, items), "seeds": gained}
 
@@ -157,22 +161,15 @@ def run(workdir: Path, series: str, seeds: Sequence[int]) -> None:
         results[arm].append(run_one(arm, seed, workdir, data[seed]))
     if set(seeds) != set(grid.SEEDS):
         return
-    prompts = {stage: _prompts(stage, data.values()) for stage in grid.STAGES}
+    prompts = {
+        stage: [[c.prompt for c in records(str(folder / f"test_{stage}.jsonl"))] for folder in data.values()]
+        for stage in grid.STAGES
+    }
     write_json(workdir / "results.json", {"series": series, "arms": summary(results, prompts), **environment()})
     for stage in grid.STAGES:
         gaps = {arm: np.concatenate([run[stage]["gaps"] for run in runs]) for arm, runs in results.items()}
         shown = {arm: gaps[arm] for arm in grid.PLOTTED}
         write_text(workdir / f"gaps_{stage}.svg", svg(gap_distributions(shown), f"reward gaps, {stage}"))
-
-
-def _prompts(stage: str, folders: Iterable[Path]) -> list[str]:
-    """Those of a stage's labeled groups; ValueError where the seeds' tests do not have the same ones."""
-    first, *others = ([c.prompt for c in records(str(data / f"test_{stage}.jsonl"))] for data in folders)
-    if any(other != first for other in others):
-        raise ValueError(
-            f"the tests of {stage} have other prompts in another seed, so they cannot be resampled together"
-        )
-    return first
 
 
 def main(argv: Sequence[str]) -> None:

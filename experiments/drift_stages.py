@@ -88,28 +88,29 @@ def _some(c: Comparison, answers: int) -> Comparison:
 
 def write_training(folder: Path) -> None:
     """train.jsonl: the labels of the first stage, on training prompts."""
-    _write(folder, {"train": labeled([ladder(c) for c in _written("seen", grid.FIRST)], grid.ANSWERS)})
+    _write(folder, {"train": labeled([ladder(c) for c in written("seen", grid.FIRST)], grid.ANSWERS)})
 
 
 def write_pool_stages(folder: Path) -> None:
     """test_STAGE.jsonl and the meta sets, where a stage is what other policies of the pool wrote."""
-    tests = {stage: [ladder(c) for c in _written("unseen", stage)] for stage in grid.STAGES}
-    _write_stages(folder, tests, [ladder(c) for c in _written("seen", grid.DRIFTED)])
+    tests = {stage: [ladder(c) for c in written("unseen", stage)] for stage in grid.STAGES}
+    write_stages(folder, tests, [ladder(c) for c in written("seen", grid.DRIFTED)])
 
 
 def write_best_of_stages(folder: Path, proxy: RewardModel) -> None:
     """The same, where a stage is the best of so many shuffles of the first stage's answers by the proxy's reward."""
-    seen, unseen = (_written(split, grid.FIRST) for split in ("seen", "unseen"))
+    seen, unseen = (written(split, grid.FIRST) for split in ("seen", "unseen"))
     tests = {stage: best_of(unseen, shuffles, proxy) for stage, shuffles in grid.BEST_OF.items()}
-    _write_stages(folder, tests, best_of(seen, grid.BEST_OF[grid.DRIFTED], proxy))
+    write_stages(folder, tests, best_of(seen, grid.BEST_OF[grid.DRIFTED], proxy))
 
 
-def _written(split: str, stage: str) -> list[Comparison]:
+def written(split: str, stage: str) -> list[Comparison]:
     """What the stage's policies of the pool wrote, a group for each prompt."""
     return from_pool(list(pool_rows(grid.POOL, "all", split)), grid.STAGES[stage], mixed=True)
 
 
-def _write_stages(folder: Path, tests: Mapping[str, Sequence[Comparison]], meta: Sequence[Comparison]) -> None:
+def write_stages(folder: Path, tests: Mapping[str, Sequence[Comparison]], meta: Sequence[Comparison]) -> None:
+    """test_STAGE.jsonl and the meta sets, from answers on the ladder."""
     sets = {f"test_{stage}": labeled(found, grid.TEST_ANSWERS) for stage, found in tests.items()}
     sets["meta"] = [unlabeled(c) for c in labeled(meta)]
     _write(folder, sets | {"random": _shuffled(sets["meta"])})

@@ -40,22 +40,27 @@ def credits_of(scores: Sequence[Sequence[float]], rows: Sequence[Comparison]) ->
     return [verdict.credit for verdict in verdicts if verdict is not None]
 
 
-def over_seeds(values: Sequence[Sequence[float]], items: Sequence[Hashable] | None = None) -> dict[str, Any]:
+def over_seeds(values: Sequence[Sequence[float]], items: Sequence[Sequence[Hashable]] | None = None) -> dict[str, Any]:
     """Of a value per seed and row: the mean with its interval, and each seed's mean.
 
-    Items are resampled, each with its values of all seeds; `items` labels the rows, by default each is one of its own.
+    Items are resampled, each with all its values. `items` labels the values, seed by seed; by default a row is one item, the
+    same in all seeds.
     """
     return {"mean": interval(*_pooled(values, items)), "seeds": [float(np.mean(v)) for v in values if len(v)]}
 
 
 def paired(
-    first: Sequence[Sequence[float]], second: Sequence[Sequence[float]], items: Sequence[Hashable] | None = None
+    first: Sequence[Sequence[float]],
+    second: Sequence[Sequence[float]],
+    items: Sequence[Sequence[Hashable]] | None = None,
 ) -> Interval:
     """Mean difference, seed by seed and row by row, with its interval as in `over_seeds`."""
     (a, labels), (b, _) = _pooled(first, items), _pooled(second, items)
     return difference(a, b, labels)
 
 
-def _pooled(values: Sequence[Sequence[float]], items: Sequence[Hashable] | None) -> tuple[np.ndarray, list[Hashable]]:
-    labels = range(len(values[0])) if items is None else items
-    return np.concatenate([np.asarray(v, np.float64) for v in values]), [label for _ in values for label in labels]
+def _pooled(
+    values: Sequence[Sequence[float]], items: Sequence[Sequence[Hashable]] | None
+) -> tuple[np.ndarray, list[Hashable]]:
+    labels = [range(len(v)) for v in values] if items is None else items
+    return np.concatenate([np.asarray(v, np.float64) for v in values]), [label for found in labels for label in found]

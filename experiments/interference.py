@@ -103,8 +103,8 @@ def results_of(
 ) -> dict[str, Any]:
     """Arm → domain → joint accuracy, accuracy of the separate models, interference (paired): over seeds, prompts resampled."""
     table: dict[str, Any] = {}
-    prompts = {domain: [c.prompt for c in rows] for domain, rows in tests.items()}
     for name, runs in joint.items():
+        prompts = {domain: [[c.prompt for c in rows]] * len(runs) for domain, rows in tests.items()}
         separate = alone[grid.arms[name].alone]
         table[name] = {
             domain: {

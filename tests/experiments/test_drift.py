@@ -1,5 +1,6 @@
 """The drift experiment: the stages that are cut from the pool, the arms, and the summary."""
 
+import json
 import re
 from pathlib import Path
 
@@ -7,11 +8,12 @@ import numpy as np
 import pytest
 
 from configs import drift as grid
-from experiments import drift
+from experiments import drift, drift_distilled
 from experiments import drift_stages as stages
 from experiments.sources import records
 from rmjax.data.record import Comparison
 from rmjax.evaluate.plots import gap_distributions, svg
+from rmjax.policy.pool import Policy
 
 pytestmark = pytest.mark.slow  # whole runs
 
@@ -35,7 +37,7 @@ def test_each_answer_stands_on_two_rungs_with_the_same_words():
 class _Proxy:
     """Likes texts that end with a late letter, and says how often it was asked."""
 
-    def score_groups(self, groups, progress):
+    def score_groups(self, groups, progress=False):
         self.asked = [len(c.outputs) for c in groups]
         return [[float(ord(output[-1])) for output in c.outputs] for c in groups]
 
@@ -66,6 +68,46 @@ def test_a_proxy_is_no_tested_run(tmp_path, monkeypatch):
     assert [written for written, _ in fitted[1::2]] == data
     assert [folder for _, folder in fitted[::2]] == [proxy for _, proxy in fitted[1::2]]
     assert not {folder.parent.name for _, folder in fitted[::2]} & set(grid.ARMS)
+
+
+def test_a_policy_is_tuned_on_what_the_proxy_likes_round_by_round(tmp_path, monkeypatch):
+    """Each round tunes the last round's policy on the best of its own samples; prompts of the tests are never tuned on."""
+    tuned, written = [], {}
+    asked = {"seen": ["a", "b"], "unseen": ["c"]}
+    monkeypatch.setattr(
+        drift_distilled, "written",
+        lambda split, stage: [Comparison(f"prompt {x}", (f"{ANSWER} {x}", f"{ANSWER} {x} z"), id=x) for x in asked[split]],
+    )  # fmt: skip
+    monkeypatch.setattr(drift_distilled.train, "run", lambda config, folder: tuned.append((config, folder)))
+    monkeypatch.setattr(drift_distilled, "write_stages", lambda folder, tests, meta: written.update(tests, meta=meta))
+
+    def sample(config, folder):
+        (policy,) = map(Policy.parse, config.policies)
+        assert (Path(config.checkpoints) / policy.checkpoint).parent == tuned[-1][1]
+        assert policy.checkpoint.endswith(f"/{tuned[-1][0].run.steps}")
+        folder.mkdir(parents=True)
+        prompts = [json.loads(line) for line in Path(config.prompts).read_text().splitlines()]
+        rows = [
+            {"prompt_id": row["id"], "prompt": row["prompt"], "policy": policy.name, "sample": i}
+            | {"output": f"{ANSWER} {row['id']} round {len(tuned)} {letter}"}
+            for row in prompts for i, letter in enumerate("qy")
+        ]  # fmt: skip
+        (folder / f"{policy.name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    monkeypatch.setattr(drift_distilled.sample, "run", sample)
+    drift_distilled.write_distilled_stages(tmp_path, _Proxy())
+    (first, model), (second, _) = tuned
+    assert first.model.init == "smollm2" and second.model.init == str(model)
+    texts = [[json.loads(line) for line in Path(config.data.path).read_text().splitlines()] for config, _ in tuned]
+    assert [[text["id"] for text in found] for found in texts] == [["a", "b"]] * 2
+    assert all(text["output"].endswith("z") for text in texts[0])
+    assert all(text["output"].endswith("round 1 y") for text in texts[1])
+    assert {c.id for stage in grid.STAGES for c in written[stage]} == {"c"}
+    assert {c.id for c in written["meta"]} == {"a", "b"} and all(
+        "1" in o.split() for c in written["meta"] for o in c.outputs
+    )
+    rewards = json.loads((tmp_path / "rewards.json").read_text())
+    assert list(rewards) == list(grid.STAGES) and rewards["drifted"] == pytest.approx((ord("q") + ord("y")) / 2)
 
 
 def test_the_pool_has_every_stage(tmp_path):
@@ -100,7 +142,7 @@ def test_a_series_has_the_arms_that_others_are_compared_with(series):
 
 
 def test_the_summary_pairs_groups_and_seeds():
-    prompts = {stage: ["p", "p", "q"] for stage in grid.STAGES}
+    prompts = {stage: [["p", "p", "q"]] * 2 for stage in grid.STAGES}
 
     def judged(*credits):
         stage = {"credits": credits, "spread": {"gap_mean": 1.0, "gap_share": 0.5}}
