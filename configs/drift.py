@@ -1,4 +1,7 @@
-"""The arms of experiments/drift.py: one start, one set of labels, one meta set; only how the gradient is formed differs."""
+"""The arms of experiments/drift.py: one start, one pool of labels, one meta set.
+
+MetaRM's differ in how the gradient is formed and in nothing else; the controls in what they say.
+"""
 
 import dataclasses
 from pathlib import Path
@@ -20,7 +23,7 @@ FIRST, DRIFTED, FURTHEST = STAGES
 ROUNDS = (DRIFTED, FURTHEST)  # of tuning on what a reward model likes best
 DISTILLED = "distilled"  # the policy that comes of it
 BEST_OF = {"first": 1, "drifted": 4, "furthest": 32}  # shuffles of an answer that a reward model chooses from
-LADDER = (0.0, 0.25, 0.6)  # share of an answer's words that stand in random order, by rung
+LADDER = (0.0, 0.25, 0.6)  # share of an answer's words, at random places, that change places in a ring, by rung
 ANSWERS, TEST_ANSWERS = 8, 6  # labeled ones of a prompt at most
 LEAST_WORDS = 6  # answers of fewer words have no order to lose
 SEEDS = (0, 1, 2)
@@ -41,6 +44,7 @@ class Arm:
     steps: float = 1.0  # times STEPS
     rate: float = 1.0  # times RATE
     meta: str = "meta"  # file of the meta set: meta | random
+    again: bool = False  # only the labels that the plain arm sees, and so each of them `steps` times
     self_labeled: bool = False  # the meta answers as pairs, in the order that the plain arm gives them
 
 
@@ -51,13 +55,18 @@ _ETAS = {
     "preconditioned": (1e-5, 1e-4, 1e-3),  # in the unit of the learning rate
 }
 ARMS = (
-    {"plain": Arm(), "plain-longer": Arm(steps=2.0), "self-labeled": Arm(self_labeled=True)}
+    {
+        "plain": Arm(),
+        "plain-longer": Arm(steps=2.0),
+        "plain-again": Arm(steps=2.0, again=True),
+        "self-labeled": Arm(self_labeled=True),
+    }
     | {f"plain-rate-{rate:g}": Arm(rate=rate) for rate in (0.5, 2.0, 4.0)}
     | {f"{mode}-{eta:g}": Arm(mode, eta) for mode, etas in _ETAS.items() for eta in etas}
     | {"second-order": Arm("step_norm", 1.0, order=2), "random-meta": Arm("step_norm", 1.0, meta="random")}
 )
-COMPARED = ("plain", "plain-longer")  # what every arm is compared with
-_FEW = "plain|plain-longer|plain-rate-2|self-labeled|step_norm-[13]|second-order|random-meta"
+COMPARED = ("plain", "plain-longer", "plain-again")  # what every arm is compared with
+_FEW = "plain|plain-longer|plain-again|plain-rate-2|self-labeled|step_norm-[13]|second-order|random-meta"
 SERIES = {"pool": ".*", "best_of_n": _FEW, "distilled": _FEW}  # where the writer drifts to, arms (regular expression)
 PLOTTED = ("plain", "plain-longer", "step_norm-1", "random-meta")
 
@@ -106,7 +115,7 @@ def distillation(init: str, texts: Path) -> ConfigDict:
 
 
 def sampling(folder: Path, prompts: Path, step: int) -> ConfigDict:
-    """Its samples: four for each prompt, as the pool's are drawn."""
+    """Its samples: four for each prompt, by the pool's decoding rule."""
     config = corpus.get_config()
     config.policies = ({"name": DISTILLED, "kind": "tuned", "split": "seen", "checkpoint": f"model/{step}"},)
     config.checkpoints = str(folder)

@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 from absl import app, flags
+from ml_collections import ConfigDict
 
 from configs import drift as grid
 from experiments import drift_stages as stages
@@ -33,6 +34,8 @@ from experiments.drift_distilled import write_distilled_stages
 from experiments.grids import credits_of, over_seeds, paired
 from experiments.sources import choose, records
 from experiments.start import prepare
+from experiments.streams import open_stream
+from rmjax.data.formats import Format
 from rmjax.data.record import Comparison
 from rmjax.data.samples import take
 from rmjax.evaluate import environment
@@ -55,6 +58,15 @@ def self_labeled(model: RewardModel, groups: Sequence[Comparison]) -> list[Compa
     return [Comparison(c.prompt, c.outputs, ranks=tuple(-float(r) for r in s), id=f"self/{c.id}") for c, s in different]
 
 
+def keep_series(workdir: Path, series: str) -> None:
+    """Writes down whose results a folder has; ValueError where it has another's."""
+    path = workdir / "series"
+    if path.exists() and path.read_text() != series:
+        raise ValueError(f"{workdir} has --series={path.read_text()}; use another --workdir for {series}")
+    workdir.mkdir(parents=True, exist_ok=True)
+    write_text(path, series)
+
+
 def make_data(workdir: Path, series: str, seed: int) -> Path:
     """The folder with a seed's meta sets and tests; but for the pool's its proxy is trained where it is not yet."""
     data = workdir / "data"
@@ -74,38 +86,57 @@ def _folder(workdir: Path, arm: str, seed: int) -> Path:
     return workdir / arm / f"seed{seed}"
 
 
-def fit(arm: str, seed: int, workdir: Path, data: Path) -> None:
-    """Trains an arm with a seed; a finished run is left as it is. data: where the meta sets are."""
-    folder = _folder(workdir, arm, seed)
-    config = grid.get_config(arm, seed, workdir / "data", data)
-    if grid.ARMS[arm].self_labeled:
+def configured(arm: str, seed: int, workdir: Path, data: Path) -> ConfigDict:
+    """An arm's config; its own labels, where it has some, are written. data: where the meta sets are."""
+    config, chosen = grid.get_config(arm, seed, workdir / "data", data), grid.ARMS[arm]
+    if not chosen.again and not chosen.self_labeled:
+        return config
+    groups = list(records(config.data.path))
+    if chosen.again:
+        groups = [groups[i] for i in seen_by(grid.get_config("plain", seed, workdir / "data"))]
+    if chosen.self_labeled:
         fit("plain", seed, workdir, data)
-        groups = [take(c, np.random.default_rng([seed, i]), samples=config.data.leaves)
-                  for i, c in enumerate(records(str(data / "meta.jsonl")))]  # fmt: skip
-        own = self_labeled(RewardModel.load(_folder(workdir, "plain", seed)), groups)
-        folder.mkdir(parents=True, exist_ok=True)
-        stages.write_groups(folder / "train.jsonl", [*records(config.data.path), *own])
-        config.data.path = str(folder / "train.jsonl")
-    train.run(config, folder)
+        meta = [take(c, np.random.default_rng([seed, i]), samples=config.data.leaves)
+                for i, c in enumerate(records(str(data / "meta.jsonl")))]  # fmt: skip
+        groups += self_labeled(RewardModel.load(_folder(workdir, "plain", seed)), meta)
+    path = _folder(workdir, arm, seed) / "train.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    stages.write_groups(path, groups)
+    config.data.path = str(path)
+    return config
+
+
+def seen_by(config: ConfigDict) -> list[int]:
+    """The records that a run's batches hold."""
+    stream = open_stream(config, train.load_start(config.model).tokenizer, Format(**config.format.to_dict()))
+    batches = itertools.islice(stream.batches, config.run.steps)
+    return sorted({int(i) for forest in batches for i in forest.record_RG.ravel() if i >= 0})
+
+
+def fit(arm: str, seed: int, workdir: Path, data: Path) -> None:
+    """Trains an arm with a seed; a finished run is left as it is."""
+    train.run(configured(arm, seed, workdir, data), _folder(workdir, arm, seed))
 
 
 def run_one(arm: str, seed: int, workdir: Path, data: Path) -> dict[str, Any]:
     """Trains an arm with a seed and judges it; the stored result where it is finished."""
     folder = _folder(workdir, arm, seed)
     if (folder / "result.json").exists():
-        return json.loads((folder / "result.json").read_text())
+        return json.loads((folder / "result.json").read_text()) | {"diagnostics": diagnostics(folder)}
     fit(arm, seed, workdir, data)
-    result = judge(RewardModel.load(folder), data) | {"diagnostics": diagnostics(folder)}
+    result = judge(RewardModel.load(folder), data)
     write_json(folder / "result.json", result)
     if arm != "plain":  # whose rewards label the self-labeled arm's pairs
         shutil.rmtree(folder / CHECKPOINTS)
-    return result
+    return result | {"diagnostics": diagnostics(folder)}
 
 
 def diagnostics(folder: Path) -> dict[str, float]:
-    """Means over a run's logged steps with an ascent, of what says how far it went and where to."""
-    rows = [row for row in read_metrics(folder / "metrics.jsonl") if row.get("train/meta_ascent")]
-    found = {name: [row[f"train/{name}"] for row in rows if f"train/{name}" in row] for name in DIAGNOSTICS}
+    """Means of what says how far the ascent went and where to, over the logged windows in which every step had one."""
+    rows = read_metrics(folder / "metrics.jsonl")
+    every = rows[0]["step"]
+    ascents = [row for row in rows if row.get("train/meta_ascent") and row["step"] - every >= grid.WARMUP]
+    found = {name: [row[f"train/{name}"] for row in ascents if f"train/{name}" in row] for name in DIAGNOSTICS}
     return {name: float(np.mean(values)) for name, values in found.items() if values}
 
 
@@ -121,7 +152,7 @@ def judge(model: RewardModel, data: Path) -> dict[str, Any]:
 
 
 def summary(results: Results, prompts: Mapping[str, Sequence[Sequence[str]]]) -> dict[str, Any]:
-    """Arm → stage → accuracy, its difference to `plain` and to `plain-longer`, and the rewards' spread.
+    """Arm → stage → accuracy, its difference to those of `COMPARED`, and the rewards' spread.
 
     Of accuracies the prompts are resampled, each with its groups of all seeds; each seed's own mean stands beside. prompts:
     stage → seed → that of each labeled group.
@@ -155,11 +186,13 @@ def _means(runs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 def run(workdir: Path, series: str, seeds: Sequence[int]) -> None:
     """The series' arms with these seeds; the summary and the plots where they are all of them."""
     chosen = [arm for arm in grid.ARMS if re.fullmatch(grid.SERIES[choose("series", series, list(grid.SERIES))], arm)]
+    keep_series(workdir, series)
     data = {seed: make_data(workdir, series, seed) for seed in seeds}
     results: dict[str, list[dict[str, Any]]] = {arm: [] for arm in chosen}
     for seed, arm in itertools.product(seeds, chosen):
         results[arm].append(run_one(arm, seed, workdir, data[seed]))
     if set(seeds) != set(grid.SEEDS):
+        print(f"done; the command with seeds {', '.join(map(str, grid.SEEDS))} sums up")
         return
     prompts = {
         stage: [[c.prompt for c in records(str(folder / f"test_{stage}.jsonl"))] for folder in data.values()]

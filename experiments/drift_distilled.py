@@ -1,6 +1,6 @@
-"""A policy that drifts towards a reward: tuned on the best of its samples by a proxy, sampled, tuned on the best of those, …
+"""A policy that drifts towards a reward: tuned on the first stage's best answers by a proxy, sampled, tuned on the best of those.
 
-Round by round it goes from the first stage to the next one. Its samples stand on the ladder like all answers.
+Each round is a stage. Samples stand on the ladder like all answers; the proxy judges them as they were written.
 """
 
 import json
@@ -27,12 +27,12 @@ def write_distilled_stages(folder: Path, proxy: RewardModel) -> None:
     """
     seen, unseen = written("seen", grid.FIRST), written("unseen", grid.FIRST)
     _write_lines(folder / "prompts.jsonl", [{"id": c.id, "prompt": c.prompt} for c in (*seen, *unseen)])
+    held_out = {c.id for c in unseen}
     tests, rewards, init = {grid.FIRST: unseen}, {grid.FIRST: _mean_reward(unseen, proxy)}, "smollm2"
     for stage in grid.ROUNDS:
         answered = _next_policy(folder / stage, init, seen, folder / "prompts.jsonl", proxy)
-        asked = {c.id for c in seen}
-        seen = [c for c in answered if c.id in asked]
-        tests[stage] = [c for c in answered if c.id not in asked]
+        seen = [c for c in answered if c.id not in held_out]
+        tests[stage] = [c for c in answered if c.id in held_out]
         rewards[stage], init = _mean_reward(tests[stage], proxy), str(folder / stage / "model")
         if stage == grid.DRIFTED:
             meta = [ladder(c) for c in seen]

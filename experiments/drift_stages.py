@@ -1,6 +1,6 @@
 """The stages of a drifting writer: labeled groups for training, unlabeled ones as meta sets, labeled ones as tests.
 
-Every answer is put on two of three rungs of a quality ladder: as written, or with a share of its words in random order. So
+Every answer is put on two of three rungs of a quality ladder: as written, or with a share of its words moved. So
 the gold order is known, no reward model made it, and neither length nor the choice of words says anything about it.
 """
 
@@ -41,7 +41,7 @@ def rungs(c: Comparison, shuffles: int = 1) -> Iterator[Rung]:
 
 
 def _shuffled_words(text: str, share: float, rng: np.random.Generator) -> str:
-    """`share` of the words, at random places, in another order; the space between words stays where it is."""
+    """`share` of the words, at random places, each moved to the next of these places; the space between words stays."""
     parts = re.split(r"(\s+)", text)
     places = [i for i, part in enumerate(parts) if part.strip()]
     chosen = sorted(rng.choice(places, size=round(share * len(places)), replace=False))

@@ -110,6 +110,49 @@ def test_a_policy_is_tuned_on_what_the_proxy_likes_round_by_round(tmp_path, monk
     assert list(rewards) == list(grid.STAGES) and rewards["drifted"] == pytest.approx((ord("q") + ord("y")) / 2)
 
 
+def test_an_empty_round_makes_no_training_prompt_a_test(tmp_path, monkeypatch):
+    """A prompt whose samples of one round are all blank is missing there, and back in the next on its own side."""
+    asked, rounds, written = {"seen": ["a", "b"], "unseen": ["c"]}, [], {}
+    monkeypatch.setattr(
+        drift_distilled, "written", lambda split, stage: [Comparison(x, (ANSWER, "b"), id=x) for x in asked[split]]
+    )
+
+    def next_policy(folder, init, groups, prompts, proxy):
+        rounds.append([c.id for c in groups])
+        return [Comparison(x, (ANSWER, "b"), id=x) for x in ("a", "b", "c") if x != "b" or len(rounds) == 2]
+
+    monkeypatch.setattr(drift_distilled, "_next_policy", next_policy)
+    monkeypatch.setattr(drift_distilled, "write_stages", lambda folder, tests, meta: written.update(tests))
+    drift_distilled.write_distilled_stages(tmp_path, _Proxy())
+    assert rounds == [["a", "b"], ["a"]] and {c.id for found in written.values() for c in found} == {"c"}
+
+
+def test_a_folder_has_one_series(tmp_path):
+    drift.keep_series(tmp_path / "new", "pool")
+    drift.keep_series(tmp_path / "new", "pool")
+    with pytest.raises(ValueError, match="has --series=pool; use another --workdir for distilled"):
+        drift.keep_series(tmp_path / "new", "distilled")
+
+
+def test_again_is_what_the_plain_arm_sees(tmp_path):
+    stages.write_training(tmp_path / "data")
+    config = drift.configured("plain-again", 1, tmp_path, tmp_path / "data")
+    again, everything = (list(records(path)) for path in (config.data.path, str(tmp_path / "data" / "train.jsonl")))
+    assert config.run.steps == 2 * grid.STEPS and grid.STEPS < len(again) < 2 * grid.STEPS < len(everything)
+    assert {(c.id, c.outputs) for c in again} <= {(c.id, c.outputs) for c in everything}
+    assert drift.seen_by(grid.get_config("plain", 2, tmp_path / "data")) != drift.seen_by(
+        grid.get_config("plain", 1, tmp_path / "data")
+    )
+
+
+def test_diagnostics_are_of_windows_with_an_ascent_in_every_step(tmp_path):
+    rows = [{"step": step, "train/meta_ascent": ascent, "train/meta_ascent_share": share}
+            for step, ascent, share in ((10, 0.0, 0.0), (20, 0.5, 0.5), (30, 1.0, 1.0), (40, 1.0, 1.2))]  # fmt: skip
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert grid.WARMUP == 15
+    assert drift.diagnostics(tmp_path)["meta_ascent_share"] == pytest.approx(1.1)
+
+
 def test_the_pool_has_every_stage(tmp_path):
     stages.write_training(tmp_path)
     stages.write_pool_stages(tmp_path)
@@ -149,6 +192,7 @@ def test_the_summary_pairs_groups_and_seeds():
         return dict.fromkeys(grid.STAGES, stage) | {"diagnostics": {"meta_cosine": credits[0]}}
 
     runs = {"plain": [judged(1, 0, 1), judged(0, 0, 1)], "plain-longer": [judged(1, 0, 1), judged(1, 0, 1)]}
+    runs["plain-again"] = runs["plain"]
     table = drift.summary(runs | {"other": [judged(1, 1, 1), judged(0.5, 0, 1)]}, prompts)
     first = table["other"]["first"]
     assert first["accuracy"]["mean"]["value"] == pytest.approx(4.5 / 6)
