@@ -9,8 +9,8 @@ on training prompts; tests are labeled groups of every stage on held-out prompts
   --series=distilled  what a policy writes that was tuned on the best of its samples by that reward model, once and twice
 
 Writes data/, a folder per arm and seed with result.json (runs that have one are not run again; their checkpoints go, but for
-the plain arm's), results.json, and for every stage gaps_STAGE.svg with the distributions of |Δr|. `--seeds=0` does one seed: so
-several processes share the work, and the command without it sums up.
+the plain arm's), results.json, results.md with its tables, and for every stage gaps_STAGE.svg with the distributions of |Δr|.
+`--seeds=0` does one seed: so several processes share the work, and the command without it sums up.
 """
 
 import functools
@@ -31,6 +31,7 @@ from configs import drift as grid
 from experiments import drift_stages as stages
 from experiments import train
 from experiments.drift_distilled import write_distilled_stages
+from experiments.drift_tables import tables
 from experiments.grids import credits_of, over_seeds, paired
 from experiments.sources import choose, records
 from experiments.start import prepare
@@ -198,7 +199,10 @@ def run(workdir: Path, series: str, seeds: Sequence[int]) -> None:
         stage: [[c.prompt for c in records(str(folder / f"test_{stage}.jsonl"))] for folder in data.values()]
         for stage in grid.STAGES
     }
-    write_json(workdir / "results.json", {"series": series, "arms": summary(results, prompts), **environment()})
+    table = summary(results, prompts)
+    write_json(workdir / "results.json", {"series": series, "arms": table, **environment()})
+    write_text(workdir / "results.md", tables(table))
+    print(tables(table))
     for stage in grid.STAGES:
         gaps = {arm: np.concatenate([run[stage]["gaps"] for run in runs]) for arm, runs in results.items()}
         shown = {arm: gaps[arm] for arm in grid.PLOTTED}

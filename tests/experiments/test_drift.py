@@ -10,6 +10,7 @@ import pytest
 from configs import drift as grid
 from experiments import drift, drift_distilled
 from experiments import drift_stages as stages
+from experiments.drift_tables import tables
 from experiments.sources import records
 from rmjax.data.record import Comparison
 from rmjax.evaluate.plots import gap_distributions, svg
@@ -189,7 +190,9 @@ def test_the_summary_pairs_groups_and_seeds():
 
     def judged(*credits):
         stage = {"credits": credits, "spread": {"gap_mean": 1.0, "gap_share": 0.5}}
-        return dict.fromkeys(grid.STAGES, stage) | {"diagnostics": {"meta_cosine": credits[0]}}
+        return dict.fromkeys(grid.STAGES, stage) | {
+            "diagnostics": {"meta_cosine": credits[0], "meta_ascent_share": 0.5}
+        }
 
     runs = {"plain": [judged(1, 0, 1), judged(0, 0, 1)], "plain-longer": [judged(1, 0, 1), judged(1, 0, 1)]}
     runs["plain-again"] = runs["plain"]
@@ -202,6 +205,11 @@ def test_the_summary_pairs_groups_and_seeds():
     assert first["over"]["plain"]["mean"]["low"] == 0.0, "the prompt q, drawn alone, is right in every arm"
     assert table["other"]["diagnostics"]["meta_cosine"] == pytest.approx(0.75)
     assert table["plain"]["furthest"]["over"]["plain"]["mean"]["high"] == 0.0
+    lines = tables(table).splitlines()
+    assert "| other | 0.750 | 0.750 | 0.750 | 1.00 | 1.00 | 1.00 | 0.5 | +0.75 |" in lines
+    (other,) = [line for line in lines[lines.index("| minus plain-longer | first | drifted | furthest |") :]
+                if line.startswith("| other")][:1]  # fmt: skip
+    assert other.split(" | ")[1].startswith("+0.083 (") and other.split(" | ")[1].endswith("; +0.333 -0.167")
 
 
 def test_the_plot_has_a_line_per_model():
