@@ -11,8 +11,9 @@ from typing import Any
 
 from absl import app
 
+from experiments.benchmark_growth import PANELS
 from experiments.train import guarded
-from experiments.trainers.results import table, text
+from experiments.trainers.results import markdown, table, text
 from rmjax.train.manifest import write_durably
 
 PAGE, RESULTS = Path("docs/speed.md"), Path("docs/speed")
@@ -50,7 +51,7 @@ def readme_line(result: Mapping[str, Any]) -> str:
     return f"Pairs per second against TRL {result['versions']['trl']['trl']}'s RewardTrainer: {', '.join(ratios)}."
 
 
-def page(before: str, results: Mapping[str, Mapping[str, Any]], with_plot: bool) -> str:
+def page(before: str, results: Mapping[str, Mapping[str, Any]], growth: Mapping[str, Any] | None = None) -> str:
     """The page with the tables of these results between its marks.
 
     Raises:
@@ -61,16 +62,26 @@ def page(before: str, results: Mapping[str, Mapping[str, Any]], with_plot: bool)
     if not begin or not end:
         raise ValueError(f"{PAGE} lacks the line `{BEGIN}` or `{END}`")
     parts = [section(name, result) for name, result in results.items()] or [NOTHING]
-    plot = f"![pairs per second]({RESULTS.name}/{GROWTH}.svg)" if with_plot else NOTHING
-    return f"{head}{begin}\n\n" + "\n\n".join([*parts, "## How the cost grows", plot]) + f"\n\n{end}{tail}"
+    parts += ["## How the cost grows", growth_section(growth) if growth else NOTHING]
+    return f"{head}{begin}\n\n" + "\n\n".join(parts) + f"\n\n{end}{tail}"
+
+
+def growth_section(found: Mapping[str, Any]) -> str:
+    """The plot of experiments.benchmark_growth and its points."""
+    rows = [["axis", "value", "pairs/s"]]
+    for label, points in found["panels"].items():
+        rows += [[label, f"{point[PANELS[label][0]]:,}", text(point["pairs_per_second"])] for point in points]
+    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items() if name in ("jax", "flax"))
+    said = f"Device: {found['device']}; {versions}. Median, lowest and highest of five steps."
+    return f"![pairs per second]({RESULTS.name}/{GROWTH}.svg)\n\n{said}\n\n{markdown(rows)}"
 
 
 def run(root: Path) -> None:
     """Writes the page again."""
     paths = sorted((root / RESULTS).glob("*.json"))
     results = {path.stem: json.loads(path.read_text()) for path in paths}
-    with_plot = results.pop(GROWTH, None) is not None
-    write_durably(root / PAGE, page((root / PAGE).read_text(), results, with_plot))
+    growth = results.pop(GROWTH, None)
+    write_durably(root / PAGE, page((root / PAGE).read_text(), results, growth))
     for name, result in results.items():
         print(f"{name}: {readme_line(result)}")
 

@@ -276,7 +276,7 @@ def growth(panels: Mapping[str, Sequence[tuple[float, Mapping[str, float]]]]) ->
         axes.errorbar(values_P, median_P, yerr=np.stack([median_P - low_P, high_P - median_P]), fmt="o-", color=BLUE,
                       markersize=4, linewidth=1.2, elinewidth=1)  # fmt: skip
         axes.set(xscale="log", yscale="log", xlabel=label, ylabel="pairs/s")
-        axes.set_xticks(list(values_P), [f"{x:,.3g}" if x < 1e4 else f"{x / 1e6:,.3g} M" for x in values_P])
+        axes.set_xticks(list(values_P), [f"{x:,.0f}" if x < 1e4 else f"{x / 1e6:,.3g} M" for x in values_P])
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:.3g}")
         axes.minorticks_off()

@@ -74,11 +74,11 @@ def test_scaling_law_draws_runs_envelope_and_fit():
 def test_growth_has_a_panel_for_each_axis_and_the_points_of_it():
     speeds = {"median": 4.0, "low": 3.0, "high": 4.5}
     figure = plots.growth(
-        {"parameters": [(2e6, speeds), (3e7, speeds)], "devices": [(1, speeds), (2, speeds), (8, speeds)]}
+        {"parameters": [(2e6, speeds), (3e7, speeds)], "devices": [(1, speeds), (2, speeds), (2048, speeds)]}
     )
     parameters, devices = figure.axes
     assert [t.get_text() for t in parameters.get_xticklabels()] == ["2 M", "30 M"]
-    assert [t.get_text() for t in devices.get_xticklabels()] == ["1", "2", "8"]
+    assert [t.get_text() for t in devices.get_xticklabels()] == ["1", "2", "2,048"]
     assert (
         devices.get_xlabel() == "devices" and devices.get_yscale() == "log" and len(devices.lines[0].get_xdata()) == 3
     )

@@ -35,16 +35,20 @@ def result():
 def test_the_page_here_is_what_the_command_writes():
     root = PAGE.parents[1]
     results = {path.stem: json.loads(path.read_text()) for path in sorted((root / speed.RESULTS).glob("*.json"))}
-    with_plot = results.pop(speed.GROWTH, None) is not None
-    assert speed.page(PAGE.read_text(), results, with_plot) == PAGE.read_text()
+    growth = results.pop(speed.GROWTH, None)
+    assert speed.page(PAGE.read_text(), results, growth) == PAGE.read_text()
 
 
 def test_without_results_the_page_says_so_and_with_them_it_does_not(result):
-    empty = speed.page(PAGE.read_text(), {}, False)
+    empty = speed.page(PAGE.read_text(), {})
     assert empty.count(speed.NOTHING) == 2
-    full = speed.page(empty, {"two_cores": result}, True)
+    speeds = {"median": 4.0, "low": 3.0, "high": 4.5}
+    growth = {"panels": {"simulated devices": [{"devices": 1024, "pairs_per_second": speeds}]}}
+    growth |= {"device": "1 x cpu (cpu)", "versions": {"jax": "0.1"}}
+    full = speed.page(empty, {"two_cores": result}, growth)
     assert speed.NOTHING not in full and "## two_cores" in full and "speed/growth.svg" in full
-    assert speed.page(full, {}, False) == empty
+    assert "| simulated devices | 1,024 | 4 (3–4.5) |" in full
+    assert speed.page(full, {}) == empty
 
 
 def test_the_tables_hold_the_aims_against_what_was_measured(result):
