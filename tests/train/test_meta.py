@@ -14,12 +14,14 @@ import numpy as np
 import optax
 import pytest
 
+from rmjax.models.lora import AdapterConfig
 from rmjax.parallel.mesh import make_mesh
 from rmjax.train import gradient, meta, objective
 from rmjax.train.optimizer import adamw
 from rmjax.train.parameters import flat, merge, split
 from rmjax.train.state import State, compile_step, make_state, make_step, state_shardings
 from tests import simulated
+from tests.models.adapting import moved, started
 from tests.train import meta_reference
 
 ROOT = Path(__file__).parents[2]
@@ -283,6 +285,25 @@ def test_wraps_other_objectives(model, state, batches, loss, compiled_quickly):
     ascended = jax.tree.map(lambda p, g: p + 0.5 * g, state.trainable, rising)
     wanted, _ = gradient.plain(outer)(ascended, state.frozen, batches[0]["preference"], KEY)
     assert_close(called(form, state, batches[0])[0], wanted)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["lora", "dora", "loramoe"])
+def test_adapters_ascend_and_their_base_does_not(tiny_config, params, batches, kind, compiled_quickly):
+    """θ is the adapters and the head: the ascent, and the gradient at θ', are those of these leaves alone."""
+    adapter = AdapterConfig(kind=kind, rank=2, experts=2 if kind == "loramoe" else 1)
+    model, start = started(dataclasses.replace(tiny_config, adapter=adapter))
+    start = moved({**start, "head": params["head"]}, scale=0.3)
+    moving, frozen = split(start, "lora_|head")
+    assert len(flat(moving)) > 3 and all("lora_" in path or "head" in path for path in flat(moving))
+    outer, inner = (gradient.plain(form(model)) for form in (objective.preference, objective.discrimination))
+    found, terms = jax.jit(meta.meta(outer, inner, meta.plain(0.5)))(moving, frozen, batches[0], KEY)
+    rising, _ = inner(moving, frozen, batches[0]["meta"], KEY)
+    ascended = jax.tree.map(lambda p, g: p + 0.5 * g, moving, rising)
+    assert_close(found, outer(ascended, frozen, batches[0]["preference"], KEY)[0], 5e-5)
+    assert mean(terms["meta_ascent"]) == pytest.approx(float(0.5 * optax.tree.norm(rising)), rel=1e-4)
+    plain, _ = outer(moving, frozen, batches[0]["preference"], KEY)
+    assert float(optax.tree.norm(jax.tree.map(jnp.subtract, found, plain))) > 1e-3
 
 
 # --- what may not leak: the whole compiled step, with all of XLA's passes ----------------------------------------------
