@@ -16,9 +16,6 @@ from rmjax.data.record import Comparison
 from rmjax.evaluate.plots import gap_distributions, svg
 from rmjax.policy.pool import Policy
 
-pytestmark = pytest.mark.slow  # whole runs
-
-
 ANSWER = "one  two\nthree four five six seven eight"
 
 
@@ -135,6 +132,7 @@ def test_a_folder_has_one_series(tmp_path):
         drift.keep_series(tmp_path / "new", "distilled")
 
 
+@pytest.mark.slow
 def test_again_is_what_the_plain_arm_sees(tmp_path):
     stages.write_training(tmp_path / "data")
     config = drift.configured("plain-again", 1, tmp_path, tmp_path / "data")
@@ -210,6 +208,41 @@ def test_the_summary_pairs_groups_and_seeds():
     (other,) = [line for line in lines[lines.index("| minus plain-longer | first | drifted | furthest |") :]
                 if line.startswith("| other")][:1]  # fmt: skip
     assert other.split(" | ")[1].startswith("+0.083 (") and other.split(" | ")[1].endswith("; +0.333 -0.167")
+
+
+@pytest.mark.slow
+def test_a_small_grid_runs_and_is_not_run_again(home, tmp_path, monkeypatch):
+    rows, configured = stages.pool_rows, grid.get_config
+
+    def tiny(*args):
+        config = configured(*args)
+        config.model.update({"init": str(home / "start"), "layers": 0, "frozen_layers": 0})
+        config.run.log_every = 1
+        return config
+
+    monkeypatch.setattr(stages, "pool_rows", lambda *which: [row for i, row in enumerate(rows(*which)) if i % 400 < 40])
+    arms = ("plain", "plain-longer", "plain-again", "self-labeled", "step_norm-1")
+    for name, value in {"STEPS": 4, "WARMUP": 2, "SEEDS": (0, 1), "TEST_ANSWERS": 3, "PLOTTED": arms[:2]}.items():
+        monkeypatch.setattr(grid, name, value)
+    monkeypatch.setattr(grid, "ARMS", {arm: grid.ARMS[arm] for arm in arms})
+    monkeypatch.setattr(grid, "get_config", tiny)
+    drift.run(tmp_path, "pool", [0])
+    assert not (tmp_path / "results.json").exists(), "the summary is of all seeds"
+    monkeypatch.setattr(grid, "SEEDS", (0,))
+    drift.run(tmp_path, "pool", [0])
+    found = json.loads((tmp_path / "results.json").read_text())["arms"]
+    assert set(found) == set(arms) and found["step_norm-1"]["diagnostics"].keys() >= {"meta_ascent", "meta_cosine"}
+    assert {path.name for path in tmp_path.glob("gaps_*.svg")} == {f"gaps_{stage}.svg" for stage in grid.STAGES}
+    assert (tmp_path / "plain/seed0/checkpoints").exists() and not (
+        tmp_path / "plain-longer/seed0/checkpoints"
+    ).exists()
+    pairs = [
+        record for record in records(str(tmp_path / "self-labeled/seed0/train.jsonl")) if record.id.startswith("self/")
+    ]
+    assert pairs and all(len(set(record.ranks)) > 1 for record in pairs)
+    monkeypatch.setattr(drift.train, "run", lambda *args: pytest.fail("a finished run was run again"))
+    drift.run(tmp_path, "pool", [0])
+    assert json.loads((tmp_path / "results.json").read_text())["arms"] == found
 
 
 def test_the_plot_has_a_line_per_model():
