@@ -15,7 +15,7 @@ from experiments import sample, train
 from experiments.drift_stages import ladder, write_stages, written
 from rmjax.data.record import Comparison
 from rmjax.data.samples import from_pool
-from rmjax.evaluate.files import write_json, write_text
+from rmjax.evaluate.files import write_json, write_lines
 from rmjax.policy.pool import turn
 from rmjax.reward_model import RewardModel
 
@@ -26,7 +26,8 @@ def write_distilled_stages(folder: Path, proxy: RewardModel) -> None:
     Every round keeps a folder; one that was stopped goes on where it was.
     """
     seen, unseen = written("seen", grid.FIRST), written("unseen", grid.FIRST)
-    _write_lines(folder / "prompts.jsonl", [{"id": c.id, "prompt": c.prompt} for c in (*seen, *unseen)])
+    folder.mkdir(parents=True, exist_ok=True)
+    write_lines(folder / "prompts.jsonl", [{"id": c.id, "prompt": c.prompt} for c in (*seen, *unseen)])
     held_out = {c.id for c in unseen}
     tests, rewards, init = {grid.FIRST: unseen}, {grid.FIRST: _mean_reward(unseen, proxy)}, "smollm2"
     for stage in grid.ROUNDS:
@@ -45,7 +46,8 @@ def _next_policy(
 ) -> list[Comparison]:
     """The samples of the policy that is tuned on each group's best answer, a group for each prompt."""
     if not (folder / "texts.jsonl").exists():
-        _write_lines(folder / "texts.jsonl", liked(groups, proxy))
+        folder.mkdir(parents=True, exist_ok=True)
+        write_lines(folder / "texts.jsonl", liked(groups, proxy))
     config = grid.distillation(init, folder / "texts.jsonl")
     train.run(config, folder / "model")
     sample.run(grid.sampling(folder, prompts, config.run.steps), folder / "samples")
@@ -63,8 +65,3 @@ def liked(groups: Sequence[Comparison], proxy: RewardModel) -> list[dict[str, An
 
 def _mean_reward(groups: Sequence[Comparison], proxy: RewardModel) -> float:
     return float(np.mean(np.concatenate(proxy.score_groups(groups))))
-
-
-def _write_lines(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

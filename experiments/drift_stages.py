@@ -6,7 +6,6 @@ the gold order is known, no reward model made it, and neither length nor the cho
 
 import dataclasses
 import itertools
-import json
 import re
 import sys
 import zlib
@@ -19,7 +18,7 @@ from configs import drift as grid
 from experiments.sources import pool_rows
 from rmjax.data.record import Comparison, to_row
 from rmjax.data.samples import from_pool, unlabeled
-from rmjax.evaluate.files import write_text
+from rmjax.evaluate.files import write_lines
 from rmjax.reward_model import RewardModel
 
 Rung = tuple[float, list[str]]  # rank (0 is best), texts that stand on it
@@ -137,7 +136,7 @@ def _write(folder: Path, sets: Mapping[str, Sequence[Comparison]]) -> None:
 
 def write_groups(path: Path, found: Sequence[Comparison]) -> None:
     """A file of comparisons."""
-    write_text(path, "".join(json.dumps(to_row(c), ensure_ascii=False) + "\n" for c in found))
+    write_lines(path, map(to_row, found))
 
 
 def is_written(folder: Path) -> bool:

@@ -1,6 +1,7 @@
 """Compiling ahead of time: a small step for a slice that is not there, the search for the largest batch, the table."""
 
 import json
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -78,6 +79,12 @@ def test_parameters_are_sharded_and_in_place(found):
     assert memory["arguments"] == pytest.approx(found["parameters"] * 12 / 4, rel=0.1)  # weights and two moments
     assert memory["aliases"] == pytest.approx(memory["arguments"], rel=0.1)
     assert memory["arguments"] < memory["peak"] < 1e9
+
+
+def test_the_peak_is_the_compilers_own_and_not_the_sum():
+    """What a fitting step reserves may exceed a chip; what has to fit is the peak, and the code."""
+    stats = SimpleNamespace(**dict.fromkeys(ahead._MEMORY.values(), 7), peak_memory_in_bytes=20)
+    assert ahead.memory(SimpleNamespace(memory_analysis=lambda: stats))["peak"] == 20 + 7
 
 
 def test_times_and_mfu_belong_together(found):
