@@ -46,7 +46,6 @@ from rmjax.evaluate.plots import gap_distributions, svg
 from rmjax.reward_model import CHECKPOINTS, RewardModel
 from rmjax.train.metrics import read_metrics
 
-Credits = Sequence[float]  # one of each labeled group
 Results = Mapping[str, Sequence[Mapping[str, Any]]]  # arm → a result for each seed
 
 DIAGNOSTICS = ("meta_difference", "meta_gradient_norm", "meta_ascent", "meta_ascent_share", "meta_cosine")
@@ -168,15 +167,10 @@ def _stages(arm: str, results: Results, prompts: Mapping[str, Sequence[Sequence[
         spreads = [run[stage]["spread"] for run in results[arm]]
         found[stage] = {
             "accuracy": over_seeds(credits[arm], items),
-            "over": {name: _over(credits[arm], credits[name], items) for name in grid.COMPARED},
+            "over": {name: paired(credits[arm], credits[name], items) for name in grid.COMPARED},
             "spread": {name: [float(spread[name]) for spread in spreads] for name in ("gap_mean", "gap_share")},
         }
     return found
-
-
-def _over(ours: Sequence[Credits], theirs: Sequence[Credits], items: Sequence[Sequence[str]]) -> dict[str, Any]:
-    gained = [float(np.mean(a) - np.mean(b)) for a, b in zip(ours, theirs, strict=True)]
-    return {"mean": paired(ours, theirs, items), "seeds": gained}
 
 
 def _means(runs: Sequence[Mapping[str, Any]]) -> dict[str, float]:

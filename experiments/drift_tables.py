@@ -1,21 +1,22 @@
 """The summary of experiments/drift.py as tables to read: results.md."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from configs import drift as grid
+from experiments.tables import cell, markdown
 
 _ARM = ("arm", *grid.STAGES, *(f"gap, {stage}" for stage in grid.STAGES), "‖θ'−θ‖", "cosine")
 
 
 def tables(arms: Mapping[str, Mapping[str, Any]]) -> str:
     """Markdown: accuracies and gaps of every arm, then its paired differences to each arm that all are compared with."""
-    found = [_table(_ARM, [_means(arm, entry) for arm, entry in arms.items()])]
+    found = [markdown([_ARM, *(_means(arm, entry) for arm, entry in arms.items())])]
     for base in grid.COMPARED:
         rows = [_differences(arm, entry, base) for arm, entry in arms.items() if arm != base]
-        found.append(_table((f"minus {base}", *grid.STAGES), rows))
+        found.append(markdown([(f"minus {base}", *grid.STAGES), *rows]))
     return "\n\n".join(found) + "\n"
 
 
@@ -29,14 +30,4 @@ def _means(arm: str, entry: Mapping[str, Any]) -> list[str]:
 
 def _differences(arm: str, entry: Mapping[str, Any], base: str) -> list[str]:
     """Of each stage: the mean with its interval; the seeds' own."""
-    cells = []
-    for stage in grid.STAGES:
-        over = entry[stage]["over"][base]
-        mean, seeds = over["mean"], " ".join(f"{value:+.3f}" for value in over["seeds"])
-        cells.append(f"{mean['value']:+.3f} ({mean['low']:+.3f} to {mean['high']:+.3f}); {seeds}")
-    return [arm, *cells]
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return [arm, *(cell(entry[stage]["over"][base], "+") for stage in grid.STAGES)]

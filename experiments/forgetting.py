@@ -5,7 +5,7 @@ answers) and what the model had before (loss on general texts, closed-book quest
 given depends on its size and seed alone, so that arms differ in nothing else.
 
 Writes data/, a folder per arm, size and seed with result.json (runs that have one are not run again), base.json (the model
-before training), results.json, forgetting.svg, and report.html with the routing of the LoRAMoE arms.
+before training), results.json, results.md with its tables, forgetting.svg, and report.html with the routing of the LoRAMoE arms.
 """
 
 import dataclasses
@@ -28,12 +28,14 @@ from ml_collections import config_flags
 from configs.forgetting import training
 from experiments import skills, train
 from experiments.configuration import keep_config
+from experiments.forgetting_tables import tables
 from experiments.grids import over_seeds, paired, steps_of, stored
 from experiments.skills import KNOWLEDGE, Skills, Text
 from experiments.start import parse_flags, prepare
 from rmjax.data.forest import ForestShape, pack
 from rmjax.data.formats import text_trees
 from rmjax.evaluate import environment, interval, write_report
+from rmjax.evaluate.bootstrap import Interval
 from rmjax.evaluate.files import write_json, write_text
 from rmjax.evaluate.language import LanguageModel, answers, says, score_texts
 from rmjax.evaluate.plots import against_size, svg
@@ -193,7 +195,7 @@ def run(grid: Any, workdir: Path) -> None:
 
 
 def write_results(grid: Any, before: Mapping[str, Any], runs: Mapping[str, Any], workdir: Path) -> None:
-    """results.json, forgetting.svg, report.json and report.html."""
+    """results.json, results.md, forgetting.svg, report.json and report.html."""
     results = {name: {n: [r["values"] for r in rs] for n, rs in by_size.items()} for name, by_size in runs.items()}
     table = summary(before["values"], results)
     trained = {name: next(iter(by_size.values()))[0]["trained"] for name, by_size in runs.items()}
@@ -201,8 +203,10 @@ def write_results(grid: Any, before: Mapping[str, Any], runs: Mapping[str, Any],
     facts = {"grid": json.loads(grid.to_json_best_effort()), **environment()}
     workdir.mkdir(parents=True, exist_ok=True)
     written = {"arms": table, "compared": compared(grid, results), "base": base, "trained": trained}
-    asked = {name: before[name] for name in ("asked", "answered")}
-    write_json(workdir / "results.json", written | asked | facts)
+    written |= {name: before[name] for name in ("asked", "answered")}
+    write_json(workdir / "results.json", written | facts)
+    write_text(workdir / "results.md", tables(written))
+    print(tables(written))
     curves = panels(grid, table)
     if curves:
         write_text(workdir / "forgetting.svg", svg(against_size(grid.sizes, curves), "forgetting against data size"))
@@ -225,11 +229,14 @@ def panels(grid: Any, table: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     return {
         f"{label}, over the base" if over else label: {
-            name: [table[name][str(size)][measure]["over_base" if over else "mean"] for size in grid.sizes]
-            for name in shown
+            name: [_drawn(table[name][str(size)][measure], over) for size in grid.sizes] for name in shown
         }
         for measure, (over, label) in PANELS.items()
     }
+
+
+def _drawn(found: Mapping[str, Any], over: bool) -> Interval:
+    return (found["over_base"] if over else found)["mean"]
 
 
 def check(grid: Any) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from experiments.streams import open_stream
 from rmjax.data.formats import Format
 from rmjax.data.record import Comparison
-from rmjax.evaluate.bootstrap import Interval, difference, interval
+from rmjax.evaluate.bootstrap import difference, interval
 from rmjax.evaluate.comparisons import judge
 from rmjax.hub.tokenizer import Tokenizer
 
@@ -53,10 +53,11 @@ def paired(
     first: Sequence[Sequence[float]],
     second: Sequence[Sequence[float]],
     items: Sequence[Sequence[Hashable]] | None = None,
-) -> Interval:
-    """Mean difference, seed by seed and row by row, with its interval as in `over_seeds`."""
+) -> dict[str, Any]:
+    """First minus second, seed by seed and row by row, in the form of `over_seeds`."""
     (a, labels), (b, _) = _pooled(first, items), _pooled(second, items)
-    return difference(a, b, labels)
+    seeds = [float(np.mean(one) - np.mean(other)) for one, other in zip(first, second, strict=True) if len(one)]
+    return {"mean": difference(a, b, labels), "seeds": seeds}
 
 
 def _pooled(

@@ -5,7 +5,7 @@ domain alone on that domain's same comparisons. Interference is the accuracy of 
 one, on held-out comparisons of the domain.
 
 Writes data/, a folder per arm, training data and seed with result.json (runs that have one are not run again) and
-results.json.
+results.json, and results.md with its tables.
 """
 
 import dataclasses
@@ -29,6 +29,7 @@ from experiments.grids import credits_of, over_seeds, paired, steps_of, stored
 from experiments.skills import spread
 from experiments.sources import records
 from experiments.start import parse_flags, prepare
+from experiments.tables import cell, markdown, mean_cell
 from rmjax.data.record import Comparison, to_row
 from rmjax.evaluate import baselines, environment, interval
 from rmjax.evaluate.comparisons import unusable
@@ -132,7 +133,22 @@ def run(grid: Any, workdir: Path) -> None:
         for name in grid.arms:
             joint[name].append(run_one(grid, name, JOINT, seed, workdir, tests, tokenizer)["credits"])
     written = {"arms": results_of(grid, tests, joint, alone), "baselines": baselines_of(tests)}
+    write_text(workdir / "results.md", tables(written))
+    print(tables(written))
     write_json(workdir / "results.json", written | {"grid": json.loads(grid.to_json_best_effort())} | environment())
+
+
+def tables(results: Mapping[str, Any]) -> str:
+    """Markdown: every arm's accuracies and interference on each domain; the baselines on the same comparisons."""
+    measured = ("separate", "joint", "interference")
+    rows = [["arm", "domain", *measured]]
+    for name, by_domain in results["arms"].items():
+        for domain, found in by_domain.items():
+            rows.append([name, domain, *(cell(found[m], "+" if m == "interference" else "") for m in measured)])
+    scorers = [["baseline", *results["baselines"]]]
+    for name in baselines.BASELINES:
+        scorers.append([name, *(mean_cell(found[name]) for found in results["baselines"].values())])
+    return f"{markdown(rows)}\n\n{markdown(scorers)}\n"
 
 
 def baselines_of(tests: Tests) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from absl import app, flags
 
+from experiments.tables import markdown
 from experiments.train import guarded
 from rmjax.train.manifest import write_durably
 
@@ -56,12 +57,6 @@ def row(run: str, name: str, found: Mapping[str, Any]) -> tuple[str, ...]:
     )  # fmt: skip
 
 
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """Markdown."""
-    lines = [COLUMNS, ["---"] * len(COLUMNS), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
 def write_page() -> None:
     """Puts the table of all reports into the page.
 
@@ -76,7 +71,7 @@ def write_page() -> None:
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise ValueError(f"{PAGE} lacks the line `{BEGIN}` or `{END}`")
-    write_durably(PAGE, f"{before}{begin}\n{table(rows)}\n{end}{after}")
+    write_durably(PAGE, f"{before}{begin}\n{markdown([COLUMNS, *rows])}\n{end}{after}")
 
 
 def main(argv: Sequence[str]) -> None:

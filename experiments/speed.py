@@ -12,8 +12,9 @@ from typing import Any
 from absl import app
 
 from experiments.benchmark_growth import PANELS
+from experiments.tables import markdown
 from experiments.train import guarded
-from experiments.trainers.results import markdown, table, text
+from experiments.trainers.results import table, text
 from rmjax.train.manifest import write_durably
 
 PAGE, RESULTS = Path("docs/speed.md"), Path("docs/speed")

@@ -4,6 +4,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from experiments.tables import markdown
+
 QUANTITIES = ("pairs_per_second", "tokens_per_second", "peak_bytes", "device_peak_bytes", "startup_seconds")
 Spread = dict[str, Any]
 
@@ -134,12 +136,6 @@ def aims_table(result: Mapping[str, Any]) -> list[list[str]]:
     rows.append([f"scoring of POLAR groups of {result['score']['candidates']} ≥ 4× padded", scored])
     rows.append(["making a batch ≥ 50× faster than the step, one core", f"{_number(pack['ratio'], 3)}×"])
     return rows
-
-
-def markdown(rows: Sequence[Sequence[str]]) -> str:
-    """A table; the first row is its head."""
-    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def table(result: Mapping[str, Any]) -> str:

@@ -108,10 +108,10 @@ def test_the_summary_is_over_seeds_and_texts_and_against_the_base():
     runs = [{"loss": [2.0, 4.0], "facts": []}, {"loss": [1.0, 4.0], "facts": []}]
     table = forgetting.summary(base, {"arm": {8: runs}})["arm"]["8"]
     assert table["loss"]["mean"]["value"] == pytest.approx(2.75) and table["loss"]["mean"]["n"] == 4
-    assert table["loss"]["over_base"]["value"] == pytest.approx(0.75) and table["loss"]["seeds"] == [3.0, 2.5]
+    assert table["loss"]["over_base"]["mean"]["value"] == pytest.approx(0.75) and table["loss"]["seeds"] == [3.0, 2.5]
     assert table["facts"]["mean"]["value"] is None
     # Texts are resampled, not values: of two texts the interval reaches from the one's mean to the other's.
-    assert (table["loss"]["over_base"]["low"], table["loss"]["over_base"]["high"]) == (0.5, 1.0)
+    assert (table["loss"]["over_base"]["mean"]["low"], table["loss"]["over_base"]["mean"]["high"]) == (0.5, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -149,9 +149,13 @@ def test_what_a_grid_leaves(tmp_path):
     forgetting.write_results(config, {"values": base, "asked": 5, "answered": 2}, runs, tmp_path)
     found = json.loads((tmp_path / "results.json").read_text())
     assert (found["asked"], found["answered"], found["trained"]["lora"]) == (5, 2, 7)
-    assert found["arms"]["lora"]["8"]["facts"]["over_base"]["value"] == -0.5
+    assert found["arms"]["lora"]["8"]["facts"]["over_base"]["mean"]["value"] == -0.5
     assert list(found["compared"]) == ["balanced - lora"]
-    assert found["compared"]["balanced - lora"]["8"]["own_loss"]["value"] == -1.0
+    assert found["compared"]["balanced - lora"]["8"]["own_loss"]["mean"]["value"] == -1.0
+    assert found["compared"]["balanced - lora"]["8"]["own_loss"]["seeds"] == [-1.0, -1.0]
+    lines = (tmp_path / "results.md").read_text().splitlines()
+    assert lines[0] == "Of 5 old questions the base answers 2 right." and lines[2].startswith("| 4 tasks | trained")
+    assert lines[-1].startswith("| 8 | +0.500 (+0.000 to +1.000); +0.500 +0.500 |")
     assert "lora" in (tmp_path / "forgetting.svg").read_text()
     page = (tmp_path / "report.html").read_text()
     assert "balanced: coefficient of variation" in page and "lora: coefficient" not in page and page.count("<svg") == 3
@@ -171,8 +175,8 @@ def test_a_tiny_grid(start, tmp_path, monkeypatch):
     assert set(found["arms"]["balanced"]) == {"4", "8"} and set(found["arms"]["lora"]) == {"8"}
     row = found["arms"]["balanced"]["8"]["task_loss"]
     assert row["mean"]["n"] == 12 and len(row["seeds"]) == 2
-    assert row["over_base"]["value"] < 0  # it learned something of the tasks
-    assert found["compared"]["balanced - lora"]["8"]["written_loss"]["n"] == 6
+    assert row["over_base"]["mean"]["value"] < 0  # it learned something of the tasks
+    assert found["compared"]["balanced - lora"]["8"]["written_loss"]["mean"]["n"] == 6
     assert set(found["compared"]["balanced - lora"]) == {"8"}
     assert "<svg" in (tmp_path / "forgetting.svg").read_text()
     page = (tmp_path / "report.html").read_text()

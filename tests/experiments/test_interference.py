@@ -52,8 +52,13 @@ def test_interference_is_what_the_joint_model_loses():
     table = interference.results_of(config, rows, joint, alone)
     found = table["balanced"]["correct"]
     assert found["joint"]["mean"]["value"] == 0.5 and found["separate"]["seeds"] == [1.0, 0.5]
-    assert found["interference"]["value"] == 0.25 and table["full"]["ladder"]["interference"]["value"] == 0.0
-    assert (found["interference"]["low"], found["interference"]["high"]) == (0.0, 0.5)  # prompts are resampled
+    lost = found["interference"]
+    assert lost["mean"]["value"] == 0.25 and table["full"]["ladder"]["interference"]["mean"]["value"] == 0.0
+    assert (lost["mean"]["low"], lost["mean"]["high"]) == (0.0, 0.5)  # prompts are resampled
+    assert lost["seeds"] == [0.5, 0.0]
+    page = interference.tables({"arms": table, "baselines": interference.baselines_of(rows)})
+    assert page.splitlines()[0] == "| arm | domain | separate | joint | interference |"
+    assert "| +0.250 (+0.000 to +0.500); +0.500 +0.000 |" in page and "| word_overlap | 0.5" in page
 
 
 def test_grids_that_cannot_be_run(tmp_path):
@@ -86,7 +91,10 @@ def test_separate_models_are_made_once_and_for_one_domain(tmp_path, monkeypatch)
     interference.run(tiny(), tmp_path)
     found = json.loads((tmp_path / "results.json").read_text())
     assert len(made) == len(set(made)) == 2 * (4 + 4)  # two seeds; four arms, and full and lora on a domain each
-    assert found["arms"]["loramoe"]["ladder"]["interference"] == {"value": 1.0, "low": 1.0, "high": 1.0, "n": 12}
+    assert found["arms"]["loramoe"]["ladder"]["interference"]["mean"] == {
+        "value": 1.0, "low": 1.0, "high": 1.0, "n": 12
+    }  # fmt: skip
+    assert "| loramoe | ladder |" in (tmp_path / "results.md").read_text()
     assert found["baselines"]["correct"]["length"]["n"] == 6
 
 

@@ -1,0 +1,23 @@
+"""Summaries of grids as Markdown tables, for results.md and the pages in docs/."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """A table; the first row is its head."""
+    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def mean_cell(found: Mapping[str, Any], sign: str = "") -> str:
+    """`0.912 (0.880 to 0.940)`; sign "+" for differences; a dash where nothing was counted."""
+    if found["value"] is None:
+        return "–"
+    low, value, high = (f"{found[side]:{sign}.3f}" for side in ("low", "value", "high"))
+    return f"{value} ({low} to {high})"
+
+
+def cell(found: Mapping[str, Any], sign: str = "") -> str:
+    """Of `grids.over_seeds` or `grids.paired`: the mean with its interval, then each seed's own."""
+    return "; ".join([mean_cell(found["mean"], sign), " ".join(f"{value:{sign}.3f}" for value in found["seeds"])])
