@@ -1,12 +1,15 @@
 """`config.adapter` → the adapter, its constraint, and what may then be trained."""
 
 import dataclasses
+import logging
 import re
 from typing import Any
 
 from rmjax.losses.balance import Balance, equal_groups
 from rmjax.models.lora import ADAPTER_PATH, AdapterConfig
 from rmjax.models.transformer import TransformerConfig
+
+_log = logging.getLogger(__name__)
 
 
 def adapter_config(section: Any) -> AdapterConfig | None:
@@ -18,6 +21,20 @@ def adapter_config(section: Any) -> AdapterConfig | None:
         section.kind, section.pattern, section.rank, section.alpha, section.dropout,
         **(mixture if section.kind == "loramoe" else {}),
     )  # fmt: skip
+
+
+def check_adapter(section: Any, parts: int) -> None:
+    """Says what `config.adapter` sets in vain; ValueError where its experts cannot be cut into `parts` over the mesh."""
+    if section.kind == "loramoe":
+        if section.experts % parts:
+            raise ValueError(
+                f"config.adapter.experts is {section.experts}; make it a multiple of {parts}, over which config.sharding.experts "
+                "cuts them, or set that to ()"
+            )
+        return
+    in_vain = [name for name in ("beta", "expert_types", "top_k") if section[name]]
+    if in_vain:
+        _log.warning("config.adapter.%s: of loramoe only, without effect; kind is %r", ", ".join(in_vain), section.kind)
 
 
 def make_balance(section: Any) -> Balance | None:

@@ -4,6 +4,7 @@
 `--to=merged` a run directory whose weights have the adapter in them, for `--config.model.init` and `RewardModel.load`.
 """
 
+import dataclasses
 import functools
 import sys
 from collections.abc import Sequence
@@ -11,31 +12,48 @@ from pathlib import Path
 
 from absl import app, flags
 
-from experiments.sources import choose
 from experiments.start import parse_flags, prepare
 from experiments.train import guarded
 from rmjax.hub.adapters import export_peft, save_adapter
-from rmjax.reward_model import CHECKPOINTS, RewardModel, save_description
+from rmjax.models.lora import merged
+from rmjax.reward_model import (
+    CHECKPOINTS,
+    MODEL_FILE,
+    is_language_model,
+    load_description,
+    load_params,
+    save_description,
+)
 from rmjax.train.checkpoint import Checkpoints
 
 FORMS = ("peft", "adapter", "merged")
 
 
 def export(model: Path, to: str, output: Path, base: str = "") -> None:
-    """ValueError for a model without adapter, and for a form that its adapter does not have."""
-    choose("to", to, FORMS)
-    loaded = RewardModel.load(model)
-    if loaded.config.adapter is None:
+    """Writes `output`, or says why that cannot be.
+
+    Raises:
+      ValueError: a model without adapter, or a form that its adapter does not have.
+      FileExistsError: merged, and `output` is a run already.
+    """
+    if to not in FORMS:
+        raise ValueError(f"--to is {to!r}; choose {', '.join(FORMS[:-1])} or {FORMS[-1]}")
+    config, form, tokenizer = load_description(model)
+    if config.adapter is None:
         raise ValueError(f"--model={model} has no adapter; it was trained with config.adapter.kind empty")
+    params, writes = load_params(model), is_language_model(model)
     if to == "peft":
-        export_peft(output, loaded.config, loaded.params, base)
+        export_peft(output, config, {"backbone": params["backbone"]} if writes else params, base)
     elif to == "adapter":
-        save_adapter(output, loaded.config.adapter, loaded.params)
+        save_adapter(output, config.adapter, params)
     else:
-        plain = loaded.merged()
-        save_description(output, plain.config, plain.format, plain.tokenizer)
+        if (output / MODEL_FILE).exists() or (output / CHECKPOINTS).exists():
+            raise FileExistsError(f"--output={output} is a run already; name a new folder")
+        params = merged(params, config.adapter)
+        objective = "language_model" if writes else "preference"
+        save_description(output, dataclasses.replace(config, adapter=None), form, tokenizer, objective)
         with Checkpoints(output / CHECKPOINTS) as checkpoints:
-            checkpoints.save(0, {"trainable": plain.params}, {}, wait=True)
+            checkpoints.save(0, {"trainable": params}, {}, wait=True)
 
 
 def main(argv: Sequence[str]) -> None:

@@ -21,7 +21,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from absl import app, flags
 from ml_collections import config_flags
 
@@ -32,15 +31,14 @@ from experiments.forgetting_tables import tables
 from experiments.grids import over_seeds, paired, steps_of, stored
 from experiments.skills import KNOWLEDGE, Skills, Text
 from experiments.start import parse_flags, prepare
-from rmjax.data.forest import ForestShape, pack
+from rmjax.data.forest import ForestShape
 from rmjax.data.formats import text_trees
 from rmjax.evaluate import environment, interval, write_report
 from rmjax.evaluate.bootstrap import Interval
 from rmjax.evaluate.files import write_json, write_text
 from rmjax.evaluate.language import LanguageModel, answers, says, score_texts
 from rmjax.evaluate.plots import against_size, svg
-from rmjax.evaluate.routing import expert_shares, spread_of
-from rmjax.models.reward import RewardTransformer
+from rmjax.evaluate.routing import describe_routing
 from rmjax.policy.pool import turn
 from rmjax.reward_model import CHECKPOINTS, load_description
 from rmjax.train import parameters
@@ -51,7 +49,7 @@ PANELS = {  # measure, minus that of the base or not → axis
     "own_loss": (True, "own old answers, loss (nats)"),
     "task_exact": (False, "new tasks solved exactly"),
 }
-_JUDGED = ("init", "layers", "tasks", "row_tokens", "tested_tasks", "tested_texts", "answer_tokens")
+_JUDGED = ("init", "layers", "tasks", "knowledge_share", "row_tokens", "tested_tasks", "tested_texts", "answer_tokens")
 Measured = Mapping[str, Sequence[float]]  # measure → a value per text or question
 
 
@@ -125,20 +123,9 @@ def run_one(grid: Any, name: str, size: int, seed: int, workdir: Path, base: Lan
 def routing(model: LanguageModel, tests: Tests) -> dict[str, Any]:
     """Shares of mass of held-out tasks and of known questions, and how unevenly it is spread."""
     asked = [{"prompt": turn(q["prompt"]), "output": q["answers"][0], "type": KNOWLEDGE} for q in tests.questions]
-    trees = [
-        tree
-        for i, text in enumerate([*tests.tasks, *asked])
-        for tree in text_trees(
-            model.tokenizer, model.end_token, tests.shape.row_tokens, Counter(), text, i
-        )  # cuts: see `judge`
-    ]
-    forests = [forest for forest, _ in pack(trees, tests.shape)]
-    shares = expert_shares(RewardTransformer(model.config), {"backbone": model.params}, forests, types=2)
-    return {
-        "types": ["tasks", "knowledge"],
-        "shares": {router: _nullable(x) for router, x in shares.items()},
-        "variation": spread_of(shares),
-    }
+    encode = functools.partial(text_trees, model.tokenizer, model.end_token, tests.shape.row_tokens, Counter())
+    trees = [tree for i, text in enumerate([*tests.tasks, *asked]) for tree in encode(text, i)]  # cuts: see `judge`
+    return describe_routing(model.config, {"backbone": model.params}, trees, ("tasks", "knowledge"))
 
 
 def summary(base: Measured, results: Mapping[str, Mapping[int, Sequence[Measured]]]) -> dict[str, Any]:
@@ -255,12 +242,6 @@ def check(grid: Any) -> None:
 
 def _data_path(workdir: Path, size: int, seed: int) -> Path:
     return workdir / "data" / f"size{size}-seed{seed}.jsonl"
-
-
-def _nullable(values: np.ndarray) -> list:
-    found = values.astype(object)
-    found[np.isnan(values)] = None  # JSON has no NaN
-    return found.tolist()
 
 
 def _judged(grid: Any) -> dict[str, Any]:

@@ -5,7 +5,7 @@ domain alone on that domain's same comparisons. Interference is the accuracy of 
 one, on held-out comparisons of the domain.
 
 Writes data/, a folder per arm, training data and seed with result.json (runs that have one are not run again) and
-results.json, and results.md with its tables.
+results.json, results.md with its tables, and report.html with the routing of the LoRAMoE arms.
 """
 
 import dataclasses
@@ -30,15 +30,17 @@ from experiments.skills import spread
 from experiments.sources import records
 from experiments.start import parse_flags, prepare
 from experiments.tables import cell, markdown, mean_cell
+from rmjax.data.formats import Encoder
 from rmjax.data.record import Comparison, to_row
-from rmjax.evaluate import baselines, environment, interval
+from rmjax.evaluate import baselines, environment, interval, write_report
 from rmjax.evaluate.comparisons import unusable
 from rmjax.evaluate.files import write_json, write_text
+from rmjax.evaluate.routing import describe_routing
 from rmjax.hub.tokenizer import Tokenizer
 from rmjax.reward_model import CHECKPOINTS, RewardModel
 
 JOINT = "both"
-_JUDGED = ("init", "layers", "tested")
+_JUDGED = ("init", "layers", "trained", "tested")
 Tests = Mapping[str, Sequence[Comparison]]  # domain → held-out comparisons
 Credits = Mapping[str, Sequence[float]]  # domain → credit of every held-out comparison, 0 to 1
 
@@ -80,7 +82,7 @@ def run_one(
     config.run.steps = config.run.save_every = steps_of(config, tokenizer)
     folder.mkdir(parents=True, exist_ok=True)
     keep_config(config, folder / "config.json")
-    judged = {field: grid[field] for field in _JUDGED}
+    judged = {field: grid[field] for field in _JUDGED} | {"domains": grid.domains.to_dict()}
     found = stored(folder / "result.json", judged)
     if found is not None:
         return found
@@ -90,10 +92,20 @@ def run_one(
         domain: credits_of(model.score_groups(rows), rows) for domain, rows in tests.items() if data in (JOINT, domain)
     }
     found = {"credits": credits, "judged": judged}
+    if model.config.adapter and model.config.adapter.kind == "loramoe":
+        found["routing"] = routing(model, tests)
     write_json(folder / "result.json", found)
     if not grid.keep_checkpoints:
         shutil.rmtree(folder / CHECKPOINTS)
     return found
+
+
+def routing(model: RewardModel, tests: Tests) -> dict[str, Any]:
+    """Shares of mass of each domain's held-out comparisons, and how unevenly it is spread."""
+    encoder = Encoder(model.tokenizer, model.format, row_tokens=model.format.max_length)
+    rows = [row for found in tests.values() for row in found]
+    trees = [tree for i, row in enumerate(rows) for tree in encoder.trees(row, i)]
+    return describe_routing(model.config, model.params, trees, list(tests))
 
 
 def results_of(
@@ -125,17 +137,22 @@ def run(grid: Any, workdir: Path) -> None:
     make_data(grid, workdir)
     tokenizer = train.load_start(training(grid, next(iter(grid.arms)), 0, "").model).tokenizer
     joint: dict[str, list[Credits]] = {name: [] for name in grid.arms}
+    routed: dict[str, Any] = {}  # of the last seed
     alone: dict[str, dict[str, list]] = {arm.alone: {d: [] for d in grid.domains} for arm in grid.arms.values()}
     for seed in grid.seeds:  # outermost, so that a grid that was stopped early has whole seeds
         for name, by_domain in alone.items():
             for domain, runs in by_domain.items():
                 runs.append(run_one(grid, name, domain, seed, workdir, tests, tokenizer)["credits"][domain])
         for name in grid.arms:
-            joint[name].append(run_one(grid, name, JOINT, seed, workdir, tests, tokenizer)["credits"])
+            result = run_one(grid, name, JOINT, seed, workdir, tests, tokenizer)
+            joint[name].append(result["credits"])
+            routed |= {name: result["routing"]} if "routing" in result else {}
     written = {"arms": results_of(grid, tests, joint, alone), "baselines": baselines_of(tests)}
     write_text(workdir / "results.md", tables(written))
     print(tables(written))
-    write_json(workdir / "results.json", written | {"grid": json.loads(grid.to_json_best_effort())} | environment())
+    facts = {"grid": json.loads(grid.to_json_best_effort()), **environment()}
+    write_json(workdir / "results.json", written | {"routing": routed} | facts)
+    write_report({"title": "Interference", "routing": routed, "provenance": facts}, workdir)
 
 
 def tables(results: Mapping[str, Any]) -> str:

@@ -21,7 +21,7 @@ from absl import app, flags
 from jax.sharding import Mesh
 from ml_collections import config_flags
 
-from experiments.adapters import adapted_architecture, make_balance, trainable_paths
+from experiments.adapters import adapted_architecture, check_adapter, make_balance, trainable_paths
 from experiments.configuration import complete, keep_config
 from experiments.gradients import check_head, make_gradient
 from experiments.sources import choose, evaluation_set
@@ -239,8 +239,7 @@ def check(config: Any, mesh: Mesh, rules: Rules) -> None:
         section, name = field.split(".")
         if not 0 <= config[section][name] <= 1:
             raise ValueError(f"config.{field} is {config[section][name]}; it is a share, from 0 to 1")
-    if config.adapter.kind == "loramoe" and config.adapter.experts % mesh.shape["tensor"]:
-        raise ValueError(f"config.adapter.experts is {config.adapter.experts}; make it a multiple of mesh.tensor")
+    check_adapter(config.adapter, shards(mesh, rules, "experts"))
     parts = shards(mesh, rules, "rows") * config.optimizer.microbatches
     for section in ("data", "meta_data") if config.gradient.name == "meta" else ("data",):
         for field, divisor, why in (
@@ -309,7 +308,7 @@ def run(config: Any, workdir: Path) -> State:
         # Only now: a run of another config or architecture must keep its own description.
         keep_config(config, workdir / "config.json")
         if jax.process_index() == 0:
-            save_description(workdir, start.config, form, start.tokenizer)
+            save_description(workdir, start.config, form, start.tokenizer, config.objective)
         if state is None:
             state = first_state(model, config, update, start, shardings)
         batches = iter(stream.batches)

@@ -14,7 +14,7 @@ import jax
 
 from rmjax.data.formats import Encoder, Format
 from rmjax.data.record import Comparison, RecordError, parse
-from rmjax.hub.adapters import load_adapter
+from rmjax.hub.adapters import fingerprint, frozen_layers, load_adapter
 from rmjax.hub.tokenizer import Tokenizer
 from rmjax.models.lora import AdapterConfig, merged
 from rmjax.models.reward import RewardTransformer
@@ -30,11 +30,16 @@ MODEL_FILE, TOKENIZER_FILE, CHECKPOINTS = "model.json", "tokenizer.json", "check
 BATCH_TOKENS = 4096
 
 
-def save_description(directory: Path, config: TransformerConfig, form: Format, tokenizer: Tokenizer) -> None:
-    """Writes what a checkpoint needs beside it to be read alone: the architecture, the format, the tokenizer."""
+def save_description(
+    directory: Path, config: TransformerConfig, form: Format, tokenizer: Tokenizer, objective: str = "preference"
+) -> None:
+    """Writes what a checkpoint needs beside it to be read alone: the architecture, the format, the tokenizer; and what it
+    was trained for, `config.objective`."""
     directory.mkdir(parents=True, exist_ok=True)
     write_durably(directory / TOKENIZER_FILE, tokenizer.to_json())
-    described = {"transformer": dataclasses.asdict(config), "format": dataclasses.asdict(form)}
+    described = {
+        "transformer": dataclasses.asdict(config), "format": dataclasses.asdict(form), "objective": objective
+    }  # fmt: skip
     write_durably(directory / MODEL_FILE, json.dumps(described, indent=1) + "\n")
 
 
@@ -55,6 +60,12 @@ def load_description(directory: Path) -> tuple[TransformerConfig, Format, Tokeni
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: not a model description ({error!r})") from error
     return *parts, Tokenizer.load(directory / TOKENIZER_FILE)
+
+
+def is_language_model(directory: Path) -> bool:
+    """Whether a directory that `load_description` can read was trained to write: its reward head is then as it started."""
+    described = json.loads((directory / MODEL_FILE).read_text())
+    return described.get("objective", "preference") == "language_model"  # older descriptions lack it
 
 
 def load_params(directory: Path, step: int | None = None) -> dict[str, Any]:
@@ -90,23 +101,44 @@ class RewardModel:
         """From a directory that `experiments.train` wrote: its newest intact checkpoint.
 
         Raises:
-          FileNotFoundError, ValueError: not such a directory, or a damaged file; the message names it.
+          FileNotFoundError, ValueError: not such a directory, a damaged file, or a language model; the message names it.
           CheckpointError: no intact checkpoint.
           ParameterError: no reward head, or parameters of another architecture than the description's.
         """
         directory = Path(path)
-        return cls(*load_description(directory), load_params(directory))
+        described = load_description(directory)
+        if is_language_model(directory):
+            raise ValueError(
+                f"{directory} is a language model (config.objective=language_model), not a reward model; to make one of it, "
+                "train with --config.model.init and objective=preference"
+            )
+        return cls(*described, load_params(directory))
+
+    @functools.cached_property
+    def base(self) -> str:
+        """SHA-256 of all that is neither adapter nor head: what an adapter file is checked against."""
+        return fingerprint(self.params)
 
     def with_adapter(self, path: str | Path) -> "RewardModel":
-        """This model with the adapter and head of a file (`hub.adapters.save_adapter`) in place of its own.
+        """This model with the adapter and head of a file (`hub.adapters.save_adapter`) in place of its own, if it has any.
 
-        The two share the base and the compiled functions, so batches may switch between them at no cost.
+        The two share the base, and with adapters of one form and place the compiled functions too: batches may then switch
+        between them at no cost. An adapter of another form compiles once, for itself.
 
         Raises:
-          FileNotFoundError, ValueError, ParameterError: as `hub.adapters.load_adapter`, or this model has no adapter.
+          FileNotFoundError, ValueError: as `hub.adapters.load_adapter`.
+          ParameterError: the file's parameters are not those of the adapter that it says it is; the message lists them.
         """
+        adapter, params = load_adapter(path, self.params, self.base)
+        dropout = self.config.adapter.dropout if self.config.adapter else adapter.dropout  # of training only
+        config = dataclasses.replace(
+            self.config, adapter=dataclasses.replace(adapter, dropout=dropout), frozen_layers=frozen_layers(params)
+        )
+        if config != self.config:
+            return RewardModel(config, self.format, self.tokenizer, params)
+        check_same(self.params, params)
         other = copy.copy(self)
-        other.params = load_adapter(path, self._adapter(), self.params)
+        other.params = params
         return other
 
     def merged(self) -> "RewardModel":

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from rmjax.data.forest import Forest, ForestShape, pack
+from rmjax.data.forest import Forest, ForestShape, Tree, pack
 from rmjax.data.formats import Encoder
 from rmjax.data.record import Comparison
 
@@ -27,8 +27,6 @@ def score(
 ) -> list[list[float]]:
     """One list of rewards per record, in the order of its outputs; with several references their mean.
 
-    Sizes of the batch are rounded up to powers of two, so that few shapes are ever compiled.
-
     Args:
       rewards: (params, forest) → rewards_RGN, jitted.
       batch_tokens: tokens a batch at most (one row at least).
@@ -37,7 +35,7 @@ def score(
     sums = [np.zeros(len(c.outputs)) for c in comparisons]
     if not trees:
         return []
-    shape = _shape([tree for *_, tree in trees], batch_tokens)
+    shape = fitting_shape([tree for *_, tree in trees], batch_tokens)
     with tqdm(total=len(trees), desc="scoring", unit="group", disable=not progress) as bar:
         for forest, places in pack([tree for *_, tree in trees], shape):
             values_RGN = np.asarray(rewards(params, forest), np.float64)
@@ -49,7 +47,9 @@ def score(
     return [(s / max(1, len(c.references))).tolist() for s, c in zip(sums, comparisons, strict=True)]
 
 
-def _shape(trees: Sequence, batch_tokens: int) -> ForestShape:
+def fitting_shape(trees: Sequence[Tree], batch_tokens: int) -> ForestShape:
+    """Sizes of batches for these trees: powers of two, so that few shapes are ever compiled; at most `batch_tokens` tokens, or
+    one row."""
     # Long rows leave less of themselves empty; beyond 512 a dense mask costs more than that saves.
     usual = min(512, _power_of_two(sum(tree.size for tree in trees)))
     row_tokens = max(128, usual, _power_of_two(max(tree.size for tree in trees)))

@@ -6,6 +6,7 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,11 +15,13 @@ import numpy as np
 
 from rmjax.data.forest import Forest, ForestShape, pack
 from rmjax.data.formats import text_trees
+from rmjax.hub.adapters import fingerprint, frozen_layers, load_adapter
 from rmjax.hub.tokenizer import Tokenizer
 from rmjax.losses.language_model import next_token
 from rmjax.models.reward import RewardTransformer
 from rmjax.models.transformer import TransformerConfig
 from rmjax.policy.sampling import Decoding, generate, left_pad, rules
+from rmjax.reward_model import load_description, load_params
 
 _log = logging.getLogger(__name__)
 
@@ -31,6 +34,30 @@ class LanguageModel:
     params: Any
     tokenizer: Tokenizer
     end_token: str = "<|im_end|>"
+
+    @classmethod
+    def load(cls, path: str | Path) -> "LanguageModel":
+        """From a directory that `experiments.train` wrote: its newest intact checkpoint.
+
+        Raises:
+          FileNotFoundError, ValueError: not such a directory, or a damaged file; the message names it.
+          CheckpointError: no intact checkpoint.
+        """
+        config, _, tokenizer = load_description(Path(path))
+        return cls(config, load_params(Path(path))["backbone"], tokenizer)
+
+    def with_adapter(self, path: str | Path) -> "LanguageModel":
+        """This model with the adapter of a file (`hub.adapters.save_adapter`) in place of its own, if it has any.
+
+        Models with adapters of one form and place share what is compiled.
+
+        Raises:
+          FileNotFoundError, ValueError: as `hub.adapters.load_adapter`.
+        """
+        own = {"backbone": self.params}
+        adapter, params = load_adapter(path, own, fingerprint(own))
+        config = dataclasses.replace(self.config, adapter=adapter, frozen_layers=frozen_layers(params))
+        return dataclasses.replace(self, config=config, params=params["backbone"])
 
 
 @dataclasses.dataclass(frozen=True)

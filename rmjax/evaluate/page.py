@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from rmjax.evaluate import plots
 from rmjax.evaluate.bootstrap import Interval
 from rmjax.evaluate.plots import Curve
+from rmjax.evaluate.routing import spread_of
 from rmjax.evaluate.table import LABELS, Report, Section, column_names, format_mean, spaced
 
 _CSS = """
@@ -157,14 +158,15 @@ def _against_size(sizes: Sequence[int], panels: Mapping[str, Mapping[str, Sequen
 
 
 def _routing(routed: Mapping[str, Any]) -> str:
-    """A heat map per model, mean over the routers of a layer."""
+    """A heat map for each router of a model."""
     figures = []
     for name, routing in routed.items():
-        shares_ZLN = np.mean([np.asarray(share, np.float64) for share in routing["shares"].values()], axis=0)
-        caption = f"{name}: coefficient of variation {routing['variation']:.3f}"
-        figures.append(_figure(plots.routing_map(shares_ZLN, routing["types"]), caption))
+        for router, values in routing["shares"].items():
+            shares_ZLN = np.asarray(values, np.float64)
+            caption = f"{name}, {router}: coefficient of variation {spread_of({router: shares_ZLN}):.3f}"
+            figures.append(_figure(plots.routing_map(shares_ZLN, routing["types"]), caption))
     note = (
-        "Share of the routers' mass by layer (from the first with an adapter), expert and type of text, on held-out texts. "
+        "Share of a router's mass by layer (from the first with an adapter), expert and type of text, on held-out texts. "
         "White is an even spread. The coefficient of variation is 0 then, and √(N − 1) where one of N experts has it all."
     )
     return _group("Routing", note, figures)

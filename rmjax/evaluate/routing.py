@@ -1,6 +1,6 @@
 """Where a LoRAMoE adapter sends what: share of mass by router, type, layer and expert, over a whole data set."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -9,10 +9,12 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
-from rmjax.data.forest import Forest
+from rmjax.data.forest import Forest, Tree, pack
 from rmjax.losses.balance import mass
 from rmjax.models.loramoe import ROUTING
 from rmjax.models.reward import RewardTransformer
+from rmjax.models.transformer import TransformerConfig
+from rmjax.scoring import fitting_shape
 from rmjax.train.parameters import flat
 
 
@@ -25,7 +27,7 @@ def expert_shares(
     alike whatever their length; those without a type are left out.
 
     Raises:
-      ValueError: the model has no LoRAMoE adapter.
+      ValueError: the model has no LoRAMoE adapter, or there is no forest.
     """
     if model.config.adapter is None or model.config.adapter.kind != "loramoe":
         raise ValueError("the model has no LoRAMoE adapter, so nothing is routed")
@@ -44,10 +46,35 @@ def expert_shares(
     for forest in forests:
         found = jax.device_get(sums(params, forest))
         added = found if added is None else jax.tree.map(np.add, added, found)
+    if added is None:
+        raise ValueError("there is no text to see the routing of")
     shares, counts_Z = added
     with np.errstate(invalid="ignore", divide="ignore"):
         by_path = {path: value[0] / counts_Z[:, None, None] for path, value in flat(shares).items()}
     return {path.removeprefix("backbone/layers/").removesuffix("/weights"): v for path, v in by_path.items()}
+
+
+def describe_routing(
+    config: TransformerConfig, params: Any, trees: Sequence[Tree], types: Sequence[str], batch_tokens: int = 4096
+) -> dict[str, Any]:
+    """`routing` of a report: the shares of `expert_shares` over these groups as lists, and how unevenly they are spread.
+
+    Args:
+      types: the name of each type of group.
+
+    Raises:
+      ValueError: the model has no LoRAMoE adapter, or there is no group.
+    """
+    forests = (forest for forest, _ in pack(trees, fitting_shape(trees, batch_tokens))) if trees else ()
+    shares = expert_shares(RewardTransformer(config), params, forests, len(types))
+    listed = {router: _nullable(share_ZLN) for router, share_ZLN in shares.items()}
+    return {"types": list(types), "shares": listed, "variation": spread_of(shares)}
+
+
+def _nullable(values: Float[ndarray, "types L N"]) -> list:
+    found = values.astype(object)
+    found[np.isnan(values)] = None  # JSON has no NaN
+    return found.tolist()
 
 
 def spread_of(shares: Mapping[str, Float[ndarray, "types L N"]]) -> float:

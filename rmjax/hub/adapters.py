@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import re
+from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,9 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
-from rmjax.models.lora import ADAPTER_PATH, AdapterConfig
+from rmjax.models.lora import ADAPTER_PATH, AdapterConfig, plain_of_one
 from rmjax.models.transformer import TransformerConfig
-from rmjax.train.parameters import check_same, flat, nested
+from rmjax.train.parameters import first_layers, flat, nested
 
 _OWN = rf"{ADAPTER_PATH}|^head/"
 _PEFT_NAMES = {
@@ -31,76 +32,99 @@ def adapter_leaves(params: Mapping[str, Any]) -> dict[str, Any]:
     return {path: leaf for path, leaf in flat(params).items() if re.search(_OWN, path)}
 
 
-def with_leaves(params: Mapping[str, Any], leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """`params` with another adapter and head.
-
-    Raises:
-      ParameterError: other paths or shapes; the message lists them.
-    """
-    check_same(nested(adapter_leaves(params)), nested(leaves))
-    return nested(flat(params) | {path: jnp.asarray(leaf) for path, leaf in leaves.items()})
-
-
 def fingerprint(params: Mapping[str, Any]) -> str:
-    """SHA-256 of the base: paths, dtypes and values of all that is neither adapter nor head."""
-    digest = hashlib.sha256()
-    for path, leaf in sorted(flat(params).items()):
+    """SHA-256 of the base: paths, dtypes and values of all that is neither adapter nor head, however its layers are stacked."""
+    parts: dict[str, list[np.ndarray]] = defaultdict(list)
+    for path, leaf in sorted(flat(params).items()):  # `frozen_layers` come before `layers`, as they run
         if not re.search(_OWN, path):
-            array = np.asarray(jax.device_get(leaf))
-            digest.update(f"{path} {array.dtype} {array.shape}\n".encode())
-            digest.update(np.ascontiguousarray(array).view(np.uint8).data)
+            array = np.ascontiguousarray(jax.device_get(leaf))
+            parts[path.replace("/frozen_layers/", "/layers/", 1)].append(array)
+    digest = hashlib.sha256()
+    for path, stacks in sorted(parts.items()):
+        shape = (sum(stack.shape[0] for stack in stacks), *stacks[0].shape[1:])
+        digest.update(f"{path} {stacks[0].dtype} {shape}\n".encode())
+        for stack in stacks:
+            digest.update(stack.view(np.uint8).data)
     return digest.hexdigest()
 
 
 def save_adapter(path: str | Path, adapter: AdapterConfig, params: Mapping[str, Any]) -> None:
-    """One safetensors file with the adapter, the head, what the adapter is, and which base it belongs to."""
+    """One safetensors file with the adapter, the head, what the adapter is, and which base it belongs to.
+
+    Raises:
+      IsADirectoryError: `path` is a folder.
+    """
+    if Path(path).is_dir():
+        raise IsADirectoryError(f"{path} is a folder; name a file, such as {Path(path) / 'adapter.safetensors'}")
     metadata = {"adapter": json.dumps(dataclasses.asdict(adapter)), "base": fingerprint(params)}
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     save_file({p: np.asarray(jax.device_get(x)) for p, x in adapter_leaves(params).items()}, path, metadata)
 
 
-def load_adapter(path: str | Path, adapter: AdapterConfig, params: Mapping[str, Any]) -> dict[str, Any]:
-    """`params` with the adapter and head of the file in place of its own. Shapes are equal, so nothing is compiled anew.
+def load_adapter(path: str | Path, params: Mapping[str, Any], base: str) -> tuple[AdapterConfig, dict[str, Any]]:
+    """What the file's adapter is, and `params` with that adapter and its head in place of their own, if they have any.
+
+    The base's layers are stacked as the adapter needs them: those below it apart.
+
+    Args:
+      base: `fingerprint(params)`; the caller keeps it, since it reads all of the base.
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: not such a file, another kind of adapter than `adapter`, or one for another base.
-      ParameterError: other paths or shapes; the message lists them.
+      ValueError: not such a file, or an adapter for another base.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such adapter file")
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
-        theirs, base = AdapterConfig(**json.loads(metadata["adapter"])), metadata["base"]
-    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+        adapter, theirs = AdapterConfig(**json.loads(metadata["adapter"])), metadata["base"]
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: not an adapter file that save_adapter wrote ({error!r})") from error
-    if dataclasses.replace(theirs, dropout=adapter.dropout) != adapter:
-        raise ValueError(f"{path}: is {theirs}; the model was built for {adapter}; load a model with the same kind")
-    if base != fingerprint(params):
+    if theirs != base:
         raise ValueError(
             f"{path}: was trained on another base (its weights differ); load it onto the one it was made for"
         )
-    return with_leaves(params, load_file(path))
+    leaves = load_file(path)
+    adapted = next(leaf.shape[0] for name, leaf in leaves.items() if name.endswith("/lora_a"))
+    kept = nested({p: leaf for p, leaf in flat(params).items() if not re.search(_OWN, p)})
+    kept["backbone"] = _stacked(kept["backbone"], adapted)
+    return adapter, nested(flat(kept) | {name: jnp.asarray(leaf) for name, leaf in leaves.items()})
+
+
+def _stacked(backbone: dict[str, Any], upper: int) -> dict[str, Any]:
+    """With the last `upper` layers in `layers`, those below them in `frozen_layers`."""
+    above, below = _layers(backbone.get("layers")), _layers(backbone.get("frozen_layers"))
+    return backbone if above == upper else first_layers(backbone, above + below, above + below - upper)
+
+
+def _layers(stack: Any) -> int:
+    return len(jax.tree.leaves(stack)[0]) if stack else 0
+
+
+def frozen_layers(params: Mapping[str, Any]) -> int:
+    """How many layers are stacked apart, below the adapted ones."""
+    return _layers(params["backbone"].get("frozen_layers"))
 
 
 def export_peft(
     directory: str | Path, config: TransformerConfig, params: Mapping[str, Any], base_name: str = ""
 ) -> None:
-    """Writes adapter_config.json and adapter_model.safetensors as PEFT does, and the reward head as `score`.
+    """Writes adapter_config.json and adapter_model.safetensors as PEFT does, and the reward head, where there is one, as `score`.
 
-    Layers are unstacked into `model.layers.<i>`, matrices transposed to PyTorch's [out, in]. Rows of Q and K stay in
-    order: our rotary layout is that of HF.
+    LoRAMoE with a single expert is plain LoRA. Layers are unstacked into `model.layers.<i>`, matrices transposed to
+    PyTorch's [out, in]. Rows of Q and K stay in order: our rotary layout is that of HF. Every adapted layer is named, so that
+    PEFT adapts no other where the base has more of them.
 
     Args:
       base_name: hub name or folder of the base, for `base_model_name_or_path`.
 
     Raises:
-      ValueError: no adapter, or LoRAMoE, which PEFT has no form for.
+      ValueError: no adapter, or several experts, which PEFT has no form for.
     """
-    adapter = config.adapter
-    if adapter is None:
+    if config.adapter is None:
         raise ValueError("the model has no adapter to export")
+    adapter, params = plain_of_one(config.adapter, params)
     if adapter.kind == "loramoe":
         raise ValueError("PEFT has no form for LoRAMoE (experts weighed by routers); write our own file: --to=adapter")
     tensors = {name: np.ascontiguousarray(x) for name, x in _peft_tensors(config, adapter, params).items()}
@@ -143,7 +167,7 @@ def _peft_config(
         "task_type": "SEQ_CLS" if with_head else "CAUSAL_LM",
         "base_model_name_or_path": base_name,
         "target_modules": sorted(names),
-        "layers_to_transform": list(range(config.frozen_layers, config.depth)) if config.frozen_layers else None,
+        "layers_to_transform": list(range(config.frozen_layers, config.depth)),
         "modules_to_save": ["score"] if with_head else None,
         "r": adapter.rank,
         "lora_alpha": adapter.alpha,

@@ -8,6 +8,7 @@ they do: an expert that serves type t has I = 1 − δ on samples of type t, and
 """
 
 import dataclasses
+import math
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -31,10 +32,15 @@ class Balance:
         for field, choices in (("form", FORMS), ("reduce", REDUCTIONS)):
             if getattr(self, field) not in choices:
                 raise ValueError(f"balance {field} is {getattr(self, field)!r}; choose {' or '.join(choices)}")
-        if self.beta < 0 or not 0 <= self.delta <= 1:
+        if not 0 <= self.beta < math.inf or not 0 <= self.delta <= 1:
             raise ValueError(f"beta is {self.beta} and delta {self.delta}; beta is at least 0, delta from 0 to 1")
         if not self.expert_types or min(self.expert_types) < 0:
             raise ValueError(f"expert_types is {self.expert_types}; give the type that each expert serves, 0 or more")
+        unserved = set(range(self.types)) - set(self.expert_types)
+        if unserved:
+            raise ValueError(
+                f"expert_types is {self.expert_types}; no expert serves type {min(unserved)}: number the types from 0"
+            )
 
     @property
     def types(self) -> int:

@@ -44,6 +44,10 @@ class AdapterConfig:
             raise ValueError(f"adapter.kind is {self.kind}: experts and top_k are of loramoe only")
         if not 0 <= self.top_k <= self.experts:
             raise ValueError(f"adapter.top_k is {self.top_k}; give 1 to {self.experts} experts, or 0 for all")
+        if not (math.isfinite(self.alpha) and self.alpha > 0):
+            raise ValueError(f"adapter.alpha is {self.alpha}; it must be above 0 (the scale is alpha / rank)")
+        if not self.pattern:
+            raise ValueError("adapter.pattern is empty, which matches every Dense; give `.` if that is meant")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"adapter.dropout is {self.dropout}; it must be at least 0 and below 1")
         try:
@@ -96,8 +100,9 @@ def merged(params: Mapping[str, Any], config: AdapterConfig) -> dict[str, Any]:
     """The base's tree with the adapter added into its kernels; computed in fp32, kept in the kernel's dtype.
 
     Raises:
-      ValueError: LoRAMoE, whose routers depend on the input.
+      ValueError: LoRAMoE with several experts, whose routers depend on the input.
     """
+    config, params = plain_of_one(config, params)
     if config.kind == "loramoe":
         raise ValueError(
             "a LoRAMoE adapter cannot be merged: its routers weigh the experts anew for every token; keep it as an adapter"
@@ -116,6 +121,17 @@ def merged(params: Mapping[str, Any], config: AdapterConfig) -> dict[str, Any]:
             new = whole.astype(jnp.float32) + config.scale * (a @ b)
         kept[f"{place}/kernel"] = new.astype(whole.dtype)
     return unflatten_dict(kept, sep="/")
+
+
+def plain_of_one(config: AdapterConfig, params: Mapping[str, Any]) -> tuple[AdapterConfig, dict[str, Any]]:
+    """LoRAMoE with a single expert as the LoRA that it is, since its router always gives 1; others as they are."""
+    if config.kind != "loramoe" or config.experts > 1:
+        return config, dict(params)
+    leaves = flatten_dict(dict(params), sep="/")
+    kept = {path: leaf for path, leaf in leaves.items() if not path.endswith("/lora_router")}
+    for path in (path for path in kept if re.search(ADAPTER_PATH, path)):
+        kept[path] = kept[path][:, 0]  # [L, N = 1, …]
+    return AdapterConfig("lora", config.pattern, config.rank, config.alpha, config.dropout), unflatten_dict(kept, "/")
 
 
 def kernel(dense: nn.Dense) -> Float[Array, "D O"]:

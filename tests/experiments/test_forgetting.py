@@ -158,7 +158,9 @@ def test_what_a_grid_leaves(tmp_path):
     assert lines[-1].startswith("| 8 | +0.500 (+0.000 to +1.000); +0.500 +0.500 |")
     assert "lora" in (tmp_path / "forgetting.svg").read_text()
     page = (tmp_path / "report.html").read_text()
-    assert "balanced: coefficient of variation" in page and "lora: coefficient" not in page and page.count("<svg") == 3
+    assert (
+        "balanced, mlp/gate: coefficient of variation" in page and "lora, mlp" not in page and page.count("<svg") == 3
+    )
 
     del runs["lora"], runs["balanced"]
     forgetting.write_results(config, {"values": base, "asked": 5, "answered": 2}, runs, tmp_path / "swept")
@@ -180,7 +182,7 @@ def test_a_tiny_grid(start, tmp_path, monkeypatch):
     assert set(found["compared"]["balanced - lora"]) == {"8"}
     assert "<svg" in (tmp_path / "forgetting.svg").read_text()
     page = (tmp_path / "report.html").read_text()
-    assert "balanced: coefficient of variation" in page and "lora: coefficient" not in page
+    assert "balanced, mlp/gate: coefficient of variation" in page and "lora, mlp" not in page
     result = json.loads((tmp_path / "balanced" / "size8-seed0" / "result.json").read_text())
     for share in result["routing"]["shares"].values():
         np.testing.assert_allclose(np.sum(share[TASKS], axis=-1), 1, atol=1e-4)

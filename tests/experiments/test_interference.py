@@ -3,6 +3,7 @@
 import argparse
 import json
 
+import numpy as np
 import pytest
 
 from configs import interference as grids
@@ -110,6 +111,13 @@ def test_a_tiny_grid(tmp_path, monkeypatch):
     assert found["arms"]["balanced"]["ladder"]["joint"]["mean"]["n"] == 6
     assert set(found["baselines"]["correct"]) == {"length", "word_overlap"}
     made = {str(path.parent.relative_to(tmp_path / "grid")) for path in (tmp_path / "grid").glob("*/*/result.json")}
+    share = found["routing"]["balanced"]["shares"]["mlp/up"]
+    assert list(found["routing"]) == ["balanced"] and np.shape(share) == (2, 1, 6)
+    np.testing.assert_allclose(np.sum(share, axis=-1), 1, atol=1e-4)
+    assert "balanced, mlp/up: coefficient of variation" in (tmp_path / "grid" / "report.html").read_text()
     assert made == {"lora/both-seed0", "lora/correct-seed0", "lora/ladder-seed0", "balanced/both-seed0"}
     monkeypatch.setattr(interference.train, "run", lambda *_: pytest.fail("a finished run was run again"))
     interference.run(config, tmp_path / "grid")
+    config.domains.ladder.test = "shipped:ranked_train"
+    with pytest.raises(ValueError, match="result.json was judged with .*use a new workdir"):
+        interference.run(config, tmp_path / "grid")

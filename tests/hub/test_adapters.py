@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from rmjax.hub.adapters import adapter_leaves, export_peft, fingerprint, load_adapter, save_adapter, with_leaves
+from rmjax.hub.adapters import export_peft, fingerprint, frozen_layers, load_adapter, save_adapter
 from rmjax.models.lora import AdapterConfig, merged
+from rmjax.models.reward import RewardTransformer
 from rmjax.models.transformer import rope
 from rmjax.train.metrics import count_traces
-from rmjax.train.parameters import ParameterError, flat
+from rmjax.train.parameters import first_layers, flat, nested
 from tests.models.adapting import EVERY, PAIRS, experts, moved, rewards, small, started
 
 NAMES = {
@@ -34,7 +35,8 @@ def test_a_file_brings_adapter_and_head_back(adapter, tmp_path):
     assert all("/lora_" in name or name == "head/kernel" for name in load_file(tmp_path / "a" / "one.safetensors"))
     other = moved(params, seed=4)
     other["head"] = {"kernel": -other["head"]["kernel"]}
-    back = load_adapter(tmp_path / "a" / "one.safetensors", adapter, other)
+    read, back = load_adapter(tmp_path / "a" / "one.safetensors", other, fingerprint(other))
+    assert read == adapter
     for path, leaf in flat(params).items():
         np.testing.assert_array_equal(flat(back)[path], leaf, err_msg=path)
 
@@ -46,7 +48,7 @@ def test_adapters_are_switched_without_compiling(tmp_path):
     found = []
     for seed in range(3):
         save_adapter(tmp_path / f"{seed}", model.config.adapter, moved(params, seed))
-        found.append(np.asarray(run(load_adapter(tmp_path / f"{seed}", model.config.adapter, params))))
+        found.append(np.asarray(run(load_adapter(tmp_path / f"{seed}", params, fingerprint(params))[1])))
     assert counted.traces == 1
     assert np.abs(found[0] - found[1]).max() > 1e-3 and np.abs(found[1] - found[2]).max() > 1e-3
 
@@ -60,6 +62,21 @@ def test_the_fingerprint_is_of_the_base_alone():
     assert fingerprint(half) not in (fingerprint(params), fingerprint(other))
 
 
+@pytest.mark.parametrize("below", [0, 1])
+def test_a_base_gets_an_adapter_however_its_layers_are_stacked(below, tmp_path):
+    """One without adapter, or with one on other layers: the file says which layers it adapts, and what it is."""
+    model, params = trained(AdapterConfig("dora", rank=2), depth=3, frozen_layers=2)
+    save_adapter(tmp_path / "one", model.config.adapter, params)
+    bare = {p: leaf for p, leaf in flat(params).items() if "lora_" not in p and not p.startswith("head/")}
+    base = {"backbone": first_layers(nested(bare)["backbone"], 3, below)}
+    assert frozen_layers(base) == below and fingerprint(base) == fingerprint(params)
+    adapter, back = load_adapter(tmp_path / "one", base, fingerprint(base))
+    assert adapter == model.config.adapter and frozen_layers(back) == 2
+    for path, leaf in flat(params).items():
+        np.testing.assert_array_equal(flat(back)[path], leaf, err_msg=path)
+    np.testing.assert_array_equal(rewards(model, back), rewards(model, params))
+
+
 def test_what_a_file_may_not_be(tmp_path):
     model, params = trained(AdapterConfig("lora"))
     adapter = model.config.adapter
@@ -67,19 +84,30 @@ def test_what_a_file_may_not_be(tmp_path):
     save_adapter(path, adapter, params)
     _, elsewhere = started(small(adapter=adapter), seed=1)
     with pytest.raises(ValueError, match="own: was trained on another base"):
-        load_adapter(path, adapter, elsewhere)
-    with pytest.raises(ValueError, match="own: is AdapterConfig.*rank=4.*built for .*rank=8"):
-        load_adapter(path, dataclasses.replace(adapter, rank=8), params)
-    assert load_adapter(path, dataclasses.replace(adapter, dropout=0.3), params)
+        load_adapter(path, elsewhere, fingerprint(elsewhere))
     with pytest.raises(FileNotFoundError, match="none: no such adapter file"):
-        load_adapter(tmp_path / "none", adapter, params)
+        load_adapter(tmp_path / "none", params, "")
     (tmp_path / "text").write_text("not safetensors")
     save_file({"a": np.zeros(1)}, tmp_path / "foreign")
-    for name in ("text", "foreign"):
+    save_file({"a": np.zeros(1)}, tmp_path / "later", {"adapter": '{"kind": "moe"}', "base": ""})
+    for name in ("text", "foreign", "later"):
         with pytest.raises(ValueError, match=f"{name}: not an adapter file"):
-            load_adapter(tmp_path / name, adapter, params)
-    with pytest.raises(ParameterError, match="head/kernel: missing there"):
-        with_leaves(params, {p: x for p, x in adapter_leaves(params).items() if p != "head/kernel"})
+            load_adapter(tmp_path / name, params, "")
+    with pytest.raises(IsADirectoryError, match="is a folder; name a file, such as .*adapter.safetensors"):
+        save_adapter(tmp_path, adapter, params)
+
+
+def test_one_expert_is_exported_as_the_lora_that_it_is(tmp_path):
+    adapter = AdapterConfig("loramoe", rank=2, experts=1)
+    model, params = trained(adapter)
+    plain = merged(params, adapter)
+    alone = RewardTransformer(dataclasses.replace(model.config, adapter=None))
+    np.testing.assert_allclose(rewards(alone, plain), rewards(model, params), atol=1e-5)
+    export_peft(tmp_path, model.config, params)
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["r"] == 2
+    up = tensors["base_model.model.model.layers.1.mlp.up_proj.lora_A.weight"]
+    np.testing.assert_array_equal(up, flat(params)["backbone/layers/mlp/up/lora_a"][1, 0].T)
 
 
 @pytest.mark.parametrize("kind", ["lora", "rslora", "dora"])
@@ -95,7 +123,7 @@ def test_peft_files_hold_the_same_model(kind, frozen, tmp_path):
     assert (config["use_rslora"], config["use_dora"]) == (kind == "rslora", kind == "dora")
     assert config["base_model_name_or_path"] == "hub/base"
     assert config["target_modules"] == sorted(name.split(".")[1] for name in NAMES)
-    assert config["layers_to_transform"] == ([1, 2] if frozen else None)
+    assert config["layers_to_transform"] == list(range(frozen, 3))
     tensors = load_file(tmp_path / "adapter_model.safetensors")
     np.testing.assert_array_equal(tensors.pop("base_model.model.score.weight"), params["head"]["kernel"].T)
     assert len(tensors) == (3 - frozen) * 7 * (3 if kind == "dora" else 2)
