@@ -83,10 +83,10 @@ test-tpu: $(VENV)/.installed-tpu  ## compile a small step for a TPU slice (no TP
 pods: $(VENV)/.installed-tpu  ## compile POLAR's runs for TPU slices and write the table of docs/pods.md
 	$(RUN) experiments.pods --compile
 
-# Apart, because torch and TRL are what the library is measured against; nothing else here has them (500 MB to fetch).
+# Apart, because torch, TRL and PEFT are what the library is measured against; nothing else here has them (500 MB to fetch).
 $(VENV_BENCH)/.installed: constraints-bench.txt $(VENV)/.installed
 	@[ -x $(VENV_BENCH)/bin/python ] || $(VENV)/bin/python -m venv $(VENV_BENCH)
-	$(VENV_BENCH)/bin/python -m pip --disable-pip-version-check install -q -c constraints-bench.txt torch trl
+	$(VENV_BENCH)/bin/python -m pip --disable-pip-version-check install -q -c constraints-bench.txt torch trl peft
 	@touch $@
 
 bench: $(VENV_BENCH)/.installed  ## against TRL's RewardTrainer on this machine (long; resumes)

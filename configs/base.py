@@ -38,7 +38,7 @@ def _model() -> ConfigDict:
     model.dtype = "float32"  # of activations: float32 | bfloat16; head and loss are fp32 always
     model.param_dtype = "float32"  # of parameters: float32 | bfloat16
     model.remat = "none"  # none | dots | attention | full: each computes more again in the backward pass
-    model.attention = "dense"  # dense: for short rows | memory grows with row_tokens only: blockwise, pallas (TPU)
+    model.attention = "dense"  # dense: for short rows | memory grows with row_tokens only: blockwise, pallas (TPU, GPU)
     model.attention_block = 512  # tokens; blockwise: heads · block² scores of a row are in memory at once
     return model
 

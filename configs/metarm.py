@@ -26,6 +26,8 @@ def get_config(mode: str = "plain") -> ConfigDict:
     config.meta_data.path = "shipped:policy_pool"
     config.meta_data.mixed = True  # the pool has two samples of a policy for a prompt; the paper's groups are of one
     config.meta_data.references = 1  # the ranked triples have one
+    # Beside `preferences`, on the original distribution: who wrote what, of policies that no preference data came from.
+    config.evals.shifted = base.pool_eval("unseen", per_prompt=1)
     config.evals.gaps = base.samples_eval("shipped:policy_pool", mixed=True)
     config.evals.gaps.references = 1
     return config

@@ -8,6 +8,7 @@ The exit code is 1 where the step does not fit into the chips' memory.
 
 import json
 import logging
+import math
 import re
 import sys
 import time
@@ -129,9 +130,12 @@ def model_flops(config: Any, program: Program) -> float:
     """Of a step over all chips, by `decoder_flops_per_token` with half a row of keys: what is above the diagonal, and what
     the backward pass computes again, is no use to the model."""
     head = config.objective == "language_model"
-    keys = config.data.row_tokens / 2
-    per_token = flops_per_token(program.model.config, program.abstract, keys, head)
-    return per_token * config.data.rows * config.data.row_tokens
+
+    def of(data: Any) -> float:
+        per_token = flops_per_token(program.model.config, program.abstract, data.row_tokens / 2, head)
+        return per_token * data.rows * data.row_tokens
+
+    return of(config.data) + (of(config.meta_data) if config.gradient.name == "meta" else 0.0)
 
 
 def find_batch(
@@ -143,7 +147,7 @@ def find_batch(
       DoesNotFit: not even the smallest batch does.
     """
     mesh = make_mesh(config.mesh.to_dict(), slice_devices(where))
-    unit = mesh.shape["data"] * mesh.shape["fsdp"] * config.optimizer.microbatches
+    unit = math.lcm(mesh.shape["data"] * mesh.shape["fsdp"] * config.optimizer.microbatches, config.data.streams)
 
     def attempt(parts: int) -> dict[str, Any] | None:
         tried = ConfigDict(config)

@@ -16,6 +16,7 @@ from rmjax.train.manifest import write_durably
 
 _MAY_CHANGE = (
     r"evals|mesh\.|sharding\.|hosts\.|data\.prefetch|run\.(log_every|save_every|keep|keep_every|tensorboard|wandb)$"
+    r"|model\.(attention|attention_block|remat)$|optimizer\.microbatches$"  # the same values, on another machine
 )
 _EVALUATIONS = {"pool": base.pool_eval(""), "comparisons": base.comparisons_eval(""), "samples": base.samples_eval("")}
 

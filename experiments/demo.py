@@ -9,9 +9,7 @@ import contextlib
 import functools
 import importlib.util
 import json
-import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -100,11 +98,13 @@ def run(workdir: Path, config: str, seed: int, per_prompt: int) -> None:
       Preempted: SIGTERM came. What is trained is kept; there is no report yet.
     """
     train.open_workdir(workdir)
-    with _stoppable():
+    try:
         with _timed(workdir):
             train_all(workdir, config, seed)
         with _timed(workdir):
             report = judge(workdir, seed, per_prompt)
+    except Preempted as stopped:
+        raise Preempted(f"{stopped} (no report yet)") from stopped
     _announce(5, "report")
     report["seconds"] = _seconds(workdir)
     report["provenance"] = {
@@ -117,25 +117,6 @@ def run(workdir: Path, config: str, seed: int, per_prompt: int) -> None:
     write_report(report, workdir, read_runs(workdir))
     print_table(report)
     print(f"\n{report['seconds']:.0f} s; open {workdir / 'report.html'}")
-
-
-@contextlib.contextmanager
-def _stoppable() -> Iterator[None]:
-    """SIGTERM raises Preempted wherever the demo is; within a training run, whose own handler saves first, it comes from
-    there."""
-
-    def stop(*_: object) -> None:
-        raise Preempted("asked to stop; run the same command to go on")
-
-    in_main = threading.current_thread() is threading.main_thread()  # elsewhere Python takes no handler
-    before = signal.signal(signal.SIGTERM, stop) if in_main else None
-    try:
-        yield
-    except Preempted as stopped:
-        raise Preempted(f"{stopped} (no report yet)") from stopped
-    finally:
-        if in_main:
-            signal.signal(signal.SIGTERM, before)
 
 
 def _seconds(workdir: Path) -> float:

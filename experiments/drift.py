@@ -13,7 +13,6 @@ the plain arm's), results.json, results.md with its tables, and for every stage 
 `--seeds=0` does one seed: so several processes share the work, and the command without it sums up.
 """
 
-import functools
 import itertools
 import json
 import re
@@ -30,6 +29,7 @@ from ml_collections import ConfigDict
 from configs import drift as grid
 from experiments import drift_stages as stages
 from experiments import train
+from experiments.configuration import keep_config
 from experiments.drift_distilled import write_distilled_stages
 from experiments.drift_tables import tables
 from experiments.grids import credits_of, over_seeds, paired
@@ -87,23 +87,29 @@ def _folder(workdir: Path, arm: str, seed: int) -> Path:
 
 
 def configured(arm: str, seed: int, workdir: Path, data: Path) -> ConfigDict:
-    """An arm's config; its own labels, where it has some, are written. data: where the meta sets are."""
-    config, chosen = grid.get_config(arm, seed, workdir / "data", data), grid.ARMS[arm]
+    """An arm's config. data: where the meta sets are."""
+    config = grid.get_config(arm, seed, workdir / "data", data)
+    if grid.ARMS[arm].again or grid.ARMS[arm].self_labeled:
+        config.data.path = str(_folder(workdir, arm, seed) / "train.jsonl")
+    return config
+
+
+def write_labels(arm: str, seed: int, workdir: Path, data: Path) -> None:
+    """An arm's own labels, where it has some."""
+    shared, chosen = grid.get_config("plain", seed, workdir / "data"), grid.ARMS[arm]
     if not chosen.again and not chosen.self_labeled:
-        return config
-    groups = list(records(config.data.path))
+        return
+    groups = list(records(shared.data.path))
     if chosen.again:
-        groups = [groups[i] for i in seen_by(grid.get_config("plain", seed, workdir / "data"))]
+        groups = [groups[i] for i in seen_by(shared)]
     if chosen.self_labeled:
         fit("plain", seed, workdir, data)
-        meta = [take(c, np.random.default_rng([seed, i]), samples=config.data.leaves)
+        meta = [take(c, np.random.default_rng([seed, i]), samples=shared.data.leaves)
                 for i, c in enumerate(records(str(data / "meta.jsonl")))]  # fmt: skip
         groups += self_labeled(RewardModel.load(_folder(workdir, "plain", seed)), meta)
     path = _folder(workdir, arm, seed) / "train.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     stages.write_groups(path, groups)
-    config.data.path = str(path)
-    return config
 
 
 def seen_by(config: ConfigDict) -> list[int]:
@@ -115,12 +121,16 @@ def seen_by(config: ConfigDict) -> list[int]:
 
 def fit(arm: str, seed: int, workdir: Path, data: Path) -> None:
     """Trains an arm with a seed; a finished run is left as it is."""
+    write_labels(arm, seed, workdir, data)
     train.run(configured(arm, seed, workdir, data), _folder(workdir, arm, seed))
 
 
 def run_one(arm: str, seed: int, workdir: Path, data: Path) -> dict[str, Any]:
-    """Trains an arm with a seed and judges it; the stored result where it is finished."""
+    """Trains an arm with a seed and judges it; the stored result where it is finished. ValueError where that is of another
+    config."""
     folder = _folder(workdir, arm, seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    keep_config(configured(arm, seed, workdir, data), folder / "config.json")
     if (folder / "result.json").exists():
         return json.loads((folder / "result.json").read_text()) | {"diagnostics": diagnostics(folder)}
     fit(arm, seed, workdir, data)
@@ -203,11 +213,20 @@ def run(workdir: Path, series: str, seeds: Sequence[int]) -> None:
         write_text(workdir / f"gaps_{stage}.svg", svg(gap_distributions(shown), f"reward gaps, {stage}"))
 
 
+def numbers(seeds: Sequence[str]) -> list[int]:
+    """ValueError for what is not a seed of the grid: the command without --seeds would not find it."""
+    known = {str(seed): seed for seed in grid.SEEDS}
+    unknown = [seed for seed in seeds if seed not in known]
+    if unknown or not seeds:
+        raise ValueError(f"--seeds is {','.join(seeds)!r}; give one or more of {','.join(known)}")
+    return [known[seed] for seed in seeds]
+
+
 def main(argv: Sequence[str]) -> None:
     """Reads the flags."""
     del argv
-    seeds = [int(seed) for seed in flags.FLAGS.seeds]
-    sys.exit(train.guarded(functools.partial(run, Path(flags.FLAGS.workdir), flags.FLAGS.series, seeds)))
+    chosen = flags.FLAGS
+    sys.exit(train.guarded(lambda: run(Path(chosen.workdir), chosen.series, numbers(chosen.seeds))))
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from configs.forgetting import training
 from experiments import skills, train
 from experiments.configuration import keep_config
 from experiments.forgetting_tables import tables
-from experiments.grids import over_seeds, paired, steps_of, stored
+from experiments.grids import over_seeds, paired, routing_over_seeds, steps_of, stored
 from experiments.skills import KNOWLEDGE, Skills, Text
 from experiments.start import parse_flags, prepare
 from rmjax.data.forest import ForestShape
@@ -191,6 +191,8 @@ def write_results(grid: Any, before: Mapping[str, Any], runs: Mapping[str, Any],
     workdir.mkdir(parents=True, exist_ok=True)
     written = {"arms": table, "compared": compared(grid, results), "base": base, "trained": trained}
     written |= {name: before[name] for name in ("asked", "answered")}
+    routed = {name: routing_over_seeds(by_size[max(grid.sizes)]) for name, by_size in runs.items()}
+    written["routing"] = {name: found for name, found in routed.items() if found}
     write_json(workdir / "results.json", written | facts)
     write_text(workdir / "results.md", tables(written))
     print(tables(written))
@@ -198,12 +200,12 @@ def write_results(grid: Any, before: Mapping[str, Any], runs: Mapping[str, Any],
     if curves:
         write_text(workdir / "forgetting.svg", svg(against_size(grid.sizes, curves), "forgetting against data size"))
     largest = {name: by_size[max(grid.sizes)][0] for name, by_size in runs.items()}
-    routed = {name: found["routing"] for name, found in largest.items() if "routing" in found}
+    maps = {name: found["routing"] for name, found in largest.items() if "routing" in found}
     report = {
         "title": "Forgetting",
         "sizes": list(grid.sizes),
         "panels": curves,
-        "routing": routed,
+        "routing": maps,
         "provenance": facts,
     }
     write_report(report, workdir)

@@ -1,10 +1,12 @@
 """How a config forms its gradient."""
 
+import re
 from typing import Any
 
 import numpy as np
 import optax
 
+from experiments.adapters import trainable_paths
 from experiments.sources import choose
 from rmjax.models.reward import RewardTransformer
 from rmjax.train import gradient, meta, objective
@@ -23,6 +25,15 @@ def make_gradient(
     chosen = config.gradient
     if chosen.order not in (1, 2):
         raise ValueError(f"config.gradient.order is {chosen.order}; it must be 1 or 2")
+    if chosen.order == 2 and config.model.attention == "pallas":
+        raise ValueError(
+            "config.gradient.order is 2, and pallas kernels have no second derivative; use attention=blockwise"
+        )
+    if not 0 <= chosen.warmup_steps < config.run.steps:
+        raise ValueError(
+            f"config.gradient.warmup_steps is {chosen.warmup_steps} of {config.run.steps} steps; give 0 or more, and fewer "
+            "than run.steps: else no step has an ascent"
+        )
     if chosen.inner_learning_rate < 0:
         raise ValueError(f"config.gradient.inner_learning_rate is {chosen.inner_learning_rate}; it must be 0 or more")
     return meta.meta(
@@ -42,8 +53,9 @@ def _factors(config: Any, rate: optax.Schedule) -> meta.Factors:
 
 
 def check_head(config: Any, params: Any, rate: optax.Schedule) -> None:
-    """ValueError where J would begin at a reward head that is zero: that of `params` (None = random weights), unless the
-    warm-up moves it."""
-    warmed = any(np.asarray(rate(step)) > 0 for step in range(config.gradient.warmup_steps))
+    """ValueError where J would begin at a reward head that is zero: that of `params` (None = random weights), unless it is
+    trained and the warm-up moves it."""
+    trained = re.search(trainable_paths(config), "head/kernel")
+    warmed = trained and any(np.asarray(rate(step)) > 0 for step in range(config.gradient.warmup_steps))
     if config.gradient.name == "meta" and not warmed:
         meta.refuse_zero_head(params or {})

@@ -12,7 +12,9 @@ from rmjax.data.formats import Format
 from rmjax.data.record import Comparison
 from rmjax.evaluate.bootstrap import difference, interval
 from rmjax.evaluate.comparisons import judge
+from rmjax.evaluate.routing import served_share
 from rmjax.hub.tokenizer import Tokenizer
+from rmjax.losses.balance import equal_groups
 
 
 def steps_of(config: Any, tokenizer: Tokenizer) -> int:
@@ -58,6 +60,18 @@ def paired(
     (a, labels), (b, _) = _pooled(first, items), _pooled(second, items)
     seeds = [float(np.mean(one) - np.mean(other)) for one, other in zip(first, second, strict=True) if len(one)]
     return {"mean": difference(a, b, labels), "seeds": seeds}
+
+
+def routing_over_seeds(results: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Of an arm's results, one a seed: how unevenly the experts' mass is spread, and for each type the share of its mass on
+    the experts that serve it. None where nothing is routed."""
+    routed = [result["routing"] for result in results if "routing" in result]
+    if not routed:
+        return None
+    experts = len(next(iter(routed[0]["shares"].values()))[0][0])
+    served = [served_share(routing, equal_groups(experts, exactly=False)) for routing in routed]
+    by_type = {name: [share[i] for share in served] for i, name in enumerate(routed[0]["types"])}
+    return {"variation": [routing["variation"] for routing in routed], "served": by_type}
 
 
 def _pooled(

@@ -25,11 +25,12 @@ from ml_collections import config_flags
 from configs.interference import training
 from experiments import train
 from experiments.configuration import keep_config
-from experiments.grids import credits_of, over_seeds, paired, steps_of, stored
+from experiments.grids import credits_of, over_seeds, paired, routing_over_seeds, steps_of, stored
 from experiments.skills import spread
 from experiments.sources import records
 from experiments.start import parse_flags, prepare
 from experiments.tables import cell, markdown, mean_cell
+from experiments.tables import routing as routing_table
 from rmjax.data.formats import Encoder
 from rmjax.data.record import Comparison, to_row
 from rmjax.evaluate import baselines, environment, interval, write_report
@@ -136,27 +137,35 @@ def run(grid: Any, workdir: Path) -> None:
     tests = {name: spread(load_domain(grid, name, test=True), grid.tested) for name in grid.domains}
     make_data(grid, workdir)
     tokenizer = train.load_start(training(grid, next(iter(grid.arms)), 0, "").model).tokenizer
-    joint: dict[str, list[Credits]] = {name: [] for name in grid.arms}
-    routed: dict[str, Any] = {}  # of the last seed
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in grid.arms}
     alone: dict[str, dict[str, list]] = {arm.alone: {d: [] for d in grid.domains} for arm in grid.arms.values()}
     for seed in grid.seeds:  # outermost, so that a grid that was stopped early has whole seeds
         for name, by_domain in alone.items():
             for domain, runs in by_domain.items():
                 runs.append(run_one(grid, name, domain, seed, workdir, tests, tokenizer)["credits"][domain])
         for name in grid.arms:
-            result = run_one(grid, name, JOINT, seed, workdir, tests, tokenizer)
-            joint[name].append(result["credits"])
-            routed |= {name: result["routing"]} if "routing" in result else {}
+            found[name].append(run_one(grid, name, JOINT, seed, workdir, tests, tokenizer))
+    write_results(grid, tests, found, alone, workdir)
+
+
+def write_results(
+    grid: Any, tests: Tests, found: Mapping[str, Sequence[Mapping[str, Any]]], alone: Mapping[str, Any], workdir: Path
+) -> None:
+    """results.json, results.md, report.json and report.html."""
+    joint = {name: [result["credits"] for result in results] for name, results in found.items()}
+    routed = {name: routing_over_seeds(results) for name, results in found.items()}
     written = {"arms": results_of(grid, tests, joint, alone), "baselines": baselines_of(tests)}
+    written["routing"] = {name: each for name, each in routed.items() if each}
     write_text(workdir / "results.md", tables(written))
     print(tables(written))
     facts = {"grid": json.loads(grid.to_json_best_effort()), **environment()}
-    write_json(workdir / "results.json", written | {"routing": routed} | facts)
-    write_report({"title": "Interference", "routing": routed, "provenance": facts}, workdir)
+    write_json(workdir / "results.json", written | facts)
+    maps = {name: results[0]["routing"] for name, results in found.items() if "routing" in results[0]}
+    write_report({"title": "Interference", "routing": maps, "provenance": facts}, workdir)
 
 
 def tables(results: Mapping[str, Any]) -> str:
-    """Markdown: every arm's accuracies and interference on each domain; the baselines on the same comparisons."""
+    """Markdown: every arm's accuracies and interference on each domain; the baselines on the same comparisons; the routing."""
     measured = ("separate", "joint", "interference")
     rows = [["arm", "domain", *measured]]
     for name, by_domain in results["arms"].items():
@@ -165,7 +174,7 @@ def tables(results: Mapping[str, Any]) -> str:
     scorers = [["baseline", *results["baselines"]]]
     for name in baselines.BASELINES:
         scorers.append([name, *(mean_cell(found[name]) for found in results["baselines"].values())])
-    return f"{markdown(rows)}\n\n{markdown(scorers)}\n"
+    return "\n\n".join(filter(None, [markdown(rows), markdown(scorers), routing_table(results["routing"])])) + "\n"
 
 
 def baselines_of(tests: Tests) -> dict[str, Any]:

@@ -182,7 +182,7 @@ def language_model(policy: Policy, base: tuple[TransformerConfig, Any, Any], che
     run_name, step = policy.checkpoint.split("/")
     directory = Path(checkpoints) / run_name
     config, _, _ = load_description(directory)  # it may have an adapter, or frozen layers
-    return config, load_params(directory, int(step))["backbone"], base[2]
+    return config, jax.device_put(load_params(directory, int(step))["backbone"]), base[2]
 
 
 def run(config: Any, workdir: Path) -> None:

@@ -16,7 +16,15 @@ from rmjax.data.pipeline import tree_dataset
 from rmjax.data.pool import PolicyPool
 from rmjax.data.preferences import PREFERENCE_SETS, load_preferences
 from rmjax.data.readers import RandomAccessSource, open_records
-from rmjax.data.record import WRAPPERS, Comparison, RecordError, require_order, require_reference, require_type
+from rmjax.data.record import (
+    WRAPPERS,
+    Comparison,
+    RecordError,
+    require_order,
+    require_reference,
+    require_type,
+    type_label,
+)
 from rmjax.data.rows import iterate_rows
 from rmjax.data.samples import Form, form
 from rmjax.hub.tokenizer import Tokenizer
@@ -55,10 +63,10 @@ def pool(path: str, policies: str, prompts: str) -> PolicyPool:
     return PolicyPool(pool_rows(path, policies, prompts))
 
 
-def pool_rows(path: str, policies: str, prompts: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """A pool's rows of these splits, each with its place in the file."""
-    choose("data.policies", policies, _SPLITS)
-    choose("data.prompts", prompts, _SPLITS)
+def pool_rows(path: str, policies: str, prompts: str, section: str = "data") -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """A pool's rows of these splits, each with its place in the file; `section` is where in the config they are named."""
+    choose(f"{section}.policies", policies, _SPLITS)
+    choose(f"{section}.prompts", prompts, _SPLITS)
 
     def wanted(row: Any) -> bool:
         return (policies == "all" or (row.get("policy_split") or "seen") == policies) and (
@@ -120,14 +128,14 @@ def preference_forms(data: Any) -> set[Form]:
 def _source(data: Any, types: int = 0) -> tuple[Any, Callable | None, Callable[[int], str]]:
     choose("data.kind", data.kind, ("pool", "comparisons", "texts"))
     if data.kind == "pool":
-        if types:
-            raise ValueError("config.adapter.beta needs records with a `type`, which a pool has not; set it to 0")
         if data.negatives + 1 > data.leaves:
             raise ValueError(
                 f"config.data.leaves is {data.leaves}; {data.negatives} negatives need {data.negatives + 1}"
             )
         source = pool(data.path, data.policies, data.prompts)
         source.check_numbers(negatives=data.negatives, references=data.references)
+        for i in range(len(source) if types else 0):
+            require_type(source.type[source[i]], types, f"{data.path}: prompt_id `{source[i]}`")
         draw = functools.partial(
             source.draw, negatives=data.negatives, hard_negatives=data.hard_negatives,
             references=data.references,
@@ -148,8 +156,9 @@ def _text(place: str, row: Mapping[str, Any], types: int) -> tuple[str, Mapping[
     for field in ("prompt", "output"):
         if not isinstance(row.get(field, "" if field == "prompt" else None), str):
             raise RecordError(place, field, "missing or not text", "a row has `output` and, if need be, `prompt`")
+    label = type_label(row, place)
     if types:
-        require_type(row.get("type"), types, place)
+        require_type(label, types, place)
     return place, row
 
 

@@ -1,11 +1,14 @@
 """What every entry point does first."""
 
+import contextlib
 import logging
 import os
 import re
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -15,6 +18,7 @@ from absl import logging as absl_logging
 
 from rmjax.data.rows import check_readable
 from rmjax.parallel import hosts
+from rmjax.train.loop import Preempted
 
 
 def prepare() -> None:
@@ -96,6 +100,24 @@ def _coordinator(configured: str, environment: Mapping[str, str]) -> str:
     several = any(int(environment.get(name) or 1) > 1 for name in counts)
     pod = any("," in environment.get(name, "") for name in ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES"))
     return "auto" if several or pod else "none"
+
+
+@contextlib.contextmanager
+def stoppable() -> Iterator[None]:
+    """SIGTERM raises Preempted wherever a command is. A training loop's own handler saves first and raises it then; where
+    several processes have joined, jax takes the signal over."""
+
+    def stop(*_: object) -> None:
+        raise Preempted("asked to stop; run the same command to go on")
+
+    if threading.current_thread() is not threading.main_thread():  # where Python takes no handler
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def leave(job: Callable[[], int]) -> NoReturn:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,6 +20,7 @@ from rmjax.hub.tokenizer import Tokenizer
 from rmjax.train.loop import Identify
 
 KINDS = ("pool", "comparisons")
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,9 +67,18 @@ def _meta_trees(config: Any, encoder: Encoder) -> tuple[grain.MapDataset, Callab
     meta = config.meta_data
     if config.objective != "preference":
         raise ValueError(f"config.objective is {config.objective!r}; gradient.name=meta needs preference")
+    if config.data.kind == "texts":
+        raise ValueError("config.data.kind is 'texts', without an order; gradient.name=meta needs pool or comparisons")
     if meta.samples < 2:
         raise ValueError(f"config.meta_data.samples is {meta.samples}; a difference needs 2 or more")
-    groups = _groups(meta, choose("meta_data.kind", meta.kind, KINDS))
+    groups = _groups(meta, choose("meta_data.kind", meta.kind, KINDS), "meta_data")
+    smaller = sum(len(group.outputs) - meta.references < meta.samples for group in groups)
+    if smaller:
+        _log.warning(
+            "meta set: %d of %d groups have fewer than %d answers (config.meta_data.samples)%s",
+            smaller, len(groups), meta.samples,
+            "; meta_data.mixed=True puts a prompt's policies together" if meta.kind == "pool" and not meta.mixed else "",
+        )  # fmt: skip
     draw = functools.partial(take, samples=meta.samples, references=meta.references)
     known = preference_forms(config.data)
     for group in groups:
@@ -77,21 +88,27 @@ def _meta_trees(config: Any, encoder: Encoder) -> tuple[grain.MapDataset, Callab
     return trees, lambda i: groups[i].id or groups[i].place
 
 
-def _groups(entry: Any, kind: str) -> list[Comparison]:
+def _groups(entry: Any, kind: str, section: str) -> list[Comparison]:
+    if not entry.path:
+        raise ValueError(f"config.{section}.path is empty; name a file, or shipped:policy_pool")
+    if entry.references < 0:
+        raise ValueError(f"config.{section}.references is {entry.references}; it must be 0 or more")
     if kind == "pool":
-        rows = pool_rows(entry.path, entry.policies, entry.prompts)
-        wrapper = choose("meta_data.wrapper", entry.wrapper, WRAPPERS)
+        rows = pool_rows(entry.path, entry.policies, entry.prompts, section)
+        wrapper = choose(f"{section}.wrapper", entry.wrapper, WRAPPERS)
         found = from_pool(rows, entry.names, mixed=entry.mixed, wrapper=wrapper)
     else:
         if entry.references:
-            raise ValueError(f"config: references is {entry.references}, but {entry.path} brings its own; make it 0")
+            raise ValueError(
+                f"config.{section}.references is {entry.references}, but {entry.path} brings its own; make it 0"
+            )
         found = [require_several(c) for c in records(entry.path, entry.root, entry.split)]
     return telling_apart(found, entry.references)
 
 
 def samples_set(entry: Any) -> list[Comparison]:
     """From an entry of `config.evals` of kind "samples": fixed unlabeled groups."""
-    groups = _groups(entry, choose("evals.*.source", entry.source, KINDS))
+    groups = _groups(entry, choose("evals.*.source", entry.source, KINDS), "evals.*")
     rngs = (np.random.default_rng([0, i]) for i in range(len(groups)))
     return [
         take(c, rng, samples=len(c.outputs), references=entry.references) for c, rng in zip(groups, rngs, strict=True)

@@ -18,6 +18,21 @@ def mean_cell(found: Mapping[str, Any], sign: str = "") -> str:
     return f"{value} ({low} to {high})"
 
 
+def routing(routed: Mapping[str, Any]) -> str:
+    """Of arm → `grids.routing_over_seeds`, seed by seed; empty where nothing is routed."""
+    if not routed:
+        return ""
+    types = list(next(iter(routed.values()))["served"])
+    rows = [["routing", "coefficient of variation", *(f"mass of {name} on its experts" for name in types)]]
+    for arm, found in routed.items():
+        rows.append([arm, *(_seeds(values) for values in (found["variation"], *found["served"].values()))])
+    return markdown(rows)
+
+
+def _seeds(values: Sequence[float], sign: str = "") -> str:
+    return " ".join(f"{value:{sign}.3f}" for value in values)
+
+
 def cell(found: Mapping[str, Any], sign: str = "") -> str:
     """Of `grids.over_seeds` or `grids.paired`: the mean with its interval, then each seed's own."""
-    return "; ".join([mean_cell(found["mean"], sign), " ".join(f"{value:{sign}.3f}" for value in found["seeds"])])
+    return f"{mean_cell(found['mean'], sign)}; {_seeds(found['seeds'], sign)}"

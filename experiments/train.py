@@ -25,7 +25,7 @@ from experiments.adapters import adapted_architecture, check_adapter, make_balan
 from experiments.configuration import complete, keep_config
 from experiments.gradients import check_head, make_gradient
 from experiments.sources import choose, evaluation_set
-from experiments.start import join_hosts, leave, parse_flags
+from experiments.start import join_hosts, leave, parse_flags, stoppable
 from experiments.streams import open_stream, samples_set
 from rmjax.data.formats import Encoder, Format
 from rmjax.data.record import RecordError
@@ -34,6 +34,7 @@ from rmjax.evaluate.gaps import describe_gaps
 from rmjax.hub.gguf import load_gguf, smollm2_path
 from rmjax.hub.tokenizer import Tokenizer
 from rmjax.models.lora import ADAPTER_PATH
+from rmjax.models.pallas_attention import PLATFORMS
 from rmjax.models.presets import PRESETS
 from rmjax.models.reward import RewardTransformer
 from rmjax.models.transformer import TransformerConfig
@@ -211,7 +212,7 @@ def flops_per_token(config: TransformerConfig, state: State, keys: float, head: 
     """Of a training step in which a token attends to `keys` others; embeddings are looked up, not multiplied, unless the
     vocabulary head runs."""
     everything = parameters.flat(parameters.merge(state.trainable, state.frozen))
-    used = {p: x for p, x in everything.items() if head or "/embedding/" not in p}
+    used = {p: x for p, x in everything.items() if _multiplied(p, config.tied_embeddings, head)}
     moving = parameters.flat(state.trainable)
     return decoder_flops_per_token(
         parameters.count(used), layers=config.depth, attention_width=config.heads * config.head_width, keys=keys,
@@ -220,16 +221,23 @@ def flops_per_token(config: TransformerConfig, state: State, keys: float, head: 
     )  # fmt: skip
 
 
+def _multiplied(path: str, tied: bool, head: bool) -> bool:
+    """Whether a token is multiplied with it: of embedding and vocabulary projection only what gives the logits is."""
+    if "/embedding/" in path:
+        return head and tied
+    return head or not path.startswith("backbone/output/")
+
+
 def check(config: Any, mesh: Mesh, rules: Rules) -> None:
     """ValueError for values that no run can have."""
     if jax.process_count() > 1 and not jax.distributed.is_initialized():
         raise ValueError(f"this is one of {jax.process_count()} processes; set config.hosts.coordinator to auto")
     choose("model.dtype", config.model.dtype, ("float32", "bfloat16"))
     choose("model.param_dtype", config.model.param_dtype, ("float32", "bfloat16"))
-    if config.model.attention == "pallas" and (platform := mesh.devices.flat[0].platform) != "tpu":
+    if config.model.attention == "pallas" and (platform := mesh.devices.flat[0].platform) not in PLATFORMS:
         raise ValueError(
-            f"config.model.attention is 'pallas', a kernel for TPUs, and this run is on {platform}; use 'blockwise': the same "
-            "values in as little memory"
+            f"config.model.attention is 'pallas', kernels for TPUs and GPUs, and this run is on {platform}; use 'blockwise': "
+            "the same values in as little memory"
         )
     for field in _POSITIVE:
         section, name = field.split(".")
@@ -239,6 +247,16 @@ def check(config: Any, mesh: Mesh, rules: Rules) -> None:
         section, name = field.split(".")
         if not 0 <= config[section][name] <= 1:
             raise ValueError(f"config.{field} is {config[section][name]}; it is a share, from 0 to 1")
+    if config.model.param_dtype == "bfloat16" and not config.adapter.kind:
+        _log.warning(
+            "config.model.param_dtype is bfloat16: a step below 1/256 of a weight is lost in rounding; keep float32 for what is "
+            "trained (model.dtype may be bfloat16)"
+        )
+    if config.model.attention == "blockwise" and mesh.shape["context"] > 1:
+        _log.warning(
+            "config.model.attention is blockwise, which computes a row's attention on each device of mesh.context; dense and "
+            "pallas divide it"
+        )
     check_adapter(config.adapter, shards(mesh, rules, "experts"))
     parts = shards(mesh, rules, "rows") * config.optimizer.microbatches
     for section in ("data", "meta_data") if config.gradient.name == "meta" else ("data",):
@@ -366,12 +384,12 @@ def first_state(model: RewardTransformer, config: Any, update: Any, start: Start
     return dataclasses.replace(state, trainable=placed[0], frozen=placed[1])
 
 
-def _placed(array: jax.Array, sharding: jax.sharding.Sharding) -> jax.Array:
-    """A process has its own copy of what it loaded, and gives of it what lies on its devices."""
-    if not array.is_fully_addressable:
+def _placed(array: jax.Array | np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
+    """A process has its own copy of what it loaded, on the host, and gives of it what lies on its devices: no device needs
+    memory for all of it."""
+    if isinstance(array, jax.Array):
         return jax.device_put(array, sharding)
-    host = jax.device_get(array)
-    return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
 def _restore(saved: Checkpoints, abstract: State, shardings: State) -> tuple[State | None, dict[str, Any], int]:
@@ -388,7 +406,8 @@ def _restore(saved: Checkpoints, abstract: State, shardings: State) -> tuple[Sta
 def guarded(job: Callable[[], object]) -> int:
     """Runs a job, with the errors that a user can mend as one line each; the exit code."""
     try:
-        job()
+        with stoppable():
+            job()
     except Preempted as stop:
         if jax.process_index() == 0:
             print(stop, file=sys.stderr)

@@ -17,6 +17,7 @@ from rmjax.data.record import Comparison, RecordError, parse
 from rmjax.hub.adapters import fingerprint, frozen_layers, load_adapter
 from rmjax.hub.tokenizer import Tokenizer
 from rmjax.models.lora import AdapterConfig, merged
+from rmjax.models.pallas_attention import PLATFORMS
 from rmjax.models.reward import RewardTransformer
 from rmjax.models.transformer import TransformerConfig
 from rmjax.scoring import score
@@ -44,8 +45,8 @@ def save_description(
 
 
 def load_description(directory: Path) -> tuple[TransformerConfig, Format, Tokenizer]:
-    """Reads what `save_description` wrote; attention by a kernel for TPUs becomes `blockwise`, of the same values, elsewhere.
-    FileNotFoundError or ValueError, naming the file, where that fails."""
+    """Reads what `save_description` wrote; attention by kernels for TPUs and GPUs becomes `blockwise`, of the same values,
+    elsewhere. FileNotFoundError or ValueError, naming the file, where that fails."""
     path = directory / MODEL_FILE
     if not path.is_file():
         raise FileNotFoundError(f"{path}: not there; a model is a directory that experiments.train has written")
@@ -53,7 +54,7 @@ def load_description(directory: Path) -> tuple[TransformerConfig, Format, Tokeni
         described = json.loads(path.read_text())
         transformer = dict(described["transformer"])
         adapter = transformer.pop("adapter", None)  # older descriptions lack it
-        if transformer.get("attention") == "pallas" and jax.default_backend() != "tpu":
+        if transformer.get("attention") == "pallas" and jax.default_backend() not in PLATFORMS:
             transformer["attention"] = "blockwise"
         config = TransformerConfig(**transformer, adapter=AdapterConfig(**adapter) if adapter else None)
         parts = config, Format(**described["format"])
@@ -69,7 +70,7 @@ def is_language_model(directory: Path) -> bool:
 
 
 def load_params(directory: Path, step: int | None = None) -> dict[str, Any]:
-    """All parameters of a training directory's newest intact checkpoint (or that of `step`)."""
+    """All parameters of a training directory's newest intact checkpoint (or that of `step`), on the host."""
     with Checkpoints(directory / CHECKPOINTS) as checkpoints:
         step, tree = checkpoints.metadata(step)
         parts = {
@@ -92,7 +93,7 @@ class RewardModel:
             )
         model = RewardTransformer(config)
         check_same(nn.meta.unbox(jax.eval_shape(functools.partial(initial_params, model, 0))), params)
-        self.config, self.format, self.tokenizer, self.params = config, form, tokenizer, params
+        self.config, self.format, self.tokenizer, self.params = config, form, tokenizer, jax.device_put(params)
         self._rewards = jax.jit(lambda params, forest: model.apply({"params": params}, forest))
         self._encoder = Encoder(tokenizer, form, row_tokens=2 * form.max_length)
 

@@ -57,6 +57,7 @@ def _at_size(config: ConfigDict, preset: str, rows: int, ways: int, sharing: int
     config.format.max_length = 16384  # tokens
     config.format.max_response_length = 4096  # tokens
     config.data.rows = rows
+    config.data.streams = ways  # so a host reads its own chips' share
     config.data.groups = 16
     config.data.leaves = 2
     config.optimizer.microbatches = rows // ways

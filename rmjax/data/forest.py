@@ -110,7 +110,7 @@ class ForestShape:
     def refuse(self, tree: Tree) -> str | None:
         """Why the tree can never be placed, or None."""
         if tree.size > self.row_tokens:
-            return f"{tree.size} tokens exceed a row of {self.row_tokens}; raise data.row_tokens"
+            return f"{tree.size} tokens exceed a row of {self.row_tokens}; raise row_tokens"
         if len(tree.leaves) > self.leaves:
             return f"{len(tree.leaves)} candidates exceed {self.leaves} leaves a group; raise data.leaves"
         return None

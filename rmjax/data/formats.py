@@ -150,7 +150,7 @@ class Encoder:
             if spare > self.form.max_length + self.row_tokens:
                 raise ValueError(
                     f"{c.place or c.id}: {len(c.outputs)} candidates cannot fit a row of {self.row_tokens} tokens; "
-                    "raise data.row_tokens or split the group"
+                    "raise row_tokens or split the group"
                 )
 
     def _cut_texts(

@@ -96,9 +96,7 @@ class PackStreams(grain.IterDataset):
     def __init__(self, parent: grain.MapDataset, shape: ForestShape, share: Share, lookahead: int = LOOKAHEAD):
         super().__init__()
         if shape.rows % share.streams:
-            raise ValueError(
-                f"{shape.rows} rows do not divide into {share.streams} streams; change data.rows or the other"
-            )
+            raise ValueError(f"{shape.rows} rows do not divide into {share.streams} streams; change rows or the other")
         part = dataclasses.replace(shape, rows=shape.rows // share.streams)
         self._streams = {i: PackForests(parent[i :: share.streams], part, lookahead) for i in share.mine}
         self._empty = part.empty()

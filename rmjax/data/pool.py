@@ -1,7 +1,7 @@
 """Policy pools: who wrote what. POLAR's pre-training groups are drawn from one.
 
 A pool row is {"prompt_id", "prompt", "policy", "sample", "output"} with optional `kind` (what makes the policy differ),
-`policy_split` and `prompt_split` ("seen" | "unseen"), `category`.
+`policy_split` and `prompt_split` ("seen" | "unseen"), `category`, `type` (of the prompt: LoRAMoE's label).
 """
 
 import dataclasses
@@ -33,6 +33,7 @@ class PolicyPool:
         self.skipped: Counter[str] = Counter()
         self.prompts: dict[str, str] = {}
         self.category: dict[str, str] = {}
+        self.type: dict[str, int | None] = {}
         self.kind: dict[str, str] = {}
         self.outputs: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
         for place, row in rows:
@@ -53,12 +54,22 @@ class PolicyPool:
                 f"{place}: field `prompt` differs from that of earlier rows with prompt_id `{row['prompt_id']}`; "
                 "give each prompt its own prompt_id"
             )
+        self._add_type(place, row["prompt_id"], row.get("type"))
         if not row["output"].strip():
             self.skipped["empty_output"] += 1
             return
         self.category[row["prompt_id"]] = str(row.get("category") or "")
         self.kind[row["policy"]] = str(row.get("kind") or "")
         self.outputs[row["prompt_id"]][row["policy"]].append(row["output"])
+
+    def _add_type(self, place: str, prompt_id: str, value: Any) -> None:
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
+            raise PoolError(f"{place}: field `type` is {value!r}; give the number of the LoRAMoE type")
+        if self.type.setdefault(prompt_id, value) != value:
+            raise PoolError(
+                f"{place}: field `type` is {value}, and {self.type[prompt_id]} in earlier rows with prompt_id `{prompt_id}`; "
+                "give a prompt one type"
+            )
 
     @staticmethod
     def _usable(by_policy: Mapping[str, list[str]]) -> bool:
@@ -172,6 +183,7 @@ def _group(
         ranks=(0.0,) + (1.0,) * len(others),
         policies=(policy, *others),
         category=pool.category[prompt_id] or None,
+        type=pool.type[prompt_id],
         source="policy_pool",
         wrapper=wrapper,
         id=prompt_id,

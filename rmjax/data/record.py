@@ -188,6 +188,14 @@ def require_type(value: object, types: int, place: str) -> None:
         )
 
 
+def type_label(fields: Mapping[str, object], place: str) -> int | None:
+    """A row's `type`, None where it has none; RecordError where that is not an integer."""
+    value = fields.get("type")
+    if value is None or (isinstance(value, int) and not isinstance(value, bool)):
+        return value
+    raise RecordError(place, "type", "not an integer", "give the number of the LoRAMoE type")
+
+
 def _range(types: int) -> str:
     return " or ".join(map(str, range(types))) if types <= 3 else f"0 to {types - 1}"
 
@@ -423,7 +431,7 @@ def _facts(fields: Mapping[str, object], place: str) -> dict[str, object]:
     return {
         "category": _label(fields, "category", place) or None,
         "source": _label(fields, "source", place) or None,
-        "type": _type(fields, place),
+        "type": type_label(fields, place),
         "wrapper": _wrapper(fields, place),
         "weight": weight,
         "margin": _number(fields.get("margin", 0.0), "margin", place),
@@ -439,13 +447,6 @@ def _label(fields: Mapping[str, object], name: str, place: str) -> str:
     if not isinstance(value, str) or not _is_encodable(value):
         raise RecordError(place, name, "not a string", "give a string", type(value).__name__)
     return value
-
-
-def _type(fields: Mapping[str, object], place: str) -> int | None:
-    value = fields.get("type")
-    if value is None or (isinstance(value, int) and not isinstance(value, bool)):
-        return value
-    raise RecordError(place, "type", "not an integer", "give the number of the LoRAMoE type")
 
 
 def _wrapper(fields: Mapping[str, object], place: str) -> str:

@@ -30,20 +30,34 @@ def from_pool(
       wrapper: POLAR wrapper of the records.
 
     Raises:
-      PoolError: a row lacks a field, or no policy has such a name.
+      PoolError: a row lacks a field, there is no row, no policy has such a name, or none of them wrote anything.
     """
     groups: dict[tuple[str, str], list[tuple[str, Mapping[str, Any]]]] = {}
-    names = set()
+    names: set[str] = set()
+    wanted = _pattern(policies)
     for place, row in rows:
         for field in _NEEDED:
             if not isinstance(row.get(field), str):
                 raise PoolError(f"{place}: field `{field}` is missing or not text; a pool row has {', '.join(_NEEDED)}")
         names.add(row["policy"])
-        if row["output"].strip() and re.fullmatch(policies or ".*", row["policy"]):
+        if row["output"].strip() and wanted.fullmatch(row["policy"]):
             groups.setdefault((row["prompt_id"], "" if mixed else row["policy"]), []).append((place, row))
-    if not groups:
+    if not names:
+        raise PoolError(
+            "there is no row of these policies and prompts; see `policy_split` and `prompt_split` of the rows"
+        )
+    if not any(map(wanted.fullmatch, names)):
         raise PoolError(f"no policy's name matches {policies!r}; there are {', '.join(sorted(names))}")
+    if not groups:
+        raise PoolError(f"all answers of the policies that match {policies!r} are empty")
     return [_group(key, members, wrapper) for key, members in groups.items()]
+
+
+def _pattern(policies: str) -> re.Pattern[str]:
+    try:
+        return re.compile(policies or ".*")
+    except re.error as error:
+        raise PoolError(f"policies is {policies!r}, not a regular expression: {error}") from error
 
 
 def _group(key: tuple[str, str], members: Sequence[tuple[str, Mapping[str, Any]]], wrapper: str) -> Comparison:
@@ -65,11 +79,14 @@ def unlabeled(c: Comparison) -> Comparison:
 
 
 def take(c: Comparison, rng: np.random.Generator, *, samples: int, references: int = 0) -> Comparison:
-    """`samples` of the outputs at random (all where there are fewer), in random order, unlabeled.
+    """`samples` of the outputs at random (all where there are fewer), in random order, unlabeled; not all alike where the
+    outputs leave a choice.
 
     With `references` > 0, so many further outputs become references, and the record's own ones, if any, go.
     """
     order = rng.permutation(len(c.outputs))
+    while _alike(c, order[references : references + samples]) and _may_differ(c, samples, references):
+        order = rng.permutation(len(c.outputs))
     apart, chosen = order[:references], order[references : references + samples]
     return dataclasses.replace(
         unlabeled(c),
@@ -77,6 +94,14 @@ def take(c: Comparison, rng: np.random.Generator, *, samples: int, references: i
         references=tuple(c.outputs[i] for i in apart) if references else c.references,
         policies=c.policies and tuple(c.policies[i] for i in chosen),
     )
+
+
+def _alike(c: Comparison, chosen: np.ndarray) -> bool:
+    return len({c.outputs[i] for i in chosen}) < 2
+
+
+def _may_differ(c: Comparison, samples: int, references: int) -> bool:
+    return min(samples, len(c.outputs) - references) > 1 and len(set(c.outputs)) > 1
 
 
 def telling_apart(groups: Sequence[Comparison], references: int = 0) -> list[Comparison]:

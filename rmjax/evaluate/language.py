@@ -44,7 +44,7 @@ class LanguageModel:
           CheckpointError: no intact checkpoint.
         """
         config, _, tokenizer = load_description(Path(path))
-        return cls(config, load_params(Path(path))["backbone"], tokenizer)
+        return cls(config, jax.device_put(load_params(Path(path))["backbone"]), tokenizer)
 
     def with_adapter(self, path: str | Path) -> "LanguageModel":
         """This model with the adapter of a file (`hub.adapters.save_adapter`) in place of its own, if it has any.

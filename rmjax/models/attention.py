@@ -17,6 +17,8 @@ SAVED = "attention"
 """What the backward pass would have to form again: its output and normalizers carry this name for remat policies."""
 
 _FLOOR = -1e30  # finite, so that a row that attends to nothing is free of NaN
+# What is not visible is masked before the exponential: after it, it could be infinite, and its derivative NaN (MetaRM's second
+# order differentiates the backward pass).
 
 
 @flax.struct.dataclass
@@ -108,7 +110,7 @@ def _forward(q_CRJPBE, k_CRJBE, v_CRJBE, marks_CRB):
         out, top, total = (x[slot] for x in carry)
         visible, scores = _visible(marks_CRB, i, j), _scores(q_CRJPBE[i], k_CRJBE[j])
         higher = jnp.maximum(top, jnp.max(scores, axis=-1, where=visible, initial=_FLOOR))
-        weights = jnp.where(visible, jnp.exp(scores - higher[..., None]), 0.0)
+        weights = jnp.exp(jnp.where(visible, scores - higher[..., None], -jnp.inf))
         shrink = jnp.exp(top - higher)
         more = jnp.einsum(
             "rjpbs,rjse->rjpbe", weights.astype(v_CRJBE.dtype), v_CRJBE[j], preferred_element_type=jnp.float32
@@ -139,7 +141,8 @@ def _backward(saved, d_out_CRJPBE):
     def tile(carry, step):
         (d_q, d_k, d_v), (slot, i, j) = carry, step
         q, k, v, d_out = q_CRJPBE[i], k_CRJBE[j], v_CRJBE[j], d_out_CRJPBE[i]
-        weights = jnp.where(_visible(marks_CRB, i, j), jnp.exp(_scores(q, k) - log_total_CRJPB[i][..., None]), 0.0)
+        exponents = _scores(q, k) - log_total_CRJPB[i][..., None]
+        weights = jnp.exp(jnp.where(_visible(marks_CRB, i, j), exponents, -jnp.inf))
         d_weights = _scores(d_out, v)
         d_scores = (weights * (d_weights - delta_CRJPB[i][..., None])).astype(q.dtype)
         d_q = d_q.at[slot].add(dot("rjpbs,rjse->rjpbe", d_scores, k))

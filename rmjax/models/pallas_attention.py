@@ -1,5 +1,5 @@
-"""Attention under the forest mask on TPUs: `attention.blockwise`'s values by the kernels of `pallas_kernels`, on every device of
-a mesh. Axis letters as there."""
+"""Attention under the forest mask on TPUs and GPUs: `attention.blockwise`'s values by the kernels of `tpu_kernels` and
+`gpu_kernels`, on every device of a mesh. Axis letters as there."""
 
 import dataclasses
 import functools
@@ -14,22 +14,33 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float
 
+from rmjax.models import gpu_kernels, tpu_kernels
 from rmjax.models.attention import SAVED, ForestMask
-from rmjax.models.pallas_kernels import Marks, gradients, outputs
+from rmjax.models.tpu_kernels import Marks
 
 LANES = 128
 """Numbers along the last axis of a TPU's vector register: blocks are made of so many tokens."""
+SMALLEST_TILE, LARGEST_TILE = 16, 64
+"""Tokens a block on a GPU: what its matrix unit takes, and what stays in its registers at a head width of 128."""
+PLATFORMS = ("tpu", "gpu")
 
 
 @dataclasses.dataclass(frozen=True)
 class _Form:
     """How the kernels are run."""
 
+    platform: str
     block: int
     interpret: bool
 
+    @property
+    def kernels(self) -> Any:
+        return gpu_kernels if self.platform == "gpu" else tpu_kernels
+
     def edge(self, tokens: int) -> int:
         """Tokens a block, where a device has `tokens` queries a row."""
+        if self.platform == "gpu":
+            return min(self.block, LARGEST_TILE, max(SMALLEST_TILE, 1 << (tokens - 1).bit_length()))
         return min(self.block, -(-tokens // LANES) * LANES)
 
 
@@ -40,6 +51,7 @@ def pallas_attention(
     mask: ForestMask,
     block: int,
     interpret: bool = False,
+    platform: str = "",
 ) -> Float[Array, "R T H E"]:
     """Grouped-query attention, softmax in fp32; a padding token gives 0. Tiles that no token sees are left out.
 
@@ -47,18 +59,39 @@ def pallas_attention(
     are cut, it has the keys of all. In memory lie queries, keys, values, outputs and a number for each head and token:
     nothing grows with T².
 
-    block: tokens of a query block and of a key block, a multiple of 128. interpret: run without a TPU, slowly; for tests.
+    Args:
+      block: tokens of a query block and of a key block. On a TPU a multiple of 128; on a GPU a power of two, 16 at least, of
+        which no more than 64 are taken.
+      interpret: run without either, slowly; for tests.
+      platform: tpu or gpu, whose kernels these are; empty: a GPU's where JAX's default device is one, a TPU's else (a program
+        may be compiled for TPUs where there is none).
 
     Raises:
-      ValueError: `block` is no multiple of 128, or heads do not divide over the mesh.
+      ValueError: another `block`, heads that do not divide over the mesh, or on a GPU a head width that is no power of two.
 
     Source: Dao et al. 2022 (FlashAttention), algorithms 1 and 4.
     """
-    if block < 1 or block % LANES:
-        raise ValueError(f"attention_block is {block}; attention=pallas needs a multiple of {LANES}")
+    form = _Form(platform or ("gpu" if jax.default_backend() == "gpu" else "tpu"), block, interpret)
+    _check(form, q_RTHE.shape[-1])
     column_RT = jnp.broadcast_to(jnp.arange(q_RTHE.shape[1], dtype=jnp.int32), mask.group_RT.shape)
     marks_RTM = jnp.stack([mask.group_RT, mask.leaf_RT, column_RT], axis=-1)
-    return _attend(q_RTHE * q_RTHE.shape[-1] ** -0.5, k_RTJE, v_RTJE, marks_RTM, _Form(block, interpret))
+    return _attend(q_RTHE * q_RTHE.shape[-1] ** -0.5, k_RTJE, v_RTJE, marks_RTM, form)
+
+
+def _check(form: _Form, width: int) -> None:
+    def power_of_two(n: int) -> bool:
+        return n > 0 and n & (n - 1) == 0
+
+    if form.platform == "tpu" and (form.block < 1 or form.block % LANES):
+        raise ValueError(f"attention_block is {form.block}; attention=pallas needs a multiple of {LANES}")
+    if form.platform == "gpu" and (form.block < SMALLEST_TILE or not power_of_two(form.block)):
+        raise ValueError(
+            f"attention_block is {form.block}; attention=pallas needs a power of two here, {SMALLEST_TILE} at least"
+        )
+    if form.platform == "gpu" and not power_of_two(width):
+        raise ValueError(
+            f"attention=pallas needs a head width that is a power of two on a GPU, not {width}; use blockwise"
+        )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -119,8 +152,8 @@ def _outputs(form: _Form, token_axes, q_RTHE, k_RSJE, v_RSJE, queries_RTM, keys_
     T = q_RTHE.shape[1]
     B = form.edge(T)
     q, k, v = (_heads_first(x, B) for x in (q_RTHE, k_RSJE, v_RSJE))
-    out_RHET, log_total_RH1T = outputs(q, k, v, *_marks(queries_RTM, keys_RSM, B), form.interpret)
-    return out_RHET.transpose(0, 3, 1, 2)[:, :T], log_total_RH1T[:, :, 0, :T]
+    out_RHTE, log_total_RHT = form.kernels.outputs(q, k, v, *_marks(queries_RTM, keys_RSM, B), form.interpret)
+    return out_RHTE.transpose(0, 2, 1, 3)[:, :T], log_total_RHT[:, :, :T]
 
 
 def _gradients(
@@ -130,13 +163,13 @@ def _gradients(
     B = form.edge(T)
     q, k, v, d_out = (_heads_first(x, B) for x in (q_RTHE, k_RSJE, v_RSJE, d_out_RTHE))
     delta_RHT = jnp.einsum("rthe,rthe->rht", d_out_RTHE, out_RTHE, preferred_element_type=jnp.float32)
-    log_total, delta = (jnp.pad(x, ((0, 0), (0, 0), (0, -T % B)))[:, :, None] for x in (log_total_RHT, delta_RHT))
+    log_total, delta = (jnp.pad(x, ((0, 0), (0, 0), (0, -T % B))) for x in (log_total_RHT, delta_RHT))
     marks, seen = _marks(queries_RTM, keys_RSM, B)
-    d_q, *d_kv = gradients(q, k, v, marks, seen, log_total, delta, d_out, form.interpret)
+    d_q, *d_kv = form.kernels.gradients(q, k, v, marks, seen, log_total, delta, d_out, form.interpret)
     d_k, d_v = (x.transpose(0, 2, 1, 3)[:, :S] for x in d_kv)
     if token_axes:  # each device has the sum over its own queries
         d_k, d_v = jax.lax.psum((d_k, d_v), token_axes)
-    return d_q.transpose(0, 3, 1, 2)[:, :T], d_k.astype(k.dtype), d_v.astype(v.dtype)
+    return d_q.transpose(0, 2, 1, 3)[:, :T], d_k.astype(k.dtype), d_v.astype(v.dtype)
 
 
 def _blocks(x: Array, B: int) -> Array:
@@ -152,7 +185,7 @@ def _marks(queries_RTM: Array, keys_RSM: Array, B: int) -> tuple[Marks, Bool[Arr
     """Marks as the kernels read them, and which key blocks a query block may see something of."""
     queries_RTM, keys_RSM = _blocks(queries_RTM, B), _blocks(keys_RSM, B)
     padding = (keys_RSM[..., :1] == 0) & (jnp.arange(3) == 0)
-    return (queries_RTM.transpose(0, 2, 1), jnp.where(padding, -1, keys_RSM)), _seen(queries_RTM, keys_RSM, B)
+    return (queries_RTM, jnp.where(padding, -1, keys_RSM)), _seen(queries_RTM, keys_RSM, B)
 
 
 def _seen(queries_RTM: Array, keys_RSM: Array, B: int) -> Bool[Array, "R C D"]:

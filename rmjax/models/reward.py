@@ -1,5 +1,7 @@
 """The reward model: a decoder, the hidden states at the read-outs, and a linear head, both of the latter in fp32."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -17,7 +19,12 @@ class RewardTransformer(nn.Module):
     def setup(self) -> None:
         self.backbone = Transformer(self.config)
         zeros = nn.with_logical_partitioning(nn.initializers.zeros, ("embed", None))
-        self.head = nn.Dense(1, use_bias=False, dtype=jnp.float32, param_dtype=jnp.float32, kernel_init=zeros)
+        fp32: Any = {
+            "dtype": jnp.float32,
+            "param_dtype": jnp.float32,
+            "precision": "highest",
+        }  # else a TPU multiplies in bf16
+        self.head = nn.Dense(1, use_bias=False, kernel_init=zeros, **fp32)
 
     def __call__(self, forest: Forest) -> Float[Array, "R G N"]:
         """Rewards in fp32, 0 where a leaf is absent."""

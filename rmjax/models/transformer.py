@@ -47,7 +47,7 @@ class TransformerConfig:
     remat: str = (
         "none"  # none | dots (keep matmul results) | attention (keep its outputs) | full (keep layer inputs only)
     )
-    attention: str = "dense"  # under a forest's mask: dense | in tiles: blockwise, pallas (TPU)
+    attention: str = "dense"  # under a forest's mask: dense | in tiles: blockwise, pallas (TPU, GPU)
     attention_block: int = 512  # tokens along the side of a tile
     frozen_layers: int = 0  # first layers, stacked apart under this name: never trained, they cost a forward pass only
     adapter: AdapterConfig | None = None  # on Dense modules of the other layers

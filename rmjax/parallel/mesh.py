@@ -12,7 +12,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("data", "fsdp", "tensor", "context")
 SLOW_AXES = {"dcn_data": "data", "dcn_fsdp": "fsdp"}
-"""Parts of an axis that run between slices, over the data center's network (DCN): those that communicate once a step."""
+"""Parts of an axis that run between slices, over the data center's network (DCN): `data` there sums gradients, once a
+microbatch; `fsdp` gathers every layer's weights there too."""
 
 Rules = tuple[tuple[str, tuple[str, ...] | None], ...]
 """Logical axis → mesh axes, as flax reads it: an array uses a mesh axis once, the first of its rows here has it."""

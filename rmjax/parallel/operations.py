@@ -120,7 +120,10 @@ def _exchanges(program: Program, body: Body, instruction: Instruction) -> Iterat
     if kind in COLLECTIVES:
         groups = partition_groups(instruction.attributes)
         size = sum(s.bytes for name in instruction.operands for s in body[name].shapes)
-        yield Collective(kind, size * (len(groups[0]) if kind == "all-gather" and groups else 1), groups)
+        if kind == "all-gather":  # what is gathered; one that begins has its operands among its results
+            gathered = sum(s.bytes for s in instruction.shapes)
+            size = gathered - size if instruction.opcode.endswith("-start") else gathered
+        yield Collective(kind, size, groups)
     if instruction.opcode == "fusion":
         # A reduction of which each chip keeps its part is one fusion on a TPU.
         scattered = any(name.startswith("all-reduce-scatter") for name in instruction.called)

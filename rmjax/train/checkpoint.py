@@ -141,8 +141,9 @@ class Checkpoints:
         """One top-level entry of the state, such as "params", as `(step, subtree)`.
 
         The rest (the optimizer's state, say) is neither read nor has to be known. Without
-        `abstract`, it comes as nested dicts and lists in the saved shapes and dtypes, on the
-        first device. Damage and errors as in `restore`; no checkpoint at all is an error as well.
+        `abstract`, it comes as nested dicts and lists of numpy arrays, in the saved shapes and dtypes: what
+        is larger than a device's memory can be cut over several later. Damage and errors as in
+        `restore`; no checkpoint at all is an error as well.
         """
         chosen = self._choose_existing(step)
         path = self.directory / str(chosen)
@@ -150,11 +151,8 @@ class Checkpoints:
         if name not in saved:
             raise CheckpointError(f"{path} has no `{name}`; it has {', '.join(sorted(saved))}")
         if abstract is None:
-            here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-            abstract = jax.tree.map(
-                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
-                saved[name],
-            )
+            # Arrays of numpy, of which orbax reads shape and dtype only: these take no memory.
+            abstract = jax.tree.map(lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape), saved[name])
         _check_same_tree(path, {name: abstract}, {name: saved[name]})
         return chosen, self._load(path, {name: abstract}, partial=True)[name]
 

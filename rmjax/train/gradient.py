@@ -46,10 +46,12 @@ def plain(objective: Objective, microbatches: int = 1) -> Gradient:
         rngs = jax.random.split(rng, microbatches)
 
         def add(carry, part):
-            return jax.tree.map(jnp.add, carry, whole(trainable, frozen, *part)), None
+            return jax.tree.map(
+                lambda summed, x: summed + x.astype(summed.dtype), carry, whole(trainable, frozen, *part)
+            ), None
 
         shapes = jax.eval_shape(whole, trainable, frozen, jax.tree.map(lambda x: x[0], parts), rngs[0])
-        start = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        start = jax.tree.map(lambda s: jnp.zeros(s.shape, jnp.promote_types(s.dtype, jnp.float32)), shapes)
         return jax.lax.scan(add, start, (parts, rngs))[0]
 
     def gradient(trainable: Any, frozen: Any, batch: Forest, rng: jax.Array, state: Any = None):
@@ -63,5 +65,5 @@ def plain(objective: Objective, microbatches: int = 1) -> Gradient:
 def _interleave(x: jax.Array, parts: int) -> jax.Array:
     """[R, …] → [parts, R / parts, …]; row r goes to part r % parts, so that every device keeps its share of each part."""
     if x.shape[0] % parts:
-        raise ValueError(f"{x.shape[0]} rows do not divide into {parts} microbatches; change data.rows or the other")
+        raise ValueError(f"{x.shape[0]} rows do not divide into {parts} microbatches; change rows or the other")
     return jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0)

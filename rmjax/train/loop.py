@@ -134,7 +134,7 @@ def train(
                 raise Preempted(f"asked to stop: saved step {number} of {steps}; run the same command to go on")
             if number % save_every == 0 or number == steps:
                 save(number)
-    checkpoints.wait()
+        checkpoints.wait()  # a request to stop must not cut off the last save
     return state
 
 
@@ -173,8 +173,9 @@ def _added(sums: Mapping[str, Sequence[float]], terms: Mapping[str, Sequence[Any
 
 
 def _means(terms: Mapping[str, Sequence[Any]]) -> dict[str, float]:
-    """`reduction.mean` on the host: on the device it would queue behind the step that is running."""
-    return {name: float(total) / (float(count) if count > 0 else 1.0) for name, (total, count) in terms.items()}
+    """`reduction.mean` on the host: on the device it would queue behind the step that is running. What nothing was counted
+    of is left out."""
+    return {name: float(total) / float(count) for name, (total, count) in terms.items() if count > 0}
 
 
 def _with_deviation(scalars: dict[str, float]) -> dict[str, float]:

@@ -5,12 +5,14 @@ import json
 import logging
 import os
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import jax
 
 MANIFEST = "manifest.json"
+_READERS = 8  # files hashed at once: reading and SHA-256 leave Python's lock alone
 _log = logging.getLogger(__name__)
 
 
@@ -32,14 +34,18 @@ def write_durably(path: Path, text: str) -> None:
 
 def write_manifest(path: Path) -> None:
     """Seals the checkpoint `path`: flushes its files to the disk, then writes their manifest."""
-    files = {}
-    for file in sorted(path.rglob("*")):
-        if file.is_file():
-            with file.open("rb") as opened:
-                os.fsync(opened.fileno())
-            files[str(file.relative_to(path))] = _fingerprint(file)
+    found = sorted(file for file in path.rglob("*") if file.is_file())
+    with ThreadPoolExecutor(_READERS) as pool:
+        sealed = list(pool.map(_sealed, found))
+    files = {str(file.relative_to(path)): entry for file, entry in zip(found, sealed, strict=True)}
     manifest = {"step": _step(path), "processes": jax.process_count(), "files": files}
     write_durably(path / MANIFEST, json.dumps(manifest, indent=1))
+
+
+def _sealed(file: Path) -> dict[str, Any]:
+    with file.open("rb") as opened:
+        os.fsync(opened.fileno())
+    return _fingerprint(file)
 
 
 def _step(path: Path) -> int | str:
@@ -61,13 +67,16 @@ def find_damage(path: Path) -> str | None:
             raise ValueError("another step's manifest")
     except (OSError, ValueError, TypeError, AttributeError, LookupError) as error:
         return f"{MANIFEST} is unreadable ({error})"
-    for name, (size, digest) in expected.items():
+    for name, (size, _) in expected.items():
         file = path / name
         if not file.is_file():
             return f"{name} is missing"
         if file.stat().st_size != size:
             return f"{name} has {file.stat().st_size} bytes instead of {size}"
-        if _fingerprint(file)["sha256"] != digest:
+    with ThreadPoolExecutor(_READERS) as pool:
+        found = list(pool.map(_fingerprint, [path / name for name in expected]))
+    for (name, (_, digest)), entry in zip(expected.items(), found, strict=True):
+        if entry["sha256"] != digest:
             return f"{name} has other content than was saved (SHA-256 differs)"
     return None
 

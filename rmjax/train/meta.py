@@ -47,8 +47,8 @@ def meta(
 
     The terms of the preference loss are those at θ'. Added are the terms of J with the prefix `meta_` (J itself is
     `meta_difference`), `meta_gradient_norm`, `meta_ascent` (‖θ' − θ‖, as it came out in the parameters' dtype) and
-    `meta_cosine`, of ∇L(θ') and ∇J(θ). ∇J is read off θ' − θ there, which saves a copy of the parameters: where the ascent
-    drowns in rounding, so does the cosine.
+    `meta_cosine`, of ∇L(θ') and ∇J(θ). ∇J is read off θ' − θ there, which saves a copy of the parameters: where most of the
+    ascent drowns in rounding, it is the cosine of what is left. Without an ascent there is none.
     """
 
     def ascend(trainable: Any, frozen: Any, batch: Any, rng: jax.Array, state: Any):
@@ -86,13 +86,12 @@ def _ascent_terms(trainable: Any, ascended: Any, factor: Any, norm: jax.Array, d
     one = jnp.float32(1)
     moved = jax.tree.map(lambda q, p: q.astype(jnp.float32) - p.astype(jnp.float32), ascended, trainable)
     rising = jax.tree.map(lambda m, f: m / jnp.where(f > 0, f, 1.0), moved, factor)
-    length = optax.tree.norm(moved)
-    both = norm * optax.tree.norm(descent)
-    defined = (length > 0) & (both > 0)
+    both = optax.tree.norm(rising) * optax.tree.norm(descent)
+    defined = both > 0
     cosine = jnp.where(defined, optax.tree.vdot(descent, rising) / jnp.where(defined, both, 1.0), 0.0)
     return {
         "meta_gradient_norm": (norm, one),
-        "meta_ascent": (length, one),
+        "meta_ascent": (optax.tree.norm(moved), one),
         "meta_cosine": (cosine, defined.astype(jnp.float32)),
     }
 

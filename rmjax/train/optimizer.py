@@ -1,5 +1,8 @@
 """AdamW with warm-up and cosine decay, as the POLAR fine-tuning configs have it, and the paper's hyper-parameter laws."""
 
+from typing import Any
+
+import jax.numpy as jnp
 import optax
 
 
@@ -14,10 +17,17 @@ def schedule(learning_rate: float, steps: int, warmup: float, final: float) -> o
 def adamw(
     rate: optax.Schedule, *, b1: float = 0.9, b2: float = 0.95, weight_decay: float = 0.0, clip: float = 1.0
 ) -> optax.GradientTransformation:
-    """Clips the global norm, then AdamW. Defaults: the official fine-tuning config (section 1.6 of the specification)."""
-    return optax.chain(
-        optax.clip_by_global_norm(clip), optax.adamw(rate, b1=b1, b2=b2, weight_decay=weight_decay, mu_dtype="float32")
-    )
+    """Clips the global norm, then AdamW, all in fp32 whatever the parameters' dtype. Defaults: the official fine-tuning config
+    (section 1.6 of the specification)."""
+    inner = optax.chain(optax.clip_by_global_norm(clip), optax.adamw(rate, b1=b1, b2=b2, weight_decay=weight_decay))
+
+    def init(params: Any) -> Any:
+        return inner.init(optax.tree.cast(params, jnp.float32))  # moments are like what they are made for
+
+    def update(gradient: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        return inner.update(optax.tree.cast(gradient, jnp.float32), state, params)
+
+    return optax.GradientTransformation(init, update)
 
 
 def polar_learning_rate(parameters: float, pretrain_tokens: float, reward_tokens: float) -> float:

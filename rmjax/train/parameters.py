@@ -64,7 +64,7 @@ def count(tree: Any) -> int:
 
 
 def warm_start(initial: Mapping[str, Any], loaded: Mapping[str, Any], may_miss: str = "^head/") -> dict[str, Any]:
-    """`initial` with every leaf replaced by the loaded one; leaves matching `may_miss` may be absent there.
+    """`initial` with every leaf replaced by the loaded one, on the host; leaves matching `may_miss` may be absent there.
 
     A language model has no reward head: that one is expected. From a reward model nothing may be absent: pass "".
 
@@ -73,7 +73,12 @@ def warm_start(initial: Mapping[str, Any], loaded: Mapping[str, Any], may_miss: 
     """
     check_same(initial, loaded, may_miss)
     theirs = flat(loaded)
-    return nested({path: jnp.asarray(theirs.get(path, leaf), leaf.dtype) for path, leaf in flat(initial).items()})
+    return nested(
+        {
+            path: np.asarray(jax.device_get(theirs[path])).astype(leaf.dtype, copy=False) if path in theirs else leaf
+            for path, leaf in flat(initial).items()
+        }
+    )
 
 
 def check_same(wanted: Mapping[str, Any], loaded: Mapping[str, Any], may_miss: str = "") -> None:

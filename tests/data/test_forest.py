@@ -180,7 +180,7 @@ def test_pack_gives_nothing_for_nothing():
 
 @pytest.mark.parametrize(
     ("sequences", "message"),
-    [([[5] * 9], "9 tokens exceed a row of 8; raise data.row_tokens"), ([[5]] * 3, "3 candidates exceed 2 leaves")],
+    [([[5] * 9], "9 tokens exceed a row of 8; raise row_tokens"), ([[5]] * 3, "3 candidates exceed 2 leaves")],
 )
 def test_a_tree_that_can_never_be_placed_is_refused(sequences, message):
     shape = ForestShape(rows=2, row_tokens=8, groups=2, leaves=2)

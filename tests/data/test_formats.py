@@ -386,9 +386,7 @@ def test_smollm2_truncation_keeps_heads_of_answers_and_the_tail_of_the_prompt(sm
 
 def test_candidates_that_can_never_fit_a_row_are_an_error_that_names_the_place(one_byte):
     encoder = Encoder(one_byte, FORM, row_tokens=10)
-    with pytest.raises(
-        ValueError, match=r"file.jsonl:7: 9 candidates cannot fit a row of 10 tokens; raise data.row_tokens"
-    ):
+    with pytest.raises(ValueError, match=r"file.jsonl:7: 9 candidates cannot fit a row of 10 tokens; raise row_tokens"):
         encoder.trees(Comparison("P", tuple(LETTERS[:9]), place="file.jsonl:7"))
 
 

@@ -100,7 +100,7 @@ def test_trees_that_fit_no_row_are_skipped_counted_and_logged(caplog):
     assert iterator.get_state()["skipped"] == 6
     # At the first, second and fourth: seen at once, and never a flood.
     assert [record.getMessage().split(" groups")[0] for record in caplog.records] == [f"skipped {n}" for n in (1, 2, 4)]
-    assert "tokens exceed a row of 20; raise data.row_tokens" in caplog.text
+    assert "tokens exceed a row of 20; raise row_tokens" in caplog.text
 
 
 def test_groups_of_too_many_candidates_are_skipped_with_the_reason(caplog):
@@ -118,7 +118,7 @@ def test_where_nothing_fits_the_stream_ends():
 
 
 def test_an_endless_stream_of_which_nothing_fits_is_an_error():
-    with pytest.raises(ValueError, match="none of 1000 groups fits a row, the last because .* raise data.row_tokens"):
+    with pytest.raises(ValueError, match="none of 1000 groups fits a row, the last because .* raise row_tokens"):
         next(iter(PackForests(stream(epochs=None), ForestShape(1, 0, 1, 1))))
 
 

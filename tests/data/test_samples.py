@@ -69,6 +69,26 @@ def test_references_are_apart_from_the_answers():
     assert take(own, np.random.default_rng(0), samples=2).references == ("r",)
 
 
+def test_answers_that_are_drawn_are_not_all_alike_where_there_is_a_choice():
+    c = record("a", "b", "b")
+    drawn = [take(c, np.random.default_rng(seed), samples=5, references=1) for seed in range(20)]
+    assert {d.references for d in drawn} == {("b",)} and {tuple(sorted(d.outputs)) for d in drawn} == {("a", "b")}
+    assert take(record("a", "a"), np.random.default_rng(0), samples=2).outputs == ("a", "a")
+    assert len(take(c, np.random.default_rng(0), samples=1).outputs) == 1
+
+
+def test_a_pool_without_what_is_asked_for():
+    row = {"prompt_id": "p", "prompt": "P", "policy": "a", "output": " "}
+    with pytest.raises(PoolError, match="there is no row of these policies and prompts"):
+        from_pool([])
+    with pytest.raises(PoolError, match="no policy's name matches 'b'; there are a"):
+        from_pool([("x:1", row)], "b")
+    with pytest.raises(PoolError, match="all answers of the policies that match 'a' are empty"):
+        from_pool([("x:1", row)], "a")
+    with pytest.raises(PoolError, match=r"policies is '\[', not a regular expression"):
+        from_pool([("x:1", row)], "[")
+
+
 def test_groups_that_tell_nothing_apart_are_counted(caplog):
     groups = [record("a", "a", "a"), record("a"), record("a", "b"), record("a", "a", "b")]
     with caplog.at_level(logging.WARNING):

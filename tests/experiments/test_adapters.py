@@ -7,10 +7,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from configs import base, loramoe
 from experiments import adapters, export
 from experiments import train as command
+from rmjax.data.forest import ForestShape
+from rmjax.evaluate.language import LanguageModel, score_texts
 from rmjax.models.lora import AdapterConfig
 from rmjax.reward_model import CHECKPOINTS, RewardModel, load_params
 from rmjax.train.checkpoint import Checkpoints
@@ -141,10 +144,64 @@ def test_export_and_switch(home, tmp_path, kind, capsys):
     assert sorted(p.name for p in (tmp_path / "peft").iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
     with pytest.raises(ValueError, match="has no adapter; it was trained with config.adapter.kind empty"):
         export.export(home / "start", "peft", tmp_path / "none")
-    with pytest.raises(ValueError, match="config.to is 'onnx'; choose peft, adapter or merged"):
+    with pytest.raises(ValueError, match="--to is 'onnx'; choose peft, adapter or merged"):
         export.export(tmp_path / "one", "onnx", tmp_path / "none")
-    with pytest.raises(ValueError, match="this model has no adapter"):
+    with pytest.raises(FileExistsError, match="is a run already; name a new folder"):
+        export.export(tmp_path / "two", "merged", tmp_path / "merged")
+    with pytest.raises(ValueError, match="was trained on another base"):
         merged.with_adapter(tmp_path / "two.safetensors")
+    bare = RewardModel.load(home / "start").with_adapter(tmp_path / "two.safetensors")
+    np.testing.assert_allclose(bare.score(ROWS), two.score(ROWS), atol=1e-5)
+    again = bare.with_adapter(tmp_path / "two.safetensors")
+    assert again._rewards is bare._rewards and one._rewards is switched._rewards is not bare._rewards
+
+
+def test_a_language_model_is_exported_as_one(home, tmp_path):
+    changes = {"adapter__kind": "lora", "optimizer__learning_rate": 0.1}
+    for name, seed in (("one", 0), ("two", 1)):
+        assert execute(configured(home, "language_model", run__seed=seed, **changes), tmp_path / name) == 0
+    with pytest.raises(ValueError, match="one is a language model .*, not a reward model"):
+        RewardModel.load(tmp_path / "one")
+    export.export(tmp_path / "one", "peft", tmp_path / "peft")
+    assert json.loads((tmp_path / "peft" / "adapter_config.json").read_text())["task_type"] == "CAUSAL_LM"
+    assert not [name for name in load_file(tmp_path / "peft" / "adapter_model.safetensors") if "score" in name]
+    export.export(tmp_path / "one", "merged", tmp_path / "merged")
+    with pytest.raises(ValueError, match="merged is a language model"):
+        RewardModel.load(tmp_path / "merged")
+    export.export(tmp_path / "two", "adapter", tmp_path / "two.safetensors")
+    one, two, merged = (LanguageModel.load(tmp_path / name) for name in ("one", "two", "merged"))
+    texts, shape = [{"prompt": "Q1:", "output": "A1"}], ForestShape(1, 64, 1, 1)
+    loss = {
+        name: score_texts(model, texts, shape)[0].loss
+        for name, model in {
+            "one": one, "two": two, "merged": merged, "switched": one.with_adapter(tmp_path / "two.safetensors"),
+            "bare": LanguageModel.load(home / "start").with_adapter(tmp_path / "two.safetensors"),
+        }.items()
+    }  # fmt: skip
+    assert loss["merged"] == pytest.approx(loss["one"], abs=1e-4) and abs(loss["one"] - loss["two"]) > 1e-3
+    assert loss["switched"] == loss["bare"] == pytest.approx(loss["two"], abs=1e-6)
+
+
+def test_pools_have_types_too(home, tmp_path, capsys):
+    rows = [
+        {"prompt_id": f"{i}", "prompt": f"Say {i}.", "policy": policy, "sample": k, "output": f"{policy} {k}", "type": i % 2}
+        for i in range(8) for policy in ("a", "b") for k in range(2)
+    ]  # fmt: skip
+    changes = {"data__kind": "pool", "data__policies": "all", "data__prompts": "all"}
+    assert execute(configured(home, data__path=write(tmp_path / "pool.jsonl", rows), **changes), tmp_path / "run") == 0
+    first = next(line for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "train/loss" in line)
+    assert all(
+        sum(first[f"train/routing/type{t}/expert{n}"] for n in range(4)) == pytest.approx(1, rel=1e-4) for t in (0, 1)
+    )
+    rows[4] |= {"type": 0}
+    assert execute(configured(home, data__path=write(tmp_path / "two.jsonl", rows), **changes), tmp_path / "other") == 1
+    assert "two.jsonl:6: field `type` is 1, and 0 in earlier rows with prompt_id `1`; give a prompt one" in error(
+        capsys
+    )
+    for row in rows:
+        row["type"] = "law"
+    assert execute(configured(home, data__path=write(tmp_path / "law.jsonl", rows), **changes), tmp_path / "other") == 1
+    assert "law.jsonl:1: field `type` is 'law'; give the number" in error(capsys)
 
 
 def test_a_bf16_base_keeps_an_fp32_adapter(home, tmp_path):
@@ -163,12 +220,16 @@ def test_a_bf16_base_keeps_an_fp32_adapter(home, tmp_path):
         ({"adapter__rank": 48}, "adapter.rank is 48, above the width of backbone/layers/mlp/gate (32 to 64); lower it"),
         ({"adapter__experts": 5}, "adapter.experts is 5, which does not make two equal groups; make it even or set"),
         ({"adapter__expert_types": (0, 1)}, "config.adapter.expert_types has 2 entries; give one for each of 4"),
+        ({"adapter__alpha": 0.0}, "adapter.alpha is 0.0; it must be above 0"),
+        ({"adapter__pattern": ""}, "adapter.pattern is empty, which matches every Dense; give `.`"),
+        ({"adapter__beta": float("nan")}, "beta is nan and delta 0.1; beta is at least 0"),
+        ({"adapter__expert_types": (0, 0, 2, 2)}, "no expert serves type 1: number the types from 0"),
         ({"adapter__balance": "cv"}, "balance form is 'cv'; choose paper or code"),
         ({"trainable": "final_norm"}, "and matches no parameter"),
         ({"trainable": "("}, "config.trainable is '(', not a regular expression"),
         (
             {"data__kind": "pool", "data__path": "shipped:policy_pool"},
-            "config.adapter.beta needs records with a `type`",
+            "field `type`: missing, and the balancing constraint needs it; give 0 or 1",
         ),
     ],
     ids=lambda value: "-".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else "",
@@ -180,7 +241,8 @@ def test_values_that_no_run_can_have(home, tmp_path, capsys, changes, message):
 
 @pytest.mark.parametrize("objective", ["preference", "language_model"])
 @pytest.mark.parametrize(
-    ("label", "message"), [({}, "missing, and the"), ({"type": 2}, "out of range (2); give 0 or 1")]
+    ("label", "message"),
+    [({}, "missing, and the"), ({"type": 2}, "out of range (2); give 0 or 1"), ({"type": 1.5}, "not an integer")],
 )
 def test_labels_are_checked_where_the_constraint_needs_them(home, tmp_path, capsys, objective, label, message):
     row = (

@@ -74,6 +74,12 @@ def test_a_run_of_an_older_version_did_without_what_came_later(tmp_path):
 def test_what_may_change_and_what_may_not(tmp_path):
     now = pretrain.get_config()
     now.run.log_every, now.evals.seen.every, now.mesh.fsdp = 3, 7, 2
+    now.model.attention, now.model.attention_block, now.model.remat, now.optimizer.microbatches = (
+        "blockwise",
+        64,
+        "full",
+        4,
+    )
     keep(tmp_path, pretrain.get_config(), now)
     now.optimizer.learning_rate = 1.0
     with pytest.raises(ValueError, match="optimizer.learning_rate: 0.0005 then, 1.0 now"):

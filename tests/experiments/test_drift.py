@@ -135,6 +135,7 @@ def test_a_folder_has_one_series(tmp_path):
 @pytest.mark.slow
 def test_again_is_what_the_plain_arm_sees(tmp_path):
     stages.write_training(tmp_path / "data")
+    drift.write_labels("plain-again", 1, tmp_path, tmp_path / "data")
     config = drift.configured("plain-again", 1, tmp_path, tmp_path / "data")
     again, everything = (list(records(path)) for path in (config.data.path, str(tmp_path / "data" / "train.jsonl")))
     assert config.run.steps == 2 * grid.STEPS and grid.STEPS < len(again) < 2 * grid.STEPS < len(everything)
@@ -243,6 +244,16 @@ def test_a_small_grid_runs_and_is_not_run_again(home, tmp_path, monkeypatch):
     monkeypatch.setattr(drift.train, "run", lambda *args: pytest.fail("a finished run was run again"))
     drift.run(tmp_path, "pool", [0])
     assert json.loads((tmp_path / "results.json").read_text())["arms"] == found
+    monkeypatch.setattr(grid, "RATE", 1.0)
+    with pytest.raises(ValueError, match="plain/seed0 holds a run of another config .optimizer.learning_rate: "):
+        drift.run(tmp_path, "pool", [0])
+
+
+def test_seeds_that_the_grid_has_not():
+    assert drift.numbers(["2", "0"]) == [2, 0]
+    for seeds in (["3"], ["0", "one"], []):
+        with pytest.raises(ValueError, match=f"--seeds is '{','.join(seeds)}'; give one or more of 0,1,2"):
+            drift.numbers(seeds)
 
 
 def test_the_plot_has_a_line_per_model():

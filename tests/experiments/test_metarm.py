@@ -155,6 +155,14 @@ def refused(home, workdir, capsys, **changes) -> str:
         ({"meta_data__rows": 3, "optimizer__microbatches": 2}, "config.meta_data.rows is 3; make it a multiple of"),
         ({"meta_data__references": 1}, "references is 1, but"),
         ({"objective": "language_model"}, "gradient.name=meta needs preference"),
+        ({"data__kind": "texts"}, "config.data.kind is 'texts', without an order; gradient.name=meta needs pool"),
+        ({"meta_data__path": ""}, "config.meta_data.path is empty; name a file"),
+        ({"meta_data__references": -1}, "config.meta_data.references is -1; it must be 0 or more"),
+        (
+            {"meta_data__kind": "pool", "meta_data__policies": "best"},
+            "config.meta_data.policies is 'best'; choose seen",
+        ),
+        ({"gradient__warmup_steps": 6}, "config.gradient.warmup_steps is 6 of 6 steps; give 0 or more, and fewer"),
         ({"evals__gaps__source": "texts"}, "config.evals.*.source is 'texts'; choose pool or comparisons"),
     ],
     ids=lambda value: "-".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else "",
@@ -169,10 +177,18 @@ def test_a_zero_head_is_an_error_unless_warm_up_moves_it(home, tmp_path, capsys)
     assert message in refused(home, tmp_path / "a", capsys, **zero)
     # At the first step the learning rate is 0 still: one step of warm-up leaves the head where it is.
     assert message in refused(home, tmp_path / "b", capsys, gradient__warmup_steps=1, **zero)
+    # A head that is not trained stays where it is, however long the warm-up.
+    assert message in refused(home, tmp_path / "d", capsys, gradient__warmup_steps=2, trainable="/layers/", **zero)
     assert execute(configured(home, gradient__warmup_steps=2, **zero), tmp_path / "c") == 0
     lines = [line for line in read_metrics(tmp_path / "c" / "metrics.jsonl") if "train/loss" in line]
     assert [line["train/meta_ascent"] > 0 for line in lines] == [False, False, True, True]
     assert [line["train/meta_tied"] for line in lines] == [1, 1, 0, 0]
+    assert ["train/meta_cosine" in line for line in lines] == [
+        False,
+        False,
+        True,
+        True,
+    ]  # without an ascent there is none
 
 
 @pytest.mark.parametrize(
@@ -203,6 +219,12 @@ def test_groups_of_identical_answers_are_left_out(home, tmp_path, capsys, caplog
     assert "left out {'all answers identical': 2} of 3" in caplog.text
 
 
+def test_groups_smaller_than_asked_for_are_said(home, tmp_path, caplog):
+    path = write(tmp_path / "small.jsonl", [samples(0), samples(1) | {"outputs": ["a", "b"]}])
+    assert execute(configured(home, meta_data__path=path, meta_data__samples=3, run__steps=1), tmp_path / "run") == 0
+    assert "meta set: 1 of 2 groups have fewer than 3 answers (config.meta_data.samples)" in caplog.text
+
+
 def test_an_eta_that_makes_nan_stops_with_the_ids_of_both_batches(home, tmp_path, capsys):
     message = refused_late(home, tmp_path, capsys, gradient__inner_learning_rate=1e38)
     assert "at step 1;" in message and "gradient.inner_learning_rate" in message
@@ -223,7 +245,7 @@ def refused_late(home, workdir, capsys, **changes) -> str:
 def test_the_shipped_config_has_groups_of_the_form_of_its_preferences(mode):
     config = metarm.get_config(mode)
     assert (config.gradient.name, config.gradient.mode) == ("meta", mode)
-    groups = streams._groups(config.meta_data, config.meta_data.kind)
+    groups = streams._groups(config.meta_data, config.meta_data.kind, "meta_data")
     assert min(len(c.outputs) for c in groups) >= config.meta_data.samples + config.meta_data.references
     assert all(c.references and len(c.outputs) > 1 for c in streams.samples_set(config.evals.gaps))
 

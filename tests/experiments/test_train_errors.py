@@ -179,7 +179,10 @@ def test_a_workdir_with_another_architecture_is_refused_and_left_as_it_was(home,
         ("--config.optimiser.clip=1", "there is no config key `optimiser`; did you mean `optimizer`?"),
         ("--config.data.rows=many", "invalid literal for int() with base 10: 'many'"),
         ("--config.objective=rank", "error: config.objective is 'rank'; choose preference or language_model"),
-        ("--config.model.attention=pallas", "is 'pallas', a kernel for TPUs, and this run is on cpu; use 'blockwise'"),
+        (
+            "--config.model.attention=pallas",
+            "is 'pallas', kernels for TPUs and GPUs, and this run is on cpu; use 'blockwise'",
+        ),
     ],
 )
 def test_bad_flags_are_one_clear_line(home, tmp_path, flag, message):

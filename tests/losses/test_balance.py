@@ -151,8 +151,19 @@ def adapted_model():
     return model, moved(params, scale=0.3)
 
 
+FOCAL, SMOOTHED = ({"loss": "focal", "penalty": "squared", "penalty_weight": 0.1}, {"label_smoothing": 0.2})
+
+
 @pytest.mark.parametrize(
-    "build", [objective.preference, objective.language_model], ids=["preference", "language_model"]
+    "build",
+    [
+        objective.preference,
+        objective.language_model,
+        functools.partial(objective.preference, **FOCAL),
+        functools.partial(objective.preference, loss="listwise"),
+        functools.partial(objective.preference, **SMOOTHED),
+    ],
+    ids=["preference", "language_model", "focal, penalty", "listwise", "smoothed"],
 )
 def test_the_constraint_stands_beside_the_mean_loss(adapted_model, build):
     model, params = adapted_model

@@ -47,6 +47,27 @@ def test_values_and_gradients_are_those_of_the_dense_form(forest, block):
     assert not np.any(np.asarray(out)[forest.group_RT == 0])
 
 
+def test_the_second_derivative_is_that_of_the_dense_form(forest):
+    """MetaRM's second order needs it; what is not visible has scores so large here that their exponential is infinite."""
+    random = np.random.default_rng(1)
+    q, k, v, weights = (jnp.asarray(random.normal(size=(2, 37, heads, 8)), jnp.float32) for heads in (4, 2, 2, 4))
+    hidden = jnp.where((jnp.asarray(forest.group_RT) == 0)[..., None, None], 1e4, 1.0)
+    mask = attention_mask(jnp.asarray(forest.group_RT), jnp.asarray(forest.leaf_RT))
+    parts = ForestMask(jnp.asarray(forest.group_RT), jnp.asarray(forest.leaf_RT))
+
+    def slope(form):
+        def length(qkv):
+            inner = jax.grad(lambda qkv: jnp.sum(form(qkv[0], qkv[1] * hidden, qkv[2]) * weights))(qkv)
+            return sum(jnp.sum(jnp.sin(leaf)) for leaf in inner[:2])
+
+        return jax.jit(jax.grad(length))((q, k, v))
+
+    for want, got in zip(slope(lambda *x: attend(*x, mask)), slope(lambda *x: blockwise(*x, parts, 8)), strict=True):
+        visible = np.asarray(forest.group_RT) > 0
+        np.testing.assert_allclose(np.asarray(got)[visible], np.asarray(want)[visible], atol=2e-4)
+        assert np.isfinite(got).all()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("remat", ["none", "attention", "full"])
 def test_a_model_with_blocks_has_the_dense_model_s_rewards_and_gradients(forest, remat):

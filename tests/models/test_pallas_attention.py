@@ -1,4 +1,5 @@
-"""The kernels for TPUs, interpreted: the dense form's values and gradients on any forest, and tiles that are left out."""
+"""The kernels for TPUs and GPUs, interpreted: the dense form's values and gradients on any forest, tiles that are left out;
+those for GPUs as Triton gets them."""
 
 import dataclasses
 import functools
@@ -15,12 +16,13 @@ from rmjax.data.forest import ForestShape, Tree, attention_mask, fill
 from rmjax.models import transformer
 from rmjax.models.attention import ForestMask
 from rmjax.models.pallas_attention import _seen, pallas_attention
-from rmjax.models.pallas_kernels import _nearest
 from rmjax.models.reward import RewardTransformer
+from rmjax.models.tpu_kernels import _nearest
 from rmjax.models.transformer import TransformerConfig, attend
 from rmjax.train.state import initial_params
 
-T, BLOCK = 300, 128  # three blocks, the last one not full
+T, BLOCK = 300, 128  # three blocks, the last one not full; on a GPU five of 64
+on_each = pytest.mark.parametrize("platform", ["tpu", "gpu"])
 
 
 @st.composite
@@ -41,7 +43,7 @@ def marks(draw):
 
 
 @functools.cache
-def both():
+def both(platform):
     """(dense, kernels) as compiled functions of q, k, v, weights, group, leaf: a sum of outputs, its gradients, the outputs."""
 
     def compiled(form):
@@ -52,7 +54,7 @@ def both():
         return jax.jit(jax.value_and_grad(total, has_aux=True))
 
     def kernels(q, k, v, group, leaf):
-        return pallas_attention(q, k, v, ForestMask(group, leaf), BLOCK, interpret=True)
+        return pallas_attention(q, k, v, ForestMask(group, leaf), BLOCK, interpret=True, platform=platform)
 
     return compiled(lambda q, k, v, *marks: attend(q, k, v, attention_mask(*marks))), compiled(kernels)
 
@@ -63,10 +65,11 @@ def arrays(seed, rows=1, heads=(4, 2, 2, 4), width=8):
     return (q, k, v), weights
 
 
+@on_each
 @settings(max_examples=10, deadline=None)
 @given(marks(), st.integers(0, 99))
-def test_values_and_gradients_are_those_of_the_dense_form(row, seed):
-    want, got = (form(*arrays(seed), *row) for form in both())
+def test_values_and_gradients_are_those_of_the_dense_form(platform, row, seed):
+    want, got = (form(*arrays(seed), *row) for form in both(platform))
     for a, b in zip(jax.tree.leaves(want), jax.tree.leaves(got), strict=True):
         np.testing.assert_allclose(b, a, atol=1e-4, rtol=1e-4)
     assert not np.any(np.asarray(got[0][1])[row[0] == 0])
@@ -95,10 +98,11 @@ def packed():
     return group, leaf
 
 
-def test_tiles_that_nobody_sees_are_not_computed():
+@on_each
+def test_tiles_that_nobody_sees_are_not_computed(platform):
     """A NaN among the values would spread over all queries of its tiles."""
     (q, k, v), weights = arrays(0)
-    (_, out), grads = both()[1]((q, k, v.at[:, :BLOCK].set(jnp.nan)), weights, *packed())
+    (_, out), grads = both(platform)[1]((q, k, v.at[:, :BLOCK].set(jnp.nan)), weights, *packed())
     assert np.all(np.isnan(out[:, :BLOCK])) and np.all(np.isfinite(out[:, BLOCK:]))
     assert np.all(np.isfinite(grads[1][:, BLOCK:])) and np.all(np.isfinite(grads[0][:, BLOCK:]))
 
@@ -109,9 +113,10 @@ def test_only_blocks_that_are_needed_are_fetched():
 
 
 @pytest.mark.slow
+@on_each
 @pytest.mark.parametrize("remat", ["none", "attention"])
-def test_a_model_with_kernels_has_the_dense_model_s_rewards_and_gradients(remat, monkeypatch):
-    interpreted = functools.partial(pallas_attention, interpret=True)
+def test_a_model_with_kernels_has_the_dense_model_s_rewards_and_gradients(remat, platform, monkeypatch):
+    interpreted = functools.partial(pallas_attention, interpret=True, platform=platform)
     monkeypatch.setitem(transformer._TILED, "pallas", interpreted)
     random = np.random.default_rng(0)
     tree = Tree(random.integers(1, 64, 40), tuple(random.integers(1, 64, (2, 30))), np.arange(2.0))
@@ -130,7 +135,32 @@ def test_a_model_with_kernels_has_the_dense_model_s_rewards_and_gradients(remat,
     assert max(np.max(np.abs(x)) for x in jax.tree.leaves(dense[1])) > 1e-2
 
 
-def test_blocks_of_other_sizes_are_refused():
-    (q, k, v), _ = arrays(0)
-    with pytest.raises(ValueError, match="attention_block is 100; attention=pallas needs a multiple of 128"):
-        pallas_attention(q, k, v, ForestMask(*map(jnp.asarray, packed())), 100)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize(("block", "width"), [(512, 128), (32, 64)])
+def test_the_kernels_for_gpus_are_lowered_to_triton(dtype, block, width):
+    """Where there is no GPU that is as far as they go: all three are in the program, none is interpreted."""
+    q, k, v = (jax.ShapeDtypeStruct((2, T, n, width), dtype) for n in (4, 2, 2))
+    mask = ForestMask(*(jax.ShapeDtypeStruct((2, T), jnp.int32) for _ in range(2)))
+
+    def total(qkv, mask):
+        return jnp.sum(pallas_attention(*qkv, mask, block, platform="gpu").astype(jnp.float32))
+
+    lowered = jax.jit(jax.grad(total)).trace((q, k, v), mask).lower(lowering_platforms=("cuda",))
+    text = lowered.as_text()
+    assert [text.count(name) > 0 for name in ("output_kernel", "query_kernel", "key_kernel")] == [True] * 3
+    assert "triton" in text
+
+
+@pytest.mark.parametrize(
+    ("platform", "block", "width", "message"),
+    [
+        ("tpu", 100, 8, "attention_block is 100; attention=pallas needs a multiple of 128"),
+        ("gpu", 96, 8, "attention_block is 96; attention=pallas needs a power of two here, 16 at least"),
+        ("gpu", 8, 8, "attention_block is 8; attention=pallas needs a power of two here, 16 at least"),
+        ("gpu", 64, 24, "needs a head width that is a power of two on a GPU, not 24; use blockwise"),
+    ],
+)
+def test_sizes_that_the_kernels_do_not_take(platform, block, width, message):
+    (q, k, v), _ = arrays(0, width=width)
+    with pytest.raises(ValueError, match=message):
+        pallas_attention(q, k, v, ForestMask(*map(jnp.asarray, packed())), block, platform=platform)

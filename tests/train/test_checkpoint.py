@@ -352,7 +352,7 @@ SHARDED = """
     restored = checkpoints.restore(target)[1]["w"]
     assert restored.sharding == load, restored.sharding
     assert (restored == values).all()
-    assert checkpoints.restore_subtree("w")[1].sharding.device_set == {jax.local_devices()[0]}
+    assert isinstance(checkpoints.restore_subtree("w")[1], np.ndarray)
     print("same")
 """
 

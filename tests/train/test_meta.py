@@ -14,11 +14,13 @@ import numpy as np
 import optax
 import pytest
 
+from rmjax.losses.balance import Balance
 from rmjax.models.lora import AdapterConfig
 from rmjax.parallel.mesh import make_mesh
 from rmjax.train import gradient, meta, objective
 from rmjax.train.optimizer import adamw
 from rmjax.train.parameters import flat, merge, split
+from rmjax.train.routing import balanced
 from rmjax.train.state import State, compile_step, make_state, make_step, state_shardings
 from tests import simulated
 from tests.models.adapting import moved, started
@@ -287,18 +289,31 @@ def test_wraps_other_objectives(model, state, batches, loss, compiled_quickly):
     assert_close(called(form, state, batches[0])[0], wanted)
 
 
+def with_types(forest):
+    return forest.replace(type_RG=np.arange(forest.type_RG.size).reshape(forest.type_RG.shape) % 2)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["lora", "dora", "loramoe"])
+@pytest.mark.parametrize("kind", ["lora", "dora", "loramoe", "balanced"])
 def test_adapters_ascend_and_their_base_does_not(tiny_config, params, batches, kind, compiled_quickly):
-    """θ is the adapters and the head: the ascent, and the gradient at θ', are those of these leaves alone."""
-    adapter = AdapterConfig(kind=kind, rank=2, experts=2 if kind == "loramoe" else 1)
+    """θ is the adapters and the head: the ascent, and the gradient at θ', are those of these leaves alone. The balancing
+    constraint and dropout are the outer objective's."""
+    mixture = kind in ("loramoe", "balanced")
+    adapter = AdapterConfig(
+        "loramoe" if mixture else kind, rank=2, experts=2 if mixture else 1, dropout=0.3 if kind == "balanced" else 0.0
+    )
     model, start = started(dataclasses.replace(tiny_config, adapter=adapter))
     start = moved({**start, "head": params["head"]}, scale=0.3)
     moving, frozen = split(start, "lora_|head")
     assert len(flat(moving)) > 3 and all("lora_" in path or "head" in path for path in flat(moving))
     outer, inner = (gradient.plain(form(model)) for form in (objective.preference, objective.discrimination))
+    if kind == "balanced":
+        constrained = balanced(objective.preference, model, Balance((0, 1), beta=1.0))
+        batches = [{**batches[0], "preference": with_types(batches[0]["preference"])}]
+        outer = gradient.plain(constrained)
     found, terms = jax.jit(meta.meta(outer, inner, meta.plain(0.5)))(moving, frozen, batches[0], KEY)
-    rising, _ = inner(moving, frozen, batches[0]["meta"], KEY)
+    assert ("balance" in terms) == (kind == "balanced") and "meta_balance" not in terms
+    rising, _ = inner(moving, frozen, batches[0]["meta"], jax.random.fold_in(KEY, 1))
     ascended = jax.tree.map(lambda p, g: p + 0.5 * g, moving, rising)
     assert_close(found, outer(ascended, frozen, batches[0]["preference"], KEY)[0], 5e-5)
     assert mean(terms["meta_ascent"]) == pytest.approx(float(0.5 * optax.tree.norm(rising)), rel=1e-4)
@@ -464,9 +479,27 @@ PROGRAM = textwrap.dedent("""
             "gradient": difference(grads, wanted), "groups": float(terms["meta_difference"][1]),
             "moment": difference(jax.tree.map(lambda m: 10 * m, after.optimizer[1][0].mu), clipped),
         }
+    # The other modes, second order, against themselves on one device; with moments.
+    later, adam = jax.device_get(after), meta.Adam(lambda step: 1e-3, 0.9, 0.95)
+    mesh = make_mesh(dict(zip(AXES, (1, 2, 2, 2))))
+    shardings = state_shardings(start, boxed, trainable, mesh)
+    modes = {"parameter_norm": meta.parameter_norm(0.01), "step_norm": meta.step_norm(0.5, adam),
+             "preconditioned": meta.preconditioned(1e-4, adam)}
+    for mode, factors in modes.items():
+        def formed(state, batch, sharding=None):
+            form = meta.meta(gradient.plain(objective.preference(model), 2), gradient.plain(objective.discrimination(model)),
+                             factors, second_order=True, sharding=sharding)
+            return form(state.trainable, state.frozen, batch, jax.random.key(0), state)
+
+        alone, alone_terms = jax.jit(formed)(later, batch)
+        with jax.set_mesh(mesh):
+            placed = jax.device_put(later, shardings), jax.device_put(batch, batch_sharding(mesh))
+            grads, terms = jax.jit(lambda s, b: formed(s, b, shardings.trainable))(*placed)
+        ascents = [float(found["meta_ascent"][0]) for found in (alone_terms, terms)]
+        report[mode] = {"gradient": difference(grads, jax.device_get(alone)), "ascents": ascents}
     print("REPORT", json.dumps(report))
 """)
-ARRANGEMENTS = [(8, 1, 1, 1), (1, 8, 1, 1), (2, 2, 2, 1)]
+ARRANGEMENTS = [(8, 1, 1, 1), (1, 8, 1, 1), (2, 2, 2, 1), (1, 2, 1, 4)]
 
 
 @pytest.fixture(scope="module")
@@ -486,3 +519,12 @@ def test_eight_devices_agree_with_the_plain_reference(report, sizes):
     assert found["groups"] == 6
     assert found["gradient"] < 1e-5
     assert found["moment"] < 1e-4  # after the first step a tenth of the clipped gradient
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["parameter_norm", "step_norm", "preconditioned"])
+def test_eight_devices_agree_with_one_in_the_other_modes(report, mode):
+    """Norms are over what is cut; second order, microbatches, rows, heads and tokens over the mesh."""
+    found = report[mode]
+    assert found["gradient"] < 1e-5
+    assert found["ascents"][1] == pytest.approx(found["ascents"][0], rel=1e-4) and found["ascents"][0] > 1e-5

@@ -45,8 +45,11 @@ def test_adamw_clips_the_global_norm_then_adapts_then_decays():
 
 
 def test_moments_are_fp32_whatever_the_parameters():
-    state = adamw(optax.constant_schedule(0.1)).init({"a": jnp.zeros(3, jnp.bfloat16)})
-    assert state[1][0].mu["a"].dtype == jnp.float32
+    update, params = adamw(optax.constant_schedule(0.1)), {"a": jnp.zeros(3, jnp.bfloat16)}
+    state = update.init(params)
+    for _ in range(2):
+        steps, state = update.update({"a": jnp.full(3, 1e-3, jnp.bfloat16)}, state, params)
+        assert state[1][0].mu["a"].dtype == state[1][0].nu["a"].dtype == steps["a"].dtype == jnp.float32
 
 
 def test_polar_laws_give_the_sizes_that_the_specification_works_out():

@@ -23,7 +23,7 @@ from jaxtyping import Array, Bool, Float, Int
 _MASKED, _FLOOR = -1e30, -1e29
 """A score that is not visible, and where maxima start: so far above it that exp(_MASKED − _FLOOR) is 0."""
 
-Marks = tuple[Int[Array, "R 3 T"], Int[Array, "R S 3"]]
+Marks = tuple[Int[Array, "R T 3"], Int[Array, "R S 3"]]
 """Group, leaf and column of queries and of keys; the keys' group is −1 where they are padding."""
 
 
@@ -41,31 +41,40 @@ class _Walk:
 def outputs(
     q_RHTE: Float[Array, "R H T E"], k_RJSE: Float[Array, "R J S E"], v_RJSE: Float[Array, "R J S E"],
     marks: Marks, seen_RCD: Bool[Array, "R C D"], interpret: bool,
-) -> tuple[Float[Array, "R H E T"], Float[Array, "R H 1 T"]]:  # fmt: skip
+) -> tuple[Float[Array, "R H T E"], Float[Array, "R H T"]]:  # fmt: skip
     """Outputs, and for each query the logarithm of its softmax's denominator, in fp32."""
     R, H, T, E = q_RHTE.shape
     B = T // seen_RCD.shape[1]
     walk = _by_queries(q_RHTE, k_RJSE, seen_RCD, products=2)
     made = jax.ShapeDtypeStruct((R, H, E, T), q_RHTE.dtype), jax.ShapeDtypeStruct((R, H, 1, T), jnp.float32)
-    given, scratch = (q_RHTE, k_RJSE, v_RJSE, *marks), [(E, B), (1, B), (1, B)]
-    return _call(_output_kernel, walk, B, "qkkmn", given, "ol", made, scratch, interpret)
+    given, scratch = (q_RHTE, k_RJSE, v_RJSE, *_laid(marks)), [(E, B), (1, B), (1, B)]
+    out_RHET, log_total_RH1T = _call(_output_kernel, walk, B, "qkkmn", given, "ol", made, scratch, interpret)
+    return out_RHET.swapaxes(2, 3), log_total_RH1T[:, :, 0]
 
 
 def gradients(
     q_RHTE: Float[Array, "R H T E"], k_RJSE: Float[Array, "R J S E"], v_RJSE: Float[Array, "R J S E"],
-    marks: Marks, seen_RCD: Bool[Array, "R C D"], log_total_RH1T: Float[Array, "R H 1 T"],
-    delta_RH1T: Float[Array, "R H 1 T"], d_out_RHTE: Float[Array, "R H T E"], interpret: bool,
-) -> tuple[Float[Array, "R H E T"], Float[Array, "R J S E"], Float[Array, "R J S E"]]:  # fmt: skip
+    marks: Marks, seen_RCD: Bool[Array, "R C D"], log_total_RHT: Float[Array, "R H T"],
+    delta_RHT: Float[Array, "R H T"], d_out_RHTE: Float[Array, "R H T E"], interpret: bool,
+) -> tuple[Float[Array, "R H T E"], Float[Array, "R J S E"], Float[Array, "R J S E"]]:  # fmt: skip
     """Of queries, and in fp32 of keys and of values. delta: the sum over E of output times its gradient."""
     R, H, T, E = q_RHTE.shape
     B = T // seen_RCD.shape[1]
-    kinds, given = "qkkmnllq", (q_RHTE, k_RJSE, v_RJSE, *marks, log_total_RH1T, delta_RH1T, d_out_RHTE)
+    of_each = (log_total_RHT[:, :, None], delta_RHT[:, :, None])
+    kinds, given = "qkkmnllq", (q_RHTE, k_RJSE, v_RJSE, *_laid(marks), *of_each, d_out_RHTE)
     of_queries = jax.ShapeDtypeStruct((R, H, E, T), q_RHTE.dtype)
     of_keys = jax.ShapeDtypeStruct(k_RJSE.shape, jnp.float32)
     walk = _by_queries(q_RHTE, k_RJSE, seen_RCD, products=3)
-    (d_q,) = _call(_query_kernel, walk, B, kinds, given, "o", (of_queries,), [(E, B)], interpret)
+    (d_q_RHET,) = _call(_query_kernel, walk, B, kinds, given, "o", (of_queries,), [(E, B)], interpret)
     walk = _by_keys(q_RHTE, k_RJSE, seen_RCD, products=4)
-    return d_q, *_call(_key_kernel, walk, B, kinds, given, "kk", (of_keys,) * 2, [(B, E)] * 2, interpret)
+    return d_q_RHET.swapaxes(2, 3), *_call(
+        _key_kernel, walk, B, kinds, given, "kk", (of_keys,) * 2, [(B, E)] * 2, interpret
+    )
+
+
+def _laid(marks: Marks) -> tuple[Int[Array, "R 3 T"], Int[Array, "R S 3"]]:
+    """Of queries along the second axis of a tile."""
+    return marks[0].transpose(0, 2, 1), marks[1]
 
 
 def _by_queries(q_RHTE: Array, k_RJSE: Array, seen_RCD: Array, products: int) -> _Walk:
