@@ -1,8 +1,8 @@
 """What only an accelerator can show: `python -m experiments.benchmark_accelerator --out=docs/speed/accelerator/NAME.json`.
 
-MFU of a training step of POLAR-1.8B's sizes (configs/polar/pretrain_1_8b.py) on one device, and at several row lengths attention
-in blocks against attention under a dense mask, SmolLM2's sizes in bf16. Random weights, full rows of random pairs. So far
-this has run on a CPU alone, at sizes of a test.
+MFU of a training step of POLAR-1.8B's sizes (configs/polar/pretrain_1_8b.py) on one device, by kernels where there are some, and
+at several row lengths attention in blocks and by kernels against attention under a dense mask, SmolLM2's sizes in bf16. Random
+weights, full rows of random pairs. So far this has run on a CPU alone, at sizes of a test.
 """
 
 import dataclasses
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from absl import app, flags
 
 from configs.polar import pretrain_1_8b
@@ -21,6 +22,7 @@ from experiments.start import parse_flags, prepare
 from experiments.trainers.results import spread
 from rmjax.evaluate import environment
 from rmjax.evaluate.files import refuse_unwritable, write_json
+from rmjax.models.pallas_attention import PLATFORMS
 from rmjax.train.flops import mfu
 
 
@@ -39,7 +41,13 @@ def large(sizes: Sizes) -> Any:
     """The config of the 1.8B step."""
     config = pretrain_1_8b.get_config("1")
     config.data.rows, config.data.row_tokens, config.optimizer.microbatches = sizes.rows, sizes.row_tokens, 1
+    config.model.attention = tiled()[-1]
     return config
+
+
+def tiled() -> list[str]:
+    """Forms of attention in tiles that run here, the fastest last."""
+    return ["blockwise", "pallas"] if jax.default_backend() in PLATFORMS else ["blockwise"]
 
 
 def utilization(config: Any, rounds: int) -> dict[str, Any]:
@@ -55,19 +63,19 @@ def utilization(config: Any, rounds: int) -> dict[str, Any]:
 
 
 def attention(row_tokens: int, sizes: Sizes) -> dict[str, Any]:
-    """Seconds of a step with either attention, and the ratio dense / blockwise within a round."""
+    """Seconds of a step with each form of attention, and the ratios of dense to the others within a round."""
     shape = {"layers": sizes.layers, "rows": max(1, sizes.tokens // row_tokens), "row_tokens": row_tokens}
     built = {
         kind: Arm.make(
             configured({"model.attention": kind, "model.dtype": "bfloat16", "model.remat": "attention"}, **shape)
         )
-        for kind in ("dense", "blockwise")
+        for kind in ("dense", *tiled())
     }
     seconds = timed(built, sizes.rounds)
-    pairs = zip(seconds["dense"], seconds["blockwise"], strict=True)
+    ratio = {kind: factor(np.divide(seconds["dense"], seconds[kind])) for kind in tiled()}
     planned = {kind: arm.planned_bytes() for kind, arm in built.items()}
     medians = {kind: spread(values) for kind, values in seconds.items()}
-    return {"ratio": factor([a / b for a, b in pairs]), "seconds": medians, "planned_bytes": planned} | shape
+    return {"ratio": ratio, "seconds": medians, "planned_bytes": planned} | shape
 
 
 def run(out: Path, config: Any, lengths: Sequence[int], sizes: Sizes) -> None:
@@ -77,8 +85,8 @@ def run(out: Path, config: Any, lengths: Sequence[int], sizes: Sizes) -> None:
     print(f"1.8B step: MFU {found['step']['mfu']['median']:.3f}", flush=True)
     for length in lengths:
         found["attention"][str(length)] = attention(length, sizes)
-        ratio = found["attention"][str(length)]["ratio"]["median"]
-        print(f"rows of {length}: dense takes {ratio:.2f} times as long as blocks", flush=True)
+        for kind, ratio in found["attention"][str(length)]["ratio"].items():
+            print(f"rows of {length}: dense takes {ratio['median']:.2f} times as long as {kind}", flush=True)
     write_json(out, found | environment())
 
 
