@@ -27,7 +27,9 @@ from experiments.gradients import check_head, make_gradient
 from experiments.sources import choose, evaluation_set
 from experiments.start import join_hosts, leave, parse_flags, stoppable
 from experiments.streams import open_stream, samples_set
+from rmjax.data.forest import Forest
 from rmjax.data.formats import Encoder, Format
+from rmjax.data.pipeline import WHOLE
 from rmjax.data.record import RecordError
 from rmjax.evaluate import evaluate_comparisons
 from rmjax.evaluate.gaps import describe_gaps
@@ -180,15 +182,15 @@ def make_objective(config: Any, model: RewardTransformer) -> objective.Objective
 
 
 def make_evaluations(
-    config: Any, model: RewardTransformer, tokenizer: Tokenizer, form: Format, mesh: Mesh
+    config: Any, model: RewardTransformer, tokenizer: Tokenizer, form: Format, mesh: Mesh, rules: Rules
 ) -> Mapping[str, Any]:
     """From `config.evals`: name → (every, function of the state): preference accuracy, or the spread on samples."""
-    rewards = jax.jit(lambda params, forest: model.apply({"params": params}, forest), out_shardings=replicated(mesh))
+    rewards, tokens = _rewards(model, mesh, rules), 4096 * shards(mesh, rules, "rows")  # of a batch at most
     encoder = Encoder(tokenizer, form, row_tokens=2 * form.max_length)
 
     def evaluate(records: Sequence, describe: Callable, state: State) -> Mapping[str, float]:
         params = parameters.merge(state.trainable, state.frozen)
-        return describe(records, score(rewards, params, encoder, records, batch_tokens=4096))
+        return describe(records, score(rewards, params, encoder, records, batch_tokens=tokens))
 
     found = {}
     for name, entry in config.evals.items():
@@ -196,6 +198,25 @@ def make_evaluations(
         records, describe = (samples_set(entry), _gaps) if spread else (evaluation_set(entry), _accuracy)
         found[name] = (entry.every or config.run.steps, functools.partial(evaluate, records, describe))
     return found
+
+
+def _rewards(model: RewardTransformer, mesh: Mesh, rules: Rules) -> Callable[[Any, Forest], jax.Array]:
+    """(params, forest) → rewards on every process. Rows are cut over the mesh as in training where they divide; else every
+    device runs all of them."""
+
+    def apply(params: Any, forest: Forest) -> jax.Array:
+        with nn.logical_axis_rules(rules):
+            return model.apply({"params": params}, forest)  # type: ignore[return-value]
+
+    compiled = jax.jit(apply, out_shardings=replicated(mesh))
+    shardings = batching.forest_shardings(mesh, rules)
+    rows, tokens = (shards(mesh, rules, axis) for axis in ("rows", "tokens"))
+
+    def rewards(params: Any, forest: Forest) -> jax.Array:
+        cut = forest.shape[0] % rows == 0 and forest.shape[1] % tokens == 0
+        return compiled(params, batching.place(forest, shardings, WHOLE) if cut else forest)
+
+    return rewards
 
 
 def _accuracy(records: Sequence, scores: list[list[float]]) -> Mapping[str, float]:
@@ -354,7 +375,7 @@ def run(config: Any, workdir: Path) -> State:
                 place=functools.partial(batching.place, shardings=batching.forest_shardings(mesh, rules), share=share),
                 checkpoints=saved, writer=writer, directory=workdir, describe=describe, traces=counted,
                 log_every=config.run.log_every, save_every=config.run.save_every,
-                evaluations=make_evaluations(config, model, start.tokenizer, form, mesh), identify=stream.identify,
+                evaluations=make_evaluations(config, model, start.tokenizer, form, mesh, rules), identify=stream.identify,
                 since=data.get("terms"),
             )  # fmt: skip
         finally:

@@ -2,6 +2,8 @@
 
 import dataclasses
 import logging
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +14,7 @@ from configs import base
 from experiments import train
 from rmjax.data.formats import Format
 from rmjax.hub.tokenizer import Tokenizer
+from rmjax.parallel.mesh import make_mesh, make_rules
 from rmjax.reward_model import save_description
 
 DEFAULT_FORMAT = Format(**base.get_config().format.to_dict())
@@ -25,6 +28,41 @@ def model(tmp_path, tiny_config):
     model = base.get_config().model
     model.init = str(tmp_path / "run")
     return model
+
+
+def test_sigterm_outside_of_the_loop_ends_a_command_without_fault(capsys):
+    before = signal.getsignal(signal.SIGTERM)
+    assert train.guarded(lambda: os.kill(os.getpid(), signal.SIGTERM)) == 0
+    assert capsys.readouterr().err == "asked to stop; run the same command to go on\n"
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.parametrize(
+    ("path", "tied", "head", "multiplied"),
+    [
+        ("backbone/embedding/embedding", True, False, False),
+        ("backbone/embedding/embedding", True, True, True),
+        ("backbone/embedding/embedding", False, True, False),
+        ("backbone/output/kernel", False, False, False),
+        ("backbone/output/kernel", False, True, True),
+        ("backbone/layers/attention/output/kernel", False, False, True),
+    ],
+)
+def test_a_token_s_flops_have_the_vocabulary_once_and_only_where_it_is_predicted(path, tied, head, multiplied):
+    assert train._multiplied(path, tied, head) == multiplied
+
+
+def test_parameters_that_rounding_keeps_from_learning_are_warned_of(caplog):
+    config = base.get_config()
+    config.model.param_dtype = "bfloat16"
+    mesh = make_mesh({})
+    train.check(config, mesh, make_rules(config.sharding.to_dict()))
+    assert "a step below 1/256 of a weight is lost in rounding" in caplog.text
+    caplog.clear()
+    config.adapter.kind, config.adapter.beta = "lora", 0.1
+    train.check(config, mesh, make_rules(config.sharding.to_dict()))
+    assert "lost in rounding" not in caplog.text
+    assert "config.adapter.beta: of loramoe only, without effect; kind is 'lora'" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["runs/nowhere", "smollm", "absent.gguf"])
