@@ -120,9 +120,11 @@ def _exchanges(program: Program, body: Body, instruction: Instruction) -> Iterat
     if kind in COLLECTIVES:
         groups = partition_groups(instruction.attributes)
         size = sum(s.bytes for name in instruction.operands for s in body[name].shapes)
-        if kind == "all-gather":  # what is gathered; one that begins has its operands among its results
-            gathered = sum(s.bytes for s in instruction.shapes)
-            size = gathered - size if instruction.opcode.endswith("-start") else gathered
+        if (
+            kind == "all-gather"
+        ):  # over all chips, however many these are, the results say it; they come after the operands
+            results = instruction.shapes[-len(instruction.operands) :]
+            size = size * len(groups[0]) if groups else sum(s.bytes for s in results)
         yield Collective(kind, size, groups)
     if instruction.opcode == "fusion":
         # A reduction of which each chip keeps its part is one fusion on a TPU.

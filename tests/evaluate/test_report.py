@@ -149,7 +149,8 @@ def test_routing_and_curves_against_size_are_drawn(tmp_path):
     routing = {"balanced": {"types": ["tasks", "<knowledge>"], "shares": shares, "variation": 0.4}}
     write_report({"sizes": [8, 64], "panels": {"facts": {"full": [mean, mean]}}, "routing": routing}, tmp_path)
     page = (tmp_path / "report.html").read_text()
-    assert page.count("<svg") == 2 and "balanced: coefficient of variation 0.400" in page
+    assert page.count("<svg") == 3 and "balanced, mlp/gate: coefficient of variation 0.800" in page
+    assert "balanced, mlp/up: coefficient of variation 0.000" in page
     assert "<h2>Routing</h2>" in page and "<h2>Against the amount of data</h2>" in page
     assert "&lt;knowledge&gt;" in page and "<knowledge>" not in page
 

@@ -44,7 +44,7 @@ def test_collectives_have_the_size_of_the_whole_and_their_chips(found):
 def test_a_gather_over_all_chips_has_the_size_of_the_whole_too():
     text = TEXT.replace("replica_groups=[2,2]<=[2,2]T(1,0)", "replica_groups={}")
     gather = next(o for o in operations(parse(text)) if o.name == "gather")
-    assert text != TEXT and gather.collectives[0].bytes == 2 * 4 * 8 * 128 and gather.collectives[0].groups == ()
+    assert text != TEXT and gather.collectives[0].bytes == 4 * 16 * 64 and gather.collectives[0].groups == ()
 
 
 def test_a_collective_that_runs_beside_a_product_counts_once(found):
