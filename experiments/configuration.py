@@ -16,8 +16,9 @@ from rmjax.train.manifest import write_durably
 
 _MAY_CHANGE = (
     r"evals|mesh\.|sharding\.|hosts\.|data\.prefetch|run\.(log_every|save_every|keep|keep_every|tensorboard|wandb)$"
-    r"|model\.(attention|attention_block|remat)$|optimizer\.microbatches$"  # the same values, on another machine
+    r"|model\.(attention|attention_block|remat)$"  # the same values, on another machine
 )
+_PARTS = "optimizer.microbatches"
 _EVALUATIONS = {"pool": base.pool_eval(""), "comparisons": base.comparisons_eval(""), "samples": base.samples_eval("")}
 
 
@@ -66,7 +67,7 @@ def keep_config(config: ConfigDict, path: Path) -> None:
         changed = [
             f"{key}: {before[key]!r} then, {now[key]!r} now"
             for key in sorted(before.keys() & now.keys())
-            if before[key] != now[key] and not re.match(_MAY_CHANGE, key)
+            if before[key] != now[key] and not re.match(_MAY_CHANGE, key) and not (key == _PARTS and _parts_add_up(now))
         ]
         if changed:
             raise ValueError(
@@ -74,6 +75,11 @@ def keep_config(config: ConfigDict, path: Path) -> None:
             )
     if jax.process_index() == 0:
         write_durably(path, config.to_json_best_effort(indent=1) + "\n")  # a kill must not leave half of it
+
+
+def _parts_add_up(config: Mapping[str, Any]) -> bool:
+    """Whether microbatches give the whole batch's gradient: dropout draws and the constraint's statistics are of one each."""
+    return not config["adapter.kind"] or (config["adapter.dropout"] == 0 and config["adapter.beta"] == 0)
 
 
 def _stored(path: Path) -> dict[str, Any]:

@@ -140,7 +140,7 @@ def main(argv: Sequence[str]) -> None:
     del argv
     given = flags.FLAGS
     job = functools.partial(run, Path(given.workdir), given.config, given.seed, given.groups_per_prompt)
-    sys.exit(train.guarded(job))
+    sys.exit(train.guarded(job, resumes=True))
 
 
 if __name__ == "__main__":

@@ -226,7 +226,7 @@ def main(argv: Sequence[str]) -> None:
     """Reads the flags."""
     del argv
     chosen = flags.FLAGS
-    sys.exit(train.guarded(lambda: run(Path(chosen.workdir), chosen.series, numbers(chosen.seeds))))
+    sys.exit(train.guarded(lambda: run(Path(chosen.workdir), chosen.series, numbers(chosen.seeds)), resumes=True))
 
 
 if __name__ == "__main__":

@@ -48,12 +48,14 @@ def export(model: Path, to: str, output: Path, base: str = "") -> None:
         save_adapter(output, config.adapter, params)
     else:
         if (output / MODEL_FILE).exists() or (output / CHECKPOINTS).exists():
-            raise FileExistsError(f"--output={output} is a run already; name a new folder")
+            raise FileExistsError(
+                f"--output={output} is a run already, or what a stopped export left; name a new folder"
+            )
         params = merged(params, config.adapter)
-        objective = "language_model" if writes else "preference"
-        save_description(output, dataclasses.replace(config, adapter=None), form, tokenizer, objective)
         with Checkpoints(output / CHECKPOINTS) as checkpoints:
             checkpoints.save(0, {"trainable": params}, {}, wait=True)
+        objective = "language_model" if writes else "preference"
+        save_description(output, dataclasses.replace(config, adapter=None), form, tokenizer, objective)
 
 
 def main(argv: Sequence[str]) -> None:

@@ -253,7 +253,7 @@ def _judged(grid: Any) -> dict[str, Any]:
 def main(argv: Sequence[str]) -> None:
     """Reads the flags."""
     del argv
-    sys.exit(train.guarded(functools.partial(run, flags.FLAGS.config, Path(flags.FLAGS.workdir))))
+    sys.exit(train.guarded(functools.partial(run, flags.FLAGS.config, Path(flags.FLAGS.workdir)), resumes=True))
 
 
 if __name__ == "__main__":

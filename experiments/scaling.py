@@ -111,7 +111,7 @@ def _fits(points: Sequence[dict[str, Any]], name: str) -> dict[str, Any]:
 def main(argv: Sequence[str]) -> None:
     """Reads the flags."""
     del argv
-    sys.exit(train.guarded(functools.partial(run, Path(flags.FLAGS.workdir))))
+    sys.exit(train.guarded(functools.partial(run, Path(flags.FLAGS.workdir)), resumes=True))
 
 
 if __name__ == "__main__":

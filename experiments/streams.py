@@ -50,9 +50,11 @@ def open_stream(config: Any, tokenizer: Tokenizer, form: Format, share: Share = 
     """This process's share, from `config.data`, and from `config.meta_data` with `gradient.name = "meta"`: a batch then is
     {"preference": forest, "meta": forest}."""
     data = config.data
+    shapes = batch_shapes(config)
+    if not isinstance(shapes, ForestShape):
+        _check_meta(config)
     encoder = Encoder(tokenizer, form, data.row_tokens)
     trees, identify = training_trees(config, tokenizer, encoder)
-    shapes = batch_shapes(config)
     if isinstance(shapes, ForestShape):
         return Stream(batches(trees, shapes, data.prefetch, share), identify, [encoder])
     meta = config.meta_data
@@ -63,14 +65,18 @@ def open_stream(config: Any, tokenizer: Tokenizer, form: Format, share: Share = 
     return Stream(together, {"preference": identify, "meta": meta_identify}, [encoder, meta_encoder])
 
 
-def _meta_trees(config: Any, encoder: Encoder) -> tuple[grain.MapDataset, Callable[[int], str]]:
-    meta = config.meta_data
+def _check_meta(config: Any) -> None:
+    """ValueError for what no meta set goes with."""
     if config.objective != "preference":
         raise ValueError(f"config.objective is {config.objective!r}; gradient.name=meta needs preference")
     if config.data.kind == "texts":
         raise ValueError("config.data.kind is 'texts', without an order; gradient.name=meta needs pool or comparisons")
-    if meta.samples < 2:
-        raise ValueError(f"config.meta_data.samples is {meta.samples}; a difference needs 2 or more")
+    if config.meta_data.samples < 2:
+        raise ValueError(f"config.meta_data.samples is {config.meta_data.samples}; a difference needs 2 or more")
+
+
+def _meta_trees(config: Any, encoder: Encoder) -> tuple[grain.MapDataset, Callable[[int], str]]:
+    meta = config.meta_data
     groups = _groups(meta, choose("meta_data.kind", meta.kind, KINDS), "meta_data")
     smaller = sum(len(group.outputs) - meta.references < meta.samples for group in groups)
     if smaller:

@@ -4,6 +4,7 @@ Run again, a stopped command continues from its newest checkpoint. DIR then hold
 and metrics.jsonl, and is what `RewardModel.load` and `--config.model.init` take.
 """
 
+import contextlib
 import dataclasses
 import functools
 import logging
@@ -201,20 +202,25 @@ def make_evaluations(
 
 
 def _rewards(model: RewardTransformer, mesh: Mesh, rules: Rules) -> Callable[[Any, Forest], jax.Array]:
-    """(params, forest) → rewards on every process. Rows are cut over the mesh as in training where they divide; else every
-    device runs all of them."""
+    """(params, forest) → rewards on every process. Rows are cut over the mesh as in training, filled up with empty ones where
+    they are too few; where tokens do not divide every device runs all."""
 
     def apply(params: Any, forest: Forest) -> jax.Array:
         with nn.logical_axis_rules(rules):
             return model.apply({"params": params}, forest)  # type: ignore[return-value]
 
-    compiled = jax.jit(apply, out_shardings=replicated(mesh))
+    cut, whole = (
+        jax.jit(f, out_shardings=replicated(mesh)) for f in (apply, lambda p, f: model.apply({"params": p}, f))
+    )
     shardings = batching.forest_shardings(mesh, rules)
-    rows, tokens = (shards(mesh, rules, axis) for axis in ("rows", "tokens"))
+    parts, tokens = (shards(mesh, rules, axis) for axis in ("rows", "tokens"))
 
     def rewards(params: Any, forest: Forest) -> jax.Array:
-        cut = forest.shape[0] % rows == 0 and forest.shape[1] % tokens == 0
-        return compiled(params, batching.place(forest, shardings, WHOLE) if cut else forest)
+        rows = len(forest.tokens_RT)
+        if forest.shape[1] % tokens:
+            return whole(params, forest)
+        padded = jax.tree.map(lambda x: np.pad(x, [(0, -rows % parts)] + [(0, 0)] * (x.ndim - 1)), forest)
+        return cut(params, batching.place(padded, shardings, WHOLE))[:rows]
 
     return rewards
 
@@ -424,10 +430,13 @@ def _restore(saved: Checkpoints, abstract: State, shardings: State) -> tuple[Sta
     return restored(abstract, parts), data, step
 
 
-def guarded(job: Callable[[], object]) -> int:
-    """Runs a job, with the errors that a user can mend as one line each; the exit code."""
+def guarded(job: Callable[[], object], resumes: bool = False) -> int:
+    """Runs a job, with the errors that a user can mend as one line each; the exit code.
+
+    resumes: the same command goes on where this one was, so that SIGTERM is no fault, wherever it comes.
+    """
     try:
-        with stoppable():
+        with stoppable() if resumes else contextlib.nullcontext():
             job()
     except Preempted as stop:
         if jax.process_index() == 0:
@@ -457,7 +466,7 @@ def main(argv: Sequence[str]) -> None:
         join_hosts(config.hosts)
         run(config, workdir)
 
-    leave(lambda: guarded(job))
+    leave(lambda: guarded(job, resumes=True))
 
 
 if __name__ == "__main__":

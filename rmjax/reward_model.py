@@ -1,6 +1,5 @@
 """`RewardModel`: load a trained directory and score texts."""
 
-import copy
 import dataclasses
 import functools
 import json
@@ -12,12 +11,13 @@ from typing import Any
 import flax.linen as nn
 import jax
 
+from rmjax.data.forest import Forest
 from rmjax.data.formats import Encoder, Format
 from rmjax.data.record import Comparison, RecordError, parse
 from rmjax.hub.adapters import fingerprint, frozen_layers, load_adapter
 from rmjax.hub.tokenizer import Tokenizer
 from rmjax.models.lora import AdapterConfig, merged
-from rmjax.models.pallas_attention import PLATFORMS
+from rmjax.models.pallas_attention import refusal
 from rmjax.models.reward import RewardTransformer
 from rmjax.models.transformer import TransformerConfig
 from rmjax.scoring import score
@@ -45,8 +45,8 @@ def save_description(
 
 
 def load_description(directory: Path) -> tuple[TransformerConfig, Format, Tokenizer]:
-    """Reads what `save_description` wrote; attention by kernels for TPUs and GPUs becomes `blockwise`, of the same values,
-    elsewhere. FileNotFoundError or ValueError, naming the file, where that fails."""
+    """Reads what `save_description` wrote; attention by kernels becomes `blockwise`, of the same values, where they do
+    not run. FileNotFoundError or ValueError, naming the file, where that fails."""
     path = directory / MODEL_FILE
     if not path.is_file():
         raise FileNotFoundError(f"{path}: not there; a model is a directory that experiments.train has written")
@@ -54,9 +54,9 @@ def load_description(directory: Path) -> tuple[TransformerConfig, Format, Tokeni
         described = json.loads(path.read_text())
         transformer = dict(described["transformer"])
         adapter = transformer.pop("adapter", None)  # older descriptions lack it
-        if transformer.get("attention") == "pallas" and jax.default_backend() not in PLATFORMS:
-            transformer["attention"] = "blockwise"
         config = TransformerConfig(**transformer, adapter=AdapterConfig(**adapter) if adapter else None)
+        if config.attention == "pallas" and refusal(jax.default_backend(), config.attention_block, config.head_width):
+            config = dataclasses.replace(config, attention="blockwise")
         parts = config, Format(**described["format"])
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: not a model description ({error!r})") from error
@@ -79,6 +79,17 @@ def load_params(directory: Path, step: int | None = None) -> dict[str, Any]:
     return merge(parts.get("trainable", {}), parts.get("frozen", {}))
 
 
+def abstract_params(config: TransformerConfig) -> dict[str, Any]:
+    """Shapes and dtypes of a reward model's parameters."""
+    return nn.meta.unbox(jax.eval_shape(functools.partial(initial_params, RewardTransformer(config), 0)))
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _rewards(params: Any, forest: Forest, config: TransformerConfig) -> jax.Array:
+    """Models of one architecture share what is compiled, whatever their weights."""
+    return RewardTransformer(config).apply({"params": params}, forest)  # type: ignore[return-value]
+
+
 class RewardModel:
     """Scores texts with a trained reward model.
 
@@ -91,10 +102,8 @@ class RewardModel:
             raise ParameterError(
                 "the checkpoint has no reward head (`head/kernel`): it is a language model, not a reward model"
             )
-        model = RewardTransformer(config)
-        check_same(nn.meta.unbox(jax.eval_shape(functools.partial(initial_params, model, 0))), params)
+        check_same(abstract_params(config), params)
         self.config, self.format, self.tokenizer, self.params = config, form, tokenizer, jax.device_put(params)
-        self._rewards = jax.jit(lambda params, forest: model.apply({"params": params}, forest))
         self._encoder = Encoder(tokenizer, form, row_tokens=2 * form.max_length)
 
     @classmethod
@@ -123,24 +132,16 @@ class RewardModel:
     def with_adapter(self, path: str | Path) -> "RewardModel":
         """This model with the adapter and head of a file (`hub.adapters.save_adapter`) in place of its own, if it has any.
 
-        The two share the base, and with adapters of one form and place the compiled functions too: batches may then switch
-        between them at no cost. An adapter of another form compiles once, for itself.
+        Models with adapters of one form on the same layers share base and compiled functions: batches may switch between them
+        at no cost. An adapter of another form compiles once; on other layers the base is stacked anew, which is a copy.
 
         Raises:
           FileNotFoundError, ValueError: as `hub.adapters.load_adapter`.
           ParameterError: the file's parameters are not those of the adapter that it says it is; the message lists them.
         """
         adapter, params = load_adapter(path, self.params, self.base)
-        dropout = self.config.adapter.dropout if self.config.adapter else adapter.dropout  # of training only
-        config = dataclasses.replace(
-            self.config, adapter=dataclasses.replace(adapter, dropout=dropout), frozen_layers=frozen_layers(params)
-        )
-        if config != self.config:
-            return RewardModel(config, self.format, self.tokenizer, params)
-        check_same(self.params, params)
-        other = copy.copy(self)
-        other.params = params
-        return other
+        config = dataclasses.replace(self.config, adapter=adapter, frozen_layers=frozen_layers(params))
+        return RewardModel(config, self.format, self.tokenizer, params)
 
     def merged(self) -> "RewardModel":
         """The same rewards without an adapter: it is added into the weights. ValueError where that is impossible."""
@@ -173,6 +174,10 @@ class RewardModel:
             for i, value in zip(members, values, strict=True):
                 result[i] = value
         return result
+
+    def _rewards(self, params: Any, forest: Forest) -> jax.Array:
+        adapter = self.config.adapter and dataclasses.replace(self.config.adapter, dropout=0.0)  # of training only
+        return _rewards(params, forest, dataclasses.replace(self.config, adapter=adapter))
 
     @staticmethod
     def _single(row: Mapping[str, Any], place: str) -> Comparison:

@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from rmjax.data.readers import RandomAccessSource, open_records
-from rmjax.data.record import Comparison, RecordError, to_row
+from rmjax.data.record import Comparison, RecordError, to_row, type_label
 from rmjax.data.rows import check_readable, iterate_rows
 
 _SOURCES_FILE = "sources.json"
@@ -75,17 +75,17 @@ def example_from_comparison(comparison: Comparison) -> dict[str, object]:
 
 
 def pool_features() -> tfds.features.FeaturesDict:
-    """Features of one sample of a policy pool; an absent label is an empty string."""
+    """Features of one sample of a policy pool; an absent label is an empty string, an absent type an empty sequence."""
     text = tfds.features.Text()
     texts = dict.fromkeys((*_POOL_TEXTS, *_POOL_LABELS), text)
-    return tfds.features.FeaturesDict({**texts, "sample": np.int64})
+    return tfds.features.FeaturesDict({**texts, "sample": np.int64, "type": tfds.features.Sequence(np.int64)})
 
 
 def pool_rows_by_split(path: str | Path) -> dict[str, list[dict[str, object]]]:
     """Reads {"prompt_id", "prompt", "policy", "sample", "output"} rows, by TFDS split.
 
     The split is the row's `split`, else its `prompt_split`, else "seen". The labels `kind`,
-    `policy_split`, `prompt_split` and `category` are kept, empty where absent.
+    `policy_split`, `prompt_split`, `category` and `type` are kept, empty where absent.
 
     Raises:
       RecordError: a missing or ill-typed field, or a split name TFDS cannot use; an empty
@@ -110,7 +110,8 @@ def _checked_sample(row: object, place: str) -> dict[str, object]:
             raise RecordError(place, name, "not a string", "give a string or leave it out")
     if not isinstance(row.get("sample"), int) or isinstance(row["sample"], bool):
         raise RecordError(place, "sample", "missing or not an integer", "number the samples")
-    return {**{name: row[name] for name in (*_POOL_TEXTS, "sample")}, **labels}
+    label = type_label(row, place)
+    return {name: row[name] for name in (*_POOL_TEXTS, "sample")} | labels | {"type": [] if label is None else [label]}
 
 
 def _pool_split(row: Mapping, place: str) -> str:

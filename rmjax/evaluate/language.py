@@ -21,7 +21,8 @@ from rmjax.losses.language_model import next_token
 from rmjax.models.reward import RewardTransformer
 from rmjax.models.transformer import TransformerConfig
 from rmjax.policy.sampling import Decoding, generate, left_pad, rules
-from rmjax.reward_model import load_description, load_params
+from rmjax.reward_model import abstract_params, load_description, load_params
+from rmjax.train.parameters import check_same
 
 _log = logging.getLogger(__name__)
 
@@ -53,10 +54,13 @@ class LanguageModel:
 
         Raises:
           FileNotFoundError, ValueError: as `hub.adapters.load_adapter`.
+          ParameterError: the file's parameters are not those of the adapter that it says it is; the message lists them.
         """
         own = {"backbone": self.params}
         adapter, params = load_adapter(path, own, fingerprint(own))
+        adapter = dataclasses.replace(adapter, dropout=0.0)  # of training only
         config = dataclasses.replace(self.config, adapter=adapter, frozen_layers=frozen_layers(params))
+        check_same(abstract_params(config)["backbone"], params["backbone"])
         return dataclasses.replace(self, config=config, params=params["backbone"])
 
 

@@ -34,17 +34,16 @@ def adapter_leaves(params: Mapping[str, Any]) -> dict[str, Any]:
 
 def fingerprint(params: Mapping[str, Any]) -> str:
     """SHA-256 of the base: paths, dtypes and values of all that is neither adapter nor head, however its layers are stacked."""
-    parts: dict[str, list[np.ndarray]] = defaultdict(list)
+    parts: dict[str, list[Any]] = defaultdict(list)
     for path, leaf in sorted(flat(params).items()):  # `frozen_layers` come before `layers`, as they run
         if not re.search(_OWN, path):
-            array = np.ascontiguousarray(jax.device_get(leaf))
-            parts[path.replace("/frozen_layers/", "/layers/", 1)].append(array)
+            parts[path.replace("/frozen_layers/", "/layers/", 1)].append(leaf)
     digest = hashlib.sha256()
     for path, stacks in sorted(parts.items()):
         shape = (sum(stack.shape[0] for stack in stacks), *stacks[0].shape[1:])
         digest.update(f"{path} {stacks[0].dtype} {shape}\n".encode())
         for stack in stacks:
-            digest.update(stack.view(np.uint8).data)
+            digest.update(np.ascontiguousarray(jax.device_get(stack)).view(np.uint8).data)
     return digest.hexdigest()
 
 
@@ -86,7 +85,9 @@ def load_adapter(path: str | Path, params: Mapping[str, Any], base: str) -> tupl
             f"{path}: was trained on another base (its weights differ); load it onto the one it was made for"
         )
     leaves = load_file(path)
-    adapted = next(leaf.shape[0] for name, leaf in leaves.items() if name.endswith("/lora_a"))
+    adapted = next((leaf.shape[0] for name, leaf in leaves.items() if name.endswith("/lora_a")), None)
+    if adapted is None:
+        raise ValueError(f"{path}: not an adapter file that save_adapter wrote (it has no `lora_a`)")
     kept = nested({p: leaf for p, leaf in flat(params).items() if not re.search(_OWN, p)})
     kept["backbone"] = _stacked(kept["backbone"], adapted)
     return adapter, nested(flat(kept) | {name: jnp.asarray(leaf) for name, leaf in leaves.items()})

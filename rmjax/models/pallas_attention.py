@@ -21,7 +21,7 @@ from rmjax.models.tpu_kernels import Marks
 LANES = 128
 """Numbers along the last axis of a TPU's vector register: blocks are made of so many tokens."""
 SMALLEST_TILE, LARGEST_TILE = 16, 64
-"""Tokens a block on a GPU: what its matrix unit takes, and what stays in its registers at a head width of 128."""
+"""Tokens a block on a GPU: what its matrix unit takes; and what leaves room on the chip in bf16, half as many in fp32."""
 PLATFORMS = ("tpu", "gpu")
 
 
@@ -32,6 +32,7 @@ class _Form:
     platform: str
     block: int
     interpret: bool
+    itemsize: int  # bytes of a number of q
 
     @property
     def kernels(self) -> Any:
@@ -40,7 +41,8 @@ class _Form:
     def edge(self, tokens: int) -> int:
         """Tokens a block, where a device has `tokens` queries a row."""
         if self.platform == "gpu":
-            return min(self.block, LARGEST_TILE, max(SMALLEST_TILE, 1 << (tokens - 1).bit_length()))
+            largest = LARGEST_TILE if self.itemsize < 4 else LARGEST_TILE // 2
+            return min(self.block, largest, max(SMALLEST_TILE, 1 << (tokens - 1).bit_length()))
         return min(self.block, -(-tokens // LANES) * LANES)
 
 
@@ -71,27 +73,38 @@ def pallas_attention(
 
     Source: Dao et al. 2022 (FlashAttention), algorithms 1 and 4.
     """
-    form = _Form(platform or ("gpu" if jax.default_backend() == "gpu" else "tpu"), block, interpret)
-    _check(form, q_RTHE.shape[-1])
+    form = _Form(
+        platform or ("gpu" if jax.default_backend() == "gpu" else "tpu"), block, interpret, q_RTHE.dtype.itemsize
+    )
+    if reason := refusal(form.platform, block, q_RTHE.shape[-1], interpret):
+        raise ValueError(reason)
     column_RT = jnp.broadcast_to(jnp.arange(q_RTHE.shape[1], dtype=jnp.int32), mask.group_RT.shape)
     marks_RTM = jnp.stack([mask.group_RT, mask.leaf_RT, column_RT], axis=-1)
     return _attend(q_RTHE * q_RTHE.shape[-1] ** -0.5, k_RTJE, v_RTJE, marks_RTM, form)
 
 
-def _check(form: _Form, width: int) -> None:
-    def power_of_two(n: int) -> bool:
-        return n > 0 and n & (n - 1) == 0
+def refusal(platform: str, block: int, head_width: int, interpret: bool = False) -> str:
+    """Why the kernels do not run there with such sizes; empty where they do."""
+    if platform not in PLATFORMS:
+        return f"attention=pallas is for TPUs and GPUs, and this is {platform}; use blockwise"
+    if platform == "tpu":
+        return (
+            f"attention_block is {block}; attention=pallas needs a multiple of {LANES}"
+            if block < 1 or block % LANES
+            else ""
+        )
+    if block < SMALLEST_TILE or not _power_of_two(block):
+        return f"attention_block is {block}; attention=pallas needs a power of two here, {SMALLEST_TILE} at least"
+    if not _power_of_two(head_width) or (head_width < SMALLEST_TILE and not interpret):
+        return (
+            f"attention=pallas needs a head width that is a power of two on a GPU, {SMALLEST_TILE} at least, not {head_width}; "
+            "use blockwise"
+        )
+    return ""
 
-    if form.platform == "tpu" and (form.block < 1 or form.block % LANES):
-        raise ValueError(f"attention_block is {form.block}; attention=pallas needs a multiple of {LANES}")
-    if form.platform == "gpu" and (form.block < SMALLEST_TILE or not power_of_two(form.block)):
-        raise ValueError(
-            f"attention_block is {form.block}; attention=pallas needs a power of two here, {SMALLEST_TILE} at least"
-        )
-    if form.platform == "gpu" and not power_of_two(width):
-        raise ValueError(
-            f"attention=pallas needs a head width that is a power of two on a GPU, not {width}; use blockwise"
-        )
+
+def _power_of_two(n: int) -> bool:
+    return n > 0 and n & (n - 1) == 0
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))

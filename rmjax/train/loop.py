@@ -34,7 +34,7 @@ class Diverged(RuntimeError):
     """The loss is not finite; the batch that gave it is written down."""
 
 
-class Preempted(Exception):
+class Preempted(BaseException):
     """The run was asked to stop and has saved its state."""
 
 
@@ -129,12 +129,17 @@ def train(
                 settle()
                 _evaluate_all(state, number, steps, evaluations, writer)
                 speed.pause()
-            if stopping(number) and number < steps:
+            asked = stopping(number)
+            if asked and number < steps:
                 save(number, wait=True)
                 raise Preempted(f"asked to stop: saved step {number} of {steps}; run the same command to go on")
             if number % save_every == 0 or number == steps:
                 save(number)
         checkpoints.wait()  # a request to stop must not cut off the last save
+        if start < steps and (asked or (jax.process_count() == 1 and stopping(steps))):
+            raise Preempted(
+                f"asked to stop: all {steps} steps are saved; run the same command to go on with what follows"
+            )
     return state
 
 

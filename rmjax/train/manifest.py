@@ -74,11 +74,19 @@ def find_damage(path: Path) -> str | None:
         if file.stat().st_size != size:
             return f"{name} has {file.stat().st_size} bytes instead of {size}"
     with ThreadPoolExecutor(_READERS) as pool:
-        found = list(pool.map(_fingerprint, [path / name for name in expected]))
-    for (name, (_, digest)), entry in zip(expected.items(), found, strict=True):
-        if entry["sha256"] != digest:
-            return f"{name} has other content than was saved (SHA-256 differs)"
+        found = list(pool.map(_digest, [path / name for name in expected]))
+    for (name, (_, digest)), read in zip(expected.items(), found, strict=True):
+        if read != digest:
+            return f"{name} has other content than was saved (SHA-256 differs)" if read else f"{name} is missing"
     return None
+
+
+def _digest(file: Path) -> str:
+    """SHA-256; empty where the file has gone, as when the run that owns it deletes it meanwhile."""
+    try:
+        return _fingerprint(file)["sha256"]
+    except FileNotFoundError:
+        return ""
 
 
 def set_aside(path: Path, damage: str) -> None:

@@ -52,10 +52,17 @@ def first_layers(params: Mapping[str, Any], layers: int, frozen: int = 0) -> dic
     """A decoder's parameters with only its first `layers` layers (the final norm stays), `frozen` of them stacked apart
     as `frozen_layers`, however they are stacked in `params`."""
     stacks = [params[name] for name in ("frozen_layers", "layers") if name in params]
-    whole = jax.tree.map(lambda *parts: parts[0] if len(parts) == 1 else jnp.concatenate(parts), *stacks)
+    whole = jax.tree.map(_joined, *stacks)
     rest = {name: part for name, part in params.items() if name != "frozen_layers"}
     below = {"frozen_layers": jax.tree.map(lambda x: x[:frozen], whole)} if frozen else {}
     return {**rest, **below, "layers": jax.tree.map(lambda x: x[frozen:layers], whole)}
+
+
+def _joined(*parts: Any) -> Any:
+    """Along the layers; what is on the host stays there."""
+    if len(parts) == 1:
+        return parts[0]
+    return (np if all(isinstance(part, np.ndarray) for part in parts) else jnp).concatenate(parts)
 
 
 def count(tree: Any) -> int:

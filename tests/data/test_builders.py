@@ -170,14 +170,15 @@ def test_examples_of_other_data_sets_become_rows():
 
 def test_a_pool_keeps_its_splits_and_empty_outputs(tmp_path):
     path = tmp_path / "pool.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in POOL))
+    rows = [row | {"type": 1} if row["prompt_id"] == POOL[0]["prompt_id"] else row for row in POOL]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     prepare(PolicyPool(path, name="small", data_dir=tmp_path))
     read = {
         split: [row for _, row in iterate_rows(f"tfds:policy_pool/small:{split}@{tmp_path}")]
         for split in ("seen", "unseen")
     }
     assert read == {
-        split: [{k: v for k, v in row.items() if k != "split"} for row in POOL if row["split"] == split]
+        split: [{k: v for k, v in row.items() if k != "split"} for row in rows if row["split"] == split]
         for split in ("seen", "unseen")
     }
 

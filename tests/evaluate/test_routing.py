@@ -1,11 +1,14 @@
 """Shares of mass over a data set, and their heat map."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
 
+from rmjax.data.forest import Tree
 from rmjax.evaluate import plots
-from rmjax.evaluate.routing import expert_shares, spread_of
+from rmjax.evaluate.routing import describe_routing, expert_shares, served_share, spread_of
 from rmjax.models.loramoe import ROUTING
 from rmjax.train.parameters import flat
 from tests.models.adapting import PAIRS, experts, moved, small, started
@@ -31,6 +34,25 @@ def test_without_a_mixture_there_is_nothing_to_measure():
     model, params = started(small())
     with pytest.raises(ValueError, match="the model has no LoRAMoE adapter"):
         expert_shares(model, params, [PAIRS], 2)
+
+
+def test_a_description_is_what_reports_read():
+    model, params = started(small(adapter=experts(experts=4)))
+    trees = [Tree(np.array([1, 2]), (np.array([3, n + 4]),), np.array([0.0]), type=0) for n in range(3)]
+    found = json.loads(json.dumps(describe_routing(model.config, moved(params), trees, ("tasks", "knowledge"))))
+    up_ZLN = np.asarray(found["shares"]["mlp/up"], np.float64)
+    assert found["types"] == ["tasks", "knowledge"] and up_ZLN.shape == (2, 2, 4) and np.isnan(up_ZLN[1]).all()
+    np.testing.assert_allclose(up_ZLN[0].sum(-1), 1, atol=1e-5)
+    assert found["variation"] == pytest.approx(spread_of({k: np.asarray(v, float) for k, v in found["shares"].items()}))
+    with pytest.raises(ValueError, match="there is no text to see the routing of"):
+        describe_routing(model.config, params, [], ("tasks",))
+
+
+def test_served_is_the_mass_on_a_type_s_own_experts():
+    shares = {"mlp/up": [[[0.4, 0.3, 0.2, 0.1]], [[0.1, 0.1, 0.1, 0.7]]], "mlp": [[[1, 0, 0, 0]], [[0, 0, 1, 0]]]}
+    routing = {"types": ["a", "b"], "shares": shares}
+    assert served_share(routing, (0, 0, 1, 1)) == pytest.approx([0.85, 0.9])
+    assert served_share(routing, (1, 0, 0, 0)) == pytest.approx([0.3, 0.05])
 
 
 def test_the_map_has_a_panel_for_each_type_and_white_is_even():

@@ -12,6 +12,7 @@ from safetensors.numpy import load_file
 from configs import base, loramoe
 from experiments import adapters, export
 from experiments import train as command
+from rmjax import reward_model
 from rmjax.data.forest import ForestShape
 from rmjax.evaluate.language import LanguageModel, score_texts
 from rmjax.models.lora import AdapterConfig
@@ -146,14 +147,16 @@ def test_export_and_switch(home, tmp_path, kind, capsys):
         export.export(home / "start", "peft", tmp_path / "none")
     with pytest.raises(ValueError, match="--to is 'onnx'; choose peft, adapter or merged"):
         export.export(tmp_path / "one", "onnx", tmp_path / "none")
-    with pytest.raises(FileExistsError, match="is a run already; name a new folder"):
+    with pytest.raises(FileExistsError, match="is a run already, or what a stopped export left; name a new folder"):
         export.export(tmp_path / "two", "merged", tmp_path / "merged")
     with pytest.raises(ValueError, match="was trained on another base"):
         merged.with_adapter(tmp_path / "two.safetensors")
     bare = RewardModel.load(home / "start").with_adapter(tmp_path / "two.safetensors")
     np.testing.assert_allclose(bare.score(ROWS), two.score(ROWS), atol=1e-5)
     again = bare.with_adapter(tmp_path / "two.safetensors")
-    assert again._rewards is bare._rewards and one._rewards is switched._rewards is not bare._rewards
+    compiled = reward_model._rewards._cache_size()
+    assert again.score(ROWS) == bare.score(ROWS) and one.score(ROWS) != two.score(ROWS) == switched.score(ROWS)
+    assert reward_model._rewards._cache_size() == compiled  # one form on the same layers: nothing is compiled anew
 
 
 def test_a_language_model_is_exported_as_one(home, tmp_path):

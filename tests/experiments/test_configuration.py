@@ -81,6 +81,13 @@ def test_what_may_change_and_what_may_not(tmp_path):
         4,
     )
     keep(tmp_path, pretrain.get_config(), now)
+    constrained = pretrain.get_config()
+    constrained.adapter.kind, constrained.adapter.dropout = "lora", 0.1
+    parted = constrained.copy_and_resolve_references()
+    parted.optimizer.microbatches = 4
+    (tmp_path / "constrained").mkdir()
+    with pytest.raises(ValueError, match="optimizer.microbatches: 1 then, 4 now"):
+        keep(tmp_path / "constrained", constrained, parted)
     now.optimizer.learning_rate = 1.0
     with pytest.raises(ValueError, match="optimizer.learning_rate: 0.0005 then, 1.0 now"):
         keep(tmp_path, pretrain.get_config(), now)

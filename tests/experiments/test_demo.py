@@ -74,7 +74,7 @@ def test_sigterm_says_how_to_go_on_and_leaves_no_report(part, monkeypatch, tmp_p
     monkeypatch.setattr(demo, "train_all", lambda *_: None)
     monkeypatch.setattr(demo, part, stop)
     before = signal.getsignal(signal.SIGTERM)
-    assert guarded(lambda: demo.run(tmp_path, "configs/demo.py", 0, 1)) == 0
+    assert guarded(lambda: demo.run(tmp_path, "configs/demo.py", 0, 1), resumes=True) == 0
     assert capsys.readouterr().err == "asked to stop; run the same command to go on (no report yet)\n"
     assert signal.getsignal(signal.SIGTERM) == before
     assert not (tmp_path / "report.json").exists()

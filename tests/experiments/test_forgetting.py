@@ -154,8 +154,10 @@ def test_what_a_grid_leaves(tmp_path):
     assert found["compared"]["balanced - lora"]["8"]["own_loss"]["mean"]["value"] == -1.0
     assert found["compared"]["balanced - lora"]["8"]["own_loss"]["seeds"] == [-1.0, -1.0]
     lines = (tmp_path / "results.md").read_text().splitlines()
+    assert any(line.startswith("| balanced | 0.000 0.000 | ") for line in lines[-4:])  # the routing
+    (last,) = [line for line in lines if line.startswith("| 8 | ")]
     assert lines[0] == "Of 5 old questions the base answers 2 right." and lines[2].startswith("| 4 tasks | trained")
-    assert lines[-1].startswith("| 8 | +0.500 (+0.000 to +1.000); +0.500 +0.500 |")
+    assert last.startswith("| 8 | +0.500 (+0.000 to +1.000); +0.500 +0.500 |")
     assert "lora" in (tmp_path / "forgetting.svg").read_text()
     page = (tmp_path / "report.html").read_text()
     assert (

@@ -57,7 +57,7 @@ def test_interference_is_what_the_joint_model_loses():
     assert lost["mean"]["value"] == 0.25 and table["full"]["ladder"]["interference"]["mean"]["value"] == 0.0
     assert (lost["mean"]["low"], lost["mean"]["high"]) == (0.0, 0.5)  # prompts are resampled
     assert lost["seeds"] == [0.5, 0.0]
-    page = interference.tables({"arms": table, "baselines": interference.baselines_of(rows)})
+    page = interference.tables({"arms": table, "baselines": interference.baselines_of(rows), "routing": {}})
     assert page.splitlines()[0] == "| arm | domain | separate | joint | interference |"
     assert "| +0.250 (+0.000 to +0.500); +0.500 +0.000 |" in page and "| word_overlap | 0.5" in page
 
@@ -111,8 +111,13 @@ def test_a_tiny_grid(tmp_path, monkeypatch):
     assert found["arms"]["balanced"]["ladder"]["joint"]["mean"]["n"] == 6
     assert set(found["baselines"]["correct"]) == {"length", "word_overlap"}
     made = {str(path.parent.relative_to(tmp_path / "grid")) for path in (tmp_path / "grid").glob("*/*/result.json")}
-    share = found["routing"]["balanced"]["shares"]["mlp/up"]
-    assert list(found["routing"]) == ["balanced"] and np.shape(share) == (2, 1, 6)
+    assert set(found["routing"]) == {"balanced"} and set(found["routing"]["balanced"]["served"]) == {
+        "correct",
+        "ladder",
+    }
+    result = json.loads((tmp_path / "grid" / "balanced" / "both-seed0" / "result.json").read_text())
+    share = result["routing"]["shares"]["mlp/up"]
+    assert np.shape(share) == (2, 1, 6)
     np.testing.assert_allclose(np.sum(share, axis=-1), 1, atol=1e-4)
     assert "balanced, mlp/up: coefficient of variation" in (tmp_path / "grid" / "report.html").read_text()
     assert made == {"lora/both-seed0", "lora/correct-seed0", "lora/ladder-seed0", "balanced/both-seed0"}

@@ -30,8 +30,15 @@ with torch.no_grad():
 """
 
 
+def has_peft() -> bool:
+    found = PEER.exists() and subprocess.run(
+        [str(PEER), "-c", "import importlib.util as u; assert u.find_spec('peft')"]
+    )
+    return bool(found) and found.returncode == 0
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(not PEER.exists(), reason="no environment with torch and PEFT; `make bench` makes one")
+@pytest.mark.skipif(not has_peft(), reason="no environment with torch and PEFT; `make bench` makes one")
 @pytest.mark.parametrize("frozen", [0, 1])
 @pytest.mark.parametrize("kind", ["lora", "rslora", "dora", "loramoe"])
 def test_peft_gives_the_same_rewards(kind, frozen, tmp_path):

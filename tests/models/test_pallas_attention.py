@@ -157,7 +157,8 @@ def test_the_kernels_for_gpus_are_lowered_to_triton(dtype, block, width):
         ("tpu", 100, 8, "attention_block is 100; attention=pallas needs a multiple of 128"),
         ("gpu", 96, 8, "attention_block is 96; attention=pallas needs a power of two here, 16 at least"),
         ("gpu", 8, 8, "attention_block is 8; attention=pallas needs a power of two here, 16 at least"),
-        ("gpu", 64, 24, "needs a head width that is a power of two on a GPU, not 24; use blockwise"),
+        ("gpu", 64, 8, "16 at least, not 8; use blockwise"),
+        ("gpu", 64, 24, "needs a head width that is a power of two on a GPU, 16 at least, not 24; use blockwise"),
     ],
 )
 def test_sizes_that_the_kernels_do_not_take(platform, block, width, message):
