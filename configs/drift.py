@@ -20,6 +20,11 @@ STAGES = {  # names of policies (regular expressions): where the writer has drif
     "furthest": "spanish|german|json|coder|code-.*|shouting|hot",
 }
 FIRST, DRIFTED, FURTHEST = STAGES
+AXES = {  # series in which one thing moves: the policies of its stages
+    "steps": STAGES | {DRIFTED: "(verne|docstrings|tasks|code)-early", FURTHEST: "(verne|docstrings|tasks|code)-late"},
+    "depth": STAGES | {DRIFTED: "drop(20-21|24-25|28)", FURTHEST: "drop(4|9-10|14)"},  # layers left out: upper, lower
+    "temperature": {FIRST: "cold|narrow|greedy", DRIFTED: "plain|warm", FURTHEST: "hot"},
+}
 ROUNDS = (DRIFTED, FURTHEST)  # of tuning on what a reward model likes best
 DISTILLED = "distilled"  # the policy that comes of it
 BEST_OF = {"first": 1, "drifted": 4, "furthest": 32}  # shuffles of an answer that a reward model chooses from
@@ -66,8 +71,10 @@ ARMS = (
     | {"second-order": Arm("step_norm", 1.0, order=2), "random-meta": Arm("step_norm", 1.0, meta="random")}
 )
 COMPARED = ("plain", "plain-longer", "plain-again")  # what every arm is compared with
+_ASCENDING = ("step_norm-1", "random-meta")
 _FEW = "plain|plain-longer|plain-again|plain-rate-2|self-labeled|step_norm-[13]|second-order|random-meta"
-SERIES = {"pool": ".*", "best_of_n": _FEW, "distilled": _FEW}  # where the writer drifts to, arms (regular expression)
+# Where the writer drifts to → arms (regular expression).
+SERIES = {"pool": ".*", "best_of_n": _FEW, "distilled": _FEW} | dict.fromkeys(AXES, "|".join((*COMPARED, *_ASCENDING)))
 PLOTTED = ("plain", "plain-longer", "step_norm-1", "random-meta")
 
 

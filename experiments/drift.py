@@ -1,9 +1,11 @@
 """Does MetaRM help where the policy moved? `python -m experiments.drift --workdir=runs/drift` trains configs/drift.py's arms.
 
 All arms learn from the first stage's labels (experiments/drift_stages.py). The meta set is the drifted stage without labels,
-on training prompts; tests are labeled groups of every stage on held-out prompts. Three series say where the writer drifts to:
+on training prompts; tests are labeled groups of every stage on held-out prompts. A series says where the writer drifts to:
 
   --series=pool       what other policies of a pool write
+  --series=steps, depth, temperature
+                      the same, where one thing moves: steps of fine-tuning, which layers are left out, how answers are drawn
   --series=best_of_n  the order of words that a reward model likes: a further run of the plain arm, so that no arm is tested
                       against itself
   --series=distilled  what a policy writes that was tuned on the best of its samples by that reward model, once and twice
@@ -68,11 +70,11 @@ def keep_series(workdir: Path, series: str) -> None:
 
 
 def make_data(workdir: Path, series: str, seed: int) -> Path:
-    """The folder with a seed's meta sets and tests; but for the pool's its proxy is trained where it is not yet."""
-    data = workdir / "data"
-    stages.write_training(data)
-    if series == "pool":
-        stages.write_pool_stages(data)
+    """The folder with a seed's meta sets and tests; where the series has a proxy it is trained, if it is not yet."""
+    data, policies = workdir / "data", grid.AXES.get(series, grid.STAGES)
+    stages.write_training(data, policies[grid.FIRST])
+    if series == "pool" or series in grid.AXES:
+        stages.write_pool_stages(data, policies)
         return data
     found = data / f"seed{seed}"
     if not stages.is_written(found):

@@ -25,7 +25,7 @@ def write_distilled_stages(folder: Path, proxy: RewardModel) -> None:
 
     Every round keeps a folder; one that was stopped goes on where it was.
     """
-    seen, unseen = written("seen", grid.FIRST), written("unseen", grid.FIRST)
+    seen, unseen = (written(split, grid.STAGES[grid.FIRST]) for split in ("seen", "unseen"))
     folder.mkdir(parents=True, exist_ok=True)
     write_lines(folder / "prompts.jsonl", [{"id": c.id, "prompt": c.prompt} for c in (*seen, *unseen)])
     held_out = {c.id for c in unseen}

@@ -85,27 +85,27 @@ def _some(c: Comparison, answers: int) -> Comparison:
     return dataclasses.replace(c, outputs=tuple(c.outputs[i] for i in chosen), ranks=tuple(c.ranks[i] for i in chosen))
 
 
-def write_training(folder: Path) -> None:
-    """train.jsonl: the labels of the first stage, on training prompts."""
-    _write(folder, {"train": labeled([ladder(c) for c in written("seen", grid.FIRST)], grid.ANSWERS)})
+def write_training(folder: Path, policies: str = grid.STAGES[grid.FIRST]) -> None:
+    """train.jsonl: the labels of these policies' answers to training prompts."""
+    _write(folder, {"train": labeled([ladder(c) for c in written("seen", policies)], grid.ANSWERS)})
 
 
-def write_pool_stages(folder: Path) -> None:
-    """test_STAGE.jsonl and the meta sets, where a stage is what other policies of the pool wrote."""
-    tests = {stage: [ladder(c) for c in written("unseen", stage)] for stage in grid.STAGES}
-    write_stages(folder, tests, [ladder(c) for c in written("seen", grid.DRIFTED)])
+def write_pool_stages(folder: Path, policies: Mapping[str, str] = grid.STAGES) -> None:
+    """test_STAGE.jsonl and the meta sets, where a stage is what its policies of the pool wrote."""
+    tests = {stage: [ladder(c) for c in written("unseen", names)] for stage, names in policies.items()}
+    write_stages(folder, tests, [ladder(c) for c in written("seen", policies[grid.DRIFTED])])
 
 
 def write_best_of_stages(folder: Path, proxy: RewardModel) -> None:
     """The same, where a stage is the best of so many shuffles of the first stage's answers by the proxy's reward."""
-    seen, unseen = (written(split, grid.FIRST) for split in ("seen", "unseen"))
+    seen, unseen = (written(split, grid.STAGES[grid.FIRST]) for split in ("seen", "unseen"))
     tests = {stage: best_of(unseen, shuffles, proxy) for stage, shuffles in grid.BEST_OF.items()}
     write_stages(folder, tests, best_of(seen, grid.BEST_OF[grid.DRIFTED], proxy))
 
 
-def written(split: str, stage: str) -> list[Comparison]:
-    """What the stage's policies of the pool wrote, a group for each prompt."""
-    return from_pool(list(pool_rows(grid.POOL, "all", split)), grid.STAGES[stage], mixed=True)
+def written(split: str, policies: str) -> list[Comparison]:
+    """What policies of the pool wrote (a regular expression of their names), a group for each prompt."""
+    return from_pool(list(pool_rows(grid.POOL, "all", split)), policies, mixed=True)
 
 
 def write_stages(folder: Path, tests: Mapping[str, Sequence[Comparison]], meta: Sequence[Comparison]) -> None:

@@ -119,7 +119,7 @@ def smollm2_tokenizer(smollm2) -> Tokenizer:
 
 # Of the assigned characters, SmolLM2's vocabulary has no bytes for these six, and for none from U+40000 on.
 ABSENT = "\x04\x06\x13\x14\x16\x1d"
-known_text = st.text(st.characters(exclude_characters=ABSENT, max_codepoint=0x3FFFF), max_size=60)
+known_text = st.text(st.characters(codec="utf-8", exclude_characters=ABSENT, max_codepoint=0x3FFFF), max_size=60)
 known_pieces = st.sampled_from(["<|im_end|>", "<|endoftext|>", " word", "7", "\r\n", "\u2028"])
 
 
