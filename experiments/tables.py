@@ -29,8 +29,8 @@ def routing(routed: Mapping[str, Any]) -> str:
     return markdown(rows)
 
 
-def _seeds(values: Sequence[float], sign: str = "") -> str:
-    return " ".join(f"{value:{sign}.3f}" for value in values)
+def _seeds(values: Sequence[float | None], sign: str = "") -> str:
+    return " ".join("–" if value is None else f"{value:{sign}.3f}" for value in values)
 
 
 def cell(found: Mapping[str, Any], sign: str = "") -> str:

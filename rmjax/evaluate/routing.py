@@ -77,14 +77,15 @@ def _nullable(values: Float[ndarray, "types L N"]) -> list:
     return found.tolist()
 
 
-def served_share(routing: Mapping[str, Any], expert_types: Sequence[int]) -> list[float]:
+def served_share(routing: Mapping[str, Any], expert_types: Sequence[int]) -> list[float | None]:
     """For each type the share of its groups' mass that goes to the experts that serve it, mean over routers and layers; of
     what `describe_routing` gives. Under the constraint at its best that is (1 + δ) / 2 for two types, without one about 1 / 2.
+    None for a type without groups.
     """
     serves_ZN = np.asarray(expert_types) == np.arange(len(routing["types"]))[:, None]
     shares = [np.asarray(share_ZLN, np.float64) for share_ZLN in routing["shares"].values()]
     each_Z = np.mean([np.mean(np.sum(share_ZLN * serves_ZN[:, None], -1), -1) for share_ZLN in shares], axis=0)
-    return [float(share) for share in each_Z]
+    return [None if np.isnan(share) else float(share) for share in each_Z]
 
 
 def spread_of(shares: Mapping[str, Float[ndarray, "types L N"]]) -> float:

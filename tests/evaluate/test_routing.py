@@ -52,6 +52,9 @@ def test_served_is_the_mass_on_a_type_s_own_experts():
     shares = {"mlp/up": [[[0.4, 0.3, 0.2, 0.1]], [[0.1, 0.1, 0.1, 0.7]]], "mlp": [[[1, 0, 0, 0]], [[0, 0, 1, 0]]]}
     routing = {"types": ["a", "b"], "shares": shares}
     assert served_share(routing, (0, 0, 1, 1)) == pytest.approx([0.85, 0.9])
+    shares["mlp"][1] = shares["mlp/up"][1] = [[None] * 4]  # no group of that type
+    assert served_share(routing, (0, 0, 1, 1)) == [pytest.approx(0.85), None]
+    shares["mlp"][1], shares["mlp/up"][1] = [[0, 0, 1, 0]], [[0.1, 0.1, 0.1, 0.7]]
     assert served_share(routing, (1, 0, 0, 0)) == pytest.approx([0.3, 0.05])
 
 
