@@ -20,7 +20,8 @@ STAGES = {  # names of policies (regular expressions): where the writer has drif
     "furthest": "spanish|german|json|coder|code-.*|shouting|hot",
 }
 FIRST, DRIFTED, FURTHEST = STAGES
-AXES = {  # series in which one thing moves: the policies of its stages
+POOLED = {  # series whose stages are policies of the pool; in all but the first one thing moves
+    "pool": STAGES,
     "steps": STAGES | {DRIFTED: "(verne|docstrings|tasks|code)-early", FURTHEST: "(verne|docstrings|tasks|code)-late"},
     "depth": STAGES | {DRIFTED: "drop(20-21|24-25|28)", FURTHEST: "drop(4|9-10|14)"},  # layers left out: upper, lower
     "temperature": {FIRST: "cold|narrow|greedy", DRIFTED: "plain|warm", FURTHEST: "hot"},
@@ -74,7 +75,11 @@ COMPARED = ("plain", "plain-longer", "plain-again")  # what every arm is compare
 _ASCENDING = ("step_norm-1", "random-meta")
 _FEW = "plain|plain-longer|plain-again|plain-rate-2|self-labeled|step_norm-[13]|second-order|random-meta"
 # Where the writer drifts to → arms (regular expression).
-SERIES = {"pool": ".*", "best_of_n": _FEW, "distilled": _FEW} | dict.fromkeys(AXES, "|".join((*COMPARED, *_ASCENDING)))
+SERIES = dict.fromkeys(POOLED, "|".join((*COMPARED, *_ASCENDING))) | {
+    "pool": ".*",
+    "best_of_n": _FEW,
+    "distilled": _FEW,
+}
 PLOTTED = ("plain", "plain-longer", "step_norm-1", "random-meta")
 
 

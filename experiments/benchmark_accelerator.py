@@ -46,7 +46,7 @@ def large(sizes: Sizes) -> Any:
 
 
 def tiled() -> list[str]:
-    """Forms of attention in tiles that run here, the fastest last."""
+    """Forms of attention in tiles that run here, kernels last."""
     return ["blockwise", "pallas"] if jax.default_backend() in PLATFORMS else ["blockwise"]
 
 

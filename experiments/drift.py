@@ -71,9 +71,9 @@ def keep_series(workdir: Path, series: str) -> None:
 
 def make_data(workdir: Path, series: str, seed: int) -> Path:
     """The folder with a seed's meta sets and tests; where the series has a proxy it is trained, if it is not yet."""
-    data, policies = workdir / "data", grid.AXES.get(series, grid.STAGES)
+    data, policies = workdir / "data", grid.POOLED.get(series, grid.STAGES)
     stages.write_training(data, policies[grid.FIRST])
-    if series == "pool" or series in grid.AXES:
+    if series in grid.POOLED:
         stages.write_pool_stages(data, policies)
         return data
     found = data / f"seed{seed}"

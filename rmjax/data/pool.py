@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from rmjax.data.record import Comparison
+from rmjax.data.record import Comparison, type_label
 
 _log = logging.getLogger(__name__)
 _NEEDED = ("prompt_id", "prompt", "policy", "output")
@@ -54,7 +54,7 @@ class PolicyPool:
                 f"{place}: field `prompt` differs from that of earlier rows with prompt_id `{row['prompt_id']}`; "
                 "give each prompt its own prompt_id"
             )
-        self._add_type(place, row["prompt_id"], row.get("type"))
+        self._add_type(place, row["prompt_id"], type_label(row, place))
         if not row["output"].strip():
             self.skipped["empty_output"] += 1
             return
@@ -62,9 +62,7 @@ class PolicyPool:
         self.kind[row["policy"]] = str(row.get("kind") or "")
         self.outputs[row["prompt_id"]][row["policy"]].append(row["output"])
 
-    def _add_type(self, place: str, prompt_id: str, value: Any) -> None:
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
-            raise PoolError(f"{place}: field `type` is {value!r}; give the number of the LoRAMoE type")
+    def _add_type(self, place: str, prompt_id: str, value: int | None) -> None:
         if self.type.setdefault(prompt_id, value) != value:
             raise PoolError(
                 f"{place}: field `type` is {value}, and {self.type[prompt_id]} in earlier rows with prompt_id `{prompt_id}`; "

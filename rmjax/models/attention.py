@@ -20,6 +20,12 @@ _FLOOR = -1e30  # finite, so that a row that attends to nothing is free of NaN
 # What is not visible is masked before the exponential: after it, it could be infinite, and its derivative NaN (MetaRM's second
 # order differentiates the backward pass).
 
+MASKED, FLOOR = -1e30, -1e29
+"""Of the kernels: a score that is not visible, and where maxima start: so far above it that exp(MASKED − FLOOR) is 0."""
+
+Marks = tuple[Int[Array, "R T 3"], Int[Array, "R S 3"]]
+"""Group, leaf and column of queries and of keys; the keys' group is −1 where they are padding."""
+
 
 @flax.struct.dataclass
 class ForestMask:

@@ -17,11 +17,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 from jaxtyping import Array, Bool, Float, Int
 
-_MASKED, _FLOOR = -1e30, -1e29
-"""A score that is not visible, and where maxima start: so far above it that exp(_MASKED − _FLOOR) is 0."""
-
-Marks = tuple[Int[Array, "R T 3"], Int[Array, "R S 3"]]
-"""Group, leaf and column of queries and of keys; the keys' group is −1 where they are padding."""
+from rmjax.models.attention import FLOOR, MASKED, Marks
 
 
 def outputs(
@@ -101,10 +97,10 @@ def _dot(a: Array, b: Array) -> Array:
 
 
 def _scores(q_BE: Array, k_BE: Array, queries: Sequence[Array], keys: Sequence[Array]) -> Float[Array, "B B"]:
-    """Of a tile, queries first; _MASKED where the query does not see the key."""
+    """Of a tile, queries first; MASKED where the query does not see the key."""
     (group_q, leaf_q, column_q), (group_k, leaf_k, column_k) = ([x[:, None] for x in queries], [x[None] for x in keys])
     visible = (group_k == group_q) & ((leaf_k == 0) | (leaf_k == leaf_q)) & (column_k <= column_q)
-    return jnp.where(visible, _dot(q_BE, k_BE.T), _MASKED)
+    return jnp.where(visible, _dot(q_BE, k_BE.T), MASKED)
 
 
 def _output_kernel(q_ref, k_ref, v_ref, *rest, B: int, P: int):
@@ -122,7 +118,7 @@ def _output_kernel(q_ref, k_ref, v_ref, *rest, B: int, P: int):
         return acc_BE * shrink_B[:, None] + more_BE, higher_B, total_B * shrink_B + jnp.sum(weights, axis=1)
 
     zeros_B = jnp.zeros(B, jnp.float32)
-    empty = jnp.zeros(q_BE.shape, jnp.float32), zeros_B + _FLOOR, zeros_B
+    empty = jnp.zeros(q_BE.shape, jnp.float32), zeros_B + FLOOR, zeros_B
     acc_BE, top_B, total_B = jax.lax.fori_loop(0, count_ref[0], tile, empty)
     safe_B = jnp.where(total_B > 0, total_B, 1.0)
     out_ref[...] = (acc_BE / safe_B[:, None]).astype(out_ref.dtype)

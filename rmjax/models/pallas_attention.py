@@ -15,8 +15,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float
 
 from rmjax.models import gpu_kernels, tpu_kernels
-from rmjax.models.attention import SAVED, ForestMask
-from rmjax.models.tpu_kernels import Marks
+from rmjax.models.attention import SAVED, ForestMask, Marks
 
 LANES = 128
 """Numbers along the last axis of a TPU's vector register: blocks are made of so many tokens."""

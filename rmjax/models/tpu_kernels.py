@@ -20,11 +20,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Bool, Float, Int
 
-_MASKED, _FLOOR = -1e30, -1e29
-"""A score that is not visible, and where maxima start: so far above it that exp(_MASKED − _FLOOR) is 0."""
-
-Marks = tuple[Int[Array, "R T 3"], Int[Array, "R S 3"]]
-"""Group, leaf and column of queries and of keys; the keys' group is −1 where they are padding."""
+from rmjax.models.attention import FLOOR, MASKED, Marks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,12 +166,12 @@ def _dot(a: Array, b: Array, axis_of_a: int, axis_of_b: int) -> Array:
 
 
 def _scores(q_ref, k_ref, queries_ref, keys_ref) -> Float[Array, "B B"]:
-    """Of a tile, _MASKED where the query does not see the key."""
+    """Of a tile, MASKED where the query does not see the key."""
     scores = _dot(k_ref[0, 0], q_ref[0, 0], 1, 1)
     group_k, leaf_k, column_k = (jnp.broadcast_to(keys_ref[0, :, n : n + 1], scores.shape) for n in range(3))
     group_q, leaf_q, column_q = (queries_ref[0, n : n + 1, :] for n in range(3))
     visible = (group_k == group_q) & ((leaf_k == 0) | (leaf_k == leaf_q)) & (column_k <= column_q)
-    return jnp.where(visible, scores, _MASKED)
+    return jnp.where(visible, scores, MASKED)
 
 
 def _output_kernel(near, q_ref, k_ref, v_ref, queries_ref, keys_ref, out_ref, log_total_ref, acc, top, total, *, grid):
@@ -184,7 +180,7 @@ def _output_kernel(near, q_ref, k_ref, v_ref, queries_ref, keys_ref, out_ref, lo
     @pl.when(first)
     def _():
         acc[...], total[...] = jnp.zeros_like(acc), jnp.zeros_like(total)
-        top[...] = jnp.full_like(top, _FLOOR)
+        top[...] = jnp.full_like(top, FLOOR)
 
     @pl.when(seen)
     def _():

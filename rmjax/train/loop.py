@@ -35,7 +35,7 @@ class Diverged(RuntimeError):
 
 
 class Preempted(BaseException):
-    """The run was asked to stop and has saved its state."""
+    """The command was asked to stop; what there was to save is saved."""
 
 
 def train(
@@ -80,33 +80,11 @@ def train(
         raise ValueError(f"log_every ({log_every}) and save_every ({save_every}) must be 1 or more")
     start = int(state.step)
     speed, progress = Throughput(), Progress(steps, initial=start, label=directory.name)
-    pending: tuple[int, Terms, Any] | None = None
-    sums: Mapping[str, Sequence[float]] = since or {}
-    traced = 0
-
-    def settle() -> None:
-        """Writes the metrics of the step before; it is done by now, so this waits for nothing that is still to run."""
-        nonlocal pending, sums, traced
-        if pending is None:
-            return
-        number, terms, batch = pending
-        pending = None
-        terms = jax.device_get(terms)
-        scalars = _with_deviation(_means(terms))
-        before, traced = traced, traces.traces if traces else 0
-        speed.step(*_processed(terms), compiled=traced != before)
-        _check_finite(scalars, number, batch, directory, identify)
-        sums = _added(sums, terms)
-        if number % log_every == 0 or number == steps:
-            logged, sums = _with_deviation(_means(sums)) | speed.rates(), {}
-            logged |= dict(describe(logged | {"step": number})) | ({"retraces": float(traces.traces)} if traces else {})
-            writer.write(number, {f"train/{name}": value for name, value in logged.items()})
-            scalars |= logged
-        progress.update(number, scalars)
+    log = _Log(steps, log_every, writer, directory, describe, traces, identify, speed, progress, since or {})
 
     def save(number: int, wait: bool = False) -> None:
-        settle()
-        checkpoints.save(number, _saved(state), {"iterator": batches.get_state(), "terms": sums}, wait=wait)
+        log.settle()
+        checkpoints.save(number, _saved(state), {"iterator": batches.get_state(), "terms": log.sums}, wait=wait)
         speed.pause()
 
     with hosts.stop_requests() as stopping, contextlib.closing(progress):
@@ -123,10 +101,9 @@ def train(
                     f"the data ended after step {number - 1} of {steps}; raise data.epochs or lower run.steps"
                 )
             state, terms = step(state, placed)
-            settle()
-            pending = (number, terms, placed)
+            log.add(number, terms, placed)
             if number == steps or any(number % every == 0 for every, _ in (evaluations or {}).values()):
-                settle()
+                log.settle()
                 _evaluate_all(state, number, steps, evaluations, writer)
                 speed.pause()
             asked = stopping(number)
@@ -141,6 +118,51 @@ def train(
                 f"asked to stop: all {steps} steps are saved; run the same command to go on with what follows"
             )
     return state
+
+
+@dataclasses.dataclass
+class _Log:
+    """Writes a step's metrics when the next one is under way; of the steps since the last logged one it keeps the sums."""
+
+    steps: int
+    log_every: int
+    writer: MetricWriter
+    directory: Path
+    describe: Callable[[Mapping[str, float]], Mapping[str, float]]
+    traces: CountedTraces | None
+    identify: Identify
+    speed: Throughput
+    progress: Progress
+    sums: Mapping[str, Sequence[float]]
+    traced: int = 0
+    pending: tuple[int, Terms, Any] | None = None  # step, its terms, its batch
+
+    def add(self, number: int, terms: Terms, batch: Any) -> None:
+        """A step that was dispatched; the one before it is settled."""
+        self.settle()
+        self.pending = number, terms, batch
+
+    def settle(self) -> None:
+        """Writes the metrics of the step before; it is done by now, so this waits for nothing that is still to run."""
+        if self.pending is None:
+            return
+        (number, terms, batch), self.pending = self.pending, None
+        terms = jax.device_get(terms)
+        scalars = _with_deviation(_means(terms))
+        before, self.traced = self.traced, self.traces.traces if self.traces else 0
+        self.speed.step(*_processed(terms), compiled=self.traced != before)
+        _check_finite(scalars, number, batch, self.directory, self.identify)
+        self.sums = _added(self.sums, terms)
+        if number % self.log_every == 0 or number == self.steps:
+            scalars |= self._write(number)
+        self.progress.update(number, scalars)
+
+    def _write(self, number: int) -> Mapping[str, float]:
+        logged, self.sums = _with_deviation(_means(self.sums)) | self.speed.rates(), {}
+        logged |= dict(self.describe(logged | {"step": number}))
+        logged |= {"retraces": float(self.traces.traces)} if self.traces else {}
+        self.writer.write(number, {f"train/{name}": value for name, value in logged.items()})
+        return logged
 
 
 def _saved(state: State) -> dict[str, Any]:

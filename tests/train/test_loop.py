@@ -214,6 +214,20 @@ def test_sigterm_saves_and_the_run_goes_on(tmp_path, when):
     assert [step for step, _ in lines(tmp_path, "eval/a/")] == [0, 2, 4, 6, 7]
 
 
+def test_sigterm_in_the_last_step_lets_nothing_follow(tmp_path):
+    """All is saved, but a command that would judge the model now, or train the next one, is to stop here."""
+
+    def stop(state):
+        if int(state.step) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return {}
+
+    with pytest.raises(Preempted, match="asked to stop: all 3 steps are saved; run the same command to go on"):
+        run(tmp_path, 3, evaluations={"stops": (3, stop)})
+    assert max(int(p.name) for p in (tmp_path / "checkpoints").iterdir()) == 3
+    assert int(run(tmp_path, 3).step) == 3
+
+
 def diverging(at, term):
     def step(state, forest):
         state, terms = plain_step(state, forest)
