@@ -3,24 +3,28 @@
 Axis letters: R rows, T tokens a row, D inputs, O outputs, K rank, N experts.
 """
 
+import functools
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, UInt8
 
-from rmjax.models.lora import AdapterConfig, dropped, kernel_axes, parameter, uniform
+from rmjax.models.lora import AdapterConfig, kernel_axes, parameter, uniform
 
 ROUTING = "routing"
 """The collection that routers write to when it is mutable: `<path of the router's owner>/weights`, [L, R, T, N]."""
+WORD = 8
+"""Experts whose dropout one random number decides; 24 random bits are far more than the 8 that they need at most."""
 _expert_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform", batch_axis=(0,))
 
 
 def mixture(dense: nn.Dense, x: Array, base: Array, config: AdapterConfig, block: nn.Module, shared: dict) -> Array:
     """What an adapted `dense` gives for `x`, where it gave `base` alone.
 
-    All experts are two matrix products, of inner width D and N·K. With one expert this is plain LoRA exactly.
+    All experts are two matrix products, of inner width D and N·K (under dropout the first is done for one after the other).
+    With one expert this is plain LoRA exactly.
 
     Args:
       block: the module that calls `dense`; it owns the router where `config.router` is "block".
@@ -37,13 +41,40 @@ def mixture(dense: nn.Dense, x: Array, base: Array, config: AdapterConfig, block
         if "weights" not in shared:
             shared["weights"] = _route(block, x, config, row)
         weights_RTN = shared["weights"]
-    if config.dropout and dense.has_rng("dropout"):  # each expert sees its own part of x
-        apart = jnp.broadcast_to(x[..., None, :], (*x.shape[:-1], N, D))
-        hidden_RTNK = jnp.einsum("...nd,ndk->...nk", dropped(dense, apart, config.dropout), a_NDK.astype(base.dtype))
+    if config.dropout and dense.has_rng("dropout"):
+        hidden_RTNK = _hidden_of_parts(x, a_NDK.astype(base.dtype), config.dropout, dense.make_rng("dropout"))
     else:
         hidden_RTNK = jnp.einsum("...d,ndk->...nk", x, a_NDK.astype(base.dtype))
     hidden_RTNK = hidden_RTNK * (config.scale * weights_RTN[..., None]).astype(base.dtype)
     return base + jnp.einsum("...nk,nko->...o", hidden_RTNK, b_NKO.astype(base.dtype))
+
+
+def kept_by(key: Array, shape: tuple[int, ...], experts: int, rate: float) -> UInt8[Array, "W R T D"]:
+    """For every number of x, bit n % WORD of word n // WORD: whether expert n keeps it; each with 1 − rate, independently.
+
+    A word is decided by one uniform number: given that it is below the threshold, or above, it is uniform again between the
+    bounds that are left, so that it serves the next expert. (Numbers of their own for all would cost N times as much.)
+    """
+    count = -(-experts // WORD)
+    left, words = jax.random.uniform(key, (count, *shape)), jnp.zeros((count, *shape), jnp.uint8)
+    for bit in range(min(experts, WORD)):
+        keep = left < 1 - rate
+        words |= keep.astype(jnp.uint8) << bit
+        left = jnp.where(keep, left / (1 - rate), (left - (1 - rate)) / rate)
+    return words
+
+
+def _hidden_of_parts(x: Float[Array, "R T D"], a_NDK: Array, rate: float, key: Array) -> Float[Array, "R T N K"]:
+    """A_n times the part of x that dropout leaves to expert n; one after the other, so that one part exists at a time."""
+    words = kept_by(key, x.shape, len(a_NDK), rate)
+
+    @functools.partial(jax.checkpoint, prevent_cse=False)  # its part of x is made again in the backward pass
+    def hidden(n: Array, a_DK: Array) -> Array:
+        kept = (words[n // WORD] >> (n % WORD).astype(words.dtype)) & 1
+        return jnp.where(kept, x / (1 - rate), 0).astype(x.dtype) @ a_DK
+
+    _, hidden_NRTK = jax.lax.scan(lambda _, expert: (None, hidden(*expert)), None, (jnp.arange(len(a_NDK)), a_NDK))
+    return jnp.moveaxis(hidden_NRTK, 0, -2)
 
 
 def _route(owner: nn.Module, x: Array, config: AdapterConfig, axis: Any) -> Float[Array, "R T N"]:

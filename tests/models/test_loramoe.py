@@ -1,6 +1,7 @@
 """LoRAMoE: against plain LoRA and a loop over experts, its routers, and that it shards."""
 
 import dataclasses
+import math
 
 import flax.linen as nn
 import jax
@@ -8,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rmjax.models import loramoe
 from rmjax.models.adapters import adapted
 from rmjax.models.lora import AdapterConfig, merged
-from rmjax.models.loramoe import ROUTING
+from rmjax.models.loramoe import ROUTING, WORD, kept_by
 from rmjax.models.reward import RewardTransformer
 from rmjax.parallel.mesh import make_mesh, parameter_shardings
 from rmjax.train.parameters import count, flat, nested, warm_start
@@ -34,16 +36,19 @@ def test_identity_at_the_start(router):
     assert {p for p in flat(params) if "/lora_" not in p} == set(flat(base_params))
 
 
-@pytest.mark.parametrize("router", ["linear", "block"])
-def test_one_expert_is_plain_lora(router):
-    lora, params = started(small(adapter=AdapterConfig("lora", EVERY, rank=2, alpha=6.0)))
+@pytest.mark.parametrize(("router", "dropout"), [("linear", 0.0), ("block", 0.0), ("linear", 0.3)])
+def test_one_expert_is_plain_lora(router, dropout):
+    lora, params = started(small(adapter=AdapterConfig("lora", EVERY, rank=2, alpha=6.0, dropout=dropout)))
     params = moved(params)
-    one = RewardTransformer(small(adapter=experts(pattern=EVERY, experts=1, router=router)))
+    one = RewardTransformer(small(adapter=experts(pattern=EVERY, experts=1, router=router, dropout=dropout)))
     _, shapes = started(one.config)
     own = {p: x[:, None] if "lora_" in p else x for p, x in flat(params).items()}
     routers = {p: x for p, x in flat(shapes).items() if p.endswith("lora_router")}
     assert len(routers) == (7 if router == "linear" else 2)
-    np.testing.assert_allclose(rewards(one, nested(own | routers)), rewards(lora, params), atol=1e-6)
+    rngs = {"dropout": jax.random.key(5)}
+    found, wanted = (rewards(*given, rngs=rngs) for given in ((one, nested(own | routers)), (lora, params)))
+    np.testing.assert_allclose(found, wanted, atol=1e-6)
+    assert (np.abs(found - rewards(lora, params)).max() > 1e-3) == bool(dropout)
 
 
 class Block(nn.Module):
@@ -126,6 +131,45 @@ def test_the_task_moves_the_router_only_once_b_is_not_zero():
 
     assert of(params, "lora_router") == 0 and of(params, "lora_a") == 0 and of(params, "lora_b") > 1e-4
     assert of(moved(params), "lora_router") > 1e-4
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.5, 0.9])
+def test_experts_keep_inputs_at_the_rate_and_independently(rate):
+    """Ten experts take two words; whatever others keep, an expert keeps 1 − rate (5 standard deviations allowed)."""
+    count, samples = 10, 200_000
+    words = np.asarray(kept_by(jax.random.key(3), (samples,), count, rate))
+    assert words.shape == (2, samples)
+    kept_NS = np.stack([(words[n // WORD] >> (n % WORD)) & 1 for n in range(count)]).astype(bool)
+    keep = 1 - rate
+
+    def close(found, wanted, of=samples):
+        assert abs(found - wanted) < 5 * np.sqrt(wanted * (1 - wanted) / of)
+
+    for n in range(count):
+        close(kept_NS[n].mean(), keep)
+        for m in range(n):
+            close((kept_NS[n] & kept_NS[m]).mean(), keep**2)
+            close((~kept_NS[n] & ~kept_NS[m]).mean(), rate**2)
+    for same in range(WORD + 1):  # of one word, how many keep a number: binomial
+        close((kept_NS[:WORD].sum(0) == same).mean(), math.comb(WORD, same) * keep**same * rate ** (WORD - same))
+
+
+def test_gradients_under_dropout_are_those_of_the_parts():
+    """Against a loop over experts, each with its own part of x; and the parts are not kept for the backward pass."""
+    N, D, K, rate, key = 3, 8, 2, 0.4, jax.random.key(4)
+    x, a = jax.random.normal(key, (2, 5, D)), jax.random.normal(jax.random.key(1), (N, D, K))
+    kept = kept_by(key, x.shape, N, rate)[0]
+
+    def plain(x, a):
+        return jnp.stack([jnp.where((kept >> n) & 1, x / (1 - rate), 0) @ a[n] for n in range(N)], -2)
+
+    def found(x, a):
+        return loramoe._hidden_of_parts(x, a, rate, key)
+
+    np.testing.assert_allclose(found(x, a), plain(x, a), atol=1e-6)
+    one, other = (jax.grad(lambda x, a: jnp.sum(f(x, a) ** 3), (0, 1))(x, a) for f in (found, plain))  # noqa: B023
+    for ours, wanted in zip(one, other, strict=True):
+        np.testing.assert_allclose(ours, wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_dropout_is_drawn_for_each_expert():

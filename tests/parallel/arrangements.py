@@ -35,7 +35,7 @@ COLLECTIVE = re.compile(r" (all-reduce|all-gather|reduce-scatter|collective-perm
 jax.config.update("jax_disable_most_optimizations", True)
 
 kind = sys.argv[1]
-adapter = AdapterConfig("loramoe", experts=4) if kind == "loramoe" else None
+adapter = AdapterConfig("loramoe", experts=4, dropout=0.2) if kind == "loramoe" else None
 remat, parts, frozen_layers = ("full", 2, 1) if kind == "everything" else ("none", 1, 0)
 architecture = TransformerConfig(
     64, 32, 2 + frozen_layers, 8, 4, 8, 64, remat=remat, frozen_layers=frozen_layers, adapter=adapter
