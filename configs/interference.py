@@ -9,6 +9,15 @@ from ml_collections import ConfigDict
 
 from configs import base
 
+VARIED = {  # arm → where it differs from `balanced`
+    "beta_strong": {"beta": 1.0},
+    "delta_none": {"delta": 0.0},
+    "delta_strong": {"delta": 0.5},
+    "paper_form": {"balance": "paper"},
+    "top_2": {"top_k": 2},
+    "router_per_block": {"router": "block"},
+}
+
 
 def get_config(second: str = "ladder") -> ConfigDict:
     domains = {"correct": correct(), "ladder": ladder(), "harmless": harmless()}
@@ -28,11 +37,17 @@ def get_config(second: str = "ladder") -> ConfigDict:
     config.row_tokens = 512  # tokens a row; longer groups are cut
     config.keep_checkpoints = False  # True: some 300 MB a run
 
+    config.chosen = (
+        "full|lora|loramoe|balanced"  # regular expression: arms whose whole name matches are run; .* adds the rest
+    )
+
     config.arms = arms = ConfigDict()  # each is trained on both domains together
     arms.full = arm(learning_rate=3e-4)
     arms.lora = arm("lora", rank=27, alone="lora")
     arms.loramoe = arm("loramoe", alone="lora")
-    arms.balanced = arm("loramoe", beta=0.1, alone="lora")
+    arms.balanced = balanced = arm("loramoe", beta=0.1, alone="lora")
+    for name, changes in VARIED.items():
+        arms[name] = ConfigDict(balanced.to_dict() | changes)
     return config
 
 
@@ -51,6 +66,9 @@ def arm(
     entry.rank = rank  # of each expert
     entry.beta = beta  # factor of the balancing constraint
     entry.delta = delta  # its tilt
+    entry.balance = "code"  # its form, as adapter.balance in configs/base.py
+    entry.top_k = 0  # experts that a token keeps; 0 = all
+    entry.router = "linear"  # as adapter.router in configs/base.py
     entry.alone = alone  # the arm whose models for one domain each it is compared with
     return entry
 
@@ -87,10 +105,8 @@ def training(grid: Any, name: str, seed: int, path: str) -> ConfigDict:
     config.model.layers = grid.layers
     config.model.frozen_layers = grid.frozen_layers
     config.trainable = "/layers/|head"
-    config.adapter.kind = chosen.kind
-    config.adapter.rank = chosen.rank
-    config.adapter.beta = chosen.beta
-    config.adapter.delta = chosen.delta
+    for field in ("kind", "rank", "beta", "delta", "balance", "top_k", "router"):
+        config.adapter[field] = chosen[field]
     config.data.kind = "comparisons"
     config.data.path = path
     config.data.reference = "optional"

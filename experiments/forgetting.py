@@ -11,7 +11,6 @@ before training), results.json, results.md with its tables, forgetting.svg, and 
 import dataclasses
 import functools
 import json
-import re
 import shutil
 import sys
 from collections import Counter
@@ -28,7 +27,7 @@ from configs.forgetting import training
 from experiments import skills, train
 from experiments.configuration import keep_config
 from experiments.forgetting_tables import tables
-from experiments.grids import over_seeds, paired, routing_over_seeds, steps_of, stored
+from experiments.grids import chosen_arms, over_seeds, paired, routing_over_seeds, steps_of, stored
 from experiments.skills import KNOWLEDGE, Skills, Text
 from experiments.start import parse_flags, prepare
 from rmjax.data.forest import ForestShape
@@ -173,7 +172,7 @@ def run(grid: Any, workdir: Path) -> None:
         skills.facts_rows(for_training=False), ForestShape(4, grid.row_tokens, 16, 1), grid.answer_tokens,
     )  # fmt: skip
     tests, before = judge_base(grid, base, tests, workdir / "base.json")
-    runs: dict[str, dict[int, list[dict]]] = {name: {} for name in grid.arms if re.fullmatch(grid.chosen, name)}
+    runs: dict[str, dict[int, list[dict]]] = {name: {} for name in chosen_arms(grid)}
     for seed in grid.seeds:  # outermost, so that a grid that was stopped early has whole seeds
         for size in grid.sizes:
             for name in (n for n in runs if size == max(grid.sizes) or not grid.arms[n].swept):
@@ -235,8 +234,7 @@ def check(grid: Any) -> None:
             raise ValueError(f"config.{field} is empty; give one at least")
     if list(grid.sizes) != sorted(set(grid.sizes)) or grid.sizes[0] < 1:
         raise ValueError(f"config.sizes is {grid.sizes}; give growing numbers, 1 or more")
-    if not any(re.fullmatch(grid.chosen, name) for name in grid.arms):
-        raise ValueError(f"config.chosen is {grid.chosen!r} and matches no arm; they are {', '.join(grid.arms)}")
+    chosen_arms(grid)
     unknown = {name for pair in grid.compared for name in pair} - set(grid.arms)
     if unknown:
         raise ValueError(f"config.compared names {', '.join(sorted(unknown))}; the arms are {', '.join(grid.arms)}")

@@ -1,6 +1,7 @@
 """What grids of runs share: results that are not made again, runs as long as their data, intervals over seeds and items."""
 
 import json
+import re
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,14 @@ from rmjax.evaluate.comparisons import judge
 from rmjax.evaluate.routing import served_share
 from rmjax.hub.tokenizer import Tokenizer
 from rmjax.losses.balance import equal_groups
+
+
+def chosen_arms(grid: Any) -> list[str]:
+    """Names of the arms whose whole name matches `config.chosen`. ValueError where none does."""
+    found = [name for name in grid.arms if re.fullmatch(grid.chosen, name)]
+    if not found:
+        raise ValueError(f"config.chosen is {grid.chosen!r} and matches no arm; they are {', '.join(grid.arms)}")
+    return found
 
 
 def steps_of(config: Any, tokenizer: Tokenizer) -> int:

@@ -25,7 +25,7 @@ from ml_collections import config_flags
 from configs.interference import training
 from experiments import train
 from experiments.configuration import keep_config
-from experiments.grids import credits_of, over_seeds, paired, routing_over_seeds, steps_of, stored
+from experiments.grids import chosen_arms, credits_of, over_seeds, paired, routing_over_seeds, steps_of, stored
 from experiments.skills import spread
 from experiments.sources import records
 from experiments.start import parse_flags, prepare
@@ -137,13 +137,13 @@ def run(grid: Any, workdir: Path) -> None:
     tests = {name: spread(load_domain(grid, name, test=True), grid.tested) for name in grid.domains}
     make_data(grid, workdir)
     tokenizer = train.load_start(training(grid, next(iter(grid.arms)), 0, "").model).tokenizer
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in grid.arms}
-    alone: dict[str, dict[str, list]] = {arm.alone: {d: [] for d in grid.domains} for arm in grid.arms.values()}
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in chosen_arms(grid)}
+    alone: dict[str, dict[str, list]] = {grid.arms[name].alone: {d: [] for d in grid.domains} for name in found}
     for seed in grid.seeds:  # outermost, so that a grid that was stopped early has whole seeds
         for name, by_domain in alone.items():
             for domain, runs in by_domain.items():
                 runs.append(run_one(grid, name, domain, seed, workdir, tests, tokenizer)["credits"][domain])
-        for name in grid.arms:
+        for name in found:
             found[name].append(run_one(grid, name, JOINT, seed, workdir, tests, tokenizer))
     write_results(grid, tests, found, alone, workdir)
 
@@ -193,6 +193,7 @@ def check(grid: Any) -> None:
     for field in ("seeds", "arms", "domains"):
         if not len(grid[field]):
             raise ValueError(f"config.{field} is empty; give one at least")
+    chosen_arms(grid)
     unknown = {arm.alone for arm in grid.arms.values()} - set(grid.arms)
     if unknown:
         raise ValueError(f"config.arms.*.alone names {', '.join(sorted(unknown))}; the arms are {', '.join(grid.arms)}")

@@ -65,10 +65,12 @@ def test_interference_is_what_the_joint_model_loses():
 def test_grids_that_cannot_be_run(tmp_path):
     config = tiny()
     config.arms.balanced.alone = "dora"
-    with pytest.raises(ValueError, match="config.arms.\\*.alone names dora; the arms are balanced, full, lora"):
+    with pytest.raises(ValueError, match="config.arms.\\*.alone names dora; the arms are balanced, beta_strong"):
         interference.run(config, tmp_path)
     with pytest.raises(ValueError, match="config.seeds is empty"):
         interference.run(tiny(seeds=()), tmp_path)
+    with pytest.raises(ValueError, match="config.chosen is 'dora' and matches no arm; they are balanced, beta_strong"):
+        interference.run(tiny(chosen="dora"), tmp_path)
     config = tiny()
     config.domains.ladder.category = "stairs"
     with pytest.raises(
@@ -97,6 +99,17 @@ def test_separate_models_are_made_once_and_for_one_domain(tmp_path, monkeypatch)
     }  # fmt: skip
     assert "| loramoe | ladder |" in (tmp_path / "results.md").read_text()
     assert found["baselines"]["correct"]["length"]["n"] == 6
+    made.clear()
+    interference.run(tiny(chosen="balanced|top_2", seeds=(0,)), tmp_path)
+    assert made == ["lora/correct-0", "lora/ladder-0", "balanced/both-0", "top_2/both-0"]
+
+
+def test_arms_differ_from_the_balanced_one_in_one_thing():
+    config = tiny()
+    balanced = grids.training(config, "balanced", 0, "").adapter.to_dict()
+    for name, changes in grids.VARIED.items():
+        assert grids.training(config, name, 0, "").adapter.to_dict() == balanced | changes
+        assert len(changes) == 1 and set(changes) <= set(balanced)
 
 
 @pytest.mark.slow
