@@ -80,8 +80,8 @@ def launch(home, workdir, *flags, config=None, **environment):
     return subprocess.Popen(arguments, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
 
 
-def finished(process) -> tuple[int, str]:
-    return process.wait(timeout=600), process.stderr.read()
+def finished(process, within=600) -> tuple[int, str]:
+    return process.wait(timeout=within), process.stderr.read()
 
 
 def final(workdir):

@@ -217,3 +217,24 @@ def test_random_weights_are_those_of_the_seed_though_the_program_takes_it_as_an_
     assert found.keys() == wanted.keys()
     assert all(np.array_equal(found[path], wanted[path]) for path in wanted)
     assert np.array_equal(state.rng, jax.random.key_data(jax.random.key(seed)))
+
+
+@pytest.mark.slow
+def test_a_second_process_compiles_no_step_again(home, tmp_path):
+    """Programs are kept in RMJAX_CACHE; another workdir and seed change nothing in them."""
+    cache = {"RMJAX_CACHE": str(tmp_path / "cache"), "JAX_DEBUG_LOG_MODULES": "jax._src.compiler"}
+
+    def said(workdir, seed):
+        flags = "--config.run.steps=2", f"--config.run.seed={seed}"
+        code, text = finished(launch(home, tmp_path / workdir, *flags, **cache))
+        assert code == 0, text
+        return text
+
+    def keys(text, pattern):
+        return set(re.findall(rf"{pattern} for 'jit_\w+' with key '(jit_\w+-\w+)'", text))
+
+    first, second = said("one", 0), said("two", 1)
+    kept = {path.name.removesuffix("-cache") for path in (tmp_path / "cache").glob("jit_*-cache")}
+    assert any(name.startswith("jit_step-") for name in kept), kept
+    assert kept <= keys(first, "CACHE MISS") and not kept & keys(first, "cache hit")
+    assert kept <= keys(second, "cache hit") and not kept & keys(second, "CACHE MISS")

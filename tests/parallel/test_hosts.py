@@ -42,10 +42,11 @@ def start(directory, processes, devices=1, epochs=0, seconds=0.2):
     ]
 
 
-def ended(job):
-    """(exit code, standard error) of each; none may take forever."""
+def ended(job, within=600):
+    """(exit code, standard error) of each; all are over so many seconds from now."""
+    end = time.monotonic() + within
     try:
-        return [(process.wait(timeout=600), process.stderr.read()) for process in job]
+        return [(process.wait(timeout=max(1, end - time.monotonic())), process.stderr.read()) for process in job]
     finally:
         for process in job:
             process.kill()
@@ -94,7 +95,7 @@ def test_two_processes_stop_together_and_others_go_on(alone, tmp_path):
     job = start(tmp_path, 2)
     wait_until(lambda: lines(tmp_path) >= 3, job)
     job[1].send_signal(signal.SIGTERM)  # to one of them, not the one that writes
-    outcome = ended(job)
+    outcome = ended(job, within=60)
     assert [code for code, _ in outcome] == [0, 0], outcome
     stopped_at = saved(tmp_path)
     assert 3 <= stopped_at < joined.STEPS and lines(tmp_path) == stopped_at
@@ -104,7 +105,7 @@ def test_two_processes_stop_together_and_others_go_on(alone, tmp_path):
     job = start(tmp_path, 2, devices=2)
     wait_until(lambda: saved(tmp_path) > stopped_at, job)
     job[1].kill()
-    (code, said), (killed, _) = ended(job)
+    (code, said), (killed, _) = ended(job, within=120)  # a sign of life is waited for 60 s long
     assert killed == -signal.SIGKILL and code not in (0, None)
     assert "Start all of them again" in said or "another task died" in said, said
     assert stopped_at < saved(tmp_path) < joined.STEPS
@@ -116,7 +117,7 @@ def test_four_processes_whose_first_dies(alone, tmp_path):
     job = start(tmp_path, 4)
     wait_until(lambda: saved(tmp_path) > 0, job)
     job[0].kill()  # it coordinates the others
-    outcome = ended(job)
+    outcome = ended(job, within=120)
     assert all(code not in (0, None) for code, _ in outcome), outcome
     assert 0 < saved(tmp_path) < joined.STEPS
     assert [code for code, _ in ended(start(tmp_path, 4, devices=2, seconds=0))] == [0] * 4
