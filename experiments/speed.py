@@ -1,6 +1,7 @@
-"""The tables of docs/speed.md, from the results of experiments.benchmark_trainers in docs/speed/: `python -m experiments.speed`.
+"""The tables of docs/speed.md and the README's line, from the results in docs/speed/: `python -m experiments.speed`.
 
-Prints the README's line as well. Without results the page says that nothing is measured yet.
+MACHINE.json there is of experiments.benchmark_trainers, growth.json of experiments.benchmark_growth, accelerator/NAME.json of
+experiments.benchmark_accelerator. What has no result is said to be not measured yet.
 """
 
 import json
@@ -17,9 +18,10 @@ from experiments.train import guarded
 from experiments.trainers.results import table, text
 from rmjax.train.manifest import write_durably
 
-PAGE, RESULTS = Path("docs/speed.md"), Path("docs/speed")
+PAGE, README, RESULTS = Path("docs/speed.md"), Path("README.md"), Path("docs/speed")
 BEGIN, END = "<!-- tables: python -m experiments.speed -->", "<!-- end of tables -->"
-GROWTH = "growth"
+LINE_BEGIN, LINE_END = "<!-- line: python -m experiments.speed -->", "<!-- end of line -->"
+GROWTH, ACCELERATORS = "growth", "accelerator"
 NOTHING = "Not measured yet."
 
 
@@ -46,25 +48,65 @@ def section(name: str, result: Mapping[str, Any]) -> str:
     return f"## {name}\n\n{place(result)}\n\n{table(result)}"
 
 
-def readme_line(result: Mapping[str, Any]) -> str:
-    """For the README."""
-    ratios = (f"{text(e['ratio']['pairs_per_second'])}× at batch {batch}" for batch, e in result["batches"].items())
-    return f"Pairs per second against TRL {result['versions']['trl']['trl']}'s RewardTrainer: {', '.join(ratios)}."
+def readme_line(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """For the README: the pairs per second and the memory of each machine, over TRL's."""
+    return "; ".join(_in_short(result) for result in results.values()) or NOTHING
 
 
-def page(before: str, results: Mapping[str, Mapping[str, Any]], growth: Mapping[str, Any] | None = None) -> str:
-    """The page with the tables of these results between its marks.
+def _in_short(result: Mapping[str, Any]) -> str:
+    by_batch, machine = result["batches"], place(result).split(";")[0]
+    peaks = (entry["ratio"].get("device_peak_bytes", entry["ratio"]["peak_bytes"]) for entry in by_batch.values())
+    memory = " and ".join(f"{peak['median']:.2g}" for peak in peaks)
+    ratios = (
+        f"{text(e['ratio']['pairs_per_second'], digits=2)} times at batch {batch}" for batch, e in by_batch.items()
+    )
+    return (
+        f"135 M parameters on {machine}, {result['dtype']}, against TRL {result['versions']['trl']['trl']}'s RewardTrainer: "
+        f"pairs per second {', '.join(ratios)}, in {memory} of its memory"
+    )
+
+
+def replaced(path: Path, before: str, begin: str, end: str, new: str) -> str:
+    """The page with `new` between its marks.
 
     Raises:
-      ValueError: the page has no place for them.
+      ValueError: the page has no place for it.
     """
-    head, begin, rest = before.partition(BEGIN)
-    _, end, tail = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"{PAGE} lacks the line `{BEGIN}` or `{END}`")
+    head, found, rest = before.partition(begin)
+    _, closed, tail = rest.partition(end)
+    if not found or not closed:
+        raise ValueError(f"{path} lacks the line `{begin}` or `{end}`")
+    return f"{head}{begin}{new}{end}{tail}"
+
+
+def page(
+    before: str,
+    results: Mapping[str, Mapping[str, Any]],
+    growth: Mapping[str, Any] | None = None,
+    accelerators: Mapping[str, Mapping[str, Any]] | None = None,
+) -> str:
+    """The page with the tables of these results between its marks. ValueError where it has no place for them."""
     parts = [section(name, result) for name, result in results.items()] or [NOTHING]
-    parts += ["## How the cost grows", growth_section(growth) if growth else NOTHING]
-    return f"{head}{begin}\n\n" + "\n\n".join(parts) + f"\n\n{end}{tail}"
+    parts += ["## How the cost grows", growth_section(growth) if growth else NOTHING, "## Accelerators"]
+    parts += [accelerator_section(name, found) for name, found in (accelerators or {}).items()] or [NOTHING]
+    return replaced(PAGE, before, BEGIN, END, "\n\n" + "\n\n".join(parts) + "\n\n")
+
+
+def accelerator_section(name: str, found: Mapping[str, Any]) -> str:
+    """A device's MFU, and attention in tiles against dense."""
+    step, versions = found["step"], found["versions"]
+    said = (
+        f"### {name}\n\n{found['device']}; jax {versions['jax']}, flax {versions['flax']}. Step of 1.8B parameters, "
+        f"{step['rows']} rows of {step['row_tokens']:,} tokens: {text(step['seconds'])} s, MFU {text(step['mfu'], 100)} % "
+        "(aim 45, then 50)."
+    )
+    rows = [["tokens a row", "attention", "dense takes times as long", "planned memory GB (dense)"]]
+    for length, at in found["attention"].items():
+        planned = {kind: sum(kinds.values()) / 1e9 for kind, kinds in at["planned_bytes"].items()}
+        for kind, ratio in at["ratio"].items():
+            times = f"{ratio['value']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})"
+            rows.append([f"{int(length):,}", kind, times, f"{planned[kind]:.1f} ({planned['dense']:.1f})"])
+    return f"{said}\n\n{markdown(rows)}"
 
 
 def growth_section(found: Mapping[str, Any]) -> str:
@@ -78,13 +120,17 @@ def growth_section(found: Mapping[str, Any]) -> str:
 
 
 def run(root: Path) -> None:
-    """Writes the page again."""
-    paths = sorted((root / RESULTS).glob("*.json"))
-    results = {path.stem: json.loads(path.read_text()) for path in paths}
-    growth = results.pop(GROWTH, None)
-    write_durably(root / PAGE, page((root / PAGE).read_text(), results, growth))
-    for name, result in results.items():
-        print(f"{name}: {readme_line(result)}")
+    """Writes the page and the README's line again."""
+    results, accelerators = (
+        {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+        for folder in (root / RESULTS, root / RESULTS / ACCELERATORS)
+    )
+    growth, line = results.pop(GROWTH, None), readme_line(results)
+    written = page((root / PAGE).read_text(), results, growth, accelerators)
+    lined = replaced(README, (root / README).read_text(), LINE_BEGIN, LINE_END, line)
+    write_durably(root / PAGE, written)
+    write_durably(root / README, lined)
+    print(line)
 
 
 def main(argv: Sequence[str]) -> None:

@@ -32,20 +32,33 @@ def result():
     return facts | summary(found, [8], 3)
 
 
+def accelerator() -> dict:
+    """As experiments.benchmark_accelerator writes it."""
+    ratio = {"median": 3.0, "value": 3.1, "low": 3.0, "high": 3.2, "rounds": 10}
+    planned = {kind: {"arguments": 10**9, "temporary": n * 10**9} for kind, n in (("dense", 8), ("pallas", 1))}
+    at = {"ratio": {"pallas": ratio}, "planned_bytes": planned}
+    step = {"rows": 4, "row_tokens": 4096, "seconds": spread([1.0, 1.1]), "mfu": spread([0.46, 0.49])}
+    versions = {"jax": "0.1", "flax": "0.2"}
+    return {"step": step, "attention": {"8192": at}, "device": "1 x Fast (gpu)", "versions": versions}
+
+
 def test_the_page_here_is_what_the_command_writes():
     root = PAGE.parents[1]
     results = {path.stem: json.loads(path.read_text()) for path in sorted((root / speed.RESULTS).glob("*.json"))}
-    growth = results.pop(speed.GROWTH, None)
-    assert speed.page(PAGE.read_text(), results, growth) == PAGE.read_text()
+    growth, readme = results.pop(speed.GROWTH, None), root / speed.README
+    folder = root / speed.RESULTS / speed.ACCELERATORS
+    accelerators = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+    assert speed.page(PAGE.read_text(), results, growth, accelerators) == PAGE.read_text()
+    assert f"{speed.LINE_BEGIN}{speed.readme_line(results)}{speed.LINE_END}" in readme.read_text()
 
 
 def test_without_results_the_page_says_so_and_with_them_it_does_not(result):
     empty = speed.page(PAGE.read_text(), {})
-    assert empty.count(speed.NOTHING) == 2
+    assert empty.count(speed.NOTHING) == 3 and speed.readme_line({}) == speed.NOTHING
     speeds = {"median": 4.0, "low": 3.0, "high": 4.5}
     growth = {"panels": {"simulated devices": [{"devices": 1024, "pairs_per_second": speeds}]}}
     growth |= {"device": "1 x cpu (cpu)", "versions": {"jax": "0.1"}}
-    full = speed.page(empty, {"two_cores": result}, growth)
+    full = speed.page(empty, {"two_cores": result}, growth, {"fast": accelerator()})
     assert speed.NOTHING not in full and "## two_cores" in full and "speed/growth.svg" in full
     assert "| simulated devices | 1,024 | 4 (3–4.5) |" in full
     assert speed.page(full, {}) == empty
@@ -59,7 +72,15 @@ def test_the_tables_hold_the_aims_against_what_was_measured(result):
     assert "| padded step, same shapes, ≥ 1.0× TRL's (batch 8) | 1.25 (1.25–1.25)× |" in section
     assert re.search(r"\| scoring of POLAR groups of 5 .* \| 4.5 \(4.5–4.5\)×; sorted by length 3.5", section)
     assert "| 8 | rmjax | 0.727 (0.667–0.8) | 145 (133–160) | 2 (2–2) | 20 (20–20), cold 20 (20–20) |" in section
-    assert "5 (5–5)× at batch 8" in speed.readme_line(result) and "TRL 1.0" in speed.readme_line(result)
+    line = speed.readme_line({"two_cores": result})
+    assert "5 (5–5) times at batch 8, in 0.5 of its memory" in line and "on 2 cores of Some CPU, float32" in line
+    assert "TRL 1.0" in line
+
+
+def test_an_accelerator_has_its_mfu_and_its_attention(result):
+    section = speed.accelerator_section("fast", accelerator())
+    assert "1 x Fast (gpu)" in section and "MFU 47.5 (46–49) % (aim 45" in section
+    assert "| 8,192 | pallas | 3.10 (3.00 to 3.20) | 2.0 (9.0) |" in section
 
 
 def test_a_page_without_a_place_for_the_tables_is_an_error():
