@@ -37,6 +37,10 @@ from rmjax.train.manifest import write_durably
 from rmjax.train.state import compile_step
 
 _log = logging.getLogger(__name__)
+_USED = (  # what the compiler says where a step does not fit: in placing buffers, and before that
+    r"Used ([\d.]+\w) of ([\d.]+\w) hbm",
+    r"memory required .* \(([\d.]+\w)\) exceeds available HBM \(([\d.]+\w)\)",
+)
 _MEMORY = {
     "arguments": "argument_size_in_bytes",  # parameters, optimizer state, batch
     "outputs": "output_size_in_bytes",
@@ -70,9 +74,9 @@ def compile_ahead(config: Any, where: Slice) -> tuple[Program, Mesh, Any]:
         try:
             return program, mesh, lowered.compile()
         except jax.errors.JaxRuntimeError as error:
-            used = re.search(r"Used ([\d.]+\w) of ([\d.]+\w) hbm", str(error))
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
+            used = next(filter(None, (re.search(form, str(error)) for form in _USED)), None)
             need = f"{used[1]} of {used[2]} HBM" if used else str(error).splitlines()[0][:300]
             raise DoesNotFit(
                 f"{config.data.rows} rows of {config.data.row_tokens} tokens do not fit: {need}"

@@ -121,6 +121,16 @@ def test_no_batch_fits(four_devices):
         ahead.find_batch(small(), WHERE, measure)
 
 
+def test_the_compiler_refuses_what_does_not_fit():
+    """Scores of a dense mask: 4 GiB a row and head, and 32 rows a chip."""
+    pytest.importorskip("libtpu", reason="needs libtpu: make test-tpu, or pip install -c constraints.txt -e .[tpu]")
+    config = small()
+    config.model.attention, config.model.layers, config.model.remat = "dense", 1, "none"
+    config.data.rows, config.data.row_tokens, config.optimizer.microbatches = 128, 32768, 1
+    with pytest.raises(ahead.DoesNotFit, match=r"128 rows of 32768 tokens do not fit: [\d.]+G of 15.75G HBM"):
+        ahead.report(config, WHERE)
+
+
 def test_a_step_that_does_not_fit_is_an_error_and_a_report(monkeypatch, tmp_path):
     def refuse(config, where):
         raise ahead.DoesNotFit("8 rows of 1024 tokens do not fit: 17G of 15.75G HBM")
