@@ -52,7 +52,7 @@ def _at_size(config: ConfigDict, preset: str, rows: int, ways: int, sharing: int
     config.model.frozen_layers = 0
     config.model.dtype = "bfloat16"
     config.model.remat = "attention"
-    config.model.attention = "blockwise"
+    config.model.attention = "pallas"
     config.trainable = "."  # everything
     config.format.max_length = 16384  # tokens
     config.format.max_response_length = 4096  # tokens

@@ -4,6 +4,7 @@ import json
 from types import SimpleNamespace
 
 import jax
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
@@ -147,7 +148,7 @@ def test_the_runs_of_the_table_can_be_laid_out(run, slice_name, chips):
     config = run.get_config(str(chips))
     fsdp = chips // config.mesh.tensor
     sizes = {"data": 1, "fsdp": fsdp, "tensor": config.mesh.tensor, "context": 1}
-    check(config, ConfigDict({"shape": sizes}), RULES)
+    check(config, SimpleNamespace(shape=sizes, devices=np.array([SimpleNamespace(platform="tpu")])), RULES)
     assert config.data.rows == fsdp * config.optimizer.microbatches  # a row at a time
     assert config.data.streams == fsdp  # a host reads the rows of its own chips
     assert config.data.row_tokens >= 2 * 1024 + 3 * 4096
