@@ -1,8 +1,8 @@
 """Do two kinds of preference get in each other's way? `python -m experiments.interference --workdir=runs/interference`.
 
 Trains the arms of configs/interference.py on both domains together, with the domain as the type label, and models for one
-domain alone on that domain's same comparisons. Interference is the accuracy of the separate model minus that of the joint
-one, on held-out comparisons of the domain.
+domain alone on that domain's same comparisons: in as many passes, and in as many steps as the joint model has (more passes, the
+same compute). Interference is the accuracy of a separate model minus that of the joint one, on held-out comparisons of a domain.
 
 Writes data/, a folder per arm, training data and seed with result.json (runs that have one are not run again) and
 results.json, results.md with its tables, and report.html with the routing of the LoRAMoE arms.
@@ -10,6 +10,7 @@ results.json, results.md with its tables, and report.html with the routing of th
 
 import dataclasses
 import functools
+import itertools
 import json
 import re
 import shutil
@@ -41,6 +42,10 @@ from rmjax.hub.tokenizer import Tokenizer
 from rmjax.reward_model import CHECKPOINTS, RewardModel
 
 JOINT = "both"
+SEPARATE = {
+    "separate": "",
+    "separate_longer": "-longer",
+}  # models of one domain → what their folders are called beside it
 _JUDGED = ("init", "layers", "trained", "tested")
 Tests = Mapping[str, Sequence[Comparison]]  # domain → held-out comparisons
 Credits = Mapping[str, Sequence[float]]  # domain → credit of every held-out comparison, 0 to 1
@@ -74,13 +79,16 @@ def make_data(grid: Any, workdir: Path) -> None:
 
 
 def run_one(
-    grid: Any, name: str, data: str, seed: int, workdir: Path, tests: Tests, tokenizer: Tokenizer
+    grid: Any, name: str, data: str, seed: int, workdir: Path, tests: Tests, tokenizer: Tokenizer, longer: bool = False
 ) -> dict[str, Any]:
-    """Trains an arm on a domain or on both and judges it on that; the stored result where it is finished."""
-    folder = workdir / name / f"{data}-seed{seed}"
-    config = training(grid, name, seed, str(_data_path(workdir, data, seed)))
+    """Trains an arm on a domain or on both and judges it on that; the stored result where it is finished. `longer`: on a
+    domain, in as many steps as on both."""
+    folder = workdir / name / f"{data}{SEPARATE['separate_longer'] if longer else ''}-seed{seed}"
+    config = training(grid, name, seed, str(_data_path(workdir, JOINT if longer else data, seed)))
     config.adapter.beta = config.adapter.beta if data == JOINT else 0.0  # one type has nothing to be told apart from
     config.run.steps = config.run.save_every = steps_of(config, tokenizer)
+    if longer:
+        config.data.path, config.data.epochs = str(_data_path(workdir, data, seed)), 0
     folder.mkdir(parents=True, exist_ok=True)
     keep_config(config, folder / "config.json")
     judged = {field: grid[field] for field in _JUDGED} | {"domains": grid.domains.to_dict()}
@@ -113,21 +121,21 @@ def results_of(
     grid: Any,
     tests: Tests,
     joint: Mapping[str, Sequence[Credits]],
-    alone: Mapping[str, Mapping[str, Sequence[Sequence[float]]]],
+    alone: Mapping[str, Mapping[str, Mapping[str, Sequence[Sequence[float]]]]],
 ) -> dict[str, Any]:
-    """Arm → domain → joint accuracy, accuracy of the separate models, interference (paired): over seeds, prompts resampled."""
+    """Arm → domain → joint accuracy, accuracy of the separate models and interference (paired), for those of as many passes
+    and those of as many steps: over seeds, prompts resampled."""
     table: dict[str, Any] = {}
     for name, runs in joint.items():
         prompts = {domain: [[c.prompt for c in rows]] * len(runs) for domain, rows in tests.items()}
-        separate = alone[grid.arms[name].alone]
-        table[name] = {
-            domain: {
-                "joint": over_seeds([run[domain] for run in runs], prompts[domain]),
-                "separate": over_seeds(separate[domain], prompts[domain]),
-                "interference": paired(separate[domain], [run[domain] for run in runs], prompts[domain]),
-            }
-            for domain in grid.domains
-        }
+        table[name] = {domain: {} for domain in grid.domains}
+        for domain, found in table[name].items():
+            together = [run[domain] for run in runs]
+            for kind in SEPARATE:
+                separate = alone[grid.arms[name].alone][kind][domain]
+                found[kind] = over_seeds(separate, prompts[domain])
+                found[kind.replace("separate", "interference")] = paired(separate, together, prompts[domain])
+            found["joint"] = over_seeds(together, prompts[domain])
     return table
 
 
@@ -138,11 +146,13 @@ def run(grid: Any, workdir: Path) -> None:
     make_data(grid, workdir)
     tokenizer = train.load_start(training(grid, next(iter(grid.arms)), 0, "").model).tokenizer
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in chosen_arms(grid)}
-    alone: dict[str, dict[str, list]] = {grid.arms[name].alone: {d: [] for d in grid.domains} for name in found}
+    alone: dict[str, Any] = {
+        grid.arms[name].alone: {kind: {domain: [] for domain in grid.domains} for kind in SEPARATE} for name in found
+    }
     for seed in grid.seeds:  # outermost, so that a grid that was stopped early has whole seeds
-        for name, by_domain in alone.items():
-            for domain, runs in by_domain.items():
-                runs.append(run_one(grid, name, domain, seed, workdir, tests, tokenizer)["credits"][domain])
+        for name, kind, domain in itertools.product(alone, SEPARATE, grid.domains):
+            result = run_one(grid, name, domain, seed, workdir, tests, tokenizer, longer=bool(SEPARATE[kind]))
+            alone[name][kind][domain].append(result["credits"][domain])
         for name in found:
             found[name].append(run_one(grid, name, JOINT, seed, workdir, tests, tokenizer))
     write_results(grid, tests, found, alone, workdir)
@@ -166,11 +176,11 @@ def write_results(
 
 def tables(results: Mapping[str, Any]) -> str:
     """Markdown: every arm's accuracies and interference on each domain; the baselines on the same comparisons; the routing."""
-    measured = ("separate", "joint", "interference")
+    measured = ("separate", "separate_longer", "joint", "interference", "interference_longer")
     rows = [["arm", "domain", *measured]]
     for name, by_domain in results["arms"].items():
         for domain, found in by_domain.items():
-            rows.append([name, domain, *(cell(found[m], "+" if m == "interference" else "") for m in measured)])
+            rows.append([name, domain, *(cell(found[m], "+" if m.startswith("inter") else "") for m in measured)])
     scorers = [["baseline", *results["baselines"]]]
     for name in baselines.BASELINES:
         scorers.append([name, *(mean_cell(found[name]) for found in results["baselines"].values())])

@@ -49,7 +49,9 @@ def test_interference_is_what_the_joint_model_loses():
     rows = {name: [Comparison("p", ("a", "b"), ranks=(0.0, 1.0)), Comparison("q", ("a", "b"), ranks=(0.0, 1.0))]
             for name in config.domains}  # fmt: skip
     joint = {name: [{"correct": [1.0, 0.0], "ladder": [1.0, 1.0]}] * 2 for name in config.arms}
-    alone = {name: {"correct": [[1.0, 1.0], [1.0, 0.0]], "ladder": [[1.0, 1.0]] * 2} for name in ("full", "lora")}
+    separate = {"correct": [[1.0, 1.0], [1.0, 0.0]], "ladder": [[1.0, 1.0]] * 2}
+    longer = {"correct": [[1.0, 0.0]] * 2, "ladder": [[0.0, 0.0]] * 2}
+    alone = {name: {"separate": separate, "separate_longer": longer} for name in ("full", "lora")}
     table = interference.results_of(config, rows, joint, alone)
     found = table["balanced"]["correct"]
     assert found["joint"]["mean"]["value"] == 0.5 and found["separate"]["seeds"] == [1.0, 0.5]
@@ -57,9 +59,14 @@ def test_interference_is_what_the_joint_model_loses():
     assert lost["mean"]["value"] == 0.25 and table["full"]["ladder"]["interference"]["mean"]["value"] == 0.0
     assert (lost["mean"]["low"], lost["mean"]["high"]) == (0.0, 0.5)  # prompts are resampled
     assert lost["seeds"] == [0.5, 0.0]
+    as_long = table["balanced"]["ladder"]
+    assert as_long["separate_longer"]["mean"]["value"] == 0.0 and as_long["interference_longer"]["seeds"] == [-1.0] * 2
     page = interference.tables({"arms": table, "baselines": interference.baselines_of(rows), "routing": {}})
-    assert page.splitlines()[0] == "| arm | domain | separate | joint | interference |"
-    assert "| +0.250 (+0.000 to +0.500); +0.500 +0.000 |" in page and "| word_overlap | 0.5" in page
+    assert (
+        page.splitlines()[0]
+        == "| arm | domain | separate | separate_longer | joint | interference | interference_longer |"
+    )
+    assert "| +0.250 (+0.000 to +0.500); +0.500 +0.000 | +0.000" in page and "| word_overlap | 0.5" in page
 
 
 def test_grids_that_cannot_be_run(tmp_path):
@@ -85,15 +92,15 @@ def test_grids_that_cannot_be_run(tmp_path):
 def test_separate_models_are_made_once_and_for_one_domain(tmp_path, monkeypatch):
     made = []
 
-    def run_one(grid, name, data, seed, workdir, tests, tokenizer):
-        made.append(f"{name}/{data}-{seed}")
+    def run_one(grid, name, data, seed, workdir, tests, tokenizer, longer=False):
+        made.append(f"{name}/{data}-{seed}{' longer' if longer else ''}")
         return {"credits": {d: [float(data != "both")] * len(rows) for d, rows in tests.items() if data in ("both", d)}}
 
     monkeypatch.setattr(interference, "run_one", run_one)
     monkeypatch.setattr(interference.train, "load_start", lambda model: argparse.Namespace(tokenizer=None))
     interference.run(tiny(), tmp_path)
     found = json.loads((tmp_path / "results.json").read_text())
-    assert len(made) == len(set(made)) == 2 * (4 + 4)  # two seeds; four arms, and full and lora on a domain each
+    assert len(made) == len(set(made)) == 2 * (4 + 8)  # two seeds; four arms, and full and lora on a domain each, twice
     assert found["arms"]["loramoe"]["ladder"]["interference"]["mean"] == {
         "value": 1.0, "low": 1.0, "high": 1.0, "n": 12
     }  # fmt: skip
@@ -101,7 +108,8 @@ def test_separate_models_are_made_once_and_for_one_domain(tmp_path, monkeypatch)
     assert found["baselines"]["correct"]["length"]["n"] == 6
     made.clear()
     interference.run(tiny(chosen="balanced|top_2", seeds=(0,)), tmp_path)
-    assert made == ["lora/correct-0", "lora/ladder-0", "balanced/both-0", "top_2/both-0"]
+    separate = ["lora/correct-0", "lora/ladder-0", "lora/correct-0 longer", "lora/ladder-0 longer"]
+    assert made == [*separate, "balanced/both-0", "top_2/both-0"]
 
 
 def test_arms_differ_from_the_balanced_one_in_one_thing():
@@ -133,7 +141,12 @@ def test_a_tiny_grid(tmp_path, monkeypatch):
     assert np.shape(share) == (2, 1, 6)
     np.testing.assert_allclose(np.sum(share, axis=-1), 1, atol=1e-4)
     assert "balanced, mlp/up: coefficient of variation" in (tmp_path / "grid" / "report.html").read_text()
-    assert made == {"lora/both-seed0", "lora/correct-seed0", "lora/ladder-seed0", "balanced/both-seed0"}
+    separate = {f"lora/{domain}{kind}-seed0" for domain in config.domains for kind in ("", "-longer")}
+    assert made == {"lora/both-seed0", "balanced/both-seed0"} | separate
+    steps = {run: json.loads((tmp_path / "grid" / run / "config.json").read_text())["run"]["steps"] for run in made}
+    assert (
+        {steps[run] for run in made if "longer" in run} == {steps["lora/both-seed0"]} != {steps["lora/correct-seed0"]}
+    )
     monkeypatch.setattr(interference.train, "run", lambda *_: pytest.fail("a finished run was run again"))
     interference.run(config, tmp_path / "grid")
     config.domains.ladder.test = "shipped:ranked_train"
