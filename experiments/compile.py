@@ -6,7 +6,6 @@ Needs libtpu (`pip install -c constraints.txt -e .[tpu]`), no TPU, and no memory
 The exit code is 1 where the step does not fit into the chips' memory.
 """
 
-import json
 import logging
 import math
 import re
@@ -26,6 +25,7 @@ from experiments.start import parse_flags
 from experiments.streams import batch_shapes
 from experiments.train import Program, check, flops_per_token, guarded, load_architecture, make_program
 from rmjax.data.forest import Forest, ForestShape
+from rmjax.evaluate.files import refuse_unwritable, write_json
 from rmjax.parallel.batch import forest_shardings
 from rmjax.parallel.chips import Slice, slice_devices
 from rmjax.parallel.hlo import parse
@@ -33,7 +33,6 @@ from rmjax.parallel.mesh import make_mesh, make_rules
 from rmjax.parallel.operations import operations
 from rmjax.parallel.roofline import collective_table, roofline
 from rmjax.train import parameters
-from rmjax.train.manifest import write_durably
 from rmjax.train.state import compile_step
 
 _log = logging.getLogger(__name__)
@@ -198,7 +197,9 @@ def describe(found: dict[str, Any]) -> str:
 
 
 def job(config: Any, where: Slice, search: bool, out: Path | None) -> None:
-    """Compiles, prints, writes; that a step does not fit is written too."""
+    """Compiles, prints, writes; that a step does not fit is written too. OSError before that where `out` cannot be written."""
+    if out:
+        refuse_unwritable(out)
     try:
         found = (find_batch if search else report)(config, where)
     except DoesNotFit as error:
@@ -210,7 +211,7 @@ def job(config: Any, where: Slice, search: bool, out: Path | None) -> None:
 
 def _write(out: Path | None, found: dict[str, Any]) -> None:
     if out:
-        write_durably(out, json.dumps(found, indent=1) + "\n")
+        write_json(out, found)
 
 
 def main(argv: Sequence[str]) -> None:

@@ -140,6 +140,11 @@ def test_a_step_that_does_not_fit_is_an_error_and_a_report(monkeypatch, tmp_path
     with pytest.raises(ahead.DoesNotFit):
         ahead.job(small(), WHERE, False, tmp_path / "x.json")
     assert "17G" in json.loads((tmp_path / "x.json").read_text())["does_not_fit"]
+    monkeypatch.setattr(
+        ahead, "report", lambda config, where: pytest.fail("compiled for a file that cannot be written")
+    )
+    with pytest.raises(OSError, match=r"cannot write .*x.json/y.json"):
+        ahead.job(small(), WHERE, False, tmp_path / "x.json" / "y.json")
 
 
 @pytest.mark.parametrize("run", [pretrain_1_8b, pretrain_7b, finetune_1_8b, finetune_7b])
