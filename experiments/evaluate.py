@@ -1,7 +1,7 @@
 """Preference accuracy of a reward model on comparisons.
 
     python -m experiments.evaluate --model=DIR --data=FILE|shipped:NAME|SET --out=FILE.json
-        [--split=test] [--scores=FILE.jsonl]
+        [--split=test] [--scores=FILE.jsonl] [--routing=FOLDER]
 
 SET is one of the real preference sets of docs/data.md.
 
@@ -33,7 +33,7 @@ from rmjax.evaluate.comparisons import (
     with_best_as_reference,
 )
 from rmjax.evaluate.files import refuse_unwritable, write_json, write_text
-from rmjax.evaluate.report import environment
+from rmjax.evaluate.report import environment, write_report
 from rmjax.evaluate.score_log import ScoreLog, fingerprint_comparisons, fingerprint_files
 from rmjax.evaluate.table import print_table
 
@@ -63,6 +63,7 @@ class Options:
     seed: int = 0
     root: str = "../shared/data"
     split: str = "all"
+    routing: Path | None = None
 
     @property
     def partial(self) -> Path:
@@ -96,6 +97,9 @@ def define_flags() -> None:
         "given: each row's own reference. best: where a row has none, its top-ranked output "
         "becomes the reference and leaves the candidates (POLAR, section 4.2)",
     )
+    flags.DEFINE_string(
+        "routing", None, "folder for report.html: where each router of a LoRAMoE adapter sends each `type` of record"
+    )
     flags.DEFINE_enum("on_error", "raise", ["raise", "skip"], "what to do with a broken row")
     flags.DEFINE_integer("rows_per_save", 64, "rows scored between two saves", lower_bound=1)
     flags.DEFINE_integer("seed", 0, "seed of the bootstrap")
@@ -127,6 +131,8 @@ def evaluate(options: Options) -> dict[str, Any]:
     """
     started = time.monotonic()
     _refuse_bad_paths(options)
+    if options.routing:
+        _refuse_no_routing(options)
     source = records(options.data, options.root, options.split, options.on_error)
     given = [source[index] for index in range(len(source))]
     rows = [with_best_as_reference(row) for row in given] if options.reference == "best" else given
@@ -151,6 +157,8 @@ def evaluate(options: Options) -> dict[str, Any]:
         "seconds": round(time.monotonic() - started, 3),
         **environment(),
     }
+    if options.routing:
+        result["routing"] = _routing(options, rows)
     if options.scores:
         write_text(options.scores, "".join(_score_lines(rows, scores)))
     write_json(options.out, result)
@@ -172,6 +180,7 @@ def main(_: list[str]) -> None:
         seed=values.seed,
         root=values.root,
         split=values.split,
+        routing=Path(values.routing) if values.routing else None,
     )
     try:
         result = evaluate(options)
@@ -191,6 +200,28 @@ def _refuse_bad_paths(options: Options) -> None:
         if path.name in _RUN_FILES and path.resolve().parent == options.model.resolve():
             raise OSError(f"{path} is a part of --model itself; name another file")
         refuse_unwritable(path)
+
+
+def _routing(options: Options, rows: Sequence[Comparison]) -> dict[str, Any]:
+    """Writes the heat maps; imported late, as the model is."""
+    from rmjax.evaluate.routing import routing_of
+    from rmjax.reward_model import RewardModel
+
+    found = routing_of(RewardModel.load(options.model), rows)
+    provenance = {"model": str(options.model), "data": options.data, "split": options.split, **environment()}
+    assert options.routing
+    write_report(
+        {"title": "Routing", "routing": {options.model.name: found}, "provenance": provenance}, options.routing
+    )
+    return found
+
+
+def _refuse_no_routing(options: Options) -> None:
+    from rmjax.reward_model import load_description
+
+    adapter = load_description(options.model)[0].adapter
+    if adapter is None or adapter.kind != "loramoe":
+        raise ValueError(f"--routing: {options.model} has no LoRAMoE adapter, so nothing is routed")
 
 
 def _score_missing(options: Options, rows: Sequence[Comparison], log: ScoreLog) -> None:
@@ -242,7 +273,8 @@ def _notes(result: dict[str, Any], options: Options) -> Iterator[str]:
         yield f"{result['reference_from_ranks']} rows: the top-ranked output was the reference"
     for reason, count in [*result["skipped"].items(), *result["unreadable"].items()]:
         yield f"rows left out: {count} ({reason})"
-    yield f"wrote {options.out}" + (f" and {options.scores}" if options.scores else "")
+    files = [options.out, options.scores, options.routing and options.routing / "report.html"]
+    yield f"wrote {' and '.join(str(path) for path in files if path)}"
 
 
 if __name__ == "__main__":

@@ -42,10 +42,11 @@ def export(model: Path, to: str, output: Path, base: str = "") -> None:
     if config.adapter is None:
         raise ValueError(f"--model={model} has no adapter; it was trained with config.adapter.kind empty")
     params, writes = load_params(model), is_language_model(model)
+    used = {"backbone": params["backbone"]} if writes else params  # a language model's head is none
     if to == "peft":
-        export_peft(output, config, {"backbone": params["backbone"]} if writes else params, base)
+        export_peft(output, config, used, base)
     elif to == "adapter":
-        save_adapter(output, config.adapter, params)
+        save_adapter(output, config.adapter, used)
     else:
         if (output / MODEL_FILE).exists() or (output / CHECKPOINTS).exists():
             raise FileExistsError(

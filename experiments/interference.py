@@ -32,12 +32,11 @@ from experiments.sources import records
 from experiments.start import parse_flags, prepare
 from experiments.tables import cell, markdown, mean_cell
 from experiments.tables import routing as routing_table
-from rmjax.data.formats import Encoder
 from rmjax.data.record import Comparison, to_row
 from rmjax.evaluate import baselines, environment, interval, write_report
 from rmjax.evaluate.comparisons import unusable
 from rmjax.evaluate.files import write_json, write_text
-from rmjax.evaluate.routing import describe_routing
+from rmjax.evaluate.routing import routing_of
 from rmjax.hub.tokenizer import Tokenizer
 from rmjax.reward_model import CHECKPOINTS, RewardModel
 
@@ -102,19 +101,11 @@ def run_one(
     }
     found = {"credits": credits, "judged": judged}
     if model.config.adapter and model.config.adapter.kind == "loramoe":
-        found["routing"] = routing(model, tests)
+        found["routing"] = routing_of(model, [row for rows in tests.values() for row in rows], list(tests))
     write_json(folder / "result.json", found)
     if not grid.keep_checkpoints:
         shutil.rmtree(folder / CHECKPOINTS)
     return found
-
-
-def routing(model: RewardModel, tests: Tests) -> dict[str, Any]:
-    """Shares of mass of each domain's held-out comparisons, and how unevenly it is spread."""
-    encoder = Encoder(model.tokenizer, model.format, row_tokens=model.format.max_length)
-    rows = [row for found in tests.values() for row in found]
-    trees = [tree for i, row in enumerate(rows) for tree in encoder.trees(row, i)]
-    return describe_routing(model.config, model.params, trees, list(tests))
 
 
 def results_of(

@@ -53,11 +53,13 @@ class LanguageModel:
         Models with adapters of one form and place share what is compiled.
 
         Raises:
-          FileNotFoundError, ValueError: as `hub.adapters.load_adapter`.
+          FileNotFoundError, ValueError: as `hub.adapters.load_adapter`; or the file is a reward model's.
           ParameterError: the file's parameters are not those of the adapter that it says it is; the message lists them.
         """
         own = {"backbone": self.params}
         adapter, params = load_adapter(path, own, fingerprint(own))
+        if "head" in params:
+            raise ValueError(f"{path}: is a reward model's adapter (it has a head), and this is a language model")
         adapter = dataclasses.replace(adapter, dropout=0.0)  # of training only
         config = dataclasses.replace(self.config, adapter=adapter, frozen_layers=frozen_layers(params))
         check_same(abstract_params(config)["backbone"], params["backbone"])

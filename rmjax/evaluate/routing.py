@@ -10,10 +10,13 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from rmjax.data.forest import Forest, Tree, pack
+from rmjax.data.formats import Encoder
+from rmjax.data.record import Comparison
 from rmjax.losses.balance import mass
 from rmjax.models.loramoe import ROUTING
 from rmjax.models.reward import RewardTransformer
 from rmjax.models.transformer import TransformerConfig
+from rmjax.reward_model import RewardModel
 from rmjax.scoring import fitting_shape
 from rmjax.train.parameters import flat
 
@@ -63,12 +66,35 @@ def describe_routing(
       types: the name of each type of group.
 
     Raises:
-      ValueError: the model has no LoRAMoE adapter, or there is no group.
+      ValueError: the model has no LoRAMoE adapter, there is no group, or one of a type that has no name.
     """
+    if (highest := max((tree.type for tree in trees), default=-1)) >= len(types):
+        raise ValueError(
+            f"a group is of type {highest}, and there are names for {len(types)} types ({', '.join(types)})"
+        )
     forests = (forest for forest, _ in pack(trees, fitting_shape(trees, batch_tokens))) if trees else ()
     shares = expert_shares(RewardTransformer(config), params, forests, len(types))
     listed = {router: _nullable(share_ZLN) for router, share_ZLN in shares.items()}
     return {"types": list(types), "shares": listed, "variation": spread_of(shares)}
+
+
+def routing_of(model: RewardModel, comparisons: Sequence[Comparison], types: Sequence[str] = ()) -> dict[str, Any]:
+    """`describe_routing` of a reward model's records.
+
+    Args:
+      types: as there; empty: "type 0" and so on, as many as the records have.
+
+    Raises:
+      ValueError: as there, or no record has a type.
+    """
+    labels = [c.type for c in comparisons if c.type is not None]
+    if not labels:
+        raise ValueError(
+            "no record has a `type`, so there is nothing to tell the routing apart by; give each record its number"
+        )
+    encoder = Encoder(model.tokenizer, model.format, row_tokens=model.format.max_length)
+    trees = [tree for i, row in enumerate(comparisons) for tree in encoder.trees(row, i)]
+    return describe_routing(model.config, model.params, trees, types or [f"type {t}" for t in range(max(labels) + 1)])
 
 
 def _nullable(values: Float[ndarray, "types L N"]) -> list:

@@ -50,6 +50,8 @@ def fingerprint(params: Mapping[str, Any]) -> str:
 def save_adapter(path: str | Path, adapter: AdapterConfig, params: Mapping[str, Any]) -> None:
     """One safetensors file with the adapter, the head, what the adapter is, and which base it belongs to.
 
+    A language model has no head: give {"backbone": …} alone.
+
     Raises:
       IsADirectoryError: `path` is a folder.
     """
@@ -70,7 +72,7 @@ def load_adapter(path: str | Path, params: Mapping[str, Any], base: str) -> tupl
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: not such a file, or an adapter for another base.
+      ValueError: not such a file, an adapter for another base, or without head where `params` has one.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such adapter file")
@@ -88,6 +90,10 @@ def load_adapter(path: str | Path, params: Mapping[str, Any], base: str) -> tupl
     adapted = next((leaf.shape[0] for name, leaf in leaves.items() if name.endswith("/lora_a")), None)
     if adapted is None:
         raise ValueError(f"{path}: not an adapter file that save_adapter wrote (it has no `lora_a`)")
+    if foreign := [name for name in leaves if not re.search(_OWN, name)]:
+        raise ValueError(f"{path}: not an adapter file that save_adapter wrote (it has {', '.join(foreign)})")
+    if "head/kernel" in flat(params) and "head/kernel" not in leaves:
+        raise ValueError(f"{path}: is a language model's adapter (it has no head), and this is a reward model")
     kept = nested({p: leaf for p, leaf in flat(params).items() if not re.search(_OWN, p)})
     kept["backbone"] = _stacked(kept["backbone"], adapted)
     return adapter, nested(flat(kept) | {name: jnp.asarray(leaf) for name, leaf in leaves.items()})

@@ -11,10 +11,14 @@ import flax.linen as nn
 from rmjax.models.lora import AdapterConfig, low_rank
 from rmjax.models.loramoe import mixture
 
+ROOT = "backbone/"
+"""What the paths of a decoder's modules begin with."""
+
 
 @contextlib.contextmanager
 def adapted(config: AdapterConfig | None) -> Iterator[None]:
-    """Within it, every Dense whose path matches `config.pattern` is adapted; its parameters lie beside the base's.
+    """Within it, every Dense whose path from `backbone/` on matches `config.pattern` is adapted; its parameters lie beside the
+    base's.
 
     So the base's tree stays as it was, and in a scan the adapter's parameters are stacked like the base's. None does
     nothing.
@@ -52,6 +56,9 @@ class _Injection:
 
     def _dense(self, dense: nn.Dense, base: Any, x: Any) -> Any:
         path, config = "/".join(dense.path), self.config
+        path = (
+            path if path.startswith(ROOT) else ROOT + path
+        )  # a language model that decodes is called without its owner
         self.paths[path] = re.search(config.pattern, path) is not None
         if not self.paths[path]:
             return base

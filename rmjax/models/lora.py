@@ -156,4 +156,9 @@ def dropped(module: nn.Module, x: Array, rate: float) -> Array:
     if not rate or not module.has_rng("dropout"):
         return x
     keep = jax.random.bernoulli(module.make_rng("dropout"), 1 - rate, x.shape)
-    return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
+    return masked(x, keep, rate)
+
+
+def masked(x: Array, keep: Array, rate: float) -> Array:
+    """What dropout leaves of x; scaled in fp32, since 1 / (1 − rate) in bf16 would be off by up to 0.4 %."""
+    return jnp.where(keep, x.astype(jnp.float32) / (1 - rate), 0).astype(x.dtype)

@@ -11,12 +11,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
-from rmjax.models.lora import AdapterConfig, kernel_axes, parameter, uniform
+from rmjax.models.lora import AdapterConfig, kernel_axes, masked, parameter, uniform
 
 ROUTING = "routing"
 """The collection that routers write to when it is mutable: `<path of the router's owner>/weights`, [L, R, T, N]."""
 WORD = 8
-"""Experts whose dropout one random number decides; 24 random bits are far more than the 8 that they need at most."""
+"""Experts whose dropout one random number decides. It has 23 random bits, and eight fair decisions take 8; the probability of a
+rarer outcome is off by some 1e-7."""
 _expert_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform", batch_axis=(0,))
 
 
@@ -71,7 +72,7 @@ def _hidden_of_parts(x: Float[Array, "R T D"], a_NDK: Array, rate: float, key: A
     @functools.partial(jax.checkpoint, prevent_cse=False)  # its part of x is made again in the backward pass
     def hidden(n: Array, a_DK: Array) -> Array:
         kept = (words[n // WORD] >> (n % WORD).astype(words.dtype)) & 1
-        return jnp.where(kept, x / (1 - rate), 0).astype(x.dtype) @ a_DK
+        return masked(x, kept, rate) @ a_DK
 
     _, hidden_NRTK = jax.lax.scan(lambda _, expert: (None, hidden(*expert)), None, (jnp.arange(len(a_NDK)), a_NDK))
     return jnp.moveaxis(hidden_NRTK, 0, -2)

@@ -1,5 +1,6 @@
 """Shares of mass over a data set, and their heat map."""
 
+import dataclasses
 import json
 
 import jax
@@ -44,6 +45,8 @@ def test_a_description_is_what_reports_read():
     assert found["types"] == ["tasks", "knowledge"] and up_ZLN.shape == (2, 2, 4) and np.isnan(up_ZLN[1]).all()
     np.testing.assert_allclose(up_ZLN[0].sum(-1), 1, atol=1e-5)
     assert found["variation"] == pytest.approx(spread_of({k: np.asarray(v, float) for k, v in found["shares"].items()}))
+    with pytest.raises(ValueError, match="a group is of type 2, and there are names for 2 types .tasks, knowledge."):
+        describe_routing(model.config, params, [dataclasses.replace(trees[0], type=2)], ("tasks", "knowledge"))
     with pytest.raises(ValueError, match="there is no text to see the routing of"):
         describe_routing(model.config, params, [], ("tasks",))
 

@@ -1,5 +1,6 @@
 """`config.adapter`: runs with an adapter, what they leave, and what bad input says."""
 
+import dataclasses
 import functools
 import json
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from configs import base, loramoe
-from experiments import adapters, export
+from experiments import adapters, evaluate, export
 from experiments import train as command
 from rmjax import reward_model
 from rmjax.data.forest import ForestShape
@@ -91,6 +92,22 @@ def test_routing_is_in_the_metrics(trained):
         assert line["train/balance"] > 0 and line["train/routing/variation"] > 0
     assert lines[0]["train/loss"] == pytest.approx(np.log(2) + 0.1 * lines[0]["train/balance"], rel=1e-5)
     assert lines[-1]["train/retraces"] == 1
+
+
+def test_the_routing_of_a_run_is_shown_by_layer(home, trained, tmp_path):
+    options = evaluate.Options(trained, str(home / "ranked.jsonl"), tmp_path / "out.json", routing=tmp_path / "maps")
+    evaluate.evaluate(options)
+    found = json.loads((tmp_path / "out.json").read_text())["routing"]
+    assert found["types"] == ["type 0", "type 1"] and set(found["shares"]) == {"mlp/gate", "mlp/up", "mlp/down"}
+    share_ZLN = np.array(found["shares"]["mlp/up"])
+    assert share_ZLN.shape[::2] == (2, 4)
+    np.testing.assert_allclose(share_ZLN.sum(-1), 1, atol=1e-4)
+    assert "mlp/up: coefficient of variation" in (tmp_path / "maps" / "report.html").read_text()
+    with pytest.raises(ValueError, match="--routing: .*start has no LoRAMoE adapter"):
+        evaluate.evaluate(dataclasses.replace(options, model=home / "start"))
+    rows = [{"prompt": "Say 1.", "chosen": "1", "rejected": "No."}]
+    with pytest.raises(ValueError, match="no record has a `type`"):
+        evaluate.evaluate(dataclasses.replace(options, data=write(tmp_path / "bare.jsonl", rows)))
 
 
 def test_a_run_is_loaded_with_its_adapter(home, trained):
@@ -183,6 +200,8 @@ def test_a_language_model_is_exported_as_one(home, tmp_path):
     }  # fmt: skip
     assert loss["merged"] == pytest.approx(loss["one"], abs=1e-4) and abs(loss["one"] - loss["two"]) > 1e-3
     assert loss["switched"] == loss["bare"] == pytest.approx(loss["two"], abs=1e-6)
+    with pytest.raises(ValueError, match="two.safetensors: is a language model's adapter"):
+        RewardModel.load(home / "start").with_adapter(tmp_path / "two.safetensors")
 
 
 def test_pools_have_types_too(home, tmp_path, capsys):

@@ -6,6 +6,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from rmjax.hub.adapters import export_peft, fingerprint, frozen_layers, load_adapter, save_adapter
@@ -85,6 +86,16 @@ def test_what_a_file_may_not_be(tmp_path):
     _, elsewhere = started(small(adapter=adapter), seed=1)
     with pytest.raises(ValueError, match="own: was trained on another base"):
         load_adapter(path, elsewhere, fingerprint(elsewhere))
+    save_adapter(tmp_path / "writes", adapter, {"backbone": params["backbone"]})
+    with pytest.raises(
+        ValueError, match="writes: is a language model's adapter .it has no head., and this is a reward"
+    ):
+        load_adapter(tmp_path / "writes", params, fingerprint(params))
+    norm = {"backbone/final_norm/scale": np.zeros(32, np.float32)}
+    with safe_open(path, framework="numpy") as file:
+        save_file(load_file(path) | norm, tmp_path / "more", file.metadata())
+    with pytest.raises(ValueError, match="more: not an adapter file .*it has backbone/final_norm/scale"):
+        load_adapter(tmp_path / "more", params, fingerprint(params))
     with pytest.raises(FileNotFoundError, match="none: no such adapter file"):
         load_adapter(tmp_path / "none", params, "")
     (tmp_path / "text").write_text("not safetensors")
@@ -102,7 +113,7 @@ def test_one_expert_is_exported_as_the_lora_that_it_is(tmp_path):
     model, params = trained(adapter)
     plain = merged(params, adapter)
     alone = RewardTransformer(dataclasses.replace(model.config, adapter=None))
-    np.testing.assert_allclose(rewards(alone, plain), rewards(model, params), atol=1e-5)
+    np.testing.assert_allclose(rewards(alone, plain), rewards(model, params), rtol=1e-5, atol=1e-5)
     export_peft(tmp_path, model.config, params)
     tensors = load_file(tmp_path / "adapter_model.safetensors")
     assert json.loads((tmp_path / "adapter_config.json").read_text())["r"] == 2

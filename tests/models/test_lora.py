@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rmjax.data.forest import attention_mask
 from rmjax.models.adapters import adapted
-from rmjax.models.lora import AdapterConfig, _decomposed, dropped, merged
+from rmjax.models.lora import AdapterConfig, _decomposed, dropped, masked, merged
 from rmjax.models.reward import RewardTransformer
 from rmjax.models.transformer import Transformer, causal_mask
 from rmjax.parallel.mesh import make_mesh, parameter_shardings
@@ -129,6 +130,26 @@ def test_dropout_acts_in_training_only():
     one, other = (rewards(model, params, rngs={"dropout": jax.random.key(k)}) for k in (0, 1))
     assert np.abs(one - still).max() > 1e-3 and np.abs(one - other).max() > 1e-3
     np.testing.assert_array_equal(still, rewards(model, params))
+
+
+def test_a_pattern_means_the_same_matrices_in_a_reward_model_and_in_its_decoder():
+    """The decoder alone, as in sampling, has shorter paths."""
+    model, params = started(small(adapter=AdapterConfig("lora", "^backbone/layers/attention/|mlp/up$", rank=2)))
+    params = moved(params)
+    whole = model.apply({"params": params}, PAIRS, method="hidden")
+    inputs = PAIRS.tokens_RT, PAIRS.positions_RT, attention_mask(PAIRS.group_RT, PAIRS.leaf_RT)
+    alone = Transformer(model.config).apply({"params": params["backbone"]}, *inputs)
+    np.testing.assert_allclose(alone, whole, atol=1e-6)
+    untouched = Transformer(dataclasses.replace(model.config, adapter=None)).apply(
+        {"params": params["backbone"]}, *inputs
+    )
+    assert np.abs(untouched - whole).max() > 1e-2
+
+
+def test_dropout_in_bf16_rounds_once():
+    """The divisor 0.9 is 0.8984 in bf16."""
+    assert masked(jnp.bfloat16(3.0), jnp.array(True), 0.1) == jnp.bfloat16(3.0 / 0.9) != jnp.bfloat16(3.0) / 0.9
+    assert masked(jnp.bfloat16(3.0), jnp.array(False), 0.1) == 0
 
 
 def test_dropout_keeps_the_mean():

@@ -155,7 +155,7 @@ def test_experts_keep_inputs_at_the_rate_and_independently(rate):
 
 
 def test_gradients_under_dropout_are_those_of_the_parts():
-    """Against a loop over experts, each with its own part of x; and the parts are not kept for the backward pass."""
+    """Against a loop over experts, each with its own part of x."""
     N, D, K, rate, key = 3, 8, 2, 0.4, jax.random.key(4)
     x, a = jax.random.normal(key, (2, 5, D)), jax.random.normal(jax.random.key(1), (N, D, K))
     kept = kept_by(key, x.shape, N, rate)[0]
