@@ -170,6 +170,7 @@ def _hosts() -> ConfigDict:
 def _run() -> ConfigDict:
     run = ConfigDict()
     run.steps = 1000  # updates of the parameters
+    run.compiler_options = ()  # "NAME=VALUE", XLA's own for the platform of the run
     run.seed = 0  # of the random weights, the order and the draws
     run.log_every = 10  # steps
     run.save_every = 200  # steps

@@ -23,7 +23,15 @@ from ml_collections import ConfigDict, config_flags
 
 from experiments.start import parse_flags
 from experiments.streams import batch_shapes
-from experiments.train import Program, check, flops_per_token, guarded, load_architecture, make_program
+from experiments.train import (
+    Program,
+    check,
+    compiler_options,
+    flops_per_token,
+    guarded,
+    load_architecture,
+    make_program,
+)
 from rmjax.data.forest import Forest, ForestShape
 from rmjax.evaluate.files import refuse_unwritable, write_json
 from rmjax.parallel.batch import forest_shardings
@@ -69,7 +77,8 @@ def compile_ahead(config: Any, where: Slice) -> tuple[Program, Mesh, Any]:
             lambda shape: _abstract(shape, forest_shardings(mesh, rules)), batch_shapes(config),
             is_leaf=lambda x: isinstance(x, ForestShape),
         )  # fmt: skip
-        lowered = compile_step(program.step, program.shardings, mesh).lower(program.abstract, batch)
+        step = compile_step(program.step, program.shardings, mesh, compiler_options(config))
+        lowered = step.lower(program.abstract, batch)
         try:
             return program, mesh, lowered.compile()
         except jax.errors.JaxRuntimeError as error:

@@ -15,7 +15,7 @@ from configs import base
 from rmjax.train.manifest import write_durably
 
 _MAY_CHANGE = (
-    r"evals|mesh\.|sharding\.|hosts\.|data\.prefetch|run\.(log_every|save_every|keep|keep_every|tensorboard|wandb)$"
+    r"evals|mesh\.|sharding\.|hosts\.|data\.prefetch|run\.(log_every|save_every|keep|keep_every|tensorboard|wandb|compiler_options)$"
     r"|model\.(attention|attention_block|remat)$"  # the same values, on another machine
 )
 _PARTS = "optimizer.microbatches"

@@ -255,6 +255,24 @@ def _multiplied(path: str, tied: bool, head: bool) -> bool:
     return head or not path.startswith("backbone/output/")
 
 
+def compiler_options(config: Any) -> dict[str, str]:
+    """Name → value of `config.run.compiler_options`. ValueError for one without a value."""
+    pairs = [str(option).partition("=") for option in config.run.compiler_options]
+    if wrong := [name for name, given, _ in pairs if not given]:
+        raise ValueError(f"config.run.compiler_options has {wrong[0]!r}; give NAME=VALUE")
+    return {name: value for name, _, value in pairs}
+
+
+def _check_options(options: Mapping[str, str]) -> None:
+    try:
+        jax.jit(lambda: 0, compiler_options=dict(options))()
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
+        raise ValueError(
+            f"config.run.compiler_options: {str(error).splitlines()[0]}; options are of one platform, and this run is on "
+            f"{jax.default_backend()}"
+        ) from error
+
+
 def check(config: Any, mesh: Mesh, rules: Rules) -> None:
     """ValueError for values that no run can have."""
     if jax.process_count() > 1 and not jax.distributed.is_initialized():
@@ -284,6 +302,8 @@ def check(config: Any, mesh: Mesh, rules: Rules) -> None:
             "config.model.attention is blockwise, which computes a row's attention on each device of mesh.context; dense and "
             "pallas divide it"
         )
+    if config.run.compiler_options and mesh.devices.flat[0].platform == jax.default_backend():
+        _check_options(compiler_options(config))
     check_adapter(config.adapter, shards(mesh, rules, "experts"))
     parts = shards(mesh, rules, "rows") * config.optimizer.microbatches
     for section in ("data", "meta_data") if config.gradient.name == "meta" else ("data",):
@@ -377,7 +397,7 @@ def run(config: Any, workdir: Path) -> State:
 
         try:
             return train(
-                state, compile_step(counted, shardings, mesh), batches, steps=config.run.steps,
+                state, compile_step(counted, shardings, mesh, compiler_options(config)), batches, steps=config.run.steps,
                 place=functools.partial(batching.place, shardings=batching.forest_shardings(mesh, rules), share=share),
                 checkpoints=saved, writer=writer, directory=workdir, describe=describe, traces=counted,
                 log_every=config.run.log_every, save_every=config.run.save_every,

@@ -64,5 +64,6 @@ def _at_size(config: ConfigDict, preset: str, rows: int, ways: int, sharing: int
     config.mesh.data = 1
     config.mesh.fsdp = -1
     config.mesh.tensor = sharing
+    config.run.compiler_options = ("xla_jf_spmd_threshold_for_windowed_einsum_mib=1000000",)  # see docs/pods.md
     config.evals = ConfigDict()
     return config

@@ -1,7 +1,7 @@
 """The training state and the compiled step."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -87,12 +87,15 @@ def make_step(
     return step
 
 
-def compile_step(step: Callable, shardings: State, mesh: Mesh) -> jax.stages.Wrapped:
+def compile_step(
+    step: Callable, shardings: State, mesh: Mesh, options: Mapping[str, str] | None = None
+) -> jax.stages.Wrapped:
     """(state, batch) → (state, terms): `jax.jit` with the state donated and its sharding given; the batch has that which
-    `parallel.batch.place` gave it."""
+    `parallel.batch.place` gave it. `options` are the compiler's own, by name."""
     return jax.jit(
         step,
         in_shardings=(shardings, None),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
+        compiler_options=dict(options) if options else None,
     )

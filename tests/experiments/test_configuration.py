@@ -39,7 +39,7 @@ def test_the_given_config_is_left_as_it_is():
         ("optimiser", "config.optimiser does not exist; did you mean `optimizer`?"),
         ("optimizer.learing_rate", "config.optimizer.learing_rate does not exist; did you mean `learning_rate`?"),
         ("evals.seen.per_promt", "config.evals.seen.per_promt does not exist; did you mean `per_prompt`?"),
-        ("run.zzz", "config.run.zzz does not exist; there are keep, keep_every, "),
+        ("run.zzz", "config.run.zzz does not exist; there are compiler_options, keep, "),
     ],
 )
 def test_a_key_that_a_config_file_invents_is_an_error(path, message):

@@ -20,6 +20,22 @@ from rmjax.reward_model import save_description
 DEFAULT_FORMAT = Format(**base.get_config().format.to_dict())
 
 
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("fast", "config.run.compiler_options has 'fast'; give NAME=VALUE"),
+        ("xla_nothing=1", r"config.run.compiler_options: .*xla_nothing.*options are of one platform, and this run is on cpu"),
+    ],
+)
+def test_options_that_the_compiler_does_not_have(option, message):
+    config, mesh = base.get_config(), make_mesh({})
+    config.run.compiler_options = ("xla_cpu_enable_fast_math=False",)
+    train.check(config, mesh, make_rules(config.sharding.to_dict()))
+    config.run.compiler_options += (option,)
+    with pytest.raises(ValueError, match=message):
+        train.check(config, mesh, make_rules(config.sharding.to_dict()))
+
+
 @pytest.fixture
 def model(tmp_path, tiny_config):
     """`config.model` that starts from a run directory with SmolLM2's format."""
