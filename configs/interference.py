@@ -48,6 +48,11 @@ def get_config(second: str = "ladder") -> ConfigDict:
     arms.balanced = balanced = arm("loramoe", beta=0.1, alone="lora")
     for name, changes in VARIED.items():
         arms[name] = ConfigDict(balanced.to_dict() | changes)
+    config.compared = (
+        ("loramoe", "lora"),
+        ("balanced", "loramoe"),
+        ("balanced", "lora"),
+    )  # joint models, first − second
     return config
 
 

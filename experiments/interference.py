@@ -130,6 +130,20 @@ def results_of(
     return table
 
 
+def compared(grid: Any, tests: Tests, joint: Mapping[str, Sequence[Credits]]) -> dict[str, Any]:
+    """`first - second` → domain → difference of their joint models' accuracies, paired, prompts resampled."""
+    return {
+        f"{first} - {second}": {
+            domain: paired(
+                [run[domain] for run in joint[first]], [run[domain] for run in joint[second]],
+                [[c.prompt for c in rows]] * len(joint[first]),
+            )
+            for domain, rows in tests.items()
+        }
+        for first, second in grid.compared if {first, second} <= set(joint)
+    }  # fmt: skip
+
+
 def run(grid: Any, workdir: Path) -> None:
     """All arms and seeds, and the summary."""
     check(grid)
@@ -156,6 +170,7 @@ def write_results(
     joint = {name: [result["credits"] for result in results] for name, results in found.items()}
     routed = {name: routing_over_seeds(results) for name, results in found.items()}
     written = {"arms": results_of(grid, tests, joint, alone), "baselines": baselines_of(tests)}
+    written["compared"] = compared(grid, tests, joint)
     written["routing"] = {name: each for name, each in routed.items() if each}
     write_text(workdir / "results.md", tables(written))
     print(tables(written))
@@ -166,7 +181,8 @@ def write_results(
 
 
 def tables(results: Mapping[str, Any]) -> str:
-    """Markdown: every arm's accuracies and interference on each domain; the baselines on the same comparisons; the routing."""
+    """Markdown: every arm's accuracies and interference on each domain; joint models against each other; the baselines on the
+    same comparisons; the routing."""
     measured = ("separate", "separate_longer", "joint", "interference", "interference_longer")
     rows = [["arm", "domain", *measured]]
     for name, by_domain in results["arms"].items():
@@ -175,7 +191,10 @@ def tables(results: Mapping[str, Any]) -> str:
     scorers = [["baseline", *results["baselines"]]]
     for name in baselines.BASELINES:
         scorers.append([name, *(mean_cell(found[name]) for found in results["baselines"].values())])
-    return "\n\n".join(filter(None, [markdown(rows), markdown(scorers), routing_table(results["routing"])])) + "\n"
+    between = [["joint models", *results["baselines"]]]
+    between += [[pair, *(cell(each, "+") for each in found.values())] for pair, found in results["compared"].items()]
+    parts = [markdown(rows), markdown(between), markdown(scorers), routing_table(results["routing"])]
+    return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def baselines_of(tests: Tests) -> dict[str, Any]:
@@ -195,6 +214,9 @@ def check(grid: Any) -> None:
         if not len(grid[field]):
             raise ValueError(f"config.{field} is empty; give one at least")
     chosen_arms(grid)
+    unknown = {name for pair in grid.compared for name in pair} - set(grid.arms)
+    if unknown:
+        raise ValueError(f"config.compared names {', '.join(sorted(unknown))}; the arms are {', '.join(grid.arms)}")
     unknown = {arm.alone for arm in grid.arms.values()} - set(grid.arms)
     if unknown:
         raise ValueError(f"config.arms.*.alone names {', '.join(sorted(unknown))}; the arms are {', '.join(grid.arms)}")

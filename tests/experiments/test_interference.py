@@ -61,7 +61,14 @@ def test_interference_is_what_the_joint_model_loses():
     assert lost["seeds"] == [0.5, 0.0]
     as_long = table["balanced"]["ladder"]
     assert as_long["separate_longer"]["mean"]["value"] == 0.0 and as_long["interference_longer"]["seeds"] == [-1.0] * 2
-    page = interference.tables({"arms": table, "baselines": interference.baselines_of(rows), "routing": {}})
+    joint["lora"] = [{"correct": [0.0, 0.0], "ladder": [1.0, 1.0]}] * 2
+    between = interference.compared(config, rows, joint)
+    assert list(between) == ["loramoe - lora", "balanced - loramoe", "balanced - lora"]
+    assert between["loramoe - lora"]["correct"]["mean"]["value"] == 0.5
+    assert between["balanced - loramoe"]["correct"]["seeds"] == [0.0, 0.0]
+    written = {"arms": table, "baselines": interference.baselines_of(rows), "routing": {}, "compared": between}
+    page = interference.tables(written)
+    assert "| loramoe - lora | +0.500" in page
     assert (
         page.splitlines()[0]
         == "| arm | domain | separate | separate_longer | joint | interference | interference_longer |"
@@ -74,6 +81,8 @@ def test_grids_that_cannot_be_run(tmp_path):
     config.arms.balanced.alone = "dora"
     with pytest.raises(ValueError, match="config.arms.\\*.alone names dora; the arms are balanced, beta_strong"):
         interference.run(config, tmp_path)
+    with pytest.raises(ValueError, match="config.compared names dora; the arms are balanced"):
+        interference.run(tiny(compared=(("lora", "dora"),)), tmp_path)
     with pytest.raises(ValueError, match="config.seeds is empty"):
         interference.run(tiny(seeds=()), tmp_path)
     with pytest.raises(ValueError, match="config.chosen is 'dora' and matches no arm; they are balanced, beta_strong"):

@@ -24,7 +24,10 @@ DEFAULT_FORMAT = Format(**base.get_config().format.to_dict())
     ("option", "message"),
     [
         ("fast", "config.run.compiler_options has 'fast'; give NAME=VALUE"),
-        ("xla_nothing=1", r"config.run.compiler_options: .*xla_nothing.*options are of one platform, and this run is on cpu"),
+        (
+            "xla_nothing=1",
+            r"config.run.compiler_options: .*xla_nothing.*options are of one platform, and this run is on cpu",
+        ),
     ],
 )
 def test_options_that_the_compiler_does_not_have(option, message):
