@@ -134,11 +134,13 @@ def test_a_tiny_grid(tmp_path, monkeypatch):
     config = tiny(save_start(tmp_path / "start"), seeds=(0,))
     for name in ("full", "loramoe"):
         del config.arms[name]
+    config.compared = (("balanced", "lora"),)
     with quick_compilation():
         interference.run(config, tmp_path / "grid")
     found = json.loads((tmp_path / "grid" / "results.json").read_text())
     assert set(found["arms"]) == {"lora", "balanced"} and set(found["arms"]["lora"]) == {"correct", "ladder"}
     assert found["arms"]["balanced"]["ladder"]["joint"]["mean"]["n"] == 6
+    assert list(found["compared"]) == ["balanced - lora"]
     assert set(found["baselines"]["correct"]) == {"length", "word_overlap"}
     made = {str(path.parent.relative_to(tmp_path / "grid")) for path in (tmp_path / "grid").glob("*/*/result.json")}
     assert set(found["routing"]) == {"balanced"} and set(found["routing"]["balanced"]["served"]) == {

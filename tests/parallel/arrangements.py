@@ -43,7 +43,8 @@ architecture = TransformerConfig(
 if kind == "pallas":
     transformer._TILED["pallas"] = functools.partial(pallas_attention, interpret=True)
 if kind in ("pallas", "blockwise"):
-    architecture = dataclasses.replace(architecture, attention=kind, attention_block=8, remat="attention")
+    block = 512 if kind == "pallas" else 8  # several blocks a row; the kernels take none so small
+    architecture = dataclasses.replace(architecture, attention=kind, attention_block=block, remat="attention")
 model = RewardTransformer(architecture)
 trainable = "lora_|head" if adapter else "/layers/|final_norm|head"
 update = adamw(lambda step: 1e-3, weight_decay=0.1)
