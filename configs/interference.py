@@ -37,9 +37,7 @@ def get_config(second: str = "ladder") -> ConfigDict:
     config.row_tokens = 512  # tokens a row; longer groups are cut
     config.keep_checkpoints = False  # True: some 300 MB a run
 
-    config.chosen = (
-        "full|lora|loramoe|balanced"  # regular expression: arms whose whole name matches are run; .* adds the rest
-    )
+    config.chosen = "full|lora|loramoe|balanced"  # regular expression: arms whose whole name matches are run; .* = all
 
     config.arms = arms = ConfigDict()  # each is trained on both domains together
     arms.full = arm(learning_rate=3e-4)
@@ -48,11 +46,11 @@ def get_config(second: str = "ladder") -> ConfigDict:
     arms.balanced = balanced = arm("loramoe", beta=0.1, alone="lora")
     for name, changes in VARIED.items():
         arms[name] = ConfigDict(balanced.to_dict() | changes)
-    config.compared = (
+    config.compared = (  # joint models, first − second
         ("loramoe", "lora"),
         ("balanced", "loramoe"),
         ("balanced", "lora"),
-    )  # joint models, first − second
+    )
     return config
 
 

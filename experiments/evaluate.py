@@ -73,7 +73,8 @@ class Options:
     @property
     def outputs(self) -> list[Path]:
         """All files this command writes."""
-        return [self.out, self.partial] + ([self.scores] if self.scores else [])
+        maps = [self.routing / name for name in ("report.json", "report.html")] if self.routing else []
+        return [self.out, self.partial, *([self.scores] if self.scores else []), *maps]
 
 
 def define_flags() -> None:
@@ -158,7 +159,7 @@ def evaluate(options: Options) -> dict[str, Any]:
         **environment(),
     }
     if options.routing:
-        result["routing"] = _routing(options, rows)
+        result["routing"] = _routing(options, options.routing, rows)
     if options.scores:
         write_text(options.scores, "".join(_score_lines(rows, scores)))
     write_json(options.out, result)
@@ -202,17 +203,14 @@ def _refuse_bad_paths(options: Options) -> None:
         refuse_unwritable(path)
 
 
-def _routing(options: Options, rows: Sequence[Comparison]) -> dict[str, Any]:
-    """Writes the heat maps; imported late, as the model is."""
+def _routing(options: Options, folder: Path, rows: Sequence[Comparison]) -> dict[str, Any]:
+    """Writes the heat maps; imports late, as `load_model` does."""
     from rmjax.evaluate.routing import routing_of
     from rmjax.reward_model import RewardModel
 
     found = routing_of(RewardModel.load(options.model), rows)
     provenance = {"model": str(options.model), "data": options.data, "split": options.split, **environment()}
-    assert options.routing
-    write_report(
-        {"title": "Routing", "routing": {options.model.name: found}, "provenance": provenance}, options.routing
-    )
+    write_report({"title": "Routing", "routing": {options.model.name: found}, "provenance": provenance}, folder)
     return found
 
 

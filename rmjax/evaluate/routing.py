@@ -1,5 +1,6 @@
 """Where a LoRAMoE adapter sends what: share of mass by router, type, layer and expert, over a whole data set."""
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,8 @@ from rmjax.models.transformer import TransformerConfig
 from rmjax.reward_model import RewardModel
 from rmjax.scoring import fitting_shape
 from rmjax.train.parameters import flat
+
+_log = logging.getLogger(__name__)
 
 
 def expert_shares(
@@ -92,6 +95,8 @@ def routing_of(model: RewardModel, comparisons: Sequence[Comparison], types: Seq
         raise ValueError(
             "no record has a `type`, so there is nothing to tell the routing apart by; give each record its number"
         )
+    if without := len(comparisons) - len(labels):
+        _log.warning("%d of %d records have no `type` and are left out of the routing", without, len(comparisons))
     encoder = Encoder(model.tokenizer, model.format, row_tokens=model.format.max_length)
     trees = [tree for i, row in enumerate(comparisons) for tree in encoder.trees(row, i)]
     return describe_routing(model.config, model.params, trees, types or [f"type {t}" for t in range(max(labels) + 1)])

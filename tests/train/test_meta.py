@@ -305,11 +305,9 @@ def test_adapters_ascend_and_their_base_does_not(tiny_config, params, batches, k
         outer = gradient.plain(constrained)
     found, terms = jax.jit(meta.meta(outer, inner, meta.plain(0.5)))(moving, frozen, batches[0], KEY)
     assert ("balance" in terms) == (kind == "balanced") and "meta_balance" not in terms
-    rising, _ = inner(moving, frozen, batches[0]["meta"], jax.random.fold_in(KEY, 1))
+    rising, _ = jax.jit(inner)(moving, frozen, batches[0]["meta"], jax.random.fold_in(KEY, 1))
     ascended = jax.tree.map(lambda p, g: p + 0.5 * g, moving, rising)
-    wanted, _ = outer(ascended, frozen, batches[0]["preference"], KEY)
-    # Eager against compiled: after an ascent of this length the constraint makes 2e-4 of a rounding, on some processors.
-    assert_close(found, wanted, 5e-4 if kind == "balanced" else 5e-5)
+    assert_close(found, jax.jit(outer)(ascended, frozen, batches[0]["preference"], KEY)[0], 5e-5)
     assert mean(terms["meta_ascent"]) == pytest.approx(float(0.5 * optax.tree.norm(rising)), rel=1e-4)
     plain, _ = outer(moving, frozen, batches[0]["preference"], KEY)
     assert float(optax.tree.norm(jax.tree.map(jnp.subtract, found, plain))) > 1e-3
