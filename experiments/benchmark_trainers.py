@@ -219,8 +219,10 @@ def benchmark(plan: Plan) -> dict[str, Any]:
     todo = [(run.name, "dense" if run.arm == DENSE else "train", run.arm, job(run)) for run in runs_of(plan)]
     scoring = {"rounds": plan.rounds, "groups": plan.groups, "candidates": plan.candidates, "batch_tokens": 4096}
     found = _all(bench, [*todo, ("pack", "pack", OURS, first), ("score", "score", OURS, scoring)])
+    rates = {arm: side.get("product_rate") for arm, side in zip((OURS, THEIRS), both, strict=True)}
     facts = {
-        "agreement": agreement, "data": {"name": data} | made["data"], "rows": made["rows"], "dtype": shared["dtype"],
+        "agreement": agreement, "product_rate": rates,
+        "data": {"name": data} | made["data"], "rows": made["rows"], "dtype": shared["dtype"],
         "settings": plan.settings(), "device": made["device"], "cores": os.cpu_count(), "cpu": _processor(),
     }  # fmt: skip
     return facts | summary(found, plan.batches, plan.rounds) | {"runs": found}
@@ -297,7 +299,7 @@ if __name__ == "__main__":
         "at_once", 8, "pairs whose activations are in memory at a time; larger batches are accumulated", 1
     )
     flags.DEFINE_integer("rounds", 5, "processes of each side at each batch size", 1)
-    flags.DEFINE_integer("groups", 4, "POLAR groups that are scored", 1)
+    flags.DEFINE_integer("groups", 32, "POLAR groups that are scored", 1)
     flags.DEFINE_integer("candidates", 5, "candidates of such a group", 2)
     prepare()
     app.run(main, flags_parser=parse_flags)

@@ -39,8 +39,18 @@ def place(result: Mapping[str, Any]) -> str:
         f"{data['counted_pairs']} cut to the row. {rounds} rounds; steps timed in a process: {steps}; at most",
         f"{settings['at_once']} pairs at once. On one batch in fp32, before any step, the two losses differ by",
         f"{apart['loss']:.1e}, rewards by {apart['rewards']:.1e} at most.",
+        *_products(result.get("product_rate", {})),
     )
     return "\n".join(sentences)
+
+
+def _products(rates: Mapping[str, float | None]) -> list[str]:
+    """A sentence, where both sides' rates are known: older results lack them."""
+    known = {arm: rate for arm, rate in rates.items() if rate}
+    if len(known) < 2:
+        return []
+    said = " and ".join(f"{rate / 1e9:,.0f} GFLOP/s by the library under {arm}" for arm, rate in known.items())
+    return [f"A matrix product of a layer's sizes alone, in fp32, runs at {said}."]
 
 
 def section(name: str, result: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from rmjax.data.forest import Forest, ForestShape, Tree, pack
+from rmjax.data.forest import Forest, ForestShape, Tree, arrange, pack
 from rmjax.data.formats import Encoder
 from rmjax.data.record import Comparison
 
@@ -48,20 +48,27 @@ def score(
 
 
 def fitting_shape(trees: Sequence[Tree], batch_tokens: int) -> ForestShape:
-    """Sizes of batches for these trees: powers of two, so that few shapes are ever compiled; at most `batch_tokens` tokens, or
-    one row."""
+    """Sizes of batches for these trees: at most `batch_tokens` tokens, or one row; batches equally full. Rows are one of 1, 2, 3,
+    4, 6, 8, 12, …, the other sizes powers of two, so that few shapes are ever compiled."""
     # Long rows leave less of themselves empty; beyond 512 a dense mask costs more than that saves.
     usual = min(512, _power_of_two(sum(tree.size for tree in trees)))
     row_tokens = max(128, usual, _power_of_two(max(tree.size for tree in trees)))
-    needed = -(-sum(tree.size for tree in trees) // row_tokens)
-    smallest = min(tree.size for tree in trees)
+    groups = _power_of_two(min(row_tokens // min(tree.size for tree in trees), 32))
+    needed, most = len(arrange(trees, row_tokens, groups)), max(1, batch_tokens // row_tokens)
+    even = -(-needed // -(-needed // most))
     return ForestShape(
-        rows=max(1, min(_power_of_two(needed), batch_tokens // row_tokens)),
+        rows=min(_two_digits(even), most),
         row_tokens=row_tokens,
-        groups=_power_of_two(min(row_tokens // smallest, 32)),
+        groups=groups,
         leaves=_power_of_two(max(len(tree.leaves) for tree in trees)),
     )
 
 
 def _power_of_two(n: int) -> int:
     return 1 << (n - 1).bit_length()
+
+
+def _two_digits(n: int) -> int:
+    """The next number with at most two binary digits that count: a third more than n at most."""
+    step = 1 << max(0, n.bit_length() - 2)
+    return -(-n // step) * step

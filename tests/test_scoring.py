@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import pre_tokenizers
 
-from rmjax.data.forest import Forest, ForestShape, fill
+from rmjax.data.forest import Forest, ForestShape, arrange, fill, pack
 from rmjax.data.formats import Encoder, Format
 from rmjax.data.record import Comparison
 from rmjax.hub.tokenizer import Tokenizer
 from rmjax.models.reward import RewardTransformer
-from rmjax.scoring import score
+from rmjax.scoring import fitting_shape, score
 
 SPECIAL = ("<split>", "<reward>")
 
@@ -122,9 +122,20 @@ def test_few_shapes_and_no_more_tokens_than_asked_for(encoder, batch_tokens):
     assert len(set(model.shapes)) == 1
     R, T, G, N = model.shapes[0]
     assert R == 1 or batch_tokens >= R * T
-    assert all(size & (size - 1) == 0 for size in (R, T, G, N))
+    assert all(size & (size - 1) == 0 for size in (T, G, N)) and bin(R).count("1") <= 2
     tokens = sum(tree.size for c in records for tree in encoder.trees(c))
     assert len(model.shapes) * R * T < 1.5 * tokens + R * T  # rows are filled
+
+
+@pytest.mark.parametrize("records", [3, 9, 17, 33, 60])
+def test_batches_are_equally_full(encoder, records):
+    """A call that just exceeds a batch does not run a second one of empty rows."""
+    trees = [tree for c in some_records(records) for tree in encoder.trees(c)]
+    shape = fitting_shape(trees, batch_tokens=8 * 128)
+    rows, batches = len(arrange(trees, shape.row_tokens, shape.groups)), len(list(pack(trees, shape)))
+    most = max(1, 8 * 128 // shape.row_tokens)
+    assert batches == -(-rows // most) and shape.rows <= most
+    assert shape.rows * batches < 1.34 * rows + batches
 
 
 def test_a_progress_bar_counts_groups(encoder, capsys):

@@ -10,10 +10,11 @@ import numpy as np
 from experiments import sources
 from experiments.trainers.exchange import padded
 from experiments.trainers.start import config_of, start_of
+from rmjax.data.forest import pack
 from rmjax.data.formats import Encoder, Format
 from rmjax.data.record import Comparison
 from rmjax.models.reward import RewardTransformer
-from rmjax.scoring import Rewards, score
+from rmjax.scoring import Rewards, fitting_shape, score
 
 ROWS = 8  # candidates a batch, where each has a row
 ROUNDED_TO = 32  # tokens: a batch is as long as its longest candidate, rounded up, so that few shapes are compiled
@@ -54,9 +55,10 @@ def _sequences(tree: Any) -> list[list[int]]:
 
 
 def score_groups(job: Mapping[str, Any]) -> dict[str, Any]:
-    """Seconds of each way in every round after one that is not counted, and tokens of the padded ones.
+    """Seconds of each way in every round after one that is not counted, and tokens that each runs.
 
-    `padded` takes the candidates as they come, `sorted` by length, which leaves least padding.
+    `padded` takes the candidates as they come, `sorted` by length, which leaves least padding. Without padding there are
+    `shared` tokens where a group's common beginning counts once, `separate` where every candidate has its own.
 
     Raises:
       ValueError: the ways differ in a reward by more than the job's tolerance.
@@ -66,8 +68,11 @@ def score_groups(job: Mapping[str, Any]) -> dict[str, Any]:
     model, params = RewardTransformer(start.config), jax.tree.map(jax.numpy.asarray, start.params)
     rewards = jax.jit(lambda params, forest: model.apply({"params": params}, forest))
     encoder = Encoder(start.tokenizer, Format(**config.format.to_dict()), 2 * config.format.max_length)
+    trees = [tree for c in groups for _, tree in encoder.scoring_trees(c)]
+    shape = fitting_shape(trees, job["batch_tokens"])
+    cells = sum(np.size(forest.tokens_RT) for forest, _ in pack(trees, shape))
     ways: dict[str, Callable[[], tuple[Scores, int]]] = {
-        "forest": lambda: (score(rewards, params, encoder, groups, batch_tokens=job["batch_tokens"]), 0),
+        "forest": lambda: (score(rewards, params, encoder, groups, batch_tokens=job["batch_tokens"]), cells),
         "padded": lambda: alone(rewards, params, encoder, groups, None),
         "sorted": lambda: alone(rewards, params, encoder, groups, len),
     }
@@ -83,6 +88,7 @@ def score_groups(job: Mapping[str, Any]) -> dict[str, Any]:
     apart = max(float(np.max(np.abs(np.subtract(scores["forest"], scores[name])))) for name in ("padded", "sorted"))
     if apart > job["tolerance"]:
         raise ValueError(f"rewards of forests and of padded rows differ by {apart:.2g}, more than {job['tolerance']}")
-    return {"seconds": seconds, "padded_tokens": {name: tokens[name] for name in ("padded", "sorted")}} | {
-        "largest_difference": apart, "groups": len(groups), "candidates": job["candidates"],
+    tokens |= {"shared": sum(t.size for t in trees), "separate": sum(len(s) for t in trees for s in _sequences(t))}
+    return {"seconds": seconds, "tokens": tokens, "largest_difference": apart} | {
+        "groups": len(groups), "candidates": job["candidates"],
     }  # fmt: skip

@@ -91,7 +91,8 @@ def summary(found: Mapping[str, Any], batches: Sequence[int], rounds: int) -> di
         name: spread([x / y for x, y in zip(seconds[name], seconds["forest"], strict=True)])
         for name in ("padded", "sorted")
     }
-    return result | {"score": {name: found["score"][name] for name in ("groups", "candidates")} | {"ratio": ratios}}
+    kept = {name: found["score"][name] for name in ("groups", "candidates", "tokens")}
+    return result | {"score": kept | {"ratio": ratios}}
 
 
 def text(values: Spread, scale: float = 1.0, digits: int = 3) -> str:
@@ -133,6 +134,9 @@ def aims_table(result: Mapping[str, Any]) -> list[list[str]]:
         )
     ratios, pack = result["score"]["ratio"], result["pack"]
     scored = f"{text(ratios['padded'])}×; sorted by length {text(ratios['sorted'])}×"
+    if tokens := result["score"].get("tokens"):  # older results lack them
+        fewer, cells = tokens["separate"] / tokens["shared"], tokens["padded"] / tokens["forest"]
+        scored += f"; tokens {fewer:.2f}× fewer, with padding on both sides {cells:.2f}×"
     rows.append([f"scoring of POLAR groups of {result['score']['candidates']} ≥ 4× padded", scored])
     rows.append(["making a batch ≥ 50× faster than the step, one core", f"{_number(pack['ratio'], 3)}×"])
     return rows

@@ -1,7 +1,7 @@
 """Our side of the comparison with TRL: `python -m experiments.trainers.rmjax_side JOB.json`, a process for each job.
 
 prepare  writes what both sides read, and how many rows of ours hold a batch of theirs
-agree    loss and rewards of the first batch, before any step
+agree    loss and rewards of the first batch, before any step; how fast the library under it multiplies
 train    the step of experiments.train in its own loop, without checkpoints; times of the steps after the first
 dense    that step on the other side's batch: a row for each sequence, padded to the same shape, nothing shared
 pack     seconds that the input of a batch takes, and the step, both on one core
@@ -144,7 +144,19 @@ def agree(job: Mapping[str, Any]) -> dict[str, Any]:
             order = np.argsort(trees[t].ranks, kind="stable")
             rewards[t] = rewards_RGN[r, g, order].tolist()
     loss, count = terms["loss"]
-    return {"loss": float(loss / count), "rewards": rewards}
+    rate = product_rate(start.config.width, start.config.mlp_width)
+    return {"loss": float(loss / count), "rewards": rewards, "product_rate": rate}
+
+
+def product_rate(width: int, mlp_width: int) -> float:
+    """FLOP/s of an fp32 matrix product of a layer's sizes, 2048 tokens: the median of ten after one."""
+    x, kernel = (jnp.ones(shape, jnp.float32) for shape in ((2048, width), (width, mlp_width)))
+    product, seconds = jax.jit(jnp.matmul), []
+    for _ in range(11):
+        began = time.perf_counter()
+        product(x, kernel).block_until_ready()
+        seconds.append(time.perf_counter() - began)
+    return 2 * x.size * mlp_width / statistics.median(seconds[1:])
 
 
 def train_steps(job: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ group, j is on the prefix or on i's own leaf, and j <= i. Sharing is exact: ever
 longest common token prefix is stored once; positions of a leaf continue from it.
 """
 
+import bisect
 import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -183,8 +184,23 @@ class Packer:
         return fill(self.shape, self.rows)
 
 
+def arrange(trees: Sequence[Tree], row_tokens: int, groups: int) -> list[list[int]]:
+    """Rows of indices of trees: each tree, largest first, is in the fullest row that had room for it, or began one."""
+    rows: list[list[int]] = []
+    spaces: list[tuple[int, int]] = []  # (tokens left, row) of the rows that can take more, in order
+    for i in sorted(range(len(trees)), key=lambda i: -trees[i].size):
+        at = bisect.bisect_left(spaces, (trees[i].size, -1))
+        space, row = spaces.pop(at) if at < len(spaces) else (row_tokens, len(rows))
+        if row == len(rows):
+            rows.append([])
+        rows[row].append(i)
+        if len(rows[row]) < groups:
+            bisect.insort(spaces, (space - trees[i].size, row))
+    return rows
+
+
 def pack(trees: Sequence[Tree], shape: ForestShape) -> Iterator[tuple[Forest, list[list[int]]]]:
-    """All trees in as many batches as it takes, largest first; with each batch, which tree stands at [row][group].
+    """All trees in as few rows as best fit needs, largest first; with each batch, which tree stands at [row][group].
 
     Raises:
       ValueError: a tree that fits no row.
@@ -192,17 +208,10 @@ def pack(trees: Sequence[Tree], shape: ForestShape) -> Iterator[tuple[Forest, li
     for tree in trees:
         if reason := shape.refuse(tree):
             raise ValueError(f"record {tree.record}: {reason}")
-    waiting = sorted(range(len(trees)), key=lambda i: -trees[i].size)
-    while waiting:
-        packer, later = Packer(shape), []
-        places: dict[int, list[int]] = {}  # a tree may come more than once
-        for i in waiting:
-            if packer.offer(trees[i]):
-                places.setdefault(id(trees[i]), []).append(i)
-            else:
-                later.append(i)
-        yield packer.forest(), [[places[id(tree)].pop() for tree in row] for row in packer.rows]
-        waiting = later
+    rows = arrange(trees, shape.row_tokens, shape.groups)
+    for first in range(0, len(rows), shape.rows):
+        places = [rows[r] if r < len(rows) else [] for r in range(first, first + shape.rows)]
+        yield fill(shape, [[trees[i] for i in row] for row in places]), places
 
 
 def attention_mask(group_RT: Array, leaf_RT: Array) -> Bool[Array, "R T T"]:

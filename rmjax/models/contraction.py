@@ -22,8 +22,12 @@ def _forward(x: Array, kernel_DO: Array):
 
 def _backward(saved: tuple[Array, Array], d_out: Array) -> tuple[Array, Array]:
     x, kernel_DO = saved
+    d_x = _contracted(d_out, kernel_DO, (d_out.ndim - 1,), (1,))
+    if jax.sharding.get_abstract_mesh().size <= 1:
+        # XLA on a CPU first turns x, token by token, where a product sums over two axes; axes that may be cut stay apart.
+        x, d_out = (z.reshape(-1, z.shape[-1]) for z in (x, d_out))
     leading = tuple(range(x.ndim - 1))
-    return _contracted(d_out, kernel_DO, (d_out.ndim - 1,), (1,)), _contracted(x, d_out, leading, leading)
+    return d_x, _contracted(x, d_out, leading, leading)
 
 
 _product.defvjp(_forward, _backward)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rmjax.data.forest import Forest, ForestShape, Packer, Tree, attention_mask, fill, pack, unshared_tokens
+from rmjax.data.forest import Forest, ForestShape, Packer, Tree, arrange, attention_mask, fill, pack, unshared_tokens
 
 tokens = st.integers(1, 4)  # few different ones, so that prefixes are shared by chance as well
 sequence = st.lists(tokens, min_size=1, max_size=7)
@@ -166,6 +166,23 @@ def test_group_and_leaf_numbers_are_valid_and_padding_is_blank(shape, drawn):
         padding = forest.group_RT == 0
         for array in (forest.tokens_RT, forest.positions_RT, forest.leaf_RT, forest.target_weight_RT):
             assert not array[padding].any()
+
+
+@settings(deadline=None)
+@given(sizes=st.lists(st.integers(1, 20), max_size=40), groups=st.integers(1, 5))
+def test_rows_hold_every_tree_once_and_none_could_have_been_spared_for_a_tree(sizes, groups):
+    rows = arrange([grow([[5] * size]) for size in sizes], 20, groups)
+    assert sorted(i for row in rows for i in row) == list(range(len(sizes)))
+    taken = [sum(sizes[i] for i in row) for row in rows]
+    assert all(rows) and all(tokens <= 20 and len(row) <= groups for tokens, row in zip(taken, rows, strict=True))
+    for r, row in enumerate(rows):  # what began a row had no room in those before it
+        assert all(taken[q] + sizes[row[0]] > 20 or len(rows[q]) == groups for q in range(r))
+
+
+def test_a_large_set_is_arranged_in_one_pass():
+    sizes = np.random.default_rng(0).integers(100, 400, 20_000)
+    rows = arrange([grow([[5] * int(size)]) for size in sizes], 512, 8)
+    assert len(rows) * 512 < 1.2 * sizes.sum()
 
 
 def test_pack_takes_the_same_tree_twice():

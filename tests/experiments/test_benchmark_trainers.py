@@ -201,7 +201,7 @@ class Processes:
             return {"batch_seconds": 1.0, "step_seconds": 60.0, "ratio": 60.0}
         if job["kind"] == "score":
             seconds = {"forest": [1.0, 10.0], "padded": [4.0, 50.0], "sorted": [3.0, 30.0]}
-            return {"seconds": seconds, "groups": 2, "candidates": 3}
+            return {"seconds": seconds, "groups": 2, "candidates": 3, "tokens": {}}
         seconds = (2.0 if theirs else 1.0) * (1 + job["seed"]) * (0.5 if job["kind"] == "dense" else 1.0)
         step = {"seconds": seconds, "pairs": job["batch"], "tokens": 10 * job["batch"], "shape": [2 * job["batch"], 7]}
         memory = {"peak_bytes": 3 * 10**9 if theirs else 10**9, "device_peak_bytes": None}

@@ -25,7 +25,8 @@ def result():
     found |= {f"dense.8.{n}": run("dense", 4 * (10.0 + n)) for n in range(3)}
     found["pack"] = {"batch_seconds": 0.1, "step_seconds": 20.0, "ratio": 200.0}
     seconds = {"forest": [1.0], "padded": [4.5], "sorted": [3.5]}
-    found["score"] = {"seconds": seconds, "groups": 4, "candidates": 5}
+    tokens = {"shared": 100, "separate": 250, "forest": 120, "padded": 480, "sorted": 300}
+    found["score"] = {"seconds": seconds, "groups": 4, "candidates": 5, "tokens": tokens}
     facts = {"agreement": {"loss": 1e-6, "rewards": 2e-5}, "device": "1 x cpu (cpu)", "cores": 2, "cpu": "Some CPU"}
     facts |= {"data": {"name": "hh", "mean_tokens_of_a_pair": 194.0, "cut_pairs": 3, "counted_pairs": 100}}
     facts |= {"dtype": "float32", "settings": {"steps": {"8": 1}, "at_once": 8}, "rows": {"8": 3}}
@@ -71,6 +72,12 @@ def test_the_tables_hold_the_aims_against_what_was_measured(result):
     assert "| peak memory ≤ TRL's (batch 8) | 0.5 (0.5–0.5)× |" in section
     assert "| padded step, same shapes, ≥ 1.0× TRL's (batch 8) | 1.25 (1.25–1.25)× |" in section
     assert re.search(r"\| scoring of POLAR groups of 5 .* \| 4.5 \(4.5–4.5\)×; sorted by length 3.5", section)
+    assert "sorted by length 3.5 (3.5–3.5)×; tokens 2.50× fewer, with padding on both sides 4.00× |" in section
+    assert "GFLOP/s" not in section
+    rates = {"rmjax": 4.2e11, "trl": 2e11}
+    assert "420 GFLOP/s by the library under rmjax and 200 GFLOP/s by the library under trl" in speed.section(
+        "two_cores", result | {"product_rate": rates}
+    )
     assert "| 8 | rmjax | 0.727 (0.667–0.8) | 145 (133–160) | 2 (2–2) | 20 (20–20), cold 20 (20–20) |" in section
     line = speed.readme_line({"two_cores": result})
     assert "5 (5–5) times at batch 8, in 0.5 of its memory" in line and "on 2 cores of Some CPU, float32" in line
