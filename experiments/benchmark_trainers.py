@@ -229,10 +229,14 @@ def benchmark(plan: Plan) -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """The CPU's name, where Linux says it."""
+    """The CPU's name, where Linux says it, with family and model: a virtual machine's name often hides them."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
-    return next((x.partition(":")[2].strip() for x in lines if x.startswith("model name")), platform.processor())
+    known = {key.strip(): value.strip() for key, found, value in (x.partition(":") for x in lines) if found}
+    if "model name" not in known:
+        return platform.processor()
+    numbers = [f"{key.removeprefix('cpu ')} {known[key]}" for key in ("cpu family", "model") if key in known]
+    return known["model name"] + (f" ({', '.join(numbers)})" if numbers else "")
 
 
 def _shared(plan: Plan, device: str) -> dict[str, Any]:

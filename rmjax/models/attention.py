@@ -5,13 +5,15 @@ head width): C blocks a row, B tokens a block. The mask is never built as a whol
 """
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 SAVED = "attention"
 """What the backward pass would have to form again: its output and normalizers carry this name for remat policies."""
@@ -35,6 +37,23 @@ class ForestMask:
     leaf_RT: Int[Array, "R T"]  # 0 = the shared prefix
 
 
+def tiles_seen(queries_RCBM: Int[Array, "R C B 3"], keys_RDBM: Int[Array, "R D B 3"]) -> Bool[Array, "R C D"]:
+    """Which tiles (query block, key block) may have a token that sees another, by the ranges of the blocks' marks: group, leaf
+    and column. A tile may be in it although no token sees one, but not the other way round."""
+
+    def ranges(marks_RCBM):
+        real, most = marks_RCBM[..., :1] > 0, jnp.iinfo(jnp.int32).max
+        return (
+            jnp.min(marks_RCBM, axis=2, where=real, initial=most),
+            jnp.max(marks_RCBM, axis=2, where=real, initial=-1),
+        )
+
+    q_low, q_high = (x[:, :, None] for x in ranges(queries_RCBM))
+    k_low, k_high = (x[:, None] for x in ranges(keys_RDBM))
+    overlap = (k_low <= q_high) & (q_low <= k_high)
+    return overlap[..., 0] & ((k_low[..., 1] == 0) | overlap[..., 1]) & (k_low[..., 2] <= q_high[..., 2])
+
+
 def blockwise(
     q_RTHE: Float[Array, "R T H E"],
     k_RTJE: Float[Array, "R T J E"],
@@ -42,7 +61,9 @@ def blockwise(
     mask: ForestMask,
     block: int,
 ) -> Float[Array, "R T H E"]:
-    """Grouped-query attention, softmax in fp32; a padding token gives 0. Blocks above the diagonal are left out.
+    """Grouped-query attention, softmax in fp32; a padding token gives 0. Tiles above the diagonal are left out, and
+    on one device those in which no token may attend to another, of all rows: attention in a row of many short groups costs
+    what they would cost in rows of their own.
 
     block: tokens of a query block and of a key block. What lies in memory at once are H · block² scores of a row.
     Source: Dao et al. 2022 (FlashAttention), algorithms 1 and 4.
@@ -76,10 +97,33 @@ def _schedule(blocks: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return tuple(x.astype(np.int32) for x in found)  # type: ignore[return-value]
 
 
-def _bound(q_CRJPBE: jax.Array, marks_CRB: ForestMask):
-    """Queries, marks and the schedule, of which XLA and JAX know no more than that they belong together. The tiles' masks are
-    alike in all layers: they would be moved out of the scan over layers, and all of a row's be kept."""
-    return jax.lax.optimization_barrier((q_CRJPBE, marks_CRB, _schedule(len(q_CRJPBE))))
+def _needed(marks_CRB: ForestMask) -> Bool[Array, "C C"] | None:
+    """The tiles (query block, key block) that are seen in some row. None over several devices, where rows would have to ask each
+    other."""
+    if jax.sharding.get_abstract_mesh().size > 1:
+        return None
+    C, R, B = marks_CRB.group_RT.shape
+    column_CRB = jnp.broadcast_to(jnp.arange(C * B).reshape(C, 1, B), (C, R, B))
+    marks_RCBM = jnp.stack([marks_CRB.group_RT, marks_CRB.leaf_RT, column_CRB], axis=-1).swapaxes(0, 1)
+    return jnp.any(tiles_seen(marks_RCBM, marks_RCBM), axis=0)
+
+
+def _if_needed(needed_CC: jax.Array | None, tile: Callable) -> Callable:
+    """The body of a scan over tiles (slot, query block, key block), which keeps the carry where a tile is not needed."""
+    if needed_CC is None:
+        return tile
+
+    def body(carry, step):
+        _, i, j = step
+        return jax.lax.cond(needed_CC[i, j], tile, lambda carry, step: (carry, None), carry, step)
+
+    return body
+
+
+def _bound(q_CRJPBE: jax.Array, marks_CRB: ForestMask) -> Any:
+    """Queries, marks, needed tiles and the schedule, of which XLA and JAX know no more than that they belong together. The tiles'
+    masks are alike in all layers: they would be moved out of the scan over layers, and all of a row's be kept."""
+    return jax.lax.optimization_barrier((q_CRJPBE, marks_CRB, _needed(marks_CRB), _schedule(len(q_CRJPBE))))
 
 
 def _unfold(x_A2: jax.Array) -> jax.Array:
@@ -103,7 +147,7 @@ def _scores(q_RJPBE, k_RJSE):
 
 def _forward(q_CRJPBE, k_CRJBE, v_CRJBE, marks_CRB):
     """Outputs, and for each query the logarithm of its softmax's denominator."""
-    q_CRJPBE, marks_CRB, schedule = _bound(q_CRJPBE, marks_CRB)
+    q_CRJPBE, marks_CRB, needed_CC, schedule = _bound(q_CRJPBE, marks_CRB)
     _, *sizes = q_CRJPBE.shape
     empty = (
         jnp.zeros((2, *sizes), jnp.float32),
@@ -125,7 +169,7 @@ def _forward(q_CRJPBE, k_CRJBE, v_CRJBE, marks_CRB):
         return tuple(old.at[slot].set(x) for old, x in zip(carry, new, strict=True)), None
 
     def pair(_, steps):
-        (out, top, total), _ = jax.lax.scan(tile, empty, steps)
+        (out, top, total), _ = jax.lax.scan(_if_needed(needed_CC, tile), empty, steps)
         total = jnp.where(total > 0, total, 1.0)
         return None, ((out / total[..., None]).astype(q_CRJPBE.dtype), top + jnp.log(total))
 
@@ -139,7 +183,7 @@ def _save(q, k, v, marks):
 
 def _backward(saved, d_out_CRJPBE):
     q_CRJPBE, k_CRJBE, v_CRJBE, marks_CRB, out_CRJPBE, log_total_CRJPB = saved
-    q_CRJPBE, marks_CRB, schedule = _bound(q_CRJPBE, marks_CRB)
+    q_CRJPBE, marks_CRB, needed_CC, schedule = _bound(q_CRJPBE, marks_CRB)
     _, *sizes = q_CRJPBE.shape
     dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
     delta_CRJPB = dot("crjpbe,crjpbe->crjpb", d_out_CRJPBE, out_CRJPBE)
@@ -157,7 +201,8 @@ def _backward(saved, d_out_CRJPBE):
         return (d_q, d_k, d_v), None
 
     def pair(d_kv, steps):
-        (d_q, *d_kv), _ = jax.lax.scan(tile, (jnp.zeros((2, *sizes), jnp.float32), *d_kv), steps)
+        start = (jnp.zeros((2, *sizes), jnp.float32), *d_kv)
+        (d_q, *d_kv), _ = jax.lax.scan(_if_needed(needed_CC, tile), start, steps)
         return d_kv, d_q.astype(q_CRJPBE.dtype)
 
     # [C, R, J, E, B] until the end: so the smaller factor of the two products is the one that XLA turns on a CPU.

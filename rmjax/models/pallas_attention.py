@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float
 
 from rmjax.models import gpu_kernels, tpu_kernels
-from rmjax.models.attention import SAVED, ForestMask, Marks
+from rmjax.models.attention import SAVED, ForestMask, Marks, tiles_seen
 
 LANES = 128
 """Numbers along the last axis of a TPU's vector register: blocks are made of so many tokens."""
@@ -197,21 +197,5 @@ def _marks(queries_RTM: Array, keys_RSM: Array, B: int) -> tuple[Marks, Bool[Arr
     """Marks as the kernels read them, and which key blocks a query block may see something of."""
     queries_RTM, keys_RSM = _blocks(queries_RTM, B), _blocks(keys_RSM, B)
     padding = (keys_RSM[..., :1] == 0) & (jnp.arange(3) == 0)
-    return (queries_RTM, jnp.where(padding, -1, keys_RSM)), _seen(queries_RTM, keys_RSM, B)
-
-
-def _seen(queries_RTM: Array, keys_RSM: Array, B: int) -> Bool[Array, "R C D"]:
-    """By the ranges of the blocks' marks. A block of several groups is taken to hold every leaf of them, so a tile may be seen
-    by this although no token sees it, but not the other way round."""
-
-    def ranges(marks_RTM):
-        marks = marks_RTM.reshape(marks_RTM.shape[0], -1, B, 3)
-        real, most = marks[..., :1] > 0, jnp.iinfo(jnp.int32).max
-        return jnp.min(marks, axis=2, where=real, initial=most), jnp.max(marks, axis=2, where=real, initial=-1)
-
-    q_low, q_high = (x[:, :, None] for x in ranges(queries_RTM))
-    k_low, k_high = (x[:, None] for x in ranges(keys_RSM))
-    overlap = (k_low <= q_high) & (q_low <= k_high)
-    several = (q_low[..., 0] != q_high[..., 0]) | (k_low[..., 0] != k_high[..., 0])
-    branch = several | (k_low[..., 1] == 0) | overlap[..., 1]
-    return overlap[..., 0] & branch & (k_low[..., 2] <= q_high[..., 2])
+    seen_RCD = tiles_seen(*(x.reshape(len(x), -1, B, 3) for x in (queries_RTM, keys_RSM)))
+    return (queries_RTM, jnp.where(padding, -1, keys_RSM)), seen_RCD

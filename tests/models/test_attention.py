@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from rmjax.data.forest import ForestShape, Tree, attention_mask, fill
-from rmjax.models.attention import ForestMask, _schedule, blockwise
+from rmjax.models.attention import ForestMask, _needed, _schedule, blockwise, tiles_seen
 from rmjax.models.reward import RewardTransformer
 from rmjax.models.transformer import TransformerConfig, attend
 from rmjax.train.state import initial_params
@@ -89,6 +91,71 @@ def test_the_schedule_is_the_lower_triangle(blocks):
     slot, i, j = _schedule(blocks)
     assert sorted(zip(i.ravel(), j.ravel(), strict=True)) == [(a, b) for a in range(blocks) for b in range(a + 1)]
     assert all(len(set(i[a][slot[a] == s])) == 1 for a in range(blocks // 2) for s in (0, 1))
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 99), st.integers(1, 3), st.integers(0, 3), st.sampled_from([1, 3, 6, 8]))
+def test_no_tile_that_a_token_sees_is_left_out(seed, groups, leaves, size):
+    """Of any marks, sorted like a forest's or not."""
+    random = np.random.default_rng(seed)
+    group, leaf = random.integers(0, groups + 1, (2, 48)), random.integers(0, leaves + 1, (2, 48))
+    if seed % 2:
+        group = np.sort(group)
+    column = np.broadcast_to(np.arange(48), group.shape)
+    marks = jnp.asarray(np.stack([group, leaf, column], -1)).reshape(2, 48 // size, size, 3)
+    seen = tiles_seen(marks, marks)
+    mask = np.asarray(attention_mask(jnp.asarray(group), jnp.asarray(leaf)))
+    tiles = mask.reshape(2, 48 // size, size, 48 // size, size).any((2, 4))
+    assert not np.any(tiles & ~np.asarray(seen))
+    assert not np.any(np.triu(np.asarray(seen), 1))
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 99), st.sampled_from([1, 3, 4]))
+def test_blocks_of_any_marks_have_the_dense_form_s_values(seed, block):
+    random = np.random.default_rng(seed)
+    q, k, v = (jnp.asarray(random.normal(size=(2, 12, heads, 8)), jnp.float32) for heads in (4, 2, 2))
+    group, leaf = (jnp.asarray(random.integers(0, 4, (2, 12))) for _ in range(2))
+    want = attend(q, k, v, attention_mask(group, leaf))
+    np.testing.assert_allclose(blockwise(q, k, v, ForestMask(group, leaf), block), want, atol=1e-5)
+
+
+def test_tiles_that_nobody_sees_are_not_computed():
+    """A NaN among the values would spread over all queries of its tiles."""
+    group, leaf = (jnp.asarray(np.repeat(marks, 4)[None], jnp.int32) for marks in ([1, 1, 2], [1, 2, 0]))
+    q, k, v = (jnp.ones((1, 12, heads, 8)) for heads in (4, 2, 2))
+
+    def both(v):
+        out = blockwise(q, k, v, ForestMask(group, leaf), 4)
+        return jnp.sum(out), out
+
+    (_, out), gradient = jax.jit(jax.value_and_grad(both, has_aux=True))(v.at[:, :4].set(jnp.nan))
+    assert np.all(np.isnan(out[:, :4])) and np.all(np.isfinite(out[:, 4:])) and np.all(np.isfinite(gradient[:, 4:]))
+
+
+def test_tiles_between_groups_and_between_leaves_are_not_needed():
+    """A row of eight groups of one block each; a group with two leaves of four blocks; nothing."""
+    group_RT = np.array([np.repeat(np.arange(1, 9), 4), np.repeat([1, 0], 16), np.zeros(32)], np.int32)
+    leaf_RT = np.array([np.zeros(32), np.repeat([0, 1, 1, 2, 0], [2, 2, 4, 8, 16]), np.zeros(32)], np.int32)
+
+    def needed(row):
+        parts = (x[row].reshape(8, 1, 4) for x in (group_RT, leaf_RT))
+        return np.tril(np.asarray(_needed(ForestMask(*map(jnp.asarray, parts))))).astype(int)
+
+    assert needed(0).tolist() == np.eye(8, dtype=int).tolist()
+    assert (
+        needed(1)[:4, :4].tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [1, 0, 1, 0], [1, 0, 1, 1]]
+        and not needed(1)[4:].any()
+    )
+    assert not needed(2).any()
+
+
+def test_over_several_devices_no_tile_is_chosen():
+    """Rows that are cut over devices would have to ask each other."""
+    mesh = jax.sharding.AbstractMesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    marks = ForestMask(jnp.ones((2, 1, 4), jnp.int32), jnp.zeros((2, 1, 4), jnp.int32))
+    with jax.sharding.use_abstract_mesh(mesh):
+        assert _needed(marks) is None
 
 
 @pytest.mark.slow
