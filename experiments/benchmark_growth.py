@@ -49,6 +49,7 @@ class Case:
     groups: int = 4  # a row, which they fill
     candidates: int = 2
     devices: int = 1
+    attention: str = "dense"
 
     @property
     def row_tokens(self) -> int:
@@ -63,6 +64,10 @@ class Case:
 PANELS: dict[str, tuple[str, tuple[Case, ...]]] = {
     "trained parameters": ("trained", tuple(Case(layers, heads) for layers, heads in ((6, 3), (12, 6), (30, 9)))),
     "tokens a row (4096 a batch)": ("row_tokens", tuple(Case(rows=n, groups=32 // n) for n in (16, 8, 4, 2))),
+    "tokens a row, attention in blocks of 128 (4096 a batch)": (
+        "row_tokens",
+        tuple(Case(rows=n, groups=32 // n, attention="blockwise") for n in (16, 8, 4, 2)),
+    ),
     "candidates a group (rows of 512 to 640 tokens)": (
         "candidates",
         tuple(Case(groups=groups, candidates=n) for n, groups in ((2, 4), (4, 3), (8, 2), (16, 1))),
@@ -77,7 +82,8 @@ def config_of(case: Case) -> Any:
     width = 64 * case.heads
     changes = {
         "model.width": width, "model.heads": case.heads, "model.kv_heads": case.heads // 3,
-        "model.mlp_width": width * 8 // 3, "data.groups": case.groups, "data.leaves": case.candidates,
+        "model.mlp_width": width * 8 // 3, "model.attention": case.attention, "model.attention_block": 128,
+        "data.groups": case.groups, "data.leaves": case.candidates,
     }  # fmt: skip
     return configured(changes, layers=case.layers, rows=case.rows, row_tokens=case.row_tokens)
 

@@ -36,8 +36,8 @@ from rmjax.evaluate import evaluate_comparisons
 from rmjax.evaluate.gaps import describe_gaps
 from rmjax.hub.gguf import load_gguf, smollm2_path
 from rmjax.hub.tokenizer import Tokenizer
+from rmjax.models.attention import PLATFORMS
 from rmjax.models.lora import ADAPTER_PATH
-from rmjax.models.pallas_attention import PLATFORMS
 from rmjax.models.presets import PRESETS
 from rmjax.models.reward import RewardTransformer
 from rmjax.models.transformer import TransformerConfig
@@ -296,11 +296,6 @@ def check(config: Any, mesh: Mesh, rules: Rules) -> None:
         _log.warning(
             "config.model.param_dtype is bfloat16: a step below 1/256 of a weight is lost in rounding; keep float32 for what is "
             "trained (model.dtype may be bfloat16)"
-        )
-    if config.model.attention == "blockwise" and mesh.shape["context"] > 1:
-        _log.warning(
-            "config.model.attention is blockwise, which computes a row's attention on each device of mesh.context; dense and "
-            "pallas divide it"
         )
     if config.run.compiler_options and mesh.devices.flat[0].platform == jax.default_backend():
         _check_options(compiler_options(config))

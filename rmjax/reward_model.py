@@ -16,8 +16,8 @@ from rmjax.data.formats import Encoder, Format
 from rmjax.data.record import Comparison, RecordError, parse
 from rmjax.hub.adapters import fingerprint, frozen_layers, load_adapter
 from rmjax.hub.tokenizer import Tokenizer
+from rmjax.models.attention import refusal
 from rmjax.models.lora import AdapterConfig, merged
-from rmjax.models.pallas_attention import refusal
 from rmjax.models.reward import RewardTransformer
 from rmjax.models.transformer import TransformerConfig
 from rmjax.scoring import score

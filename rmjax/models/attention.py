@@ -1,57 +1,61 @@
-"""Attention under the forest mask, block by block: memory grows with the row's length, not with its square.
+"""Attention under the forest mask, tile by tile, so that memory grows with the row's length and not with its square: on every
+device of a mesh by the kernels for it.
 
-Axis letters beside the transformer's (R rows, T tokens, H heads, J key-value heads, P query heads per key-value head, E
-head width): C blocks a row, B tokens a block. The mask is never built as a whole.
+Axis letters beside the transformer's (R rows, T query tokens, S key tokens, H query heads, J key-value heads, E head width): M
+marks of a token (group, leaf, column), B tokens a block, C blocks of queries, D blocks of keys. The mask is never built as
+a whole.
 """
 
+import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
-import flax.struct
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Bool, Float, Int
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Bool, Float
+
+from rmjax.models import gpu_kernels, tpu_kernels, xla_kernels
+from rmjax.models.tiles import ForestMask, Marks, tiles_seen
 
 SAVED = "attention"
 """What the backward pass would have to form again: its output and normalizers carry this name for remat policies."""
 
-_FLOOR = -1e30  # finite, so that a row that attends to nothing is free of NaN
-# What is not visible is masked before the exponential: after it, it could be infinite, and its derivative NaN (MetaRM's second
-# order differentiates the backward pass).
-
-MASKED, FLOOR = -1e30, -1e29
-"""Of the kernels: a score that is not visible, and where maxima start: so far above it that exp(MASKED − FLOOR) is 0."""
-
-Marks = tuple[Int[Array, "R T 3"], Int[Array, "R S 3"]]
-"""Group, leaf and column of queries and of keys; the keys' group is −1 where they are padding."""
+LANES = 128
+"""Numbers along the last axis of a TPU's vector register: blocks are made of so many tokens."""
+SMALLEST_TILE, LARGEST_TILE = 16, 64
+"""Tokens a block on a GPU: what its matrix unit takes; and what leaves room on the chip in bf16, half as many in fp32."""
+PLATFORMS = ("tpu", "gpu")
+"""That have kernels of their own; those of any are called xla."""
+_KERNELS: dict[str, Any] = {"tpu": tpu_kernels, "gpu": gpu_kernels, "xla": xla_kernels}
 
 
-@flax.struct.dataclass
-class ForestMask:
-    """Which token may attend to which, by its parts: see `data.forest.attention_mask`."""
+@dataclasses.dataclass(frozen=True)
+class _Form:
+    """How the kernels are run."""
 
-    group_RT: Int[Array, "R T"]  # 0 = padding
-    leaf_RT: Int[Array, "R T"]  # 0 = the shared prefix
+    platform: str
+    block: int
+    interpret: bool
+    itemsize: int  # bytes of a number of q
 
+    def edge(self, tokens: int) -> int:
+        """Tokens a block, where a device has `tokens` queries a row."""
+        if self.platform == "xla":
+            return min(self.block, -(-tokens // 2))
+        if self.platform == "gpu":
+            largest = LARGEST_TILE if self.itemsize < 4 else LARGEST_TILE // 2
+            return min(self.block, largest, max(SMALLEST_TILE, 1 << (tokens - 1).bit_length()))
+        return min(self.block, -(-tokens // LANES) * LANES)
 
-def tiles_seen(queries_RCBM: Int[Array, "R C B 3"], keys_RDBM: Int[Array, "R D B 3"]) -> Bool[Array, "R C D"]:
-    """Which tiles (query block, key block) may have a token that sees another, by the ranges of the blocks' marks: group, leaf
-    and column. A tile may be in it although no token sees one, but not the other way round."""
-
-    def ranges(marks_RCBM):
-        real, most = marks_RCBM[..., :1] > 0, jnp.iinfo(jnp.int32).max
-        return (
-            jnp.min(marks_RCBM, axis=2, where=real, initial=most),
-            jnp.max(marks_RCBM, axis=2, where=real, initial=-1),
-        )
-
-    q_low, q_high = (x[:, :, None] for x in ranges(queries_RCBM))
-    k_low, k_high = (x[:, None] for x in ranges(keys_RDBM))
-    overlap = (k_low <= q_high) & (q_low <= k_high)
-    return overlap[..., 0] & ((k_low[..., 1] == 0) | overlap[..., 1]) & (k_low[..., 2] <= q_high[..., 2])
+    def in_blocks(self, x: Array, edge: int) -> Array:
+        """Tokens (axis 1) padded with 0 to whole blocks; an even number of them for XLA's kernels, which pair them."""
+        edge *= 2 if self.platform == "xla" else 1
+        return jnp.pad(x, ((0, 0), (0, -x.shape[1] % edge)) + ((0, 0),) * (x.ndim - 2))
 
 
 def blockwise(
@@ -61,155 +65,165 @@ def blockwise(
     mask: ForestMask,
     block: int,
 ) -> Float[Array, "R T H E"]:
-    """Grouped-query attention, softmax in fp32; a padding token gives 0. Tiles above the diagonal are left out, and
-    on one device those in which no token may attend to another, of all rows: attention in a row of many short groups costs
-    what they would cost in rows of their own.
+    """`pallas_attention`'s values on any device, with derivatives of any order. Tiles that no row of a device has need of are
+    left out: many short groups in a long row cost what they would cost in rows of their own.
 
     block: tokens of a query block and of a key block. What lies in memory at once are H · block² scores of a row.
     Source: Dao et al. 2022 (FlashAttention), algorithms 1 and 4.
     """
-    R, T, H, E = q_RTHE.shape
-    J = k_RTJE.shape[2]
-    B = min(block, -(-T // 2))
-    C = 2 * -(-T // (2 * B))  # even: see `_schedule`
-
-    def pad(x):
-        return jnp.pad(x, ((0, 0), (0, C * B - T)) + ((0, 0),) * (x.ndim - 2))
-
-    q_CRJPBE = pad(q_RTHE * E**-0.5).reshape(R, C, B, J, H // J, E).transpose(1, 0, 3, 4, 2, 5)
-    k_CRJBE, v_CRJBE = (pad(x).reshape(R, C, B, J, E).transpose(1, 0, 3, 2, 4) for x in (k_RTJE, v_RTJE))
-    marks_CRB = jax.tree.map(lambda x: pad(x).reshape(R, C, B).transpose(1, 0, 2), mask)
-    out_CRJPBE = _attend(q_CRJPBE, k_CRJBE, v_CRJBE, marks_CRB)
-    return out_CRJPBE.transpose(1, 0, 4, 2, 3, 5).reshape(R, C * B, H, E)[:, :T]
+    return _attend(q_RTHE, k_RTJE, v_RTJE, mask, _Form("xla", block, False, q_RTHE.dtype.itemsize))
 
 
-@jax.custom_vjp
-def _attend(q_CRJPBE, k_CRJBE, v_CRJBE, marks_CRB: ForestMask):
-    return _forward(q_CRJPBE, k_CRJBE, v_CRJBE, marks_CRB)[0]
+def pallas_attention(
+    q_RTHE: Float[Array, "R T H E"],
+    k_RTJE: Float[Array, "R T J E"],
+    v_RTJE: Float[Array, "R T J E"],
+    mask: ForestMask,
+    block: int,
+    interpret: bool = False,
+    platform: str = "",
+) -> Float[Array, "R T H E"]:
+    """Grouped-query attention, softmax in fp32; a padding token gives 0. Tiles that no token sees are left out.
 
+    Under a mesh every device runs the kernels on its own rows, heads and queries, by the sharding rules in force; where tokens
+    are cut, it has the keys of all. In memory lie queries, keys, values, outputs and a number for each head and token:
+    nothing grows with T².
 
-def _schedule(blocks: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The lower triangle of `blocks` × `blocks` tiles as a rectangle [blocks / 2, blocks + 1]: query block a with its a + 1
-    key blocks, then query block blocks − 1 − a with its blocks − a. (slot, query block, key block), the slot 0 or 1."""
-    a, t = np.arange(blocks // 2)[:, None], np.arange(blocks + 1)[None]
-    slot = t > a
-    found = slot, np.where(slot, blocks - 1 - a, a), np.where(slot, t - a - 1, t)
-    return tuple(x.astype(np.int32) for x in found)  # type: ignore[return-value]
+    Args:
+      block: tokens of a query block and of a key block. On a TPU a multiple of 128; on a GPU a power of two, 16 at least, of
+        which no more than 64 are taken.
+      interpret: run without either, slowly; for tests.
+      platform: tpu or gpu, whose kernels these are; empty: a GPU's where JAX's default device is one, a TPU's else (a program
+        may be compiled for TPUs where there is none).
 
+    Raises:
+      ValueError: another `block`, heads that do not divide over the mesh, or on a GPU a head width that is no power of two.
 
-def _needed(marks_CRB: ForestMask) -> Bool[Array, "C C"] | None:
-    """The tiles (query block, key block) that are seen in some row. None over several devices, where rows would have to ask each
-    other."""
-    if jax.sharding.get_abstract_mesh().size > 1:
-        return None
-    C, R, B = marks_CRB.group_RT.shape
-    column_CRB = jnp.broadcast_to(jnp.arange(C * B).reshape(C, 1, B), (C, R, B))
-    marks_RCBM = jnp.stack([marks_CRB.group_RT, marks_CRB.leaf_RT, column_CRB], axis=-1).swapaxes(0, 1)
-    return jnp.any(tiles_seen(marks_RCBM, marks_RCBM), axis=0)
-
-
-def _if_needed(needed_CC: jax.Array | None, tile: Callable) -> Callable:
-    """The body of a scan over tiles (slot, query block, key block), which keeps the carry where a tile is not needed."""
-    if needed_CC is None:
-        return tile
-
-    def body(carry, step):
-        _, i, j = step
-        return jax.lax.cond(needed_CC[i, j], tile, lambda carry, step: (carry, None), carry, step)
-
-    return body
-
-
-def _bound(q_CRJPBE: jax.Array, marks_CRB: ForestMask) -> Any:
-    """Queries, marks, needed tiles and the schedule, of which XLA and JAX know no more than that they belong together. The tiles'
-    masks are alike in all layers: they would be moved out of the scan over layers, and all of a row's be kept."""
-    return jax.lax.optimization_barrier((q_CRJPBE, marks_CRB, _needed(marks_CRB), _schedule(len(q_CRJPBE))))
-
-
-def _unfold(x_A2: jax.Array) -> jax.Array:
-    """[C / 2, 2, …] in the schedule's order → [C, …] in that of the row."""
-    return jnp.concatenate([x_A2[:, 0], x_A2[::-1, 1]])
-
-
-def _visible(marks_CRB: ForestMask, i: jax.Array, j: jax.Array) -> jax.Array:
-    """The mask of query block i and key block j, [R, 1, 1, B, B]."""
-    (group_RB, leaf_RB), (group_RS, leaf_RS) = ((marks_CRB.group_RT[n], marks_CRB.leaf_RT[n]) for n in (i, j))
-    B = group_RB.shape[1]
-    same = (group_RB[:, :, None] == group_RS[:, None]) & (group_RB > 0)[:, :, None]
-    branch = (leaf_RS[:, None] == 0) | (leaf_RS[:, None] == leaf_RB[:, :, None])
-    earlier = (i * B + jnp.arange(B))[:, None] >= (j * B + jnp.arange(B))[None]
-    return (same & branch & earlier)[:, None, None]
-
-
-def _scores(q_RJPBE, k_RJSE):
-    return jnp.einsum("rjpbe,rjse->rjpbs", q_RJPBE, k_RJSE, preferred_element_type=jnp.float32)
-
-
-def _forward(q_CRJPBE, k_CRJBE, v_CRJBE, marks_CRB):
-    """Outputs, and for each query the logarithm of its softmax's denominator."""
-    q_CRJPBE, marks_CRB, needed_CC, schedule = _bound(q_CRJPBE, marks_CRB)
-    _, *sizes = q_CRJPBE.shape
-    empty = (
-        jnp.zeros((2, *sizes), jnp.float32),
-        jnp.full((2, *sizes[:-1]), _FLOOR, jnp.float32),
-        jnp.zeros((2, *sizes[:-1]), jnp.float32),
+    Source: Dao et al. 2022 (FlashAttention), algorithms 1 and 4.
+    """
+    form = _Form(
+        platform or ("gpu" if jax.default_backend() == "gpu" else "tpu"), block, interpret, q_RTHE.dtype.itemsize
     )
+    if reason := refusal(form.platform, block, q_RTHE.shape[-1], interpret):
+        raise ValueError(reason)
+    return _attend(q_RTHE, k_RTJE, v_RTJE, mask, form)
 
-    def tile(carry, step):
-        slot, i, j = step
-        out, top, total = (x[slot] for x in carry)
-        visible, scores = _visible(marks_CRB, i, j), _scores(q_CRJPBE[i], k_CRJBE[j])
-        higher = jnp.maximum(top, jnp.max(scores, axis=-1, where=visible, initial=_FLOOR))
-        weights = jnp.exp(jnp.where(visible, scores - higher[..., None], -jnp.inf))
-        shrink = jnp.exp(top - higher)
-        more = jnp.einsum(
-            "rjpbs,rjse->rjpbe", weights.astype(v_CRJBE.dtype), v_CRJBE[j], preferred_element_type=jnp.float32
+
+def refusal(platform: str, block: int, head_width: int, interpret: bool = False) -> str:
+    """Why the kernels do not run there with such sizes; empty where they do."""
+    if platform not in PLATFORMS:
+        return f"attention=pallas is for TPUs and GPUs, and this is {platform}; use blockwise"
+    if platform == "tpu":
+        return (
+            f"attention_block is {block}; attention=pallas needs a multiple of {LANES}"
+            if block < 1 or block % LANES
+            else ""
         )
-        new = out * shrink[..., None] + more, higher, total * shrink + jnp.sum(weights, axis=-1)
-        return tuple(old.at[slot].set(x) for old, x in zip(carry, new, strict=True)), None
-
-    def pair(_, steps):
-        (out, top, total), _ = jax.lax.scan(_if_needed(needed_CC, tile), empty, steps)
-        total = jnp.where(total > 0, total, 1.0)
-        return None, ((out / total[..., None]).astype(q_CRJPBE.dtype), top + jnp.log(total))
-
-    return jax.tree.map(_unfold, jax.lax.scan(pair, None, schedule)[1])
-
-
-def _save(q, k, v, marks):
-    out, log_total = (checkpoint_name(x, SAVED) for x in _forward(q, k, v, marks))
-    return out, (q, k, v, marks, out, log_total)
+    if block < SMALLEST_TILE or not _power_of_two(block):
+        return f"attention_block is {block}; attention=pallas needs a power of two here, {SMALLEST_TILE} at least"
+    if not _power_of_two(head_width) or (head_width < SMALLEST_TILE and not interpret):
+        return (
+            f"attention=pallas needs a head width that is a power of two on a GPU, {SMALLEST_TILE} at least, not {head_width}; "
+            "use blockwise"
+        )
+    return ""
 
 
-def _backward(saved, d_out_CRJPBE):
-    q_CRJPBE, k_CRJBE, v_CRJBE, marks_CRB, out_CRJPBE, log_total_CRJPB = saved
-    q_CRJPBE, marks_CRB, needed_CC, schedule = _bound(q_CRJPBE, marks_CRB)
-    _, *sizes = q_CRJPBE.shape
-    dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-    delta_CRJPB = dot("crjpbe,crjpbe->crjpb", d_out_CRJPBE, out_CRJPBE)
-
-    def tile(carry, step):
-        (d_q, d_k, d_v), (slot, i, j) = carry, step
-        q, k, v, d_out = q_CRJPBE[i], k_CRJBE[j], v_CRJBE[j], d_out_CRJPBE[i]
-        exponents = _scores(q, k) - log_total_CRJPB[i][..., None]
-        weights = jnp.exp(jnp.where(_visible(marks_CRB, i, j), exponents, -jnp.inf))
-        d_weights = _scores(d_out, v)
-        d_scores = (weights * (d_weights - delta_CRJPB[i][..., None])).astype(q.dtype)
-        d_q = d_q.at[slot].add(dot("rjpbs,rjse->rjpbe", d_scores, k))
-        d_k = d_k.at[j].add(dot("rjpbe,rjpbs->rjes", q, d_scores))
-        d_v = d_v.at[j].add(dot("rjpbe,rjpbs->rjes", d_out, weights.astype(q.dtype)))
-        return (d_q, d_k, d_v), None
-
-    def pair(d_kv, steps):
-        start = (jnp.zeros((2, *sizes), jnp.float32), *d_kv)
-        (d_q, *d_kv), _ = jax.lax.scan(_if_needed(needed_CC, tile), start, steps)
-        return d_kv, d_q.astype(q_CRJPBE.dtype)
-
-    # [C, R, J, E, B] until the end: so the smaller factor of the two products is the one that XLA turns on a CPU.
-    start = [jnp.zeros(x.swapaxes(-1, -2).shape, jnp.float32) for x in (k_CRJBE, v_CRJBE)]
-    d_kv, d_q = jax.lax.scan(pair, start, schedule)
-    d_k, d_v = (d.swapaxes(-1, -2).astype(x.dtype) for d, x in zip(d_kv, (k_CRJBE, v_CRJBE), strict=True))
-    return _unfold(d_q), d_k, d_v, None
+def _power_of_two(n: int) -> bool:
+    return n > 0 and n & (n - 1) == 0
 
 
-_attend.defvjp(_save, _backward)
+def _attend(q_RTHE, k_RTJE, v_RTJE, mask: ForestMask, form: _Form):
+    column_RT = jnp.broadcast_to(jnp.arange(q_RTHE.shape[1], dtype=jnp.int32), mask.group_RT.shape)
+    marks_RTM = jnp.stack([mask.group_RT, mask.leaf_RT, column_RT], axis=-1)
+    return _tiled(q_RTHE * q_RTHE.shape[-1] ** -0.5, k_RTJE, v_RTJE, marks_RTM, form)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _tiled(q_RTHE, k_RSJE, v_RSJE, marks_RTM, form: _Form):
+    return _forward(q_RTHE, k_RSJE, v_RSJE, marks_RTM, form)[0]
+
+
+def _forward(q_RTHE, k_RSJE, v_RSJE, marks_RTM, form: _Form):
+    given = (q_RTHE, k_RSJE, v_RSJE, marks_RTM, marks_RTM)
+    return _on_each_device(form, _outputs, "qkkmn", "ql", given)
+
+
+def _save(q_RTHE, k_RSJE, v_RSJE, marks_RTM, form: _Form):
+    out, log_total = (checkpoint_name(x, SAVED) for x in _forward(q_RTHE, k_RSJE, v_RSJE, marks_RTM, form))
+    return out, (q_RTHE, k_RSJE, v_RSJE, marks_RTM, out, log_total)
+
+
+def _backward(form: _Form, saved, d_out_RTHE):
+    q_RTHE, k_RSJE, v_RSJE, marks_RTM, out_RTHE, log_total_RHT = saved
+    given = (q_RTHE, k_RSJE, v_RSJE, marks_RTM, marks_RTM, out_RTHE, log_total_RHT, d_out_RTHE)
+    return *_on_each_device(form, _gradients, "qkkmnqlq", "qkk", given), None
+
+
+_tiled.defvjp(_save, _backward)
+
+
+def _on_each_device(form: _Form, local: Callable, given: str, made: str, arrays: tuple) -> Any:
+    """`local(form, token_axes, …)` on each device's part: the compiler cannot divide a kernel by itself, and in XLA's a device
+    leaves out tiles for itself. Letters: q queries, k keys or values, l normalizers, m marks of queries, n of keys."""
+    local, mesh = functools.partial(local, form), jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return local((), *arrays)
+    axes: Any = nn.logical_to_mesh_axes(("rows", "tokens", "heads"))
+    rows, tokens, heads = axes
+    parts = math.prod(mesh.shape[name] for name in _names(heads))
+    if arrays[1].shape[2] % parts and form.platform == "xla":
+        heads = None  # each device computes all
+    elif arrays[1].shape[2] % parts:
+        raise ValueError(
+            f"attention=pallas: {arrays[1].shape[2]} key-value heads do not divide into the {parts} parts of mesh axis "
+            f"{' · '.join(_names(heads))}; make mesh.tensor a divisor of them, or use attention=blockwise"
+        )
+    specs = {
+        "q": PartitionSpec(rows, tokens, heads), "k": PartitionSpec(rows, None, heads),
+        "l": PartitionSpec(rows, heads, tokens), "m": PartitionSpec(rows, tokens), "n": PartitionSpec(rows),
+    }  # fmt: skip
+    divided = jax.shard_map(
+        functools.partial(local, _names(tokens)), in_specs=tuple(specs[x] for x in given),
+        out_specs=tuple(specs[x] for x in made), check_vma=False,
+    )  # fmt: skip
+    return divided(*arrays)
+
+
+def _names(axes: Any) -> tuple[str, ...]:
+    return (axes,) if isinstance(axes, str) else tuple(axes or ())
+
+
+def _outputs(form: _Form, token_axes, q_RTHE, k_RSJE, v_RSJE, queries_RTM, keys_RSM):
+    del token_axes
+    T = q_RTHE.shape[1]
+    B = form.edge(T)
+    q, k, v = (form.in_blocks(x, B).transpose(0, 2, 1, 3) for x in (q_RTHE, k_RSJE, v_RSJE))
+    marks, seen_RCD = _marks(form, queries_RTM, keys_RSM, B)
+    out_RHTE, log_total_RHT = _KERNELS[form.platform].outputs(q, k, v, marks, seen_RCD, form.interpret)
+    return out_RHTE.transpose(0, 2, 1, 3)[:, :T], log_total_RHT[:, :, :T]
+
+
+def _gradients(
+    form: _Form, token_axes, q_RTHE, k_RSJE, v_RSJE, queries_RTM, keys_RSM, out_RTHE, log_total_RHT, d_out_RTHE
+):
+    T, S = q_RTHE.shape[1], k_RSJE.shape[1]
+    B = form.edge(T)
+    q, k, v, d_out = (form.in_blocks(x, B).transpose(0, 2, 1, 3) for x in (q_RTHE, k_RSJE, v_RSJE, d_out_RTHE))
+    delta_RHT = jnp.einsum("rthe,rthe->rht", d_out_RTHE, out_RTHE, preferred_element_type=jnp.float32)
+    log_total, delta = (jnp.pad(x, ((0, 0), (0, 0), (0, q.shape[2] - T))) for x in (log_total_RHT, delta_RHT))
+    marks, seen_RCD = _marks(form, queries_RTM, keys_RSM, B)
+    gradients = _KERNELS[form.platform].gradients
+    d_q, *d_kv = gradients(q, k, v, marks, seen_RCD, log_total, delta, d_out, form.interpret)
+    d_k, d_v = (x.transpose(0, 2, 1, 3)[:, :S] for x in d_kv)
+    if token_axes:  # each device has the sum over its own queries
+        d_k, d_v = jax.lax.psum((d_k, d_v), token_axes)
+    return d_q.transpose(0, 2, 1, 3)[:, :T], d_k.astype(k.dtype), d_v.astype(v.dtype)
+
+
+def _marks(form: _Form, queries_RTM: Array, keys_RSM: Array, B: int) -> tuple[Marks, Bool[Array, "R C D"]]:
+    """Marks as the kernels read them, and which key blocks a query block may see something of."""
+    queries_RTM, keys_RSM = (form.in_blocks(x, B) for x in (queries_RTM, keys_RSM))
+    padding = (keys_RSM[..., :1] == 0) & (jnp.arange(3) == 0)
+    seen_RCD = tiles_seen(*(x.reshape(len(x), -1, B, 3) for x in (queries_RTM, keys_RSM)))
+    return (queries_RTM, jnp.where(padding, -1, keys_RSM)), seen_RCD

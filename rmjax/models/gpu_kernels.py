@@ -1,4 +1,4 @@
-"""The kernels of `pallas_attention`, for GPUs, by Triton: those of `tpu_kernels`, with the same arguments and results.
+"""The kernels of `attention.pallas_attention`, for GPUs, by Triton: those of `tpu_kernels`, with the same arguments and results.
 
 A program holds one block of what a result is made for and loops over the blocks that it sees, in the order of a list made
 beforehand: what nobody sees costs nothing, not even a step.
@@ -17,7 +17,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 from jaxtyping import Array, Bool, Float, Int
 
-from rmjax.models.attention import FLOOR, MASKED, Marks
+from rmjax.models.tiles import FLOOR, MASKED, Marks
 
 
 def outputs(

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from rmjax.data.forest import Forest, attention_mask
-from rmjax.models.attention import ForestMask
+from rmjax.models.tiles import ForestMask
 from rmjax.models.transformer import Transformer, TransformerConfig
 
 

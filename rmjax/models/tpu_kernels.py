@@ -1,4 +1,4 @@
-"""The kernels of `pallas_attention`, for TPUs: outputs, the gradient of queries, the gradient of keys and values.
+"""The kernels of `attention.pallas_attention`, for TPUs: outputs, the gradient of queries, the gradient of keys and values.
 
 A kernel walks over tiles, a block of queries and a block of keys each, and keeps a tile's scores on the chip. Keys lie along
 the first axis of a tile and queries along the second, [B keys, B queries]: whatever there is one of for each query (a
@@ -20,7 +20,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Bool, Float, Int
 
-from rmjax.models.attention import FLOOR, MASKED, Marks
+from rmjax.models.tiles import FLOOR, MASKED, Marks
 
 
 @dataclasses.dataclass(frozen=True)

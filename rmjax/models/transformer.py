@@ -13,11 +13,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from rmjax.models.adapters import adapted
-from rmjax.models.attention import SAVED, ForestMask, blockwise
+from rmjax.models.attention import SAVED, blockwise, pallas_attention
 from rmjax.models.contraction import product
 from rmjax.models.lora import AdapterConfig
 from rmjax.models.loramoe import ROUTING
-from rmjax.models.pallas_attention import pallas_attention
+from rmjax.models.tiles import ForestMask
 
 _ANY: Any = jax.sharding.PartitionSpec.UNCONSTRAINED
 Past = dict[str, jax.Array]

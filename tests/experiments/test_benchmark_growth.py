@@ -16,12 +16,14 @@ def test_every_panel_changes_one_thing_and_rows_are_full():
         assert all((forest.group_RT > 0).all() for forest in forests)
         fixed = {
             "trained": ("rows", "groups"),
-            "row_tokens": ("layers", "candidates"),
+            "row_tokens": ("layers", "candidates", "attention"),
             "candidates": ("layers", "rows"),
         }
         for name in fixed.get(axis, ("layers", "rows", "groups", "candidates")):
             assert len({getattr(case, name) for case in cases}) == 1, (label, name)
-    assert {case.rows * case.row_tokens for case in growth.PANELS["tokens a row (4096 a batch)"][1]} == {4096}
+    by_length = [cases for axis, cases in growth.PANELS.values() if axis == "row_tokens"]
+    assert {case.rows * case.row_tokens for cases in by_length for case in cases} == {4096}
+    assert [case.attention for case, *_ in by_length] == ["dense", "blockwise"]
     assert [case.devices for case in growth.PANELS["simulated devices"][1]] == [1, 2, 4, 8]
     case = growth.Case(rows=2, groups=3, candidates=4)
     assert case.pairs == 2 * 3 * 6
@@ -45,11 +47,11 @@ def test_points_are_measured_once_and_drawn(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(growth.subprocess, "run", launch)
     out = tmp_path / "growth.json"
     growth.run(growth.PANELS, 2, tmp_path / "work", out)
-    assert len(launched) == 15 - 3, "the panels share a point"
+    assert len(launched) == 19 - 3, "the panels share a point"
     assert sum("device_count=8" in flags for flags in launched) == 1
-    assert out.with_suffix(".svg").read_text().count("pairs/s") == 4
+    assert out.with_suffix(".svg").read_text().count("pairs/s") == 5
     growth.run(growth.PANELS, 2, tmp_path / "work", out)
-    assert len(launched) == 12 and "simulated devices: 8: 4.5 pairs/s" in capsys.readouterr().out
+    assert len(launched) == 16 and "simulated devices: 8: 4.5 pairs/s" in capsys.readouterr().out
 
 
 def test_a_point_that_fails_says_which_and_why(tmp_path, monkeypatch):

@@ -11,9 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rmjax.data.forest import ForestShape, Tree, attention_mask, fill
-from rmjax.models.attention import ForestMask, _needed, _schedule, blockwise, tiles_seen
+from rmjax.models.attention import blockwise
 from rmjax.models.reward import RewardTransformer
+from rmjax.models.tiles import ForestMask, tiles_seen
 from rmjax.models.transformer import TransformerConfig, attend
+from rmjax.models.xla_kernels import _schedule
 from rmjax.train.state import initial_params
 
 SIZES = TransformerConfig(64, 32, 2, 4, 2, 8, 64)
@@ -86,11 +88,12 @@ def test_a_model_with_blocks_has_the_dense_model_s_rewards_and_gradients(forest,
     assert max(np.max(np.abs(x)) for x in jax.tree.leaves(dense[1])) > 1e-2
 
 
-@pytest.mark.parametrize("blocks", [2, 4, 10])
-def test_the_schedule_is_the_lower_triangle(blocks):
-    slot, i, j = _schedule(blocks)
-    assert sorted(zip(i.ravel(), j.ravel(), strict=True)) == [(a, b) for a in range(blocks) for b in range(a + 1)]
-    assert all(len(set(i[a][slot[a] == s])) == 1 for a in range(blocks // 2) for s in (0, 1))
+@pytest.mark.parametrize(("queries", "keys"), [(2, 2), (4, 4), (10, 10), (2, 4), (4, 10)])
+def test_the_schedule_is_the_lower_triangle_and_of_a_part_of_the_queries_all(queries, keys):
+    slot, i, j = _schedule(queries, keys)
+    wanted = [(a, b) for a in range(queries) for b in range(a + 1 if queries == keys else keys)]
+    assert sorted(zip(i.ravel(), j.ravel(), strict=True)) == wanted
+    assert all(len(set(i[a][slot[a] == s])) == 1 for a in range(queries // 2) for s in (0, 1))
 
 
 @settings(max_examples=50, deadline=None)
@@ -133,29 +136,15 @@ def test_tiles_that_nobody_sees_are_not_computed():
     assert np.all(np.isnan(out[:, :4])) and np.all(np.isfinite(out[:, 4:])) and np.all(np.isfinite(gradient[:, 4:]))
 
 
-def test_tiles_between_groups_and_between_leaves_are_not_needed():
+def test_tiles_between_groups_and_between_leaves_are_not_seen():
     """A row of eight groups of one block each; a group with two leaves of four blocks; nothing."""
     group_RT = np.array([np.repeat(np.arange(1, 9), 4), np.repeat([1, 0], 16), np.zeros(32)], np.int32)
-    leaf_RT = np.array([np.zeros(32), np.repeat([0, 1, 1, 2, 0], [2, 2, 4, 8, 16]), np.zeros(32)], np.int32)
-
-    def needed(row):
-        parts = (x[row].reshape(8, 1, 4) for x in (group_RT, leaf_RT))
-        return np.tril(np.asarray(_needed(ForestMask(*map(jnp.asarray, parts))))).astype(int)
-
-    assert needed(0).tolist() == np.eye(8, dtype=int).tolist()
-    assert (
-        needed(1)[:4, :4].tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [1, 0, 1, 0], [1, 0, 1, 1]]
-        and not needed(1)[4:].any()
-    )
-    assert not needed(2).any()
-
-
-def test_over_several_devices_no_tile_is_chosen():
-    """Rows that are cut over devices would have to ask each other."""
-    mesh = jax.sharding.AbstractMesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    marks = ForestMask(jnp.ones((2, 1, 4), jnp.int32), jnp.zeros((2, 1, 4), jnp.int32))
-    with jax.sharding.use_abstract_mesh(mesh):
-        assert _needed(marks) is None
+    leaf_RT = np.array([np.zeros(32), np.repeat([0, 1, 2, 0], [2, 6, 8, 16]), np.zeros(32)], np.int32)
+    marks = np.stack([group_RT, leaf_RT, np.broadcast_to(np.arange(32), (3, 32))], -1).reshape(3, 8, 4, 3)
+    each, leaves, nothing = np.asarray(tiles_seen(jnp.asarray(marks), jnp.asarray(marks))).astype(int)
+    assert each.tolist() == np.eye(8, dtype=int).tolist()
+    assert leaves[:4, :4].tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [1, 0, 1, 0], [1, 0, 1, 1]] and leaves.sum() == 8
+    assert not nothing.any()
 
 
 @pytest.mark.slow

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from rmjax.data.forest import ForestShape, Tree, attention_mask, fill
 from rmjax.models import transformer
-from rmjax.models.attention import ForestMask
-from rmjax.models.pallas_attention import pallas_attention
+from rmjax.models.attention import pallas_attention
 from rmjax.models.reward import RewardTransformer
+from rmjax.models.tiles import ForestMask
 from rmjax.models.tpu_kernels import _nearest
 from rmjax.models.transformer import TransformerConfig, attend
 from rmjax.train.state import initial_params

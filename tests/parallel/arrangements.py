@@ -16,8 +16,8 @@ from rmjax.data.forest import ForestShape, Tree, fill
 from rmjax.data.pipeline import WHOLE
 from rmjax.losses.balance import Balance
 from rmjax.models import transformer
+from rmjax.models.attention import pallas_attention
 from rmjax.models.lora import AdapterConfig
-from rmjax.models.pallas_attention import pallas_attention
 from rmjax.models.reward import RewardTransformer
 from rmjax.models.transformer import TransformerConfig
 from rmjax.parallel.batch import forest_shardings, place

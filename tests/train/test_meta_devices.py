@@ -14,7 +14,7 @@ from tests import simulated
 ROOT = Path(__file__).parents[2]
 
 PROGRAM = textwrap.dedent("""
-    import json, sys
+    import dataclasses, json, sys
     import flax.linen as nn
     import jax
     import numpy as np
@@ -24,7 +24,7 @@ PROGRAM = textwrap.dedent("""
     from rmjax.data.forest import ForestShape, Tree, fill
     from rmjax.models.reward import RewardTransformer
     from rmjax.models.transformer import TransformerConfig
-    from rmjax.parallel.mesh import AXES, batch_sharding, make_mesh
+    from rmjax.parallel.mesh import AXES, RULES, batch_sharding, make_mesh
     from rmjax.train import gradient, meta, objective
     from rmjax.train.optimizer import adamw
     from rmjax.train.state import compile_step, initial_params, make_state, make_step, state_shardings
@@ -85,12 +85,15 @@ PROGRAM = textwrap.dedent("""
     mesh = make_mesh(dict(zip(AXES, (1, 2, 2, 2))))
     shardings = state_shardings(start, boxed, trainable, mesh)
     modes = {"parameter_norm": meta.parameter_norm(0.01), "step_norm": meta.step_norm(0.5, adam),
-             "preconditioned": meta.preconditioned(1e-4, adam)}
+             "preconditioned": meta.preconditioned(1e-4, adam), "blockwise": meta.plain(eta)}
+    tiled = RewardTransformer(dataclasses.replace(config, attention="blockwise", attention_block=4))
     for mode, factors in modes.items():
         def formed(state, batch, sharding=None):
-            form = meta.meta(gradient.plain(objective.preference(model), 2), gradient.plain(objective.discrimination(model)),
+            used = tiled if mode == "blockwise" else model
+            form = meta.meta(gradient.plain(objective.preference(used), 2), gradient.plain(objective.discrimination(used)),
                              factors, second_order=True, sharding=sharding)
-            return form(state.trainable, state.frozen, batch, jax.random.key(0), state)
+            with nn.logical_axis_rules(RULES):
+                return form(state.trainable, state.frozen, batch, jax.random.key(0), state)
 
         alone, alone_terms = jax.jit(formed)(later, batch)
         with jax.set_mesh(mesh):
@@ -123,9 +126,10 @@ def test_eight_devices_agree_with_the_plain_reference(report, sizes):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["parameter_norm", "step_norm", "preconditioned"])
+@pytest.mark.parametrize("mode", ["parameter_norm", "step_norm", "preconditioned", "blockwise"])
 def test_eight_devices_agree_with_one_in_the_other_modes(report, mode):
-    """Norms are over what is cut; second order, microbatches, rows, heads and tokens over the mesh."""
+    """Norms are over what is cut; second order, microbatches, rows, heads and tokens over the mesh; attention in blocks, which
+    every device runs on its own part, is differentiated twice."""
     found = report[mode]
     assert found["gradient"] < 1e-5
     assert found["ascents"][1] == pytest.approx(found["ascents"][0], rel=1e-4) and found["ascents"][0] > 1e-5

@@ -1,0 +1,36 @@
+"""What kernels for attention under the forest mask share. A tile is a block of queries and a block of keys."""
+
+import flax.struct
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int
+
+MASKED, FLOOR = -1e30, -1e29
+"""A score that is not visible, and where maxima start: so far above it that exp(MASKED − FLOOR) is 0. Both are finite, so that a
+token that sees none is free of NaN."""
+
+Marks = tuple[Int[Array, "R T 3"], Int[Array, "R S 3"]]
+"""Group, leaf and column of queries and of keys; the keys' group is −1 where they are padding."""
+
+
+@flax.struct.dataclass
+class ForestMask:
+    """Which token may attend to which, by its parts: see `data.forest.attention_mask`."""
+
+    group_RT: Int[Array, "R T"]  # 0 = padding
+    leaf_RT: Int[Array, "R T"]  # 0 = the shared prefix
+
+
+def tiles_seen(queries_RCBM: Int[Array, "R C B 3"], keys_RDBM: Int[Array, "R D B 3"]) -> Bool[Array, "R C D"]:
+    """Which tiles may have a token that sees another, by the ranges of the blocks' marks. A tile may be in it although no token
+    sees one, but not the other way round."""
+
+    def ranges(marks_RCBM):
+        real, most = marks_RCBM[..., :1] > 0, jnp.iinfo(jnp.int32).max
+        return jnp.min(marks_RCBM, axis=2, where=real, initial=most), jnp.max(
+            marks_RCBM, axis=2, where=real, initial=-1
+        )
+
+    q_low, q_high = (x[:, :, None] for x in ranges(queries_RCBM))
+    k_low, k_high = (x[:, None] for x in ranges(keys_RDBM))
+    overlap = (k_low <= q_high) & (q_low <= k_high)
+    return overlap[..., 0] & ((k_low[..., 1] == 0) | overlap[..., 1]) & (k_low[..., 2] <= q_high[..., 2])
