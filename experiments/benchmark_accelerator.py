@@ -64,7 +64,9 @@ def utilization(config: Any, rounds: int) -> dict[str, Any]:
 
 def attention(row_tokens: int, sizes: Sizes) -> dict[str, Any]:
     """Seconds of a step with each form of attention, and the ratios of dense to the others within a round."""
-    shape = {"layers": sizes.layers, "rows": max(1, sizes.tokens // row_tokens), "row_tokens": row_tokens}
+    devices = jax.device_count()  # each has a row at least, and as many as the others
+    rows = max(1, sizes.tokens // row_tokens // devices) * devices
+    shape = {"layers": sizes.layers, "rows": rows, "row_tokens": row_tokens}
     built = {
         kind: Arm.make(
             configured({"model.attention": kind, "model.dtype": "bfloat16", "model.remat": "attention"}, **shape)

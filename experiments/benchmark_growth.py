@@ -36,6 +36,7 @@ from rmjax.parallel.mesh import make_mesh
 from rmjax.train import parameters
 
 SHARED, OWN = 64, 32  # tokens of a group: of all its candidates, of each
+BLOCK = 96  # tokens, where attention is in blocks: groups of 128 do not line up with them
 _DEVICES = "--xla_force_host_platform_device_count"
 
 
@@ -64,7 +65,7 @@ class Case:
 PANELS: dict[str, tuple[str, tuple[Case, ...]]] = {
     "trained parameters": ("trained", tuple(Case(layers, heads) for layers, heads in ((6, 3), (12, 6), (30, 9)))),
     "tokens a row (4096 a batch)": ("row_tokens", tuple(Case(rows=n, groups=32 // n) for n in (16, 8, 4, 2))),
-    "tokens a row, attention in blocks of 128 (4096 a batch)": (
+    "tokens a row, attention in blocks of 96 (4096 a batch)": (
         "row_tokens",
         tuple(Case(rows=n, groups=32 // n, attention="blockwise") for n in (16, 8, 4, 2)),
     ),
@@ -82,7 +83,7 @@ def config_of(case: Case) -> Any:
     width = 64 * case.heads
     changes = {
         "model.width": width, "model.heads": case.heads, "model.kv_heads": case.heads // 3,
-        "model.mlp_width": width * 8 // 3, "model.attention": case.attention, "model.attention_block": 128,
+        "model.mlp_width": width * 8 // 3, "model.attention": case.attention, "model.attention_block": BLOCK,
         "data.groups": case.groups, "data.leaves": case.candidates,
     }  # fmt: skip
     return configured(changes, layers=case.layers, rows=case.rows, row_tokens=case.row_tokens)

@@ -185,7 +185,7 @@ def main(_: list[str]) -> None:
     )
     try:
         result = evaluate(options)
-    except (OSError, ValueError) as error:  # RecordError and ScoreError among them
+    except (OSError, ValueError, RuntimeError, ImportError) as error:  # RecordError and ScoreError among them
         sys.exit(f"error: {error}")
     print_table(result)
     print("\n".join(_notes(result, options)))

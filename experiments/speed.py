@@ -39,17 +39,22 @@ def place(result: Mapping[str, Any]) -> str:
         f"{data['counted_pairs']} cut to the row. {rounds} rounds; steps timed in a process: {steps}; at most",
         f"{settings['at_once']} pairs at once. On one batch in fp32, before any step, the two losses differ by",
         f"{apart['loss']:.1e}, rewards by {apart['rewards']:.1e} at most.",
-        *_products(result.get("product_rate", {})),
+        *_products(result),
     )
     return "\n".join(sentences)
 
 
-def _products(rates: Mapping[str, float | None]) -> list[str]:
-    """A sentence, where both sides' rates are known: older results lack them."""
-    known = {arm: rate for arm, rate in rates.items() if rate}
-    if len(known) < 2:
+def _known_rates(result: Mapping[str, Any]) -> list[float]:
+    """FLOP/s of a matrix product by itself, ours and theirs; empty where they were not measured."""
+    rates = list(result.get("product_rate", {}).values())
+    return rates if all(rates) else []
+
+
+def _products(result: Mapping[str, Any]) -> list[str]:
+    if not (rates := _known_rates(result)):
         return []
-    said = " and ".join(f"{rate / 1e9:,.0f} GFLOP/s by the library under {arm}" for arm, rate in known.items())
+    sides = zip(result["product_rate"], rates, strict=True)
+    said = " and ".join(f"{rate / 1e9:,.0f} GFLOP/s by the library under {arm}" for arm, rate in sides)
     return [f"A matrix product of a layer's sizes alone, in fp32, runs at {said}."]
 
 
@@ -60,7 +65,11 @@ def section(name: str, result: Mapping[str, Any]) -> str:
 
 def readme_line(results: Mapping[str, Mapping[str, Any]]) -> str:
     """For the README: the pairs per second and the memory of each machine, over TRL's."""
-    return "; ".join(_in_short(result) for result in results.values()) or NOTHING
+    if not results:
+        return NOTHING
+    versions = {result["versions"]["trl"]["trl"]: None for result in results.values()}
+    said = "; ".join(_in_short(result) for result in results.values())
+    return f"135 M parameters against TRL {' and '.join(versions)}'s RewardTrainer, pairs per second: {said}"
 
 
 def _in_short(result: Mapping[str, Any]) -> str:
@@ -70,10 +79,9 @@ def _in_short(result: Mapping[str, Any]) -> str:
     ratios = (
         f"{text(e['ratio']['pairs_per_second'], digits=2)} times at batch {batch}" for batch, e in by_batch.items()
     )
-    return (
-        f"135 M parameters on {machine}, {result['dtype']}, against TRL {result['versions']['trl']['trl']}'s RewardTrainer: "
-        f"pairs per second {', '.join(ratios)}, in {memory} of its memory"
-    )
+    rates = _known_rates(result)
+    faster = f", where our library multiplies matrices {rates[0] / rates[1]:.2g} times as fast" if rates else ""
+    return f"{', '.join(ratios)}, in {memory} of its memory, on {machine}, {result['dtype']}{faster}"
 
 
 def replaced(path: Path, before: str, begin: str, end: str, new: str) -> str:

@@ -48,8 +48,8 @@ def score(
 
 
 def fitting_shape(trees: Sequence[Tree], batch_tokens: int) -> ForestShape:
-    """Sizes of batches for these trees: at most `batch_tokens` tokens, or one row; batches equally full. Rows are one of 1, 2, 3,
-    4, 6, 8, 12, …, the other sizes powers of two, so that few shapes are ever compiled."""
+    """Sizes of batches for these trees: as few batches as `batch_tokens` tokens (or one row) allow, about equally full. Rows are
+    one of 1, 2, 3, 4, 6, 8, 12, … or as many as are allowed, the other sizes powers of two, so that few are ever compiled."""
     # Long rows leave less of themselves empty; beyond 512 a dense mask costs more than that saves.
     usual = min(512, _power_of_two(sum(tree.size for tree in trees)))
     row_tokens = max(128, usual, _power_of_two(max(tree.size for tree in trees)))
@@ -69,6 +69,6 @@ def _power_of_two(n: int) -> int:
 
 
 def _two_digits(n: int) -> int:
-    """The next number with at most two binary digits that count: a third more than n at most."""
+    """The next number with at most two binary digits that count, less than half more than n."""
     step = 1 << max(0, n.bit_length() - 2)
     return -(-n // step) * step

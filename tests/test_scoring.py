@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import pre_tokenizers
 
-from rmjax.data.forest import Forest, ForestShape, arrange, fill, pack
+from rmjax.data.forest import Forest, ForestShape, Tree, fill, pack
 from rmjax.data.formats import Encoder, Format
 from rmjax.data.record import Comparison
 from rmjax.hub.tokenizer import Tokenizer
@@ -127,15 +127,20 @@ def test_few_shapes_and_no_more_tokens_than_asked_for(encoder, batch_tokens):
     assert len(model.shapes) * R * T < 1.5 * tokens + R * T  # rows are filled
 
 
-@pytest.mark.parametrize("records", [3, 9, 17, 33, 60])
-def test_batches_are_equally_full(encoder, records):
-    """A call that just exceeds a batch does not run a second one of empty rows."""
-    trees = [tree for c in some_records(records) for tree in encoder.trees(c)]
-    shape = fitting_shape(trees, batch_tokens=8 * 128)
-    rows, batches = len(arrange(trees, shape.row_tokens, shape.groups)), len(list(pack(trees, shape)))
-    most = max(1, 8 * 128 // shape.row_tokens)
-    assert batches == -(-rows // most) and shape.rows <= most
-    assert shape.rows * batches < 1.34 * rows + batches
+@pytest.mark.parametrize(
+    ("count", "rows", "batches"), [(1, 1, 1), (5, 6, 1), (8, 8, 1), (9, 6, 2), (17, 6, 3), (23, 8, 3)]
+)
+def test_batches_are_equally_full(count, rows, batches):
+    """A call that just exceeds a batch of eight rows does not run a second one of empty rows."""
+    trees = [Tree.from_sequences([[5] * 400], [0.0]) for _ in range(count)]  # one a row
+    shape = fitting_shape(trees, batch_tokens=8 * 512)
+    assert shape == ForestShape(rows, 512, 1, 1)
+    assert len(list(pack(trees, shape))) == batches
+
+
+def test_a_batch_has_no_more_tokens_than_asked_for_where_rows_are_rounded_up():
+    trees = [Tree.from_sequences([[5] * 400], [0.0]) for _ in range(7)]
+    assert fitting_shape(trees, batch_tokens=7 * 512).rows == 7
 
 
 def test_a_progress_bar_counts_groups(encoder, capsys):

@@ -172,6 +172,11 @@ def _on_each_device(form: _Form, local: Callable, given: str, made: str, arrays:
     axes: Any = nn.logical_to_mesh_axes(("rows", "tokens", "heads"))
     rows, tokens, heads = axes
     parts = math.prod(mesh.shape[name] for name in _names(heads))
+    if form.platform == "xla" and arrays[0].shape[1] < 2 * math.prod(mesh.shape[name] for name in _names(tokens)):
+        raise ValueError(
+            f"attention=blockwise: rows of {arrays[0].shape[1]} tokens leave a device of mesh axis {' · '.join(_names(tokens))} "
+            "fewer than two; use attention=dense"
+        )
     if arrays[1].shape[2] % parts and form.platform == "xla":
         heads = None  # each device computes all
     elif arrays[1].shape[2] % parts:

@@ -170,7 +170,7 @@ def test_group_and_leaf_numbers_are_valid_and_padding_is_blank(shape, drawn):
 
 @settings(deadline=None)
 @given(sizes=st.lists(st.integers(1, 20), max_size=40), groups=st.integers(1, 5))
-def test_rows_hold_every_tree_once_and_none_could_have_been_spared_for_a_tree(sizes, groups):
+def test_rows_hold_every_tree_once_and_none_was_begun_while_another_had_room(sizes, groups):
     rows = arrange([grow([[5] * size]) for size in sizes], 20, groups)
     assert sorted(i for row in rows for i in row) == list(range(len(sizes)))
     taken = [sum(sizes[i] for i in row) for row in rows]
@@ -179,7 +179,13 @@ def test_rows_hold_every_tree_once_and_none_could_have_been_spared_for_a_tree(si
         assert all(taken[q] + sizes[row[0]] > 20 or len(rows[q]) == groups for q in range(r))
 
 
-def test_a_large_set_is_arranged_in_one_pass():
+def test_a_tree_goes_to_the_fullest_row_that_has_room():
+    sizes = [1, 9, 10, 12]  # the first one would fit beside 12 as well
+    rows = arrange([grow([[5] * size]) for size in sizes], 20, 3)
+    assert [[sizes[i] for i in row] for row in rows] == [[12], [10, 9, 1]]
+
+
+def test_rows_of_a_large_set_are_full():
     sizes = np.random.default_rng(0).integers(100, 400, 20_000)
     rows = arrange([grow([[5] * int(size)]) for size in sizes], 512, 8)
     assert len(rows) * 512 < 1.2 * sizes.sum()

@@ -201,7 +201,7 @@ class Processes:
             return {"batch_seconds": 1.0, "step_seconds": 60.0, "ratio": 60.0}
         if job["kind"] == "score":
             seconds = {"forest": [1.0, 10.0], "padded": [4.0, 50.0], "sorted": [3.0, 30.0]}
-            return {"seconds": seconds, "groups": 2, "candidates": 3, "tokens": {}}
+            return {"seconds": seconds, "groups": 2, "candidates": 3}
         seconds = (2.0 if theirs else 1.0) * (1 + job["seed"]) * (0.5 if job["kind"] == "dense" else 1.0)
         step = {"seconds": seconds, "pairs": job["batch"], "tokens": 10 * job["batch"], "shape": [2 * job["batch"], 7]}
         memory = {"peak_bytes": 3 * 10**9 if theirs else 10**9, "device_peak_bytes": None}
@@ -222,6 +222,7 @@ def test_the_sides_take_turns_and_ratios_are_formed_within_a_round(folder, tmp_p
     entry = found["batches"]["2"]
     assert entry["arms"]["rmjax"]["pairs_per_second"] == {"median": 1.5, "low": 1.0, "high": 2.0, "runs": [2.0, 1.0]}
     assert entry["ratio"]["pairs_per_second"]["runs"] == [2.0, 2.0] and entry["dense_ratio"]["runs"] == [4.0, 4.0]
+    assert entry["together"] == 2.0
     assert entry["ratio"]["peak_bytes"]["median"] == pytest.approx(1 / 3)
     assert len(entry["arms"]["rmjax"]["cold_startup_seconds"]["runs"]) == 1  # the first filled the cache
     assert len(entry["arms"]["trl"]["startup_seconds"]["runs"]) == 2

@@ -128,12 +128,13 @@ def test_tiles_that_nobody_sees_are_not_computed():
     group, leaf = (jnp.asarray(np.repeat(marks, 4)[None], jnp.int32) for marks in ([1, 1, 2], [1, 2, 0]))
     q, k, v = (jnp.ones((1, 12, heads, 8)) for heads in (4, 2, 2))
 
-    def both(v):
-        out = blockwise(q, k, v, ForestMask(group, leaf), 4)
+    def both(q, k):
+        out = blockwise(q, k, v.at[:, :4].set(jnp.nan), ForestMask(group, leaf), 4)
         return jnp.sum(out), out
 
-    (_, out), gradient = jax.jit(jax.value_and_grad(both, has_aux=True))(v.at[:, :4].set(jnp.nan))
-    assert np.all(np.isnan(out[:, :4])) and np.all(np.isfinite(out[:, 4:])) and np.all(np.isfinite(gradient[:, 4:]))
+    (_, out), gradients = jax.jit(jax.value_and_grad(both, (0, 1), has_aux=True))(q, k)
+    for x in (out, *gradients):
+        assert np.all(np.isnan(x[:, :4])) and np.all(np.isfinite(x[:, 4:]))
 
 
 def test_tiles_between_groups_and_between_leaves_are_not_seen():
@@ -164,6 +165,15 @@ def test_memory_grows_linearly_to_32k_tokens_a_row():
     assert blocks[32_768] < 2.1 * blocks[16_384], blocks
     assert dense[4096] > 3.5 * dense[2048], dense  # the square that blocks avoid
     assert blocks[32_768] < dense[4096]
+
+
+def test_a_part_of_a_row_is_two_tokens_at_least():
+    mesh = jax.sharding.AbstractMesh((2,), ("context",), axis_types=(jax.sharding.AxisType.Auto,))
+    q, k, v = (jnp.ones((1, 2, heads, 8)) for heads in (4, 2, 2))
+    marks = ForestMask(jnp.ones((1, 2), jnp.int32), jnp.zeros((1, 2), jnp.int32))
+    refused = pytest.raises(ValueError, match="rows of 2 tokens leave a device of mesh axis context fewer than two")
+    with jax.sharding.use_abstract_mesh(mesh), nn.logical_axis_rules((("tokens", "context"),)), refused:
+        blockwise(q, k, v, marks, 8)
 
 
 @pytest.mark.parametrize(
