@@ -275,7 +275,9 @@ def growth(panels: Mapping[str, Sequence[tuple[float, Mapping[str, float]]]]) ->
         median_P, low_P, high_P = (np.asarray([s[name] for s in found]) for name in ("median", "low", "high"))
         axes.errorbar(values_P, median_P, yerr=np.stack([median_P - low_P, high_P - median_P]), fmt="o-", color=BLUE,
                       markersize=4, linewidth=1.2, elinewidth=1)  # fmt: skip
-        axes.set(xscale="log", yscale="log", xlabel=label, ylabel="pairs/s")
+        # Four times from the bottom to the top at least, so that what does not change looks flat.
+        center, half = np.sqrt(low_P.min() * high_P.max()), max(2.0, 1.1 * np.sqrt(high_P.max() / low_P.min()))
+        axes.set(xscale="log", yscale="log", xlabel=label, ylabel="pairs/s", ylim=(center / half, center * half))
         axes.set_xticks(list(values_P), [f"{x:,.0f}" if x < 1e4 else f"{x / 1e6:,.3g} M" for x in values_P])
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:.3g}")

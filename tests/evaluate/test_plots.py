@@ -82,6 +82,8 @@ def test_growth_has_a_panel_for_each_axis_and_the_points_of_it():
     assert (
         devices.get_xlabel() == "devices" and devices.get_yscale() == "log" and len(devices.lines[0].get_xdata()) == 3
     )
+    bottom, top = devices.get_ylim()
+    assert bottom < 3.0 and top > 4.5 and round(top / bottom, 6) == 4, "what hardly changes looks flat"
 
 
 def test_lines_against_size_stand_side_by_side_with_their_intervals():
