@@ -159,26 +159,30 @@ def _place_targets(forest: Forest, r: int, column: int, part: np.ndarray, learne
     forest.target_weight_RT[r, span] = np.arange(1, len(part)) >= learned_from
 
 
+def _place(item: Any, size: int, rows: list[list[Any]], spaces: list[tuple[int, int]], groups: int) -> bool:
+    """Puts the item into the fullest row that has room for it; False if none has. `spaces` are (tokens left, row) of the rows
+    that can take more, in order."""
+    at = bisect.bisect_left(spaces, (size, -1))
+    if at == len(spaces):
+        return False
+    space, row = spaces.pop(at)
+    rows[row].append(item)
+    if len(rows[row]) < groups:
+        bisect.insort(spaces, (space - size, row))
+    return True
+
+
 class Packer:
     """Places trees into the rows of one batch, best fit first."""
 
     def __init__(self, shape: ForestShape):
         self.shape = shape
         self.rows: list[list[Tree]] = [[] for _ in range(shape.rows)]
-        self._space = np.full(shape.rows, shape.row_tokens)
+        self._spaces = [(shape.row_tokens, row) for row in range(shape.rows)]
 
     def offer(self, tree: Tree) -> bool:
-        """Puts the tree into the fullest row that has room for it; False if none has."""
-        left = self._space - tree.size
-        left = np.where((left < 0) | (self._space < 0), np.iinfo(np.int64).max, left)
-        row = int(np.argmin(left))
-        if left[row] == np.iinfo(np.int64).max:
-            return False
-        self.rows[row].append(tree)
-        self._space[row] -= tree.size
-        if len(self.rows[row]) == self.shape.groups:
-            self._space[row] = -1  # no group slot left: closed to further trees
-        return True
+        """Puts the tree into the fullest row that has room for it and a group slot left; False if none has."""
+        return _place(tree, tree.size, self.rows, self._spaces, self.shape.groups)
 
     def forest(self) -> Forest:
         return fill(self.shape, self.rows)
@@ -187,15 +191,12 @@ class Packer:
 def arrange(trees: Sequence[Tree], row_tokens: int, groups: int) -> list[list[int]]:
     """Rows of indices of trees: each tree, largest first, is in the fullest row that had room for it, or began one."""
     rows: list[list[int]] = []
-    spaces: list[tuple[int, int]] = []  # (tokens left, row) of the rows that can take more, in order
+    spaces: list[tuple[int, int]] = []
     for i in sorted(range(len(trees)), key=lambda i: -trees[i].size):
-        at = bisect.bisect_left(spaces, (trees[i].size, -1))
-        space, row = spaces.pop(at) if at < len(spaces) else (row_tokens, len(rows))
-        if row == len(rows):
+        if not _place(i, trees[i].size, rows, spaces, groups):
+            spaces.append((row_tokens, len(rows)))  # an empty row has most room: the order holds
             rows.append([])
-        rows[row].append(i)
-        if len(rows[row]) < groups:
-            bisect.insort(spaces, (space - trees[i].size, row))
+            _place(i, trees[i].size, rows, spaces, groups)
     return rows
 
 

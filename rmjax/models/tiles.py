@@ -26,9 +26,8 @@ def tiles_seen(queries_RCBM: Int[Array, "R C B 3"], keys_RDBM: Int[Array, "R D B
 
     def ranges(marks_RCBM):
         real, most = marks_RCBM[..., :1] > 0, jnp.iinfo(jnp.int32).max
-        return jnp.min(marks_RCBM, axis=2, where=real, initial=most), jnp.max(
-            marks_RCBM, axis=2, where=real, initial=-1
-        )
+        low = jnp.min(marks_RCBM, axis=2, where=real, initial=most)
+        return low, jnp.max(marks_RCBM, axis=2, where=real, initial=-1)
 
     q_low, q_high = (x[:, :, None] for x in ranges(queries_RCBM))
     k_low, k_high = (x[:, None] for x in ranges(keys_RDBM))
