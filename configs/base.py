@@ -98,7 +98,7 @@ def _data() -> ConfigDict:
     data.rows = 8  # rows a batch (over all devices)
     data.row_tokens = 512  # tokens a row; short rows are fast, a dense mask costs T per token
     data.groups = 8  # groups a row at most
-    data.leaves = 2  # candidates a group at most
+    data.candidates = 2  # candidates a group at most
     data.streams = 1  # streams that the rows are packed from; processes share them out (docs/multihost.md)
     data.epochs = 0  # passes over the data; 0 = as many as the steps take
     data.prefetch = 2  # batches made ahead

@@ -84,7 +84,7 @@ def training(grid: Any, name: str, seed: int, path: str) -> ConfigDict:
     config.data.rows = grid.rows
     config.data.row_tokens = grid.row_tokens
     config.data.groups = grid.groups
-    config.data.leaves = 1
+    config.data.candidates = 1
     config.data.epochs = grid.passes
     config.optimizer.learning_rate = chosen.learning_rate
     config.optimizer.warmup = 0.1

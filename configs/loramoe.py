@@ -20,7 +20,7 @@ def get_config(objective: str = "preference") -> ConfigDict:
     config.adapter.beta = 0.1
     config.data.kind = "comparisons" if objective == "preference" else "texts"
     config.data.reference = "optional"
-    config.data.leaves = 2 if objective == "preference" else 1
+    config.data.candidates = 2 if objective == "preference" else 1
     config.optimizer.learning_rate = 2e-4  # official script, as the next two
     config.optimizer.warmup = 0.03
     config.optimizer.final = 0.0

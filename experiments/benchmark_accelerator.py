@@ -21,7 +21,7 @@ from experiments.benchmarks import Arm, configured, factor, timed
 from experiments.start import parse_flags, prepare
 from experiments.trainers.results import spread
 from rmjax.evaluate import environment
-from rmjax.evaluate.files import refuse_unwritable, write_json
+from rmjax.files import refuse_unwritable, write_json
 from rmjax.models.attention import PLATFORMS
 from rmjax.train.flops import mfu
 

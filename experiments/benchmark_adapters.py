@@ -25,8 +25,8 @@ from experiments import benchmarks, train
 from experiments.benchmarks import Arm, factor, timed
 from experiments.start import parse_flags, prepare
 from rmjax.evaluate import environment
-from rmjax.evaluate.files import refuse_unwritable, write_json
-from rmjax.train import parameters
+from rmjax.files import refuse_unwritable, write_json
+from rmjax.models import parameters
 
 REFERENCES = {
     "lora_dropout": "lora_dropout",

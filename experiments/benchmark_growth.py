@@ -21,19 +21,20 @@ from typing import Any
 import jax
 import numpy as np
 from absl import app, flags
+from rmjax.models.forest import Forest
 
 from experiments import train
 from experiments.benchmarks import Arm, configured
 from experiments.start import parse_flags, prepare
 from experiments.trainers.results import spread
-from rmjax.data.forest import Forest, ForestShape, Tree, fill
+from rmjax.data import placement
+from rmjax.data.packing import ForestShape, Tree, fill
 from rmjax.data.pipeline import Share
 from rmjax.evaluate import environment
-from rmjax.evaluate.files import refuse_unwritable, write_json, write_text
 from rmjax.evaluate.plots import growth, svg
-from rmjax.parallel import batch as batching
+from rmjax.files import refuse_unwritable, write_json, write_text
+from rmjax.models import parameters
 from rmjax.parallel.mesh import make_mesh
-from rmjax.train import parameters
 
 SHARED, OWN = 64, 32  # tokens of a group: of all its candidates, of each
 BLOCK = 96  # tokens, where attention is in blocks: groups of 128 do not line up with them
@@ -84,7 +85,7 @@ def config_of(case: Case) -> Any:
     changes = {
         "model.width": width, "model.heads": case.heads, "model.kv_heads": case.heads // 3,
         "model.mlp_width": width * 8 // 3, "model.attention": case.attention, "model.attention_block": BLOCK,
-        "data.groups": case.groups, "data.leaves": case.candidates,
+        "data.groups": case.groups, "data.candidates": case.candidates,
     }  # fmt: skip
     return configured(changes, layers=case.layers, rows=case.rows, row_tokens=case.row_tokens)
 
@@ -106,7 +107,7 @@ def measure(case: Case, rounds: int) -> dict[str, Any]:
     config = config_of(case)
     mesh = make_mesh(config.mesh.to_dict())
     forest = random_groups(case, train.load_start(config.model).config.vocab_size)
-    arm = Arm.make(config, batching.place(forest, batching.forest_shardings(mesh), Share()))
+    arm = Arm.make(config, placement.place(forest, placement.forest_shardings(mesh), Share()))
     arm.seconds()
     seconds = [arm.seconds() for _ in range(rounds)]
     trained = parameters.count(arm.state.trainable)

@@ -20,15 +20,17 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 from ml_collections import ConfigDict
+from rmjax.models.forest import Forest
 
 from experiments import benchmarks, train
 from experiments.gradients import MODES
 from experiments.start import parse_flags, prepare
-from rmjax.data.forest import Forest, ForestShape, Tree, fill
+from rmjax.data.packing import ForestShape, Tree, fill
 from rmjax.evaluate import environment
-from rmjax.evaluate.files import refuse_unwritable, write_json
+from rmjax.files import refuse_unwritable, write_json
+from rmjax.models import parameters
 from rmjax.models.reward import RewardTransformer
-from rmjax.train import gradient, objective, parameters
+from rmjax.train import gradient, objective
 
 PLAIN, RISING = "plain", "gradient of J"
 ETA = 1e-3

@@ -29,7 +29,7 @@ from experiments.train import guarded
 from experiments.trainers.generated import write_generated
 from experiments.trainers.results import summary, table
 from rmjax.data.preferences import PREFERENCE_SETS
-from rmjax.evaluate.files import refuse_unwritable, write_json
+from rmjax.files import refuse_unwritable, write_json
 
 TOLERANCE = 1e-3  # largest difference of a reward or of the loss between the sides, in fp32
 PAD_TOKEN = "<|im_end|>"  # never in a text: special tokens in texts are ordinary characters

@@ -17,8 +17,9 @@ from configs import base
 from experiments import train
 from experiments.adapters import adapted_architecture, trainable_paths
 from experiments.gradients import make_gradient
-from rmjax.data.forest import Forest, ForestShape, Tree, fill
+from rmjax.data.packing import ForestShape, Tree, fill
 from rmjax.evaluate import interval
+from rmjax.models.forest import Forest
 from rmjax.models.reward import RewardTransformer
 from rmjax.parallel.mesh import make_mesh
 from rmjax.train import optimizer
@@ -77,14 +78,14 @@ class Arm:
 def random_pairs(config: Any, vocab_size: int) -> Forest:
     """Full rows of pairs, of both types in turn."""
     random, data = np.random.default_rng(0), config.data
-    third = data.row_tokens // (3 * 2)  # two groups a row, each a prefix and two leaves of one size
+    third = data.row_tokens // (3 * 2)  # two groups a row, each a prefix and two branches of one size
 
     def tree(number: int) -> Tree:
         prefix, first, second = random.integers(1, vocab_size, (3, third), dtype=np.int32)
         return Tree(prefix, (first, second), np.array([0.0, 1.0], np.float32), type=number % 2, record=number)
 
     rows = [[tree(2 * r), tree(2 * r + 1)] for r in range(data.rows)]
-    return fill(ForestShape(data.rows, data.row_tokens, data.groups, data.leaves), rows)
+    return fill(ForestShape(data.rows, data.row_tokens, data.groups, data.candidates), rows)
 
 
 def timed(built: Mapping[str, Arm], rounds: int) -> dict[str, list[float]]:

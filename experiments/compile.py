@@ -20,6 +20,7 @@ import jax
 from absl import app, flags
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
+from rmjax.models.forest import Forest
 
 from experiments.start import parse_flags
 from experiments.streams import batch_shapes
@@ -32,15 +33,15 @@ from experiments.train import (
     load_architecture,
     make_program,
 )
-from rmjax.data.forest import Forest, ForestShape
-from rmjax.evaluate.files import refuse_unwritable, write_json
-from rmjax.parallel.batch import forest_shardings
+from rmjax.data.packing import ForestShape
+from rmjax.data.placement import forest_shardings
+from rmjax.files import refuse_unwritable, write_json
+from rmjax.models import parameters
 from rmjax.parallel.chips import Slice, slice_devices
 from rmjax.parallel.hlo import parse
 from rmjax.parallel.mesh import make_mesh, make_rules
 from rmjax.parallel.operations import operations
 from rmjax.parallel.roofline import collective_table, roofline
-from rmjax.train import parameters
 from rmjax.train.state import compile_step
 
 _log = logging.getLogger(__name__)

@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import logging
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -12,13 +13,16 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from configs import base
-from rmjax.train.manifest import write_durably
+from rmjax.files import write_text
 
+_log = logging.getLogger(__name__)
 _MAY_CHANGE = (
     r"evals|mesh\.|sharding\.|hosts\.|data\.prefetch|run\.(log_every|save_every|keep|keep_every|tensorboard|wandb|compiler_options)$"
     r"|model\.(attention|attention_block|remat)$"  # the same values, on another machine
 )
 _PARTS = "optimizer.microbatches"
+RENAMED = {"data.leaves": "data.candidates"}
+"""Keys of older configs → what they are called now."""
 _EVALUATIONS = {"pool": base.pool_eval(""), "comparisons": base.comparisons_eval(""), "samples": base.samples_eval("")}
 
 
@@ -31,6 +35,11 @@ def complete(config: ConfigDict) -> ConfigDict:
     """
     whole = config.copy_and_resolve_references()
     with whole.unlocked():
+        for old, new in RENAMED.items():
+            section, name = old.split(".")
+            if name in whole[section]:
+                _log.warning("config.%s is called config.%s now", old, new)
+                whole[section][new.split(".")[1]] = whole[section].pop(name)
         _fill(whole, base.get_config(), "config")
         for section, default in base.get_config().items():
             if isinstance(default, ConfigDict) and section != "evals":
@@ -74,7 +83,7 @@ def keep_config(config: ConfigDict, path: Path) -> None:
                 f"{path.parent} holds a run of another config ({'; '.join(changed[:6])}); use a new workdir"
             )
     if jax.process_index() == 0:
-        write_durably(path, config.to_json_best_effort(indent=1) + "\n")  # a kill must not leave half of it
+        write_text(path, config.to_json_best_effort(indent=1) + "\n")  # a kill must not leave half of it
 
 
 def _parts_add_up(config: Mapping[str, Any]) -> bool:
@@ -89,7 +98,7 @@ def _stored(path: Path) -> dict[str, Any]:
         stored = None
     if not isinstance(stored, dict):
         raise ValueError(f"{path}: not the config of a run; bring it back, or use a new workdir")
-    return _flat(stored)
+    return {RENAMED.get(key, key): value for key, value in _flat(stored).items()}
 
 
 def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:

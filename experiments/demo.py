@@ -31,9 +31,9 @@ from rmjax.evaluate import (
     read_runs,
     write_report,
 )
+from rmjax.files import write_text
 from rmjax.reward_model import RewardModel
 from rmjax.train.loop import Preempted
-from rmjax.train.manifest import write_durably
 
 POOL, RANKED = "shipped:policy_pool", "shipped:ranked_test"
 NEGATIVES = 3
@@ -132,7 +132,7 @@ def _timed(workdir: Path) -> Iterator[None]:
         yield
     finally:
         seconds = _seconds(workdir) + time.monotonic() - started
-        write_durably(workdir / "clock.json", json.dumps({"seconds": seconds}))
+        write_text(workdir / "clock.json", json.dumps({"seconds": seconds}))
 
 
 def main(argv: Sequence[str]) -> None:

@@ -42,9 +42,9 @@ from rmjax.data.formats import Format
 from rmjax.data.record import Comparison
 from rmjax.data.samples import take
 from rmjax.evaluate import environment
-from rmjax.evaluate.files import write_json, write_text
 from rmjax.evaluate.gaps import describe_gaps, reward_gaps
 from rmjax.evaluate.plots import gap_distributions, svg
+from rmjax.files import write_json, write_text
 from rmjax.reward_model import CHECKPOINTS, RewardModel
 from rmjax.train.metrics import read_metrics
 
@@ -106,7 +106,7 @@ def write_labels(arm: str, seed: int, workdir: Path, data: Path) -> None:
         groups = [groups[i] for i in seen_by(shared)]
     if chosen.self_labeled:
         fit("plain", seed, workdir, data)
-        meta = [take(c, np.random.default_rng([seed, i]), samples=shared.data.leaves)
+        meta = [take(c, np.random.default_rng([seed, i]), samples=shared.data.candidates)
                 for i, c in enumerate(records(str(data / "meta.jsonl")))]  # fmt: skip
         groups += self_labeled(RewardModel.load(_folder(workdir, "plain", seed)), meta)
     path = _folder(workdir, arm, seed) / "train.jsonl"

@@ -15,8 +15,8 @@ from experiments import sample, train
 from experiments.drift_stages import ladder, write_stages, written
 from rmjax.data.record import Comparison
 from rmjax.data.samples import from_pool
-from rmjax.evaluate.files import write_json, write_lines
-from rmjax.policy.pool import turn
+from rmjax.files import write_json, write_lines
+from rmjax.policy.policies import turn
 from rmjax.reward_model import RewardModel
 
 

@@ -18,7 +18,7 @@ from configs import drift as grid
 from experiments.sources import pool_rows
 from rmjax.data.record import Comparison, to_row
 from rmjax.data.samples import from_pool, unlabeled
-from rmjax.evaluate.files import write_lines
+from rmjax.files import write_lines
 from rmjax.reward_model import RewardModel
 
 Rung = tuple[float, list[str]]  # rank (0 is best), texts that stand on it

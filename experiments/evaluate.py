@@ -32,10 +32,10 @@ from rmjax.evaluate.comparisons import (
     judge,
     with_best_as_reference,
 )
-from rmjax.evaluate.files import refuse_unwritable, write_json, write_text
 from rmjax.evaluate.report import environment, write_report
 from rmjax.evaluate.score_log import ScoreLog, fingerprint_comparisons, fingerprint_files
 from rmjax.evaluate.table import print_table
+from rmjax.files import refuse_unwritable, write_json, write_text
 
 logger = logging.getLogger(__name__)
 _RUN_FILES = ("model.json", "tokenizer.json", "config.json", "metrics.jsonl")

@@ -30,17 +30,17 @@ from experiments.forgetting_tables import tables
 from experiments.grids import chosen_arms, over_seeds, paired, routing_over_seeds, steps_of, stored
 from experiments.skills import KNOWLEDGE, Skills, Text
 from experiments.start import parse_flags, prepare
-from rmjax.data.forest import ForestShape
 from rmjax.data.formats import text_trees
+from rmjax.data.packing import ForestShape
 from rmjax.evaluate import environment, interval, write_report
 from rmjax.evaluate.bootstrap import Interval
-from rmjax.evaluate.files import write_json, write_text
 from rmjax.evaluate.language import LanguageModel, answers, says, score_texts
 from rmjax.evaluate.plots import against_size, svg
 from rmjax.evaluate.routing import describe_routing
-from rmjax.policy.pool import turn
+from rmjax.files import write_json, write_text
+from rmjax.models import parameters
+from rmjax.policy.policies import turn
 from rmjax.reward_model import CHECKPOINTS, load_description
-from rmjax.train import parameters
 
 PANELS = {  # measure, minus that of the base or not → axis
     "facts": (True, "old questions answered"),

@@ -11,10 +11,10 @@ import numpy as np
 from experiments.streams import open_stream
 from rmjax.data.formats import Format
 from rmjax.data.record import Comparison
+from rmjax.data.tokenizer import Tokenizer
 from rmjax.evaluate.bootstrap import difference, interval
 from rmjax.evaluate.comparisons import judge
 from rmjax.evaluate.routing import served_share
-from rmjax.hub.tokenizer import Tokenizer
 from rmjax.losses.balance import equal_groups
 
 

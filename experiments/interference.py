@@ -33,11 +33,11 @@ from experiments.start import parse_flags, prepare
 from experiments.tables import cell, markdown, mean_cell
 from experiments.tables import routing as routing_table
 from rmjax.data.record import Comparison, to_row
+from rmjax.data.tokenizer import Tokenizer
 from rmjax.evaluate import baselines, environment, interval, write_report
 from rmjax.evaluate.comparisons import unusable
-from rmjax.evaluate.files import write_json, write_text
 from rmjax.evaluate.routing import routing_of
-from rmjax.hub.tokenizer import Tokenizer
+from rmjax.files import write_json, write_text
 from rmjax.reward_model import CHECKPOINTS, RewardModel
 
 JOINT = "both"

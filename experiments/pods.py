@@ -15,7 +15,7 @@ from absl import app, flags
 
 from experiments.tables import markdown
 from experiments.train import guarded
-from rmjax.train.manifest import write_durably
+from rmjax.files import write_text
 
 PAGE = Path("docs/pods.md")
 REPORTS = Path("docs/pods")
@@ -71,7 +71,7 @@ def write_page() -> None:
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise ValueError(f"{PAGE} lacks the line `{BEGIN}` or `{END}`")
-    write_durably(PAGE, f"{before}{begin}\n{markdown([COLUMNS, *rows])}\n{end}{after}")
+    write_text(PAGE, f"{before}{begin}\n{markdown([COLUMNS, *rows])}\n{end}{after}")
 
 
 def main(argv: Sequence[str]) -> None:

@@ -29,12 +29,12 @@ from experiments.start import parse_flags, prepare
 from experiments.train import guarded, open_workdir
 from rmjax.data.record import RecordError
 from rmjax.data.rows import iterate_rows
+from rmjax.files import write_text
 from rmjax.hub.gguf import load_gguf, smollm2_path
 from rmjax.models.transformer import TransformerConfig
-from rmjax.policy.pool import Policy, realize, sequence_key, sequence_seed, turn
+from rmjax.policy.policies import Policy, realize, sequence_key, sequence_seed, turn
 from rmjax.policy.sampling import generate, left_pad, rules
 from rmjax.reward_model import load_description, load_params
-from rmjax.train.manifest import write_durably
 
 _ENDS = ("<|im_end|>", "<|endoftext|>")
 
@@ -120,7 +120,7 @@ def check_settings(policy: Policy, config: Any, path: Path) -> None:
         raise ValueError(
             f"{path} was begun with other settings ({', '.join(changed)}); remove the file or use a new workdir"
         )
-    write_durably(beside, json.dumps(now, ensure_ascii=False, indent=1) + "\n")
+    write_text(beside, json.dumps(now, ensure_ascii=False, indent=1) + "\n")
 
 
 def sample_policy(policy: Policy, rows: list[dict], model: Any, config: Any, path: Path, bar: tqdm) -> None:

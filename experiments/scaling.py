@@ -22,13 +22,13 @@ from experiments.sources import pool
 from experiments.start import parse_flags, prepare
 from rmjax.data.record import Comparison
 from rmjax.evaluate import envelope, environment, fit_power_law
-from rmjax.evaluate.files import write_json, write_text
 from rmjax.evaluate.plots import scaling_law, svg
 from rmjax.evaluate.scaling import Point, PowerLaw
+from rmjax.files import write_json, write_text
+from rmjax.models.parameters import count
 from rmjax.reward_model import RewardModel
 from rmjax.train.flops import decoder_flops_per_token
 from rmjax.train.metrics import read_metrics
-from rmjax.train.parameters import count
 
 GROUPS_PER_PROMPT, NEGATIVES = 1, 3
 

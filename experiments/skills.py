@@ -16,8 +16,8 @@ import numpy as np
 
 from experiments.sources import choose, located
 from rmjax.data.rows import iterate_rows
-from rmjax.hub.tokenizer import Tokenizer
-from rmjax.policy.pool import turn
+from rmjax.data.tokenizer import Tokenizer
+from rmjax.policy.policies import turn
 
 TASKS, KNOWLEDGE = 0, 1
 SOURCES = ("shipped", "loramoe_tiny", "gsm8k_train")

@@ -27,7 +27,7 @@ from rmjax.data.record import (
 )
 from rmjax.data.rows import iterate_rows
 from rmjax.data.samples import Form, form
-from rmjax.hub.tokenizer import Tokenizer
+from rmjax.data.tokenizer import Tokenizer
 
 SHIPPED = "shipped:"
 _SPLITS = ("seen", "unseen", "all")
@@ -128,9 +128,9 @@ def preference_forms(data: Any) -> set[Form]:
 def _source(data: Any, types: int = 0) -> tuple[Any, Callable | None, Callable[[int], str]]:
     choose("data.kind", data.kind, ("pool", "comparisons", "texts"))
     if data.kind == "pool":
-        if data.negatives + 1 > data.leaves:
+        if data.negatives + 1 > data.candidates:
             raise ValueError(
-                f"config.data.leaves is {data.leaves}; {data.negatives} negatives need {data.negatives + 1}"
+                f"config.data.candidates is {data.candidates}; {data.negatives} negatives need {data.negatives + 1}"
             )
         source = pool(data.path, data.policies, data.prompts)
         source.check_numbers(negatives=data.negatives, references=data.references)
@@ -145,8 +145,10 @@ def _source(data: Any, types: int = 0) -> tuple[Any, Callable | None, Callable[[
     if data.kind == "comparisons":
         choose("data.reference", data.reference, ("required", "optional"))
         comparisons = [_usable(c, data.reference, types) for c in records(data.path, data.root, data.split)]
-        if comparisons and min(len(c.outputs) for c in comparisons) > data.leaves:
-            raise ValueError(f"config.data.leaves is {data.leaves}; every record of {data.path} has more candidates")
+        if comparisons and min(len(c.outputs) for c in comparisons) > data.candidates:
+            raise ValueError(
+                f"config.data.candidates is {data.candidates}; every record of {data.path} has more candidates"
+            )
         return comparisons, None, lambda i: comparisons[i].id or comparisons[i].place
     places, texts = zip(*(_text(*row, types) for row in _objects(data.path)), strict=True)
     return texts, None, places.__getitem__

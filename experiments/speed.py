@@ -16,7 +16,7 @@ from experiments.benchmark_growth import PANELS
 from experiments.tables import markdown
 from experiments.train import guarded
 from experiments.trainers.results import table, text
-from rmjax.train.manifest import write_durably
+from rmjax.files import write_text
 
 PAGE, README, RESULTS = Path("docs/speed.md"), Path("README.md"), Path("docs/speed")
 BEGIN, END = "<!-- tables: python -m experiments.speed -->", "<!-- end of tables -->"
@@ -146,8 +146,8 @@ def run(root: Path) -> None:
     growth, line = results.pop(GROWTH, None), readme_line(results)
     written = page((root / PAGE).read_text(), results, growth, accelerators)
     lined = replaced(README, (root / README).read_text(), LINE_BEGIN, LINE_END, line)
-    write_durably(root / PAGE, written)
-    write_durably(root / README, lined)
+    write_text(root / PAGE, written)
+    write_text(root / README, lined)
     print(line)
 
 

@@ -11,12 +11,12 @@ import grain
 import numpy as np
 
 from experiments.sources import choose, pool_rows, preference_forms, records, training_trees
-from rmjax.data.forest import ForestShape
 from rmjax.data.formats import Encoder, Format
+from rmjax.data.packing import ForestShape
 from rmjax.data.pipeline import WHOLE, Share, batches, batches_together, tree_dataset
 from rmjax.data.record import WRAPPERS, Comparison
 from rmjax.data.samples import from_pool, require_form, require_several, take, telling_apart
-from rmjax.hub.tokenizer import Tokenizer
+from rmjax.data.tokenizer import Tokenizer
 from rmjax.train.loop import Identify
 
 KINDS = ("pool", "comparisons")
@@ -40,7 +40,7 @@ class Stream:
 def batch_shapes(config: Any) -> ForestShape | dict[str, ForestShape]:
     """Sizes of a batch, of each stream by name where there are two."""
     data, meta = config.data, config.meta_data
-    shape = ForestShape(data.rows, data.row_tokens, data.groups, data.leaves)
+    shape = ForestShape(data.rows, data.row_tokens, data.groups, data.candidates)
     if choose("gradient.name", config.gradient.name, ("plain", "meta")) == "plain":
         return shape
     return {"preference": shape, "meta": ForestShape(meta.rows, meta.row_tokens, meta.groups, meta.samples)}

@@ -21,6 +21,7 @@ import optax
 from absl import app, flags
 from jax.sharding import Mesh
 from ml_collections import config_flags
+from rmjax.models.forest import Forest
 
 from experiments.adapters import adapted_architecture, check_adapter, make_balance, trainable_paths
 from experiments.configuration import complete, keep_config
@@ -28,25 +29,25 @@ from experiments.gradients import check_head, make_gradient
 from experiments.sources import choose, evaluation_set
 from experiments.start import join_hosts, leave, parse_flags, stoppable
 from experiments.streams import open_stream, samples_set
-from rmjax.data.forest import Forest
+from rmjax.data import placement
 from rmjax.data.formats import Encoder, Format
 from rmjax.data.pipeline import WHOLE
 from rmjax.data.record import RecordError
+from rmjax.data.tokenizer import Tokenizer
 from rmjax.evaluate import evaluate_comparisons
 from rmjax.evaluate.gaps import describe_gaps
 from rmjax.hub.gguf import load_gguf, smollm2_path
-from rmjax.hub.tokenizer import Tokenizer
+from rmjax.models import parameters
 from rmjax.models.attention import PLATFORMS
 from rmjax.models.lora import ADAPTER_PATH
 from rmjax.models.presets import PRESETS
 from rmjax.models.reward import RewardTransformer
 from rmjax.models.transformer import TransformerConfig
-from rmjax.parallel import batch as batching
 from rmjax.parallel.hosts import EndTogether
 from rmjax.parallel.mesh import Rules, make_mesh, make_rules, replicated, shards
 from rmjax.reward_model import CHECKPOINTS, load_description, load_params, save_description
 from rmjax.scoring import score
-from rmjax.train import meta, objective, optimizer, parameters
+from rmjax.train import meta, objective, optimizer
 from rmjax.train.checkpoint import Checkpoints
 from rmjax.train.flops import decoder_flops_per_token, mfu
 from rmjax.train.loop import Diverged, Preempted, restored, saved_part, train
@@ -56,7 +57,7 @@ from rmjax.train.state import State, compile_step, initial_params, make_state, m
 
 _log = logging.getLogger(__name__)
 _POSITIVE = (
-    "data.rows", "data.row_tokens", "data.streams", "data.groups", "data.leaves", "data.negatives", "data.references",
+    "data.rows", "data.row_tokens", "data.streams", "data.groups", "data.candidates", "data.negatives", "data.references",
     "meta_data.rows", "meta_data.row_tokens", "meta_data.groups",
     "optimizer.microbatches", "run.steps", "run.log_every", "run.save_every", "run.keep",
 )  # fmt: skip
@@ -212,7 +213,7 @@ def _rewards(model: RewardTransformer, mesh: Mesh, rules: Rules) -> Callable[[An
     cut, whole = (
         jax.jit(f, out_shardings=replicated(mesh)) for f in (apply, lambda p, f: model.apply({"params": p}, f))
     )
-    shardings = batching.forest_shardings(mesh, rules)
+    shardings = placement.forest_shardings(mesh, rules)
     parts, tokens = (shards(mesh, rules, axis) for axis in ("rows", "tokens"))
 
     def rewards(params: Any, forest: Forest) -> jax.Array:
@@ -220,7 +221,7 @@ def _rewards(model: RewardTransformer, mesh: Mesh, rules: Rules) -> Callable[[An
         if forest.shape[1] % tokens:
             return whole(params, forest)
         padded = jax.tree.map(lambda x: np.pad(x, [(0, -rows % parts)] + [(0, 0)] * (x.ndim - 1)), forest)
-        return cut(params, batching.place(padded, shardings, WHOLE))[:rows]
+        return cut(params, placement.place(padded, shardings, WHOLE))[:rows]
 
     return rewards
 
@@ -353,7 +354,7 @@ def run(config: Any, workdir: Path) -> State:
     open_workdir(workdir)
     start, form = _with_adapter(load_start(config.model), config.adapter), Format(**config.format.to_dict())
     check_format(config.model, form)
-    share = batching.share_of_process(mesh, rules, config.data.rows, config.data.streams)
+    share = placement.share_of_process(mesh, rules, config.data.rows, config.data.streams)
     stream = open_stream(config, start.tokenizer, form, share)
     program = make_program(config, start.config, mesh, rules)
     model, rate, update, shardings = program.model, program.rate, program.update, program.shardings
@@ -393,7 +394,7 @@ def run(config: Any, workdir: Path) -> State:
         try:
             return train(
                 state, compile_step(counted, shardings, mesh, compiler_options(config)), batches, steps=config.run.steps,
-                place=functools.partial(batching.place, shardings=batching.forest_shardings(mesh, rules), share=share),
+                place=functools.partial(placement.place, shardings=placement.forest_shardings(mesh, rules), share=share),
                 checkpoints=saved, writer=writer, directory=workdir, describe=describe, traces=counted,
                 log_every=config.run.log_every, save_every=config.run.save_every,
                 evaluations=make_evaluations(config, model, start.tokenizer, form, mesh, rules), identify=stream.identify,

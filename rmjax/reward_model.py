@@ -11,19 +11,19 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from rmjax.data.forest import Forest
 from rmjax.data.formats import Encoder, Format
 from rmjax.data.record import Comparison, RecordError, parse
+from rmjax.data.tokenizer import Tokenizer
+from rmjax.files import write_text
 from rmjax.hub.adapters import fingerprint, frozen_layers, load_adapter
-from rmjax.hub.tokenizer import Tokenizer
 from rmjax.models.attention import refusal
+from rmjax.models.forest import Forest
 from rmjax.models.lora import AdapterConfig, merged
+from rmjax.models.parameters import ParameterError, check_same, flat, merge
 from rmjax.models.reward import RewardTransformer
 from rmjax.models.transformer import TransformerConfig
 from rmjax.scoring import score
 from rmjax.train.checkpoint import Checkpoints
-from rmjax.train.manifest import write_durably
-from rmjax.train.parameters import ParameterError, check_same, flat, merge
 from rmjax.train.state import initial_params
 
 _log = logging.getLogger(__name__)
@@ -37,11 +37,11 @@ def save_description(
     """Writes what a checkpoint needs beside it to be read alone: the architecture, the format, the tokenizer; and what it
     was trained for, `config.objective`."""
     directory.mkdir(parents=True, exist_ok=True)
-    write_durably(directory / TOKENIZER_FILE, tokenizer.to_json())
+    write_text(directory / TOKENIZER_FILE, tokenizer.to_json())
     described = {
         "transformer": dataclasses.asdict(config), "format": dataclasses.asdict(form), "objective": objective
     }  # fmt: skip
-    write_durably(directory / MODEL_FILE, json.dumps(described, indent=1) + "\n")
+    write_text(directory / MODEL_FILE, json.dumps(described, indent=1) + "\n")
 
 
 def load_description(directory: Path) -> tuple[TransformerConfig, Format, Tokenizer]:

@@ -10,9 +10,10 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from rmjax.data.forest import Forest, ForestShape, Tree, arrange, pack
 from rmjax.data.formats import Encoder
+from rmjax.data.packing import ForestShape, Tree, arrange, pack
 from rmjax.data.record import Comparison
+from rmjax.models.forest import Forest
 
 Rewards = Callable[[Any, Forest], jax.Array]
 
@@ -60,7 +61,7 @@ def fitting_shape(trees: Sequence[Tree], batch_tokens: int) -> ForestShape:
         rows=min(_two_digits(even), most),
         row_tokens=row_tokens,
         groups=groups,
-        leaves=_power_of_two(max(len(tree.leaves) for tree in trees)),
+        branches=_power_of_two(max(len(tree.branches) for tree in trees)),
     )
 
 

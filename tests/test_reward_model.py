@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from tokenizers import pre_tokenizers
 
-from rmjax.data.forest import ForestShape, Tree, fill
 from rmjax.data.formats import Format
+from rmjax.data.packing import ForestShape, Tree, fill
 from rmjax.data.record import Comparison, RecordError
-from rmjax.hub.tokenizer import Tokenizer
+from rmjax.data.tokenizer import Tokenizer
+from rmjax.models.parameters import ParameterError
 from rmjax.models.reward import RewardTransformer
 from rmjax.models.transformer import TransformerConfig
 from rmjax.reward_model import CHECKPOINTS, MODEL_FILE, RewardModel, save_description
 from rmjax.train.checkpoint import CheckpointError, Checkpoints
-from rmjax.train.parameters import ParameterError
 from rmjax.train.state import initial_params
 
 SPECIAL = ["<file_sep>", "<empty_output>"]

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rmjax.models.forest import Forest
 from tokenizers import pre_tokenizers
 
-from rmjax.data.forest import Forest, ForestShape, Tree, fill, pack
 from rmjax.data.formats import Encoder, Format
+from rmjax.data.packing import ForestShape, Tree, fill, pack
 from rmjax.data.record import Comparison
-from rmjax.hub.tokenizer import Tokenizer
+from rmjax.data.tokenizer import Tokenizer
 from rmjax.models.reward import RewardTransformer
 from rmjax.scoring import fitting_shape, score
 
@@ -36,13 +37,13 @@ def read_back(forest: Forest) -> np.ndarray:
     """A stand-in for the model: the fingerprint of each leaf's whole path."""
     rewards_RGN = np.zeros(forest.readout_RGN.shape)
     for r, g, n in np.argwhere(forest.readout_RGN >= 0):
-        path = (forest.group_RT[r] == g + 1) & np.isin(forest.leaf_RT[r], [0, n + 1])
+        path = (forest.group_RT[r] == g + 1) & np.isin(forest.branch_RT[r], [0, n + 1])
         rewards_RGN[r, g, n] = fingerprint(forest.tokens_RT[r, path])
     return rewards_RGN
 
 
 def wanted(encoder: Encoder, c: Comparison) -> list[float]:
-    by_tree = [[fingerprint([*tree.prefix, *leaf]) for leaf in tree.leaves] for tree in encoder.trees(c)]
+    by_tree = [[fingerprint([*tree.prefix, *leaf]) for leaf in tree.branches] for tree in encoder.trees(c)]
     return np.mean(by_tree, axis=0).tolist()
 
 
@@ -163,5 +164,5 @@ def test_the_model_s_rewards_do_not_depend_on_the_batch_size(encoder, tiny_confi
 
     (tree,) = encoder.trees(next(c for c in records if len(c.references) == 1))
     i = next(i for i, c in enumerate(records) if len(c.references) == 1)
-    alone = rewards(params, fill(ForestShape(1, 256, 1, len(tree.leaves)), [[tree]]))[0, 0]
+    alone = rewards(params, fill(ForestShape(1, 256, 1, len(tree.branches)), [[tree]]))[0, 0]
     np.testing.assert_allclose(small[i], alone, atol=1e-5)

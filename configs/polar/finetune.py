@@ -39,6 +39,6 @@ def _real(config: ConfigDict, source: str) -> ConfigDict:
     config.data.split = "train"
     config.data.reference = REFERENCE[source]
     if source == "fine_grained_qa":
-        config.data.leaves = 4  # answers to a question
+        config.data.candidates = 4  # answers to a question
     config.evals.preferences = base.comparisons_eval(source, every=50, split="test")
     return config

@@ -59,7 +59,7 @@ def _at_size(config: ConfigDict, preset: str, rows: int, ways: int, sharing: int
     config.data.rows = rows
     config.data.streams = ways  # so a host reads its own chips' share
     config.data.groups = 16
-    config.data.leaves = 2
+    config.data.candidates = 2
     config.optimizer.microbatches = rows // ways
     config.mesh.data = 1
     config.mesh.fsdp = -1

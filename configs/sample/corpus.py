@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from experiments.corpus.policies import policies
+from configs.sample.policies import policies
 
 
 def get_config() -> ConfigDict:

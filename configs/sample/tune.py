@@ -13,7 +13,7 @@ def get_config() -> ConfigDict:
     config.data.path = "runs/corpus/texts/verne.jsonl"  # lines of {"prompt", "output"}
     config.data.rows = 4
     config.data.row_tokens = 128
-    config.data.leaves = 1
+    config.data.candidates = 1
     config.optimizer.learning_rate = 2e-4
     config.run.steps = 30
     config.run.save_every = 15

@@ -26,7 +26,7 @@ from experiments.corpus.tasks import is_correct, pool_rows, skill_rows, solver_r
 from experiments.corpus.texts import corpora
 from experiments.start import parse_flags, prepare
 from rmjax.data.rows import iterate_rows
-from rmjax.policy.pool import Policy
+from rmjax.policy.policies import Policy
 
 PACKAGE = Path("rmjax/data/corpus")
 HELD_OUT = 4  # every fourth prompt, by hash

@@ -12,7 +12,7 @@ from importlib import import_module, resources
 import reasoning_gym
 
 from experiments.corpus.tasks import POOL_TASKS
-from rmjax.policy.pool import turn
+from rmjax.policy.policies import turn
 
 _MODULES = ("argparse", "collections", "csv", "datetime", "difflib", "email.message", "fractions", "functools", "heapq",
             "inspect", "json", "logging", "mailbox", "os", "pathlib", "pickle", "random", "shutil", "statistics",

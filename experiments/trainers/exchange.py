@@ -12,22 +12,11 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from rmjax.data.forest import Forest, ForestShape, Tree, fill
+from rmjax.data.packing import ForestShape, Tree, fill
+from rmjax.hub.names import LLAMA
+from rmjax.models.forest import Forest
+from rmjax.models.parameters import flat
 from rmjax.models.transformer import TransformerConfig
-from rmjax.train.parameters import flat
-
-NAMES = {
-    "attention_norm/scale": "input_layernorm", "attention/query/kernel": "self_attn.q_proj",
-    "attention/key/kernel": "self_attn.k_proj", "attention/value/kernel": "self_attn.v_proj",
-    "attention/output/kernel": "self_attn.o_proj", "mlp_norm/scale": "post_attention_layernorm",
-    "mlp/gate/kernel": "mlp.gate_proj", "mlp/up/kernel": "mlp.up_proj", "mlp/down/kernel": "mlp.down_proj",
-}  # fmt: skip
-"""Path below `layers` → Hugging Face's name below `model.layers.<i>`."""
-OTHERS = {
-    "backbone/embedding/embedding": "model.embed_tokens.weight",
-    "backbone/final_norm/scale": "model.norm.weight",
-    "head/kernel": "score.weight",
-}
 
 
 def write_model(folder: Path, config: TransformerConfig, params: Mapping[str, Any], tokenizer: str) -> None:
@@ -52,11 +41,14 @@ def _tensors(config: TransformerConfig, leaves: Mapping[str, Any]) -> Iterator[t
     for path, leaf in leaves.items():
         array = np.asarray(leaf, np.float32)
         below = path.removeprefix("backbone/layers/")
-        if path in OTHERS:
-            yield OTHERS[path], np.ascontiguousarray(array.T if path == "head/kernel" else array)
-        elif below in NAMES:
+        if path in LLAMA.whole:
+            yield (
+                f"{LLAMA.whole[path].hugging_face}.weight",
+                np.ascontiguousarray(array.T if path == "head/kernel" else array),
+            )
+        elif below in LLAMA.layers:
             for i in range(config.depth):
-                yield f"model.layers.{i}.{NAMES[below]}.weight", np.ascontiguousarray(array[i].T)
+                yield f"model.layers.{i}.{LLAMA.layers[below].hugging_face}.weight", np.ascontiguousarray(array[i].T)
         else:
             raise ValueError(f"{path}: a parameter that Hugging Face's Llama has not")
 
@@ -75,7 +67,7 @@ def _described(config: TransformerConfig) -> dict[str, Any]:
 def sequences(tree: Tree) -> list[list[int]]:
     """The candidates of a group as sequences of their own, the best one first."""
     order = np.argsort(tree.ranks, kind="stable")
-    return [[*tree.prefix.tolist(), *tree.leaves[n].tolist()] for n in order]
+    return [[*tree.prefix.tolist(), *tree.branches[n].tolist()] for n in order]
 
 
 def write_pairs(path: Path, trees: Iterable[Tree]) -> None:

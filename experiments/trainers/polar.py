@@ -10,8 +10,8 @@ import numpy as np
 from experiments import sources
 from experiments.trainers.exchange import padded
 from experiments.trainers.start import config_of, start_of
-from rmjax.data.forest import pack
 from rmjax.data.formats import Encoder, Format
+from rmjax.data.packing import pack
 from rmjax.data.record import Comparison
 from rmjax.models.reward import RewardTransformer
 from rmjax.scoring import Rewards, fitting_shape, score
@@ -51,7 +51,7 @@ def alone(
 
 
 def _sequences(tree: Any) -> list[list[int]]:
-    return [[*tree.prefix.tolist(), *leaf.tolist()] for leaf in tree.leaves]
+    return [[*tree.prefix.tolist(), *branch.tolist()] for branch in tree.branches]
 
 
 def score_groups(job: Mapping[str, Any]) -> dict[str, Any]:

@@ -30,15 +30,15 @@ from experiments.streams import open_stream
 from experiments.trainers.exchange import padded, read_pairs, sequences, write_model, write_pairs
 from experiments.trainers.polar import score_groups
 from experiments.trainers.start import config_of, start_of
-from rmjax.data.forest import ForestShape, Tree, pack
+from rmjax.data import placement
 from rmjax.data.formats import Encoder, Format
+from rmjax.data.packing import ForestShape, Tree, pack
 from rmjax.data.pipeline import PackForests
 from rmjax.evaluate import environment
-from rmjax.evaluate.files import write_json
+from rmjax.files import write_json
 from rmjax.losses import ranking
 from rmjax.losses.reduction import total
 from rmjax.models.reward import RewardTransformer
-from rmjax.parallel import batch as batching
 from rmjax.parallel.mesh import make_mesh, make_rules
 from rmjax.train import gradient, loop, objective
 from rmjax.train.metrics import count_traces
@@ -89,7 +89,7 @@ def first_trees(config: Any, encoder: Encoder, count: int) -> list[Tree]:
 def shape_of(config: Any, rows: int) -> ForestShape:
     """The config's batch with so many rows."""
     data = config.data
-    return ForestShape(rows, data.row_tokens, data.groups, data.leaves)
+    return ForestShape(rows, data.row_tokens, data.groups, data.candidates)
 
 
 def rows_for(config: Any, trees: Sequence[Tree], batch: int, parts: int) -> int:
@@ -167,16 +167,16 @@ def train_steps(job: Mapping[str, Any]) -> dict[str, Any]:
     mesh, rules = make_mesh(config.mesh.to_dict()), make_rules(config.sharding.to_dict())
     train.check(config, mesh, rules)
     start, form = start_of(config), Format(**config.format.to_dict())
-    share = batching.share_of_process(mesh, rules, config.data.rows, config.data.streams)
+    share = placement.share_of_process(mesh, rules, config.data.rows, config.data.streams)
     stream = open_stream(config, start.tokenizer, form, share)
     program, times = train.make_program(config, start.config, mesh, rules), Times()
     counted, nothing = count_traces(program.step), NotSaved()
-    shardings, forests = program.shardings, batching.forest_shardings(mesh, rules)
+    shardings, forests = program.shardings, placement.forest_shardings(mesh, rules)
     with jax.set_mesh(mesh):
         state = train.first_state(program.model, config, program.update, start, shardings)
         loop.train(
             state, compile_step(counted, shardings, mesh), iter(stream.batches), steps=config.run.steps,
-            place=lambda batch: batching.place(batch, forests, share), checkpoints=nothing, writer=times,  # type: ignore[arg-type]
+            place=lambda batch: placement.place(batch, forests, share), checkpoints=nothing, writer=times,  # type: ignore[arg-type]
             directory=Path(job["scratch"]), traces=counted, log_every=1, save_every=config.run.steps,
         )  # fmt: skip
     return {"first_step_ended": times.ends[0], "steps": times.steps, "rows": config.data.rows}

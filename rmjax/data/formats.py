@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from rmjax.data.forest import Tree
+from rmjax.data.packing import Tree
 from rmjax.data.record import Comparison
-from rmjax.hub.tokenizer import Tokenizer
+from rmjax.data.tokenizer import Tokenizer
 
-SCORED_TOGETHER = 16  # candidates a tree at most when scoring; more would only make the batch's leaf axis longer
+SCORED_TOGETHER = 16  # candidates a tree at most when scoring; more would only make the batch's branch axis longer
 SPECIALS = 4
 """Tokens that POLAR's budget sets aside: one read-out token, two separators, one reward token."""
 

@@ -16,8 +16,9 @@ import grain
 import jax
 import numpy as np
 
-from rmjax.data.forest import Forest, ForestShape, Packer, Tree
+from rmjax.data.packing import ForestShape, Packer, Tree
 from rmjax.data.record import Comparison
+from rmjax.models.forest import Forest
 
 _log = logging.getLogger(__name__)
 LOOKAHEAD = 16

@@ -7,7 +7,6 @@ import errno
 import json
 import logging
 import operator
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, SupportsIndex
@@ -27,6 +26,7 @@ from rmjax.data.record import (
     unknown_fields,
 )
 from rmjax.data.rows import JsonLines, Rows, open_rows
+from rmjax.files import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -154,17 +154,12 @@ def write_records(path: str | Path, comparisons: Iterable[Comparison]) -> int:
     rows = [to_row(comparison) for comparison in comparisons]
     if not rows:
         raise RecordError(str(path), "", "no records to write", "check what selects them")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.touch()  # ArrayRecord's writer would hide why it cannot be made
-        writer(temporary, rows)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with replacing(path) as unfinished:
+            unfinished.touch()  # ArrayRecord's writer would hide why it cannot be made
+            writer(unfinished, rows)
     except (OSError, RuntimeError) as error:
         raise _write_error(error, path) from error
-    finally:
-        temporary.unlink(missing_ok=True)
     return len(rows)
 
 

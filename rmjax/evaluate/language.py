@@ -13,16 +13,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rmjax.data.forest import Forest, ForestShape, pack
 from rmjax.data.formats import text_trees
+from rmjax.data.packing import ForestShape, pack
+from rmjax.data.tokenizer import Tokenizer
 from rmjax.hub.adapters import fingerprint, frozen_layers, load_adapter
-from rmjax.hub.tokenizer import Tokenizer
 from rmjax.losses.language_model import next_token
+from rmjax.models.forest import Forest
+from rmjax.models.parameters import check_same
 from rmjax.models.reward import RewardTransformer
 from rmjax.models.transformer import TransformerConfig
 from rmjax.policy.sampling import Decoding, generate, left_pad, rules
 from rmjax.reward_model import abstract_params, load_description, load_params
-from rmjax.train.parameters import check_same
 
 _log = logging.getLogger(__name__)
 

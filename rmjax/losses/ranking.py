@@ -1,6 +1,6 @@
 """Ranking losses: pure functions of rewards and what is known of their order, one value a group, never a mean.
 
-R rows, G groups a row, N leaves a group. All is fp32. `order_RGNN[r, g, i, j]` says that leaf i is better than j.
+R rows, G groups a row, N branches a group. All is fp32. `order_RGNN[r, g, i, j]` says that branch i is better than j.
 """
 
 import jax
@@ -52,9 +52,9 @@ def focal(
 
 
 def listwise(rewards_RGN: Rewards, order_RGNN: Bool[Array, "R G N N"], margin_RG: PerGroup) -> PerGroup:
-    """Plackett–Luce: each leaf with someone below it against all of those, −log softmax, averaged over such leaves.
+    """Plackett–Luce: each branch with someone below it against all of those, −log softmax, averaged over such branches.
 
-    With two leaves it equals `bradley_terry`; with one positive and K negatives it is the K + 1 way softmax (InfoNCE).
+    With two branches it equals `bradley_terry`; with one positive and K negatives it is the K + 1 way softmax (InfoNCE).
     """
     below_RGNN = -_differences(rewards_RGN, margin_RG)  # r_j − r_i + m
     competing = jnp.where(order_RGNN, below_RGNN, -jnp.inf)
@@ -69,20 +69,20 @@ LOSSES = {"bradley_terry": bradley_terry, "focal": focal, "listwise": listwise}
 
 
 def log_barrier(rewards_RGN: Rewards, present_RGN: Bool[Array, "R G N"], bound: float = 5.0) -> PerGroup:
-    """−log(b − z) − log(b + z), z the reward clamped inside ±b, averaged over leaves.
+    """−log(b − z) − log(b + z), z the reward clamped inside ±b, averaged over branches.
 
     xtuner sums it over a pair, which is twice this. Not for POLAR, whose rewards run from about 0 to −11.
     """
     z = jnp.clip(rewards_RGN.astype(jnp.float32), -bound + 1e-3, bound - 1e-3)
-    return _leaf_mean(-jnp.log(bound - z) - jnp.log(bound + z), present_RGN)
+    return _branch_mean(-jnp.log(bound - z) - jnp.log(bound + z), present_RGN)
 
 
 def squared(rewards_RGN: Rewards, present_RGN: Bool[Array, "R G N"]) -> PerGroup:
-    """r², averaged over leaves: keeps rewards centered."""
-    return _leaf_mean(jnp.square(rewards_RGN.astype(jnp.float32)), present_RGN)
+    """r², averaged over branches: keeps rewards centered."""
+    return _branch_mean(jnp.square(rewards_RGN.astype(jnp.float32)), present_RGN)
 
 
-def _leaf_mean(values_RGN: Array, present_RGN: Array) -> PerGroup:
+def _branch_mean(values_RGN: Array, present_RGN: Array) -> PerGroup:
     return jnp.sum(jnp.where(present_RGN, values_RGN, 0.0), axis=-1) / jnp.maximum(jnp.sum(present_RGN, axis=-1), 1)
 
 

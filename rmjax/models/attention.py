@@ -2,7 +2,7 @@
 device of a mesh by the kernels for it.
 
 Axis letters beside the transformer's (R rows, T query tokens, S key tokens, H query heads, J key-value heads, E head width): M
-marks of a token (group, leaf, column), B tokens a block, C blocks of queries, D blocks of keys. The mask is never built as
+marks of a token (group, branch, column), B tokens a block, C blocks of queries, D blocks of keys. The mask is never built as
 a whole.
 """
 
@@ -135,7 +135,7 @@ def _power_of_two(n: int) -> bool:
 
 def _attend(q_RTHE, k_RTJE, v_RTJE, mask: ForestMask, form: _Form):
     column_RT = jnp.broadcast_to(jnp.arange(q_RTHE.shape[1], dtype=jnp.int32), mask.group_RT.shape)
-    marks_RTM = jnp.stack([mask.group_RT, mask.leaf_RT, column_RT], axis=-1)
+    marks_RTM = jnp.stack([mask.group_RT, mask.branch_RT, column_RT], axis=-1)
     return _tiled(q_RTHE * q_RTHE.shape[-1] ** -0.5, k_RTJE, v_RTJE, marks_RTM, form)
 
 

@@ -6,13 +6,13 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from rmjax.data.forest import Forest, attention_mask
+from rmjax.models.forest import Forest, attention_mask
 from rmjax.models.tiles import ForestMask
 from rmjax.models.transformer import Transformer, TransformerConfig
 
 
 class RewardTransformer(nn.Module):
-    """Rewards of every leaf. The head is zero at the start, so the first loss is ln 2 exactly and rewards are 0."""
+    """Rewards of every branch. The head is zero at the start, so the first loss is ln 2 exactly and rewards are 0."""
 
     config: TransformerConfig
 
@@ -27,7 +27,7 @@ class RewardTransformer(nn.Module):
         self.head = nn.Dense(1, use_bias=False, kernel_init=zeros, **fp32)
 
     def __call__(self, forest: Forest) -> Float[Array, "R G N"]:
-        """Rewards in fp32, 0 where a leaf is absent."""
+        """Rewards in fp32, 0 where a branch is absent."""
         R, _, G, N = forest.shape
         hidden_RTD = self.hidden(forest)
         columns = jnp.maximum(forest.readout_RGN, 0).reshape(R, G * N, 1)
@@ -39,7 +39,7 @@ class RewardTransformer(nn.Module):
     def hidden(self, forest: Forest) -> Float[Array, "R T D"]:
         """Hidden states of every token under the forest mask."""
         dense = self.config.attention == "dense"
-        mask = (attention_mask if dense else ForestMask)(forest.group_RT, forest.leaf_RT)
+        mask = (attention_mask if dense else ForestMask)(forest.group_RT, forest.branch_RT)
         return self.backbone(forest.tokens_RT, forest.positions_RT, mask)
 
     def logits(self, forest: Forest) -> Float[Array, "R T V"]:

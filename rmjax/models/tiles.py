@@ -9,15 +9,15 @@ MASKED, FLOOR = -1e30, -1e29
 token that sees none is free of NaN."""
 
 Marks = tuple[Int[Array, "R T 3"], Int[Array, "R S 3"]]
-"""Group, leaf and column of queries and of keys; the keys' group is −1 where they are padding."""
+"""Group, branch and column of queries and of keys; the keys' group is −1 where they are padding."""
 
 
 @flax.struct.dataclass
 class ForestMask:
-    """Which token may attend to which, by its parts: see `data.forest.attention_mask`."""
+    """Which token may attend to which, by its parts: see `models.forest.attention_mask`."""
 
     group_RT: Int[Array, "R T"]  # 0 = padding
-    leaf_RT: Int[Array, "R T"]  # 0 = the shared prefix
+    branch_RT: Int[Array, "R T"]  # 0 = the shared prefix
 
 
 def tiles_seen(queries_RCBM: Int[Array, "R C B 3"], keys_RDBM: Int[Array, "R D B 3"]) -> Bool[Array, "R C D"]:

@@ -5,7 +5,7 @@ the first axis of a tile and queries along the second, [B keys, B queries]: what
 maximum, a sum, a normalizer) is then a row, which a TPU keeps without padding.
 
 Axis letters: R rows, T query tokens, S key tokens, H query heads, J key-value heads, P query heads per key-value head, E head
-width, M marks of a token (group, leaf, column), B tokens a block, C blocks of queries, D blocks of keys.
+width, M marks of a token (group, branch, column), B tokens a block, C blocks of queries, D blocks of keys.
 """
 
 import dataclasses

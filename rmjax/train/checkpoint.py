@@ -25,7 +25,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
-from rmjax.train.manifest import MANIFEST, find_damage, set_aside, write_durably, write_manifest
+from rmjax.files import write_text
+from rmjax.train.manifest import MANIFEST, find_damage, set_aside, write_manifest
 
 PyTree = Any
 CONSTANT = "constant"
@@ -89,7 +90,7 @@ class Checkpoints:
         try:
             state = self._changing(state)
             self._make_empty(path)
-            write_durably(path / f"data_{jax.process_index()}.json", text)
+            write_text(path / f"data_{jax.process_index()}.json", text)
             response = ocp.save_async(path / "state", state)
         except Exception as error:
             raise _save_error(path, error) from error

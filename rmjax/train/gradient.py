@@ -8,9 +8,9 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
-from rmjax.data.forest import Forest
+from rmjax.models.forest import Forest
+from rmjax.models.parameters import merge
 from rmjax.train.objective import Objective, Terms
-from rmjax.train.parameters import merge
 
 
 class Gradient(Protocol):

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from rmjax.data.forest import Forest
+from rmjax.models.forest import Forest
 from rmjax.parallel import hosts
 from rmjax.train.checkpoint import Checkpoints
 from rmjax.train.metrics import CountedTraces, MetricWriter, Progress, Throughput

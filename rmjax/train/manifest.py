@@ -11,25 +11,11 @@ from typing import Any
 
 import jax
 
+from rmjax.files import write_text
+
 MANIFEST = "manifest.json"
 _READERS = 8  # files hashed at once: reading and SHA-256 leave Python's lock alone
 _log = logging.getLogger(__name__)
-
-
-def write_durably(path: Path, text: str) -> None:
-    """Writes under another name, then renames: `path` has all of `text` or is as it was.
-
-    Raises OSError naming `path` where that fails, as on a full disk.
-    """
-    unfinished = path.with_name(path.name + ".unfinished")
-    try:
-        with unfinished.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
-    except OSError as error:
-        raise OSError(error.errno, f"cannot write ({error.strerror})", str(path)) from error
 
 
 def write_manifest(path: Path) -> None:
@@ -39,7 +25,7 @@ def write_manifest(path: Path) -> None:
         sealed = list(pool.map(_sealed, found))
     files = {str(file.relative_to(path)): entry for file, entry in zip(found, sealed, strict=True)}
     manifest = {"step": _step(path), "processes": jax.process_count(), "files": files}
-    write_durably(path / MANIFEST, json.dumps(manifest, indent=1))
+    write_text(path / MANIFEST, json.dumps(manifest, indent=1))
 
 
 def _sealed(file: Path) -> dict[str, Any]:

@@ -18,9 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from rmjax.models.parameters import flat
 from rmjax.train.gradient import Gradient
 from rmjax.train.objective import Terms
-from rmjax.train.parameters import flat
 
 Factors = Callable[[Any, Any, Any], Any]
 """(θ, ∇J, training state) → a tree like θ of factors, scalars or arrays: θ' = θ + factor · ∇J, leaf by leaf."""

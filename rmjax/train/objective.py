@@ -6,10 +6,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rmjax.data.forest import Forest, unshared_tokens
 from rmjax.losses import difference, ranking
 from rmjax.losses.language_model import next_token
 from rmjax.losses.reduction import Term, total
+from rmjax.models.forest import Forest, unshared_tokens
 from rmjax.models.reward import RewardTransformer
 
 Terms = dict[str, Term]
@@ -24,7 +24,7 @@ def preference(
     penalty: str = "",
     penalty_weight: float = 0.0,
 ) -> Objective:
-    """Ranks the leaves of each group: Bradley–Terry, POLAR (eq. 7 and 8), listwise. `loss` and `penalty` name functions of
+    """Ranks the branches of each group: Bradley–Terry, POLAR (eq. 7 and 8), listwise. `loss` and `penalty` name functions of
     `losses.ranking`; an unknown name is a ValueError that lists the known ones."""
     ranking_loss = _named(ranking.LOSSES, "loss", loss)
     if label_smoothing and loss != "bradley_terry":
@@ -75,7 +75,7 @@ def batch_terms(forest: Forest) -> Terms:
 
 
 def discrimination(model: RewardTransformer) -> Objective:
-    """MetaRM's J (`losses.difference`) over the groups with at least two leaves; its `loss` is to be maximized.
+    """MetaRM's J (`losses.difference`) over the groups with at least two branches; its `loss` is to be maximized.
 
     `lower` and `upper` are J's bounds, `rescaled` is J between them, `gap` the mean |Δr| of two answers to one prompt, and
     `tied` the share of groups whose answers all have the same reward: they have no gradient.

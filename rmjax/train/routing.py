@@ -6,10 +6,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rmjax.data.forest import Forest
 from rmjax.losses import balance as constraint
 from rmjax.losses.balance import Balance
 from rmjax.losses.reduction import total
+from rmjax.models.forest import Forest
 from rmjax.models.loramoe import ROUTING
 from rmjax.train.objective import Objective, Terms
 

@@ -12,12 +12,12 @@ import optax
 from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
-from rmjax.data.forest import ForestShape
+from rmjax.data.packing import ForestShape
+from rmjax.models.parameters import split
 from rmjax.models.reward import RewardTransformer
 from rmjax.parallel.mesh import RULES, Rules, parameter_shardings, replicated
 from rmjax.train.gradient import Gradient
 from rmjax.train.objective import Terms
-from rmjax.train.parameters import split
 
 
 @flax.struct.dataclass

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from tokenizers import pre_tokenizers
 
 from configs import base
-from rmjax.data.forest import Tree
 from rmjax.data.formats import SCORED_TOGETHER, Encoder, Format, text_trees
+from rmjax.data.packing import Tree
 from rmjax.data.record import Comparison, parse
+from rmjax.data.tokenizer import Tokenizer, TokenizerError
 from rmjax.hub.gguf import load_gguf, smollm2_path
-from rmjax.hub.tokenizer import Tokenizer, TokenizerError
 
 SPLIT, REWARD, END = "<file_sep>", "<empty_output>", "<|im_end|>"
 SPECIAL = (SPLIT, REWARD, END, "<|im_start|>")
@@ -45,7 +45,7 @@ def smollm2_tokenizer() -> Tokenizer:
 
 
 def paths(tree: Tree) -> list[list[int]]:
-    return [[*map(int, tree.prefix), *map(int, leaf)] for leaf in tree.leaves]
+    return [[*map(int, tree.prefix), *map(int, leaf)] for leaf in tree.branches]
 
 
 def spelled(tokenizer: Tokenizer, ids: list[int]) -> str:
@@ -117,7 +117,7 @@ def test_candidates_share_what_they_have_in_common(one_byte):
     (tree,) = roomy(one_byte).trees(Comparison("prompt", ("same", "some"), ("reference",)))
     assert spelled(one_byte, tree.prefix.tolist()) == "prompt\nreference{<file_sep>}prompt\ns"
     (tree,) = roomy(one_byte).trees(Comparison("prompt", ("same", "same")))
-    assert [leaf.tolist() for leaf in tree.leaves] == [[one_byte.id(REWARD)]] * 2
+    assert [leaf.tolist() for leaf in tree.branches] == [[one_byte.id(REWARD)]] * 2
 
 
 def test_several_references_give_a_tree_each(one_byte):
@@ -411,7 +411,7 @@ def test_for_scoring_each_candidate_is_as_if_alone(
     c = Comparison(prompt, tuple(outputs), tuple(references), wrapper=wrapper)
     found = []
     for members, tree in encoder.scoring_trees(c, record=3):
-        assert tree.size <= row and len(members) == len(tree.leaves) <= SCORED_TOGETHER and tree.record == 3
+        assert tree.size <= row and len(members) == len(tree.branches) <= SCORED_TOGETHER and tree.record == 3
         found += list(zip(members, paths(tree), strict=True))
     alone = [
         (n, paths(encoder.trees(dataclasses.replace(c, outputs=(output,), references=given))[0])[0])

@@ -14,13 +14,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rmjax.data.forest import ForestShape, Tree
+from rmjax.data.packing import ForestShape, Tree
 from rmjax.data.pipeline import LOOKAHEAD, PackForests, Share, batches, batches_together, tree_dataset
 from rmjax.data.pool import PolicyPool
 from rmjax.data.record import Comparison
 from rmjax.parallel.hosts import EndTogether
 
-SHAPE = ForestShape(rows=2, row_tokens=24, groups=3, leaves=2)
+SHAPE = ForestShape(rows=2, row_tokens=24, groups=3, branches=2)
 
 
 def encode(record: int, index: int) -> list[Tree]:
@@ -66,7 +66,7 @@ def test_every_tree_once_an_epoch(epochs, prefetch):
 @settings(deadline=None, max_examples=25)
 @given(count=st.integers(1, 30), seed=st.integers(0, 99), lookahead=st.integers(0, 8), rows=st.integers(1, 3))
 def test_every_tree_once_whatever_the_sizes(count, seed, lookahead, rows):
-    shape = ForestShape(rows, row_tokens=24, groups=2, leaves=1)
+    shape = ForestShape(rows, row_tokens=24, groups=2, branches=1)
     forests = list(PackForests(stream(count, seed=seed), shape, lookahead))
     assert sorted(seen(forests)) == every_tree(count)
     assert all((forest.record_RG >= 0).any() for forest in forests)
@@ -90,7 +90,7 @@ def test_rows_are_filled():
 
 
 def test_trees_that_fit_no_row_are_skipped_counted_and_logged(caplog):
-    shape = ForestShape(rows=2, row_tokens=20, groups=3, leaves=2)
+    shape = ForestShape(rows=2, row_tokens=20, groups=3, branches=2)
     too_long = [record for record in range(40) if 1 + (7 * record) % 23 > 20]
     assert len(too_long) == 6
     iterator = iter(PackForests(stream(), shape))
@@ -110,7 +110,7 @@ def test_groups_of_too_many_candidates_are_skipped_with_the_reason(caplog):
     with caplog.at_level(logging.WARNING):
         found = seen(PackForests(trees, SHAPE))
     assert sorted(record for record, _ in found) == [0, 1]
-    assert "3 candidates exceed 2 leaves a group; raise data.leaves" in caplog.text
+    assert "3 candidates exceed 2 leaves a group; raise data.candidates" in caplog.text
 
 
 def test_where_nothing_fits_the_stream_ends():
@@ -181,13 +181,13 @@ def drawn(seed: int, epochs: int | None = 2, **options) -> grain.MapDataset:
 
 
 def tokens(trees: grain.MapDataset, count: int) -> list[int]:
-    return [int(trees[i][0].leaves[0][0]) for i in range(count)]
+    return [int(trees[i][0].branches[0][0]) for i in range(count)]
 
 
 def test_draws_are_a_function_of_seed_and_position():
     first = tokens(drawn(1), 16)
     assert first == tokens(drawn(1), 16)
-    assert first[::-1] == [int(drawn(1)[i][0].leaves[0][0]) for i in reversed(range(16))]
+    assert first[::-1] == [int(drawn(1)[i][0].branches[0][0]) for i in reversed(range(16))]
     assert len(set(first)) == 16  # another draw of the same element in the next epoch
     assert not set(first) & set(tokens(drawn(2), 16))
     assert tokens(drawn(1, epochs=None), 16) == first
@@ -224,7 +224,7 @@ def test_a_policy_pool_is_drawn_from():
 
 
 def variants() -> dict[str, grain.IterDataset]:
-    small = ForestShape(rows=1, row_tokens=20, groups=2, leaves=2)  # some are refused, many wait
+    small = ForestShape(rows=1, row_tokens=20, groups=2, branches=2)  # some are refused, many wait
     return {
         "plain": PackForests(stream(), SHAPE),
         "skipping": PackForests(stream(), small),
@@ -257,7 +257,7 @@ def test_the_state_after_any_batch_continues_exactly(name):
 
 def test_streams_side_by_side_are_the_streams():
     """Until the shorter one ends; each in its own order."""
-    shape = ForestShape(rows=1, row_tokens=20, groups=2, leaves=2)
+    shape = ForestShape(rows=1, row_tokens=20, groups=2, branches=2)
     together = list(batches_together({"a": (stream(), SHAPE), "b": (stream(seed=5, epochs=None), shape)}))
     alone = list(PackForests(stream(), SHAPE))
     assert_same([batch["a"] for batch in together], alone)
@@ -311,7 +311,7 @@ def test_an_error_while_reading_reaches_the_caller_of_a_prefetched_batch():
 
 # --- several processes ------------------------------------------------------------------------------------------------
 
-ROWS = ForestShape(rows=8, row_tokens=24, groups=3, leaves=2)
+ROWS = ForestShape(rows=8, row_tokens=24, groups=3, branches=2)
 
 
 def shared(*mine: int, epochs: int | None = None, prefetch: int = 2):

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from rmjax.data.forest import ForestShape
+from rmjax.data.packing import ForestShape
 from rmjax.evaluate.language import LanguageModel, answers, says, score_texts
 from rmjax.models.transformer import Transformer, causal_mask
 from rmjax.reward_model import load_description, load_params

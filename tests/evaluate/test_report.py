@@ -8,7 +8,6 @@ import pytest
 
 from rmjax.data.record import Comparison
 from rmjax.evaluate import discriminate, evaluate_comparisons, paired_gain
-from rmjax.evaluate.files import write_json
 from rmjax.evaluate.report import (
     environment,
     polar_report,
@@ -17,6 +16,7 @@ from rmjax.evaluate.report import (
     write_report,
 )
 from rmjax.evaluate.table import format_mean, format_table, print_table
+from rmjax.files import write_json
 
 
 def discrimination(count, seed):

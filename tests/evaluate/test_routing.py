@@ -7,11 +7,11 @@ import jax
 import numpy as np
 import pytest
 
-from rmjax.data.forest import Tree
+from rmjax.data.packing import Tree
 from rmjax.evaluate import plots
 from rmjax.evaluate.routing import describe_routing, expert_shares, served_share, spread_of
 from rmjax.models.loramoe import ROUTING
-from rmjax.train.parameters import flat
+from rmjax.models.parameters import flat
 from tests.models.adapting import PAIRS, experts, moved, small, started
 
 

@@ -5,8 +5,8 @@ import resource
 import pytest
 
 from rmjax.data.record import Comparison
-from rmjax.evaluate.files import write_text
 from rmjax.evaluate.score_log import ScoreLog, fingerprint_comparisons, fingerprint_files
+from rmjax.files import write_text
 
 FINGERPRINT = {"model": "m", "data": "d"}
 

@@ -55,7 +55,7 @@ def configured(home, **changes) -> ConfigDict:
     values = {
         "model.init": str(home / "start"), "model.layers": 0, "model.frozen_layers": 0,
         "data.path": str(home / "pool.jsonl"), "data.rows": 4,
-        "data.row_tokens": 256, "data.leaves": 4, "run.steps": STEPS, "run.save_every": 3, "run.log_every": 1,
+        "data.row_tokens": 256, "data.candidates": 4, "run.steps": STEPS, "run.save_every": 3, "run.log_every": 1,
         "run.keep": 2, "evals.seen.path": str(home / "pool.jsonl"), "evals.seen.per_prompt": 1, "evals.seen.every": 8,
     }  # fmt: skip
     values |= {name.replace("__", "."): value for name, value in changes.items()}

@@ -8,7 +8,7 @@ from tokenizers import pre_tokenizers
 
 from configs import base
 from rmjax.data.formats import Format
-from rmjax.hub.tokenizer import Tokenizer
+from rmjax.data.tokenizer import Tokenizer
 from rmjax.models.reward import RewardTransformer
 from rmjax.models.transformer import TransformerConfig
 from rmjax.reward_model import CHECKPOINTS, save_description

@@ -14,13 +14,13 @@ from configs import base, loramoe
 from experiments import adapters, evaluate, export
 from experiments import train as command
 from rmjax import reward_model
-from rmjax.data.forest import ForestShape
+from rmjax.data.packing import ForestShape
 from rmjax.evaluate.language import LanguageModel, score_texts
 from rmjax.models.lora import AdapterConfig
+from rmjax.models.parameters import flat, nested, split
 from rmjax.reward_model import CHECKPOINTS, RewardModel, load_params
 from rmjax.train.checkpoint import Checkpoints
 from rmjax.train.metrics import read_metrics
-from rmjax.train.parameters import flat, nested, split
 from tests.experiments.starting import save_start
 
 pytestmark = pytest.mark.slow  # whole runs

@@ -98,3 +98,12 @@ def test_a_broken_stored_config_is_named(tmp_path, text):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(ValueError, match="config.json: not the config of a run"):
         keep_config(base.get_config(), tmp_path / "config.json")
+
+
+def test_a_key_of_an_older_config_is_taken_under_its_new_name(caplog):
+    config = base.get_config()
+    with config.unlocked():
+        config.data.leaves = 7
+        del config.data.candidates
+    assert complete(config).data.candidates == 7
+    assert "config.data.leaves is called config.data.candidates now" in caplog.text

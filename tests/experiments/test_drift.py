@@ -14,7 +14,7 @@ from experiments.drift_tables import tables
 from experiments.sources import records
 from rmjax.data.record import Comparison
 from rmjax.evaluate.plots import gap_distributions, svg
-from rmjax.policy.pool import Policy
+from rmjax.policy.policies import Policy
 
 ANSWER = "one  two\nthree four five six seven eight"
 

@@ -9,8 +9,8 @@ from configs import forgetting as grids
 from experiments import forgetting, skills
 from experiments.skills import KNOWLEDGE, TASKS, Skills
 from rmjax.data.rows import iterate_rows
+from rmjax.data.tokenizer import Tokenizer
 from rmjax.evaluate.language import says
-from rmjax.hub.tokenizer import Tokenizer
 from tests.experiments.starting import save_start
 from tests.train.conftest import quick_compilation
 

@@ -13,7 +13,7 @@ from configs import base, metarm
 from experiments import streams
 from experiments import train as command
 from rmjax.data.formats import Format
-from rmjax.hub.tokenizer import Tokenizer
+from rmjax.data.tokenizer import Tokenizer
 from rmjax.models.reward import RewardTransformer
 from rmjax.models.transformer import TransformerConfig
 from rmjax.reward_model import CHECKPOINTS, save_description

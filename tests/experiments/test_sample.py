@@ -20,9 +20,9 @@ from configs import base
 from experiments import sample as command
 from rmjax.data.formats import Format
 from rmjax.data.record import RecordError
-from rmjax.hub.tokenizer import Tokenizer
+from rmjax.data.tokenizer import Tokenizer
 from rmjax.models.lora import AdapterConfig
-from rmjax.policy.pool import Policy
+from rmjax.policy.policies import Policy
 from rmjax.reward_model import save_description
 from rmjax.train.checkpoint import Checkpoints
 

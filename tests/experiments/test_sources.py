@@ -77,7 +77,7 @@ def test_a_real_set_has_both_splits_and_what_its_config_says(name):
     config.data.root = str(ROOT)
     comparisons, _, _ = sources._source(config.data)  # reads, and checks order and references
     assert all(c.references for c in comparisons) == (config.data.reference == "required")
-    assert max(len(c.outputs) for c in comparisons) <= config.data.leaves
+    assert max(len(c.outputs) for c in comparisons) <= config.data.candidates
     config.evals.preferences.root = str(ROOT)
     test = sources.evaluation_set(config.evals.preferences)
     assert 0.1 < len(test) / (len(test) + len(comparisons)) < 0.3
@@ -98,7 +98,7 @@ def test_a_named_set_is_trained_on_its_train_split_and_judged_on_its_test_split(
     config = finetune.get_config("hh_harmless")
     assert (config.data.path, config.data.split, config.data.reference) == ("hh_harmless", "train", "optional")
     assert (config.evals.preferences.path, config.evals.preferences.split) == ("hh_harmless", "test")
-    assert finetune.get_config("fine_grained_qa").data.leaves == 4
+    assert finetune.get_config("fine_grained_qa").data.candidates == 4
 
 
 @pytest.mark.parametrize("name", ["rmb_bon_dev", "hh", "mine.jsonl"])

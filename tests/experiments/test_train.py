@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 
 from experiments import train
+from rmjax.models import parameters
+from rmjax.models.parameters import flat
 from rmjax.parallel.mesh import make_mesh, make_rules
 from rmjax.reward_model import CHECKPOINTS, RewardModel, load_params
-from rmjax.train import parameters
 from rmjax.train.metrics import read_metrics
-from rmjax.train.parameters import flat
 from rmjax.train.state import initial_params
 from tests.experiments.running import (
     SPEEDS,

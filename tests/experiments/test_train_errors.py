@@ -36,7 +36,7 @@ def refused(home, workdir, capsys, **changes) -> str:
         ({"loss__penalty": "log"}, "penalty 'log' is unknown; choose one of log_barrier, squared"),
         ({"data__kind": "pools"}, "config.data.kind is 'pools'; choose pool, comparisons or texts"),
         ({"data__policies": "sen"}, "config.data.policies is 'sen'; choose seen, unseen or all"),
-        ({"data__leaves": 2}, "config.data.leaves is 2; 3 negatives need 4"),
+        ({"data__candidates": 2}, "config.data.candidates is 2; 3 negatives need 4"),
         ({"data__rows": 0}, "config.data.rows is 0; it must be 1 or more"),
         ({"run__save_every": 0}, "config.run.save_every is 0"),
         ({"optimizer__microbatches": 3}, "config.data.rows is 4; make it a multiple of"),

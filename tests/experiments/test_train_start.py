@@ -13,7 +13,7 @@ import pytest
 from configs import base
 from experiments import train
 from rmjax.data.formats import Format
-from rmjax.hub.tokenizer import Tokenizer
+from rmjax.data.tokenizer import Tokenizer
 from rmjax.parallel.mesh import make_mesh, make_rules
 from rmjax.reward_model import save_description
 

@@ -11,10 +11,10 @@ from safetensors.numpy import load_file, save_file
 
 from rmjax.hub.adapters import export_peft, fingerprint, frozen_layers, load_adapter, save_adapter
 from rmjax.models.lora import AdapterConfig, merged
+from rmjax.models.parameters import first_layers, flat, nested
 from rmjax.models.reward import RewardTransformer
 from rmjax.models.transformer import rope
 from rmjax.train.metrics import count_traces
-from rmjax.train.parameters import first_layers, flat, nested
 from tests.models.adapting import EVERY, PAIRS, experts, moved, rewards, small, started
 
 NAMES = {

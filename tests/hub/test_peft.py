@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from experiments.trainers.exchange import write_model
-from rmjax.data.forest import ForestShape, Tree, fill
+from rmjax.data.packing import ForestShape, Tree, fill
 from rmjax.hub.adapters import export_peft
 from rmjax.models.lora import AdapterConfig
+from rmjax.models.parameters import first_layers, flat, nested
 from rmjax.models.reward import RewardTransformer
-from rmjax.train.parameters import first_layers, flat, nested
 from tests.models.adapting import EVERY, moved, small, started
 
 PEER = Path(os.environ.get("RMJAX_PEER", Path(__file__).parents[2] / ".venv-bench" / "bin" / "python"))

@@ -9,10 +9,10 @@ import numpy as np
 import optax
 import pytest
 
-from rmjax.data.forest import ForestShape, Tree, fill
+from rmjax.data.packing import ForestShape, Tree, fill
 from rmjax.losses.balance import Balance, balance, coefficients, equal_groups, mass, variation
+from rmjax.models.parameters import flat, merge, split
 from rmjax.train import gradient, objective
-from rmjax.train.parameters import flat, merge, split
 from rmjax.train.routing import balance_of, balanced
 from tests.models.adapting import experts, moved, small, started
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rmjax.data.forest import ForestShape, Tree, fill
+from rmjax.data.packing import ForestShape, Tree, fill
 from rmjax.losses.language_model import next_token
 from rmjax.losses.reduction import mean, total
 
@@ -32,7 +32,7 @@ def test_bf16_logits_are_lifted_to_fp32():
 
 def test_only_what_is_learned_of_a_packed_row_has_a_gradient():
     texts = [Tree.for_language_model([5, 6, 7, 8], learned_from=2), Tree.for_language_model([9, 4], learned_from=1)]
-    forest = fill(ForestShape(rows=1, row_tokens=8, groups=2, leaves=1), [texts])
+    forest = fill(ForestShape(rows=1, row_tokens=8, groups=2, branches=1), [texts])
     logits = jnp.asarray(np.random.default_rng(0).standard_normal((1, 8, 10)), jnp.float32)
 
     def objective(logits):

@@ -4,11 +4,11 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from rmjax.data.forest import ForestShape, Tree, fill
+from rmjax.data.packing import ForestShape, Tree, fill
 from rmjax.models.lora import AdapterConfig
+from rmjax.models.parameters import flat, nested
 from rmjax.models.reward import RewardTransformer
 from rmjax.models.transformer import TransformerConfig
-from rmjax.train.parameters import flat, nested
 from rmjax.train.state import initial_params
 
 EVERY = "(query|key|value|output|gate|up|down)$"

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rmjax.data.forest import ForestShape, Tree, attention_mask, fill
+from rmjax.data.packing import ForestShape, Tree, fill
 from rmjax.models.attention import blockwise
+from rmjax.models.forest import attention_mask
 from rmjax.models.reward import RewardTransformer
 from rmjax.models.tiles import ForestMask, tiles_seen
 from rmjax.models.transformer import TransformerConfig, attend
@@ -37,8 +38,8 @@ def forest():
 def test_values_and_gradients_are_those_of_the_dense_form(forest, block):
     random = np.random.default_rng(1)
     q, k, v, weights = (jnp.asarray(random.normal(size=(2, 37, heads, 8)), jnp.float32) for heads in (4, 2, 2, 4))
-    mask = attention_mask(jnp.asarray(forest.group_RT), jnp.asarray(forest.leaf_RT))
-    parts = ForestMask(jnp.asarray(forest.group_RT), jnp.asarray(forest.leaf_RT))
+    mask = attention_mask(jnp.asarray(forest.group_RT), jnp.asarray(forest.branch_RT))
+    parts = ForestMask(jnp.asarray(forest.group_RT), jnp.asarray(forest.branch_RT))
 
     def both(form):
         return jax.jit(jax.value_and_grad(lambda *qkv: jnp.sum(form(*qkv) * weights), argnums=(0, 1, 2)))(q, k, v)
@@ -56,8 +57,8 @@ def test_the_second_derivative_is_that_of_the_dense_form(forest):
     random = np.random.default_rng(1)
     q, k, v, weights = (jnp.asarray(random.normal(size=(2, 37, heads, 8)), jnp.float32) for heads in (4, 2, 2, 4))
     hidden = jnp.where((jnp.asarray(forest.group_RT) == 0)[..., None, None], 1e4, 1.0)
-    mask = attention_mask(jnp.asarray(forest.group_RT), jnp.asarray(forest.leaf_RT))
-    parts = ForestMask(jnp.asarray(forest.group_RT), jnp.asarray(forest.leaf_RT))
+    mask = attention_mask(jnp.asarray(forest.group_RT), jnp.asarray(forest.branch_RT))
+    parts = ForestMask(jnp.asarray(forest.group_RT), jnp.asarray(forest.branch_RT))
 
     def slope(form):
         def length(qkv):
@@ -140,8 +141,8 @@ def test_tiles_that_nobody_sees_are_not_computed():
 def test_tiles_between_groups_and_between_leaves_are_not_seen():
     """A row of eight groups of one block each; a group with two leaves of four blocks; nothing."""
     group_RT = np.array([np.repeat(np.arange(1, 9), 4), np.repeat([1, 0], 16), np.zeros(32)], np.int32)
-    leaf_RT = np.array([np.zeros(32), np.repeat([0, 1, 2, 0], [2, 6, 8, 16]), np.zeros(32)], np.int32)
-    marks = np.stack([group_RT, leaf_RT, np.broadcast_to(np.arange(32), (3, 32))], -1).reshape(3, 8, 4, 3)
+    branch_RT = np.array([np.zeros(32), np.repeat([0, 1, 2, 0], [2, 6, 8, 16]), np.zeros(32)], np.int32)
+    marks = np.stack([group_RT, branch_RT, np.broadcast_to(np.arange(32), (3, 32))], -1).reshape(3, 8, 4, 3)
     each, leaves, nothing = np.asarray(tiles_seen(jnp.asarray(marks), jnp.asarray(marks))).astype(int)
     assert each.tolist() == np.eye(8, dtype=int).tolist()
     assert leaves[:4, :4].tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [1, 0, 1, 0], [1, 0, 1, 1]] and leaves.sum() == 8

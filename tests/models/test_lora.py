@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rmjax.data.forest import attention_mask
 from rmjax.models.adapters import adapted
+from rmjax.models.forest import attention_mask
 from rmjax.models.lora import AdapterConfig, _decomposed, dropped, masked, merged
+from rmjax.models.parameters import flat, nested, warm_start
 from rmjax.models.reward import RewardTransformer
 from rmjax.models.transformer import Transformer, causal_mask
 from rmjax.parallel.mesh import make_mesh, parameter_shardings
-from rmjax.train.parameters import flat, nested, warm_start
 from rmjax.train.state import initial_params
 from tests.models.adapting import EVERY, PAIRS, moved, rewards, small, started
 
@@ -137,7 +137,7 @@ def test_a_pattern_means_the_same_matrices_in_a_reward_model_and_in_its_decoder(
     model, params = started(small(adapter=AdapterConfig("lora", "^backbone/layers/attention/|mlp/up$", rank=2)))
     params = moved(params)
     whole = model.apply({"params": params}, PAIRS, method="hidden")
-    inputs = PAIRS.tokens_RT, PAIRS.positions_RT, attention_mask(PAIRS.group_RT, PAIRS.leaf_RT)
+    inputs = PAIRS.tokens_RT, PAIRS.positions_RT, attention_mask(PAIRS.group_RT, PAIRS.branch_RT)
     alone = Transformer(model.config).apply({"params": params["backbone"]}, *inputs)
     np.testing.assert_allclose(alone, whole, atol=1e-6)
     untouched = Transformer(dataclasses.replace(model.config, adapter=None)).apply(

@@ -13,9 +13,9 @@ from rmjax.models import loramoe
 from rmjax.models.adapters import adapted
 from rmjax.models.lora import AdapterConfig, merged
 from rmjax.models.loramoe import ROUTING, WORD, kept_by
+from rmjax.models.parameters import count, flat, nested, warm_start
 from rmjax.models.reward import RewardTransformer
 from rmjax.parallel.mesh import make_mesh, parameter_shardings
-from rmjax.train.parameters import count, flat, nested, warm_start
 from rmjax.train.state import initial_params
 from tests.models.adapting import EVERY, PAIRS, experts, moved, rewards, small, started
 

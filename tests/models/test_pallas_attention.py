@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rmjax.data.forest import ForestShape, Tree, attention_mask, fill
+from rmjax.data.packing import ForestShape, Tree, fill
 from rmjax.models import transformer
 from rmjax.models.attention import pallas_attention
+from rmjax.models.forest import attention_mask
 from rmjax.models.reward import RewardTransformer
 from rmjax.models.tiles import ForestMask
 from rmjax.models.tpu_kernels import _nearest
@@ -39,7 +40,7 @@ def marks(draw):
         row.append(tree)
         left -= tree.size
     forest = fill(ForestShape(1, T, max(len(row), 1), 3), [row])
-    return forest.group_RT, forest.leaf_RT
+    return forest.group_RT, forest.branch_RT
 
 
 @functools.cache

@@ -3,9 +3,9 @@
 import jax
 import pytest
 
+from rmjax.models.parameters import count
 from rmjax.models.presets import PRESETS
 from rmjax.models.reward import RewardTransformer
-from rmjax.train.parameters import count
 from rmjax.train.state import initial_params
 
 

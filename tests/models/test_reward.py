@@ -12,14 +12,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rmjax.data.forest import Forest, ForestShape, Tree, fill, pack
+from rmjax.data.packing import ForestShape, Tree, fill, pack
 from rmjax.losses import ranking
+from rmjax.models.forest import Forest
 from rmjax.models.reward import RewardTransformer
 from rmjax.models.transformer import Transformer, causal_mask
 
 LEAVES, GROUPS, LONGEST = 3, 5, 16
-ALONE = ForestShape(rows=1, row_tokens=LONGEST, groups=1, leaves=1)
-PACKED = ForestShape(rows=4, row_tokens=64, groups=5, leaves=LEAVES)
+ALONE = ForestShape(rows=1, row_tokens=LONGEST, groups=1, branches=1)
+PACKED = ForestShape(rows=4, row_tokens=64, groups=5, branches=LEAVES)
 LONGER = dataclasses.replace(PACKED, row_tokens=96)
 TOLERANCE = 1e-5
 
@@ -137,7 +138,7 @@ def test_identical_candidates_have_equal_rewards(scorer):
 
 # --- the head ---------------------------------------------------------------------------------------------------------
 
-SMALL = ForestShape(rows=2, row_tokens=16, groups=2, leaves=3)
+SMALL = ForestShape(rows=2, row_tokens=16, groups=2, branches=3)
 
 
 def small_forest() -> Forest:
@@ -205,7 +206,7 @@ def test_neither_padding_nor_absent_leaves_have_a_gradient(scorer):
 def test_logits_of_a_packed_text_are_those_of_the_text_alone(scorer):
     texts = [[5, 6, 7, 8], [9, 4]]
     logits = jax.jit(lambda forest: scorer.model.apply({"params": scorer.params}, forest, method="logits"))
-    shape = ForestShape(rows=1, row_tokens=8, groups=2, leaves=1)
+    shape = ForestShape(rows=1, row_tokens=8, groups=2, branches=1)
     trees = [Tree.for_language_model(ids, 1) for ids in texts]
     packed, first, second = (np.asarray(logits(fill(shape, [row]))) for row in (trees, trees[:1], trees[1:]))
     np.testing.assert_allclose(packed[0, :4], first[0, :4], atol=1e-4)

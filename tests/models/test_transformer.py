@@ -12,8 +12,8 @@ from flax import traverse_util
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rmjax.models.parameters import first_layers
 from rmjax.models.transformer import Transformer, TransformerConfig, attend, causal_mask, rope
-from rmjax.train.parameters import first_layers
 
 R, T = 2, 7
 VARIANTS: dict[str, dict[str, Any]] = {

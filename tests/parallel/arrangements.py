@@ -12,21 +12,21 @@ import jax
 import numpy as np
 from jax.sharding import AxisType
 
-from rmjax.data.forest import ForestShape, Tree, fill
+from rmjax.data.packing import ForestShape, Tree, fill
 from rmjax.data.pipeline import WHOLE
+from rmjax.data.placement import forest_shardings, place
 from rmjax.losses.balance import Balance
 from rmjax.models import transformer
 from rmjax.models.attention import pallas_attention
 from rmjax.models.lora import AdapterConfig
+from rmjax.models.parameters import flat
 from rmjax.models.reward import RewardTransformer
 from rmjax.models.transformer import TransformerConfig
-from rmjax.parallel.batch import forest_shardings, place
 from rmjax.parallel.hlo import parse
 from rmjax.parallel.mesh import AXES, make_mesh
 from rmjax.parallel.operations import operations
 from rmjax.train import gradient, objective
 from rmjax.train.optimizer import adamw
-from rmjax.train.parameters import flat
 from rmjax.train.routing import balanced
 from rmjax.train.state import compile_step, initial_params, make_state, make_step, state_shardings
 

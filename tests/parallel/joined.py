@@ -9,10 +9,10 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from rmjax.data.forest import ForestShape, Tree
+from rmjax.data.packing import ForestShape, Tree
 from rmjax.data.pipeline import batches, tree_dataset
+from rmjax.data.placement import forest_shardings, place, share_of_process
 from rmjax.parallel import hosts
-from rmjax.parallel.batch import forest_shardings, place, share_of_process
 from rmjax.parallel.mesh import RULES, batch_sharding, make_mesh, replicated
 from rmjax.train.checkpoint import Checkpoints
 from rmjax.train.loop import restored, saved_part, train
@@ -21,7 +21,7 @@ from rmjax.train.state import State
 
 STEPS = 40
 STREAMS = 4
-SHAPE = ForestShape(rows=8, row_tokens=24, groups=3, leaves=1)
+SHAPE = ForestShape(rows=8, row_tokens=24, groups=3, branches=1)
 
 
 def encode(record: int, index: int) -> list[Tree]:

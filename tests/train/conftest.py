@@ -11,7 +11,8 @@ import numpy as np
 import optax
 import pytest
 
-from rmjax.data.forest import Forest, ForestShape, Tree, fill
+from rmjax.data.packing import ForestShape, Tree, fill
+from rmjax.models.forest import Forest
 from rmjax.models.reward import RewardTransformer
 from rmjax.parallel.mesh import make_mesh
 from rmjax.train import gradient, objective
@@ -53,7 +54,7 @@ def params(boxed) -> Any:
     return {**params, "head": {"kernel": 0.1 * jax.random.normal(jax.random.key(1), params["head"]["kernel"].shape)}}
 
 
-def random_trees(groups: Sequence[int], leaves: int = 2, seed: int = 0) -> list[list[Tree]]:
+def random_trees(groups: Sequence[int], branches: int = 2, seed: int = 0) -> list[list[Tree]]:
     """`groups[r]` trees in row r: random lengths, candidate i has rank i."""
     random = np.random.default_rng(seed)
 
@@ -61,7 +62,9 @@ def random_trees(groups: Sequence[int], leaves: int = 2, seed: int = 0) -> list[
         return random.integers(1, 97, random.integers(1, most)).astype(np.int32)
 
     def tree(number: int) -> Tree:
-        return Tree(ids(6), tuple(ids(5) for _ in range(leaves)), np.arange(leaves, dtype=np.float32), record=number)
+        return Tree(
+            ids(6), tuple(ids(5) for _ in range(branches)), np.arange(branches, dtype=np.float32), record=number
+        )
 
     starts = np.cumsum([0, *groups])
     return [[tree(start + i) for i in range(count)] for start, count in zip(starts, groups, strict=False)]
@@ -69,7 +72,7 @@ def random_trees(groups: Sequence[int], leaves: int = 2, seed: int = 0) -> list[
 
 @pytest.fixture(scope="session")
 def lay_out() -> Callable[[list[list[Tree]]], Forest]:
-    """Rows of trees -> forest with room for four groups of four leaves a row."""
+    """Rows of trees -> forest with room for four groups of four branches a row."""
     return lambda rows: fill(ForestShape(len(rows), 64, 4, 4), rows)
 
 

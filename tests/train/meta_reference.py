@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rmjax.models.parameters import merge
 from rmjax.models.transformer import Transformer, causal_mask
-from rmjax.train.parameters import merge
 
 
 def rewards(config, params, sequences):

@@ -256,7 +256,7 @@ def test_errors_of_the_system_name_path_and_remedy(tmp_path, monkeypatch, number
         raise OSError(number, os.strerror(number))
 
     checkpoints = saved_run(tmp_path, steps=(10,))
-    monkeypatch.setattr(checkpoint, "write_durably", refuse)
+    monkeypatch.setattr(checkpoint, "write_text", refuse)
     with pytest.raises(CheckpointError, match=f"{tmp_path}/20: {remedy}"):
         checkpoints.save(20, make_state(20), {})
     assert checkpoints.restore(abstract(make_state(0)))[0] == 10

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rmjax.data.forest import ForestShape
+from rmjax.data.packing import ForestShape
+from rmjax.models.parameters import flat, merge, split
 from rmjax.models.transformer import Transformer, causal_mask
 from rmjax.train import gradient, objective
-from rmjax.train.parameters import flat, merge, split
 
 KEY = jax.random.key(0)
 TRAINABLE = "layers|final_norm|head"
@@ -30,7 +30,7 @@ def assert_close(one, other, tolerance=1e-6):
 
 def reference_gradient(config, trainable, frozen, rows):
     """Every sequence alone under a causal mask, no forest, no reducer: the mean of -log sigmoid over the pairs."""
-    sequences = [np.concatenate([tree.prefix, leaf]) for row in rows for tree in row for leaf in tree.leaves]
+    sequences = [np.concatenate([tree.prefix, leaf]) for row in rows for tree in row for leaf in tree.branches]
     ids = np.zeros((len(sequences), 16), np.int32)
     for i, sequence in enumerate(sequences):
         ids[i, : len(sequence)] = sequence

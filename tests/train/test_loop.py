@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rmjax.data.forest import ForestShape, Tree, fill
+from rmjax.data.packing import ForestShape, Tree, fill
 from rmjax.train import loop
 from rmjax.train.checkpoint import Checkpoints
 from rmjax.train.loop import Diverged, Preempted, restored, saved_part, train

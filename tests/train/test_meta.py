@@ -10,10 +10,10 @@ import pytest
 
 from rmjax.losses.balance import Balance
 from rmjax.models.lora import AdapterConfig
+from rmjax.models.parameters import flat, merge, split
 from rmjax.parallel.mesh import make_mesh
 from rmjax.train import gradient, meta, objective
 from rmjax.train.optimizer import adamw
-from rmjax.train.parameters import flat, merge, split
 from rmjax.train.routing import balanced
 from rmjax.train.state import State, compile_step, make_state, make_step, state_shardings
 from tests.models.adapting import moved, started
@@ -176,12 +176,12 @@ def batches(trees, lay_out):
     """(the batch, pairs and groups as lists of sequences): 6 pairs; 5 groups of 2 to 4 answers, no order."""
 
     def sequences(tree):
-        return [np.concatenate([tree.prefix, leaf]) for leaf in tree.leaves]
+        return [np.concatenate([tree.prefix, leaf]) for leaf in tree.branches]
 
-    ranked, sampled = trees([2, 3, 0, 1]), trees([1, 2, 2, 0], leaves=4, seed=5)
+    ranked, sampled = trees([2, 3, 0, 1]), trees([1, 2, 2, 0], branches=4, seed=5)
     for row in sampled:
         row[:] = [
-            dataclasses.replace(t, leaves=t.leaves[: 2 + t.record % 3], ranks=np.full(2 + t.record % 3, np.inf))
+            dataclasses.replace(t, branches=t.branches[: 2 + t.record % 3], ranks=np.full(2 + t.record % 3, np.inf))
             for t in row
         ]
     pairs = [s for row in ranked for tree in row for s in sequences(tree)]
@@ -387,8 +387,8 @@ def test_a_zero_head_gives_j_no_gradient(model, state, batches, compiled_quickly
 
 def test_a_group_of_one_is_not_counted(model, state, trees, lay_out, batches, compiled_quickly):
     """Nor does it change the gradient."""
-    alone = [dataclasses.replace(t, leaves=t.leaves[:1], ranks=t.ranks[:1]) for t in trees([1], seed=9)[0]]
-    rows = trees([2, 1], leaves=3, seed=7)
+    alone = [dataclasses.replace(t, branches=t.branches[:1], ranks=t.ranks[:1]) for t in trees([1], seed=9)[0]]
+    rows = trees([2, 1], branches=3, seed=7)
     inner = jax.jit(gradient.plain(objective.discrimination(model)))
     without, terms = inner(state.trainable, state.frozen, lay_out(rows), KEY)
     with_it, more = inner(state.trainable, state.frozen, lay_out([rows[0], [*rows[1], *alone]]), KEY)

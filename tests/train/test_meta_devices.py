@@ -21,7 +21,7 @@ PROGRAM = textwrap.dedent("""
 
     jax.config.update("jax_disable_most_optimizations", True)
 
-    from rmjax.data.forest import ForestShape, Tree, fill
+    from rmjax.data.packing import ForestShape, Tree, fill
     from rmjax.models.reward import RewardTransformer
     from rmjax.models.transformer import TransformerConfig
     from rmjax.parallel.mesh import AXES, RULES, batch_sharding, make_mesh
@@ -46,7 +46,7 @@ PROGRAM = textwrap.dedent("""
         return [[Tree(ids(6), tuple(ids(5) for _ in range(leaves)), np.array(ranks)) for _ in range(n)] for n in counts]
 
     def sequences(rows):
-        return [[np.concatenate([tree.prefix, leaf]) for leaf in tree.leaves] for row in rows for tree in row]
+        return [[np.concatenate([tree.prefix, leaf]) for leaf in tree.branches] for row in rows for tree in row]
 
     ranked = rows([2, 1, 0, 2, 1, 1, 2, 0], 2, [0.0, 1.0])
     sampled = rows([1, 0, 2, 1, 0, 0, 1, 1], 3, [np.inf] * 3)

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from rmjax.data.forest import ForestShape, Tree, fill
+from rmjax.data.packing import ForestShape, Tree, fill
 from rmjax.train import objective
 
 LN_2 = np.log(np.float32(2))
@@ -59,7 +59,7 @@ def test_learns_32_pairs_by_heart(learned):
 
 
 def test_terms_are_those_of_the_rewards(forest):
-    batch = forest([1, 3, 0, 2], leaves=3, seed=1)
+    batch = forest([1, 3, 0, 2], branches=3, seed=1)
     rewards, there = random_rewards(batch)
     terms = terms_of(batch, rewards)
     better, worse = there[:, [0, 0, 1]], there[:, [1, 2, 2]]
@@ -71,17 +71,17 @@ def test_terms_are_those_of_the_rewards(forest):
 
 
 def test_token_counts(trees, lay_out):
-    rows = trees([1, 3, 0, 2], leaves=3, seed=1)
+    rows = trees([1, 3, 0, 2], branches=3, seed=1)
     batch = lay_out(rows)
     terms = terms_of(batch, np.zeros(batch.readout_RGN.shape))
     every = [tree for row in rows for tree in row]
-    real, apart = sum(t.size for t in every), sum(len(t.prefix) + len(leaf) for t in every for leaf in t.leaves)
+    real, apart = sum(t.size for t in every), sum(len(t.prefix) + len(leaf) for t in every for leaf in t.branches)
     assert terms["pad_fraction"] == (4 * 64 - real, 4 * 64)
     assert terms["sharing_factor"] == (apart, real)
 
 
 def test_ties_count_half(forest):
-    batch = forest([1], leaves=3)
+    batch = forest([1], branches=3)
     rewards = np.zeros(batch.readout_RGN.shape)
     rewards[0, 0, :3] = 1.0, 1.0, 0.0
     terms = terms_of(batch, rewards)

@@ -7,11 +7,11 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec
 
+from rmjax.models.parameters import ParameterError, flat
 from rmjax.models.reward import RewardTransformer
 from rmjax.models.transformer import TransformerConfig
 from rmjax.parallel.mesh import make_mesh
 from rmjax.train.optimizer import adamw
-from rmjax.train.parameters import ParameterError, flat
 from rmjax.train.state import initial_params, make_state, state_shardings
 
 

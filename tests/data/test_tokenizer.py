@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import pre_tokenizers
 
-from rmjax.hub.tokenizer import Tokenizer, TokenizerError
+from rmjax.data.tokenizer import Tokenizer, TokenizerError
 
 SPECIAL = ("<|im_end|>", "<|im_start|>", "[read]")
 BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())

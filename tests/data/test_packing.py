@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rmjax.data.forest import Forest, ForestShape, Packer, Tree, arrange, attention_mask, fill, pack, unshared_tokens
+from rmjax.data.packing import ForestShape, Packer, Tree, arrange, fill, pack
+from rmjax.models.forest import Forest, attention_mask, unshared_tokens
 
 tokens = st.integers(1, 4)  # few different ones, so that prefixes are shared by chance as well
 sequence = st.lists(tokens, min_size=1, max_size=7)
@@ -33,7 +34,7 @@ def sequences_of(forest: Forest, r: int, g: int) -> list[list[int]]:
     mine = forest.group_RT[r] == g + 1
     paths = []
     for n in np.flatnonzero(forest.readout_RGN[r, g] >= 0):
-        columns = np.flatnonzero(mine & ((forest.leaf_RT[r] == 0) | (forest.leaf_RT[r] == n + 1)))
+        columns = np.flatnonzero(mine & ((forest.branch_RT[r] == 0) | (forest.branch_RT[r] == n + 1)))
         np.testing.assert_array_equal(forest.positions_RT[r, columns], np.arange(len(columns)))
         assert forest.readout_RGN[r, g, n] == columns[-1]
         paths.append(forest.tokens_RT[r, columns].tolist())
@@ -59,10 +60,10 @@ def test_shared_length_is_the_longest_common_prefix_that_leaves_each_a_token(seq
 @given(sequences=groups_of_sequences(5))
 def test_a_tree_holds_its_sequences(sequences):
     tree = grow(sequences)
-    assert [[*tree.prefix, *leaf] for leaf in tree.leaves] == sequences
-    assert all(len(leaf) >= 1 for leaf in tree.leaves)
-    assert tree.size == len(tree.prefix) + sum(len(leaf) for leaf in tree.leaves)
-    assert tree.ranks.dtype == np.float32 and all(part.dtype == np.int32 for part in (tree.prefix, *tree.leaves))
+    assert [[*tree.prefix, *leaf] for leaf in tree.branches] == sequences
+    assert all(len(leaf) >= 1 for leaf in tree.branches)
+    assert tree.size == len(tree.prefix) + sum(len(leaf) for leaf in tree.branches)
+    assert tree.ranks.dtype == np.float32 and all(part.dtype == np.int32 for part in (tree.prefix, *tree.branches))
 
 
 @pytest.mark.parametrize(
@@ -80,14 +81,14 @@ def test_a_tree_holds_its_sequences(sequences):
 def test_sharing_by_hand(sequences, prefix, leaves):
     tree = grow(sequences)
     assert tree.prefix.tolist() == prefix
-    assert [leaf.tolist() for leaf in tree.leaves] == leaves
+    assert [leaf.tolist() for leaf in tree.branches] == leaves
 
 
 # --- layout -----------------------------------------------------------------------------------------------------------
 
 
 def test_layout_by_hand():
-    shape = ForestShape(rows=2, row_tokens=8, groups=2, leaves=2)
+    shape = ForestShape(rows=2, row_tokens=8, groups=2, branches=2)
     pair = Tree.from_sequences([[5, 6, 7], [5, 6, 8, 9]], ranks=[0, 1], weight=2.0, margin=0.5, type=3, record=11)
     one = Tree.from_sequences([[4, 4]], ranks=[np.inf], record=12)
     forest = fill(shape, [[], [pair, one]])
@@ -95,7 +96,7 @@ def test_layout_by_hand():
     assert forest.tokens_RT.tolist() == [[0] * 8, [5, 6, 7, 8, 9, 4, 4, 0]]
     assert forest.positions_RT.tolist() == [[0] * 8, [0, 1, 2, 2, 3, 0, 1, 0]]
     assert forest.group_RT.tolist() == [[0] * 8, [1, 1, 1, 1, 1, 2, 2, 0]]
-    assert forest.leaf_RT.tolist() == [[0] * 8, [0, 0, 1, 2, 2, 0, 1, 0]]
+    assert forest.branch_RT.tolist() == [[0] * 8, [0, 0, 1, 2, 2, 0, 1, 0]]
     assert forest.readout_RGN.tolist() == [[[-1, -1], [-1, -1]], [[2, 4], [6, -1]]]
     assert forest.ranks_RGN[1].tolist() == [[0, 1], [np.inf, np.inf]]
     assert np.isinf(forest.ranks_RGN[0]).all()
@@ -107,7 +108,7 @@ def test_layout_by_hand():
 
 
 def test_language_model_targets_by_hand():
-    shape = ForestShape(rows=1, row_tokens=9, groups=2, leaves=1)
+    shape = ForestShape(rows=1, row_tokens=9, groups=2, branches=1)
     forest = fill(
         shape,
         [[Tree.for_language_model([5, 6, 7, 8], learned_from=2), Tree.for_language_model([9, 4, 3], learned_from=1)]],
@@ -130,7 +131,7 @@ def test_every_token_from_learned_from_on_is_predicted_once(ids, learned_from):
 # --- packing ----------------------------------------------------------------------------------------------------------
 
 shapes = st.builds(
-    ForestShape, rows=st.integers(1, 3), row_tokens=st.integers(27, 60), groups=st.integers(1, 4), leaves=st.just(3)
+    ForestShape, rows=st.integers(1, 3), row_tokens=st.integers(27, 60), groups=st.integers(1, 4), branches=st.just(3)
 )
 
 
@@ -141,7 +142,7 @@ def test_pack_places_every_tree_once_and_whole(shape, drawn):
     seen = []
     for forest, places in pack(trees, shape):
         assert any(places), "an empty batch"
-        assert forest.shape == (shape.rows, shape.row_tokens, shape.groups, shape.leaves)
+        assert forest.shape == (shape.rows, shape.row_tokens, shape.groups, shape.branches)
         placed = [(r, g, i) for r, row in enumerate(places) for g, i in enumerate(row)]
         seen += [i for _, _, i in placed]
         # As many real tokens as the trees have: none overlaps another, none is left over.
@@ -164,7 +165,7 @@ def test_group_and_leaf_numbers_are_valid_and_padding_is_blank(shape, drawn):
             assert set(forest.group_RT[r]) - {0} == set(range(1, len(row) + 1))
             assert (forest.readout_RGN[r, len(row) :] == -1).all()
         padding = forest.group_RT == 0
-        for array in (forest.tokens_RT, forest.positions_RT, forest.leaf_RT, forest.target_weight_RT):
+        for array in (forest.tokens_RT, forest.positions_RT, forest.branch_RT, forest.target_weight_RT):
             assert not array[padding].any()
 
 
@@ -193,7 +194,7 @@ def test_rows_of_a_large_set_are_full():
 
 def test_pack_takes_the_same_tree_twice():
     tree, other = grow([[5, 6]], 1), grow([[7, 8]], 2)
-    batches = list(pack([tree, other, tree], ForestShape(rows=1, row_tokens=6, groups=3, leaves=1)))
+    batches = list(pack([tree, other, tree], ForestShape(rows=1, row_tokens=6, groups=3, branches=1)))
     assert sorted(i for _, places in batches for row in places for i in row) == [0, 1, 2]
 
 
@@ -203,10 +204,10 @@ def test_pack_gives_nothing_for_nothing():
 
 @pytest.mark.parametrize(
     ("sequences", "message"),
-    [([[5] * 9], "9 tokens exceed a row of 8; raise row_tokens"), ([[5]] * 3, "3 candidates exceed 2 leaves")],
+    [([[5] * 9], "9 tokens exceed a row of 8; raise row_tokens"), ([[5]] * 3, "3 candidates exceed 2 branches")],
 )
 def test_a_tree_that_can_never_be_placed_is_refused(sequences, message):
-    shape = ForestShape(rows=2, row_tokens=8, groups=2, leaves=2)
+    shape = ForestShape(rows=2, row_tokens=8, groups=2, branches=2)
     tree = grow(sequences)
     assert message in str(shape.refuse(tree))
     with pytest.raises(ValueError, match=message):
@@ -214,7 +215,7 @@ def test_a_tree_that_can_never_be_placed_is_refused(sequences, message):
 
 
 def test_a_tree_that_just_fits_is_not_refused():
-    shape = ForestShape(rows=1, row_tokens=8, groups=1, leaves=2)
+    shape = ForestShape(rows=1, row_tokens=8, groups=1, branches=2)
     assert shape.refuse(grow([[5] * 8])) is None
     assert shape.refuse(grow([[5] * 7, [5] * 7])) is None  # 6 shared and 1 each
     assert shape.refuse(grow([[5] * 8, [5] * 7])) is not None
@@ -222,20 +223,20 @@ def test_a_tree_that_just_fits_is_not_refused():
 
 
 def test_the_fullest_row_with_room_is_chosen():
-    packer = Packer(ForestShape(rows=3, row_tokens=10, groups=3, leaves=1))
+    packer = Packer(ForestShape(rows=3, row_tokens=10, groups=3, branches=1))
     first, second, third, fourth = (grow([[5] * size], record=size) for size in (6, 7, 3, 4))
     assert all(packer.offer(tree) for tree in (first, second, third, fourth))
     assert packer.rows == [[first, fourth], [second, third], []]
 
 
 def test_a_row_takes_no_more_groups_than_it_has_slots():
-    packer = Packer(ForestShape(rows=1, row_tokens=100, groups=2, leaves=1))
+    packer = Packer(ForestShape(rows=1, row_tokens=100, groups=2, branches=1))
     assert [packer.offer(grow([[5]])) for _ in range(3)] == [True, True, False]
     assert len(packer.rows[0]) == 2
 
 
 def test_a_row_is_filled_to_the_last_token():
-    packer = Packer(ForestShape(rows=1, row_tokens=6, groups=3, leaves=1))
+    packer = Packer(ForestShape(rows=1, row_tokens=6, groups=3, branches=1))
     assert [packer.offer(grow([[5] * size])) for size in (4, 3, 2, 1)] == [True, False, True, False]
     assert (packer.forest().group_RT > 0).all()
 
@@ -259,7 +260,7 @@ def test_attention_mask_is_the_definition(data):
 def test_a_prefix_does_not_see_its_leaves_and_leaves_do_not_see_each_other():
     forest = fill(ForestShape(1, 5, 1, 2), [[grow([[5, 6, 7], [5, 8]])]])  # columns: 5 | 6 7 | 8, one of padding
     wanted = ["10000", "11000", "11100", "10010", "00000"]
-    assert attention_mask(forest.group_RT, forest.leaf_RT)[0].astype(int).tolist() == [
+    assert attention_mask(forest.group_RT, forest.branch_RT)[0].astype(int).tolist() == [
         list(map(int, w)) for w in wanted
     ]
 
@@ -267,7 +268,7 @@ def test_a_prefix_does_not_see_its_leaves_and_leaves_do_not_see_each_other():
 @settings(deadline=None, max_examples=30)
 @given(drawn=st.lists(groups_of_sequences(), min_size=1, max_size=6))
 def test_unshared_tokens_counts_the_separate_sequences(drawn):
-    shape = ForestShape(rows=3, row_tokens=60, groups=6, leaves=3)
+    shape = ForestShape(rows=3, row_tokens=60, groups=6, branches=3)
     counted = sum(int(unshared_tokens(forest)) for forest, _ in pack([grow(s) for s in drawn], shape))
     assert counted == sum(len(s) for sequences in drawn for s in sequences)
 

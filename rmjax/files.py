@@ -1,9 +1,10 @@
-"""Result files that are either whole or absent."""
+"""The one writer of small files: each is whole and on the disk, or as it was before."""
 
+import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,22 +29,44 @@ def refuse_unwritable(path: Path) -> None:
         raise OSError(f"cannot write {path}: {reason}; name another file") from error
 
 
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Gives the name of a file to write beside `path`; afterwards it is flushed to the disk and takes the place of `path`.
+
+    Where anything fails, `path` is as it was and nothing is left beside it.
+    """
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+    try:
+        yield unfinished
+        with unfinished.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+        _sync_folder(path.parent)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes a rename durable; some file systems refuse to open folders, and there it is up to them."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
 def write_text(path: Path, text: str) -> None:
     """Replaces `path` by `text`, at once: a reader, or a crash, sees the old file or the new one.
 
     Raises:
       OSError: naming the file, say when the disk is full; the old file is then unharmed.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        with replacing(path) as unfinished:
+            unfinished.write_text(text, encoding="utf-8")
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise OSError(f"cannot write {path}: {error.strerror or error}") from error
+        raise OSError(error.errno, f"cannot write ({error.strerror or error})", str(path)) from error
 
 
 def write_json(path: Path, value: Mapping[str, object]) -> None:

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rmjax.models.parameters import ParameterError, count, first_layers, flat, merge, nested, split, warm_start
 from rmjax.models.reward import RewardTransformer
 from rmjax.models.transformer import Transformer, causal_mask
-from rmjax.train.parameters import ParameterError, count, first_layers, flat, merge, nested, split, warm_start
 
 names = st.sampled_from(["a", "b", "layers", "head"])
 trees = st.recursive(st.integers(), lambda inner: st.dictionaries(names, inner, min_size=1, max_size=3), max_leaves=8)

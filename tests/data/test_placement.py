@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from rmjax.data.forest import Forest, ForestShape
+from rmjax.data.packing import ForestShape
 from rmjax.data.pipeline import WHOLE, Share
-from rmjax.parallel.batch import forest_shardings, place, share_of_process
+from rmjax.data.placement import forest_shardings, place, share_of_process
+from rmjax.models.forest import Forest
 from rmjax.parallel.mesh import RULES, make_mesh, make_rules
 
 ROWS = PartitionSpec(("data", "fsdp"))
@@ -17,7 +18,7 @@ ROWS = PartitionSpec(("data", "fsdp"))
 
 def numbered(rows: int) -> Forest:
     """All cells differ."""
-    forest = ForestShape(rows, row_tokens=4, groups=2, leaves=2).empty()
+    forest = ForestShape(rows, row_tokens=4, groups=2, branches=2).empty()
     return jax.tree.map(lambda x: np.arange(x.size, dtype=x.dtype).reshape(x.shape), forest)
 
 

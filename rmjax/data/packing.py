@@ -1,8 +1,7 @@
-"""The one batch: rows that pack trees. A tree is a shared prefix and one branch (leaf) per candidate.
+"""Trees on the host, and how they are packed into the rows of a batch.
 
-R rows, T tokens a row, G groups (trees) a row, N leaves a group. Token i may attend to j iff they are of the same
-group, j is on the prefix or on i's own leaf, and j <= i. Sharing is exact: every full sequence is tokenized, then the
-longest common token prefix is stored once; positions of a leaf continue from it.
+A tree is a shared prefix and one branch for each candidate. Sharing is exact: every full sequence is tokenized by itself, then
+the longest common token prefix is stored once, and the positions of a branch continue from it.
 """
 
 import bisect
@@ -10,11 +9,9 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import flax.struct
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool
+
+from rmjax.models.forest import Forest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +19,7 @@ class Tree:
     """One group on the host, before packing."""
 
     prefix: np.ndarray  # [P] token ids
-    leaves: tuple[np.ndarray, ...]  # N arrays of token ids, none empty
+    branches: tuple[np.ndarray, ...]  # N arrays of token ids, none empty
     ranks: np.ndarray  # [N], smaller is better, inf = unknown
     weight: float = 1.0
     margin: float = 0.0
@@ -32,7 +29,7 @@ class Tree:
 
     @property
     def size(self) -> int:
-        return len(self.prefix) + sum(map(len, self.leaves))
+        return len(self.prefix) + sum(map(len, self.branches))
 
     @staticmethod
     def shared_length(sequences: Sequence[list[int]]) -> int:
@@ -47,38 +44,14 @@ class Tree:
     @classmethod
     def from_sequences(cls, sequences: Sequence[list[int]], ranks: Sequence[float], **facts) -> "Tree":
         shared = cls.shared_length(sequences)
-        leaves = tuple(np.asarray(s[shared:], np.int32) for s in sequences)
+        branches = tuple(np.asarray(s[shared:], np.int32) for s in sequences)
         prefix = np.asarray(sequences[0][:shared], np.int32)
-        return cls(prefix, leaves, np.asarray(ranks, np.float32), **facts)
+        return cls(prefix, branches, np.asarray(ranks, np.float32), **facts)
 
     @classmethod
     def for_language_model(cls, ids: Sequence[int], learned_from: int, **facts) -> "Tree":
-        leaf = np.asarray(ids, np.int32)
-        return cls(leaf[:0], (leaf,), np.full(1, np.inf, np.float32), learned_from=learned_from, **facts)
-
-
-@flax.struct.dataclass
-class Forest:
-    """The batch. Absent groups and leaves have readout −1; padding has group 0."""
-
-    tokens_RT: Array  # int32
-    positions_RT: Array  # int32, from 0 in each group
-    group_RT: Array  # int32, 1 … G; 0 = padding
-    leaf_RT: Array  # int32, 1 … N; 0 = the shared prefix
-    readout_RGN: Array  # int32, column of each leaf's last token, −1 = absent
-    ranks_RGN: Array  # float32, smaller is better, inf = unknown or absent
-    weight_RG: Array  # float32
-    margin_RG: Array  # float32
-    type_RG: Array  # int32, −1 = none
-    record_RG: Array  # int32, index in the source, −1 = none
-    target_RT: Array  # int32, next token of the same path (language-model losses)
-    target_weight_RT: Array  # float32, 0 where nothing is to be predicted
-
-    @property
-    def shape(self) -> tuple[int, int, int, int]:
-        """(R, T, G, N)."""
-        (R, T), (_, G, N) = self.tokens_RT.shape, self.readout_RGN.shape
-        return R, T, G, N
+        branch = np.asarray(ids, np.int32)
+        return cls(branch[:0], (branch,), np.full(1, np.inf, np.float32), learned_from=learned_from, **facts)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,15 +61,15 @@ class ForestShape:
     rows: int
     row_tokens: int
     groups: int  # a row
-    leaves: int  # a group
+    branches: int  # a group
 
     def empty(self) -> Forest:
-        R, T, G, N = self.rows, self.row_tokens, self.groups, self.leaves
+        R, T, G, N = self.rows, self.row_tokens, self.groups, self.branches
         arrays: dict[str, Any] = dict(  # on the host they are numpy's
             tokens_RT=np.zeros((R, T), np.int32),
             positions_RT=np.zeros((R, T), np.int32),
             group_RT=np.zeros((R, T), np.int32),
-            leaf_RT=np.zeros((R, T), np.int32),
+            branch_RT=np.zeros((R, T), np.int32),
             readout_RGN=np.full((R, G, N), -1, np.int32),
             ranks_RGN=np.full((R, G, N), np.inf, np.float32),
             weight_RG=np.zeros((R, G), np.float32),
@@ -112,8 +85,8 @@ class ForestShape:
         """Why the tree can never be placed, or None."""
         if tree.size > self.row_tokens:
             return f"{tree.size} tokens exceed a row of {self.row_tokens}; raise row_tokens"
-        if len(tree.leaves) > self.leaves:
-            return f"{len(tree.leaves)} candidates exceed {self.leaves} leaves a group; raise data.leaves"
+        if len(tree.branches) > self.branches:
+            return f"{len(tree.branches)} candidates exceed {self.branches} branches a group; raise data.candidates"
         return None
 
 
@@ -129,7 +102,7 @@ def fill(shape: ForestShape, rows: Sequence[Sequence[Tree]]) -> Forest:
 
 
 def _place_facts(forest: Forest, r: int, g: int, tree: Tree) -> None:
-    forest.ranks_RGN[r, g, : len(tree.leaves)] = tree.ranks
+    forest.ranks_RGN[r, g, : len(tree.branches)] = tree.ranks
     forest.weight_RG[r, g] = tree.weight
     forest.margin_RG[r, g] = tree.margin
     forest.type_RG[r, g] = tree.type
@@ -138,13 +111,13 @@ def _place_facts(forest: Forest, r: int, g: int, tree: Tree) -> None:
 
 def _place_tokens(forest: Forest, r: int, g: int, tree: Tree, column: int) -> int:
     start = len(tree.prefix)
-    for n, part in enumerate((tree.prefix, *tree.leaves)):
+    for n, part in enumerate((tree.prefix, *tree.branches)):
         span = slice(column, column + len(part))
         offset = 0 if n == 0 else start
         forest.tokens_RT[r, span] = part
         forest.positions_RT[r, span] = offset + np.arange(len(part))
         forest.group_RT[r, span] = g + 1
-        forest.leaf_RT[r, span] = n
+        forest.branch_RT[r, span] = n
         if n > 0:
             forest.readout_RGN[r, g, n - 1] = column + len(part) - 1
             if tree.learned_from is not None:
@@ -213,21 +186,3 @@ def pack(trees: Sequence[Tree], shape: ForestShape) -> Iterator[tuple[Forest, li
     for first in range(0, len(rows), shape.rows):
         places = [rows[r] if r < len(rows) else [] for r in range(first, first + shape.rows)]
         yield fill(shape, [[trees[i] for i in row] for row in places]), places
-
-
-def attention_mask(group_RT: Array, leaf_RT: Array) -> Bool[Array, "R T T"]:
-    """mask[r, i, j]: token i may attend to token j."""
-    T = group_RT.shape[1]
-    same_group = (group_RT[:, :, None] == group_RT[:, None, :]) & (group_RT > 0)[:, :, None]
-    visible = (leaf_RT[:, None, :] == 0) | (leaf_RT[:, None, :] == leaf_RT[:, :, None])
-    return same_group & visible & jnp.tril(jnp.ones((T, T), bool))[None]
-
-
-def unshared_tokens(forest: Forest) -> jax.Array:
-    """Tokens that the same candidates would take as separate sequences; over real tokens it is the sharing factor."""
-    R, T, G, N = forest.shape
-    prefix_RG = jnp.sum(
-        (forest.group_RT[:, :, None] == jnp.arange(1, G + 1)) & (forest.leaf_RT == 0)[:, :, None], axis=1
-    )
-    leaves_RG = jnp.sum(forest.readout_RGN >= 0, axis=-1)
-    return jnp.sum(prefix_RG * leaves_RG) + jnp.sum((forest.group_RT > 0) & (forest.leaf_RT > 0))

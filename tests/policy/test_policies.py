@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rmjax.models.transformer import Transformer, causal_mask
-from rmjax.policy.pool import Policy, blend_noise, drop_layers, realize, sequence_key, turn
+from rmjax.policy.policies import Policy, blend_noise, drop_layers, realize, sequence_key, turn
 from rmjax.policy.sampling import Decoding
 
 

@@ -10,8 +10,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from rmjax.data.forest import Forest
 from rmjax.data.pipeline import Share
+from rmjax.models.forest import Forest
 from rmjax.parallel.mesh import RULES, Rules
 
 _log = logging.getLogger(__name__)
