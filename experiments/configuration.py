@@ -39,7 +39,8 @@ def complete(config: ConfigDict) -> ConfigDict:
             section, name = old.split(".")
             if name in whole[section]:
                 _log.warning("config.%s is called config.%s now", old, new)
-                whole[section][new.split(".")[1]] = whole[section].pop(name)
+                whole[section][new.split(".")[1]] = whole[section][name]
+                del whole[section][name]
         _fill(whole, base.get_config(), "config")
         for section, default in base.get_config().items():
             if isinstance(default, ConfigDict) and section != "evals":
