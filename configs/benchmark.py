@@ -6,7 +6,7 @@ are bf16.
 
 from ml_collections import ConfigDict
 
-from configs import base
+from rmjax import config as base
 
 
 def get_config() -> ConfigDict:

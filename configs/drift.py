@@ -8,8 +8,8 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from configs import base
 from configs.sample import corpus, tune
+from rmjax import config as base
 
 POOL = "shipped:policy_pool"  # or a pool file with more samples of each policy
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import base
+from rmjax import config as base
 
 
 def get_config() -> ConfigDict:

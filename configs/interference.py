@@ -7,7 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import base
+from rmjax import config as base
 
 VARIED = {  # arm → where it differs from `balanced`
     "beta_strong": {"beta": 1.0},

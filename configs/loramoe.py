@@ -7,7 +7,7 @@ Both need `--config.data.path=FILE`, each line of it with a `type`: 0 or 1.
 
 from ml_collections import ConfigDict
 
-from configs import base
+from rmjax import config as base
 
 
 def get_config(objective: str = "preference") -> ConfigDict:

@@ -5,8 +5,8 @@
 
 from ml_collections import ConfigDict
 
-from configs import base
 from configs.polar import finetune
+from rmjax import config as base
 
 INNER_LEARNING_RATE = {
     "plain": 5e-6,  # the paper's; Adam's step is larger by orders of magnitude

@@ -16,13 +16,13 @@ import numpy as np
 from absl import app, flags
 
 from configs.polar import pretrain_1_8b
-from experiments import train
 from experiments.benchmarks import Arm, configured, factor, timed
-from experiments.start import parse_flags, prepare
+from experiments.start import guarded, parse_flags, prepare
 from experiments.trainers.results import spread
 from rmjax.evaluate import environment
 from rmjax.files import refuse_unwritable, write_json
 from rmjax.models.attention import PLATFORMS
+from rmjax.program import flops_per_token
 from rmjax.train.flops import mfu
 
 
@@ -53,7 +53,7 @@ def tiled() -> list[str]:
 def utilization(config: Any, rounds: int) -> dict[str, Any]:
     """Seconds of a step and its MFU; a token counts as attending to half a row, as in docs/pods.md."""
     data, arm = config.data, Arm.make(config)
-    per_token = train.flops_per_token(train.load_start(config.model).config, arm.state, data.row_tokens / 2, False)
+    per_token = flops_per_token(arm.program, arm.state, data.row_tokens / 2, False)
     arm.seconds()
     seconds = [arm.seconds() for _ in range(rounds)]
     speeds = [data.rows * data.row_tokens / s for s in seconds]
@@ -97,7 +97,7 @@ def main(argv: Sequence[str]) -> None:
     del argv
     given = flags.FLAGS
     sizes = Sizes(**{field.name: getattr(given, field.name) for field in dataclasses.fields(Sizes)})
-    sys.exit(train.guarded(lambda: run(Path(given.out), large(sizes), [int(n) for n in given.lengths], sizes)))
+    sys.exit(guarded(lambda: run(Path(given.out), large(sizes), [int(n) for n in given.lengths], sizes)))
 
 
 if __name__ == "__main__":

@@ -21,9 +21,9 @@ import numpy as np
 from absl import app, flags
 from ml_collections import ConfigDict
 
-from experiments import benchmarks, train
+from experiments import benchmarks
 from experiments.benchmarks import Arm, factor, timed
-from experiments.start import parse_flags, prepare
+from experiments.start import guarded, parse_flags, prepare
 from rmjax.evaluate import environment
 from rmjax.files import refuse_unwritable, write_json
 from rmjax.models import parameters
@@ -127,7 +127,7 @@ def main(argv: Sequence[str]) -> None:
         job = functools.partial(run_only, given.only, sizes)
     else:
         job = functools.partial(run, Path(given.out), sizes, given.rounds)
-    sys.exit(train.guarded(job))
+    sys.exit(guarded(job))
 
 
 if __name__ == "__main__":

@@ -21,11 +21,9 @@ from typing import Any
 import jax
 import numpy as np
 from absl import app, flags
-from rmjax.models.forest import Forest
 
-from experiments import train
 from experiments.benchmarks import Arm, configured
-from experiments.start import parse_flags, prepare
+from experiments.start import guarded, parse_flags, prepare
 from experiments.trainers.results import spread
 from rmjax.data import placement
 from rmjax.data.packing import ForestShape, Tree, fill
@@ -34,7 +32,9 @@ from rmjax.evaluate import environment
 from rmjax.evaluate.plots import growth, svg
 from rmjax.files import refuse_unwritable, write_json, write_text
 from rmjax.models import parameters
+from rmjax.models.forest import Forest
 from rmjax.parallel.mesh import make_mesh
+from rmjax.start import load_start
 
 SHARED, OWN = 64, 32  # tokens of a group: of all its candidates, of each
 BLOCK = 96  # tokens, where attention is in blocks: groups of 128 do not line up with them
@@ -106,7 +106,7 @@ def measure(case: Case, rounds: int) -> dict[str, Any]:
     """Speed of `rounds` steps, after one that is not counted."""
     config = config_of(case)
     mesh = make_mesh(config.mesh.to_dict())
-    forest = random_groups(case, train.load_start(config.model).config.vocab_size)
+    forest = random_groups(case, load_start(config.model).config.vocab_size)
     arm = Arm.make(config, placement.place(forest, placement.forest_shardings(mesh), Share()))
     arm.seconds()
     seconds = [arm.seconds() for _ in range(rounds)]
@@ -163,7 +163,7 @@ def main(argv: Sequence[str]) -> None:
         else:
             run(PANELS, given.rounds, Path(given.workdir), Path(given.out))
 
-    sys.exit(train.guarded(job))
+    sys.exit(guarded(job))
 
 
 if __name__ == "__main__":

@@ -20,17 +20,18 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 from ml_collections import ConfigDict
-from rmjax.models.forest import Forest
 
-from experiments import benchmarks, train
-from experiments.gradients import MODES
-from experiments.start import parse_flags, prepare
+from experiments import benchmarks
+from experiments.start import guarded, parse_flags, prepare
 from rmjax.data.packing import ForestShape, Tree, fill
 from rmjax.evaluate import environment
 from rmjax.files import refuse_unwritable, write_json
+from rmjax.methods.metarm import MODES, discrimination
 from rmjax.models import parameters
+from rmjax.models.forest import Forest
 from rmjax.models.reward import RewardTransformer
-from rmjax.train import gradient, objective
+from rmjax.start import load_start
+from rmjax.train import gradient
 
 PLAIN, RISING = "plain", "gradient of J"
 ETA = 1e-3
@@ -82,7 +83,7 @@ def build(sizes: Sizes) -> dict[str, benchmarks.Arm]:
     built = {}
     for name, changes in arms().items():
         config = configured(changes, sizes)
-        vocab_size = train.load_start(config.model).config.vocab_size
+        vocab_size = load_start(config.model).config.vocab_size
         pairs, groups = benchmarks.random_pairs(config, vocab_size), random_groups(config, vocab_size)
         built[name] = benchmarks.Arm.make(config, {"preference": pairs, "meta": groups} if name != PLAIN else pairs)
     built[RISING] = rising(configured({}, sizes), built[PLAIN], groups)
@@ -91,8 +92,8 @@ def build(sizes: Sizes) -> dict[str, benchmarks.Arm]:
 
 def rising(config: Any, plain: benchmarks.Arm, groups: Forest) -> benchmarks.Arm:
     """∇J alone, at the plain arm's parameters."""
-    model = RewardTransformer(train.load_start(config.model).config)
-    form = gradient.plain(objective.discrimination(model))
+    model = RewardTransformer(load_start(config.model).config)
+    form = gradient.plain(discrimination(model))
 
     def step(params: Any, batch: Forest) -> tuple[Any, Any]:
         return params, form(params[0], params[1], batch, jax.random.key(0))
@@ -138,7 +139,7 @@ def main(argv: Sequence[str]) -> None:
     del argv
     given = flags.FLAGS
     sizes = Sizes(**{field.name: getattr(given, field.name) for field in dataclasses.fields(Sizes)})
-    sys.exit(train.guarded(functools.partial(run, Path(given.out), sizes, given.rounds)))
+    sys.exit(guarded(functools.partial(run, Path(given.out), sizes, given.rounds)))
 
 
 if __name__ == "__main__":

@@ -23,11 +23,10 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
-from configs import base
-from experiments.start import parse_flags, prepare
-from experiments.train import guarded
+from experiments.start import guarded, parse_flags, prepare
 from experiments.trainers.generated import write_generated
 from experiments.trainers.results import summary, table
+from rmjax import config as base
 from rmjax.data.preferences import PREFERENCE_SETS
 from rmjax.files import refuse_unwritable, write_json
 

@@ -1,35 +1,31 @@
 """What benchmarks share: a compiled step on random pairs, rounds in which the order turns, ratios with their spread, peaks."""
 
 import dataclasses
-import functools
 import resource
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from configs import base
-from experiments import train
-from experiments.adapters import adapted_architecture, trainable_paths
-from experiments.gradients import make_gradient
+from rmjax import config as base
+from rmjax.config import chosen
 from rmjax.data.packing import ForestShape, Tree, fill
 from rmjax.evaluate import interval
 from rmjax.models.forest import Forest
-from rmjax.models.reward import RewardTransformer
-from rmjax.parallel.mesh import make_mesh
-from rmjax.train import optimizer
-from rmjax.train.state import State, compile_step, initial_params, make_state, make_step, state_shardings
+from rmjax.parallel.mesh import RULES, make_mesh
+from rmjax.program import first_state, make_program
+from rmjax.start import start_of
+from rmjax.train.state import State, compile_step
 
 WARMUP = 2  # rounds that are not counted
 
 
 def configured(changes: Mapping[str, Any], *, layers: int, rows: int, row_tokens: int) -> ConfigDict:
-    """configs/base.py with random weights, these sizes and `changes`."""
+    """`rmjax.config.get_config()` with random weights, these sizes and `changes`."""
     config = base.get_config()
     shape = {"model.init": "random", "model.layers": layers, "data.rows": rows, "data.row_tokens": row_tokens}
     config.update_from_flattened_dict(shape | dict(changes))
@@ -43,24 +39,19 @@ class Arm:
     step: Any
     state: State
     batch: Any  # a forest, or several by name
+    program: Any = None  # what it was made of
 
     @classmethod
     def make(cls, config: Any, batch: Any = None) -> "Arm":
-        """Of random weights; the batch is random pairs where none is given."""
-        mesh = make_mesh(config.mesh.to_dict())
-        architecture = adapted_architecture(train.load_start(config.model).config, config.adapter)
-        model, rate = RewardTransformer(architecture), optimizer.schedule(1e-4, 1000, 0.0, 0.1)
-        update = optimizer.adamw(rate, b1=0.9, b2=0.95, weight_decay=0.0, clip=1.0)
-        boxed = jax.eval_shape(functools.partial(initial_params, model, 0))
-        params = nn.meta.unbox(jax.jit(functools.partial(initial_params, model, 0))())
-        state = make_state(params, trainable_paths(config), update, 0)
-        shardings = state_shardings(state, boxed, trainable_paths(config), mesh)
-        gradient = make_gradient(config, train.make_objective(config, model), model, rate, shardings.trainable)
-        batch = random_pairs(config, architecture.vocab_size) if batch is None else batch
+        """Of the weights that the config starts from; the batch is random pairs where none is given."""
+        methods = chosen(config)
+        mesh, start = make_mesh(config.mesh.to_dict()), start_of(methods)
+        program = make_program(methods, start.config, mesh, RULES)
+        batch = random_pairs(config, start.config.vocab_size) if batch is None else batch
         with jax.set_mesh(mesh):
-            state = jax.device_put(state, shardings)
-            jitted: Any = compile_step(make_step(gradient, update, shardings, mesh), shardings, mesh)
-            return cls(jitted.lower(state, batch).compile(), state, batch)
+            state = first_state(methods, program, start)
+            jitted: Any = compile_step(program.step, program.shardings, mesh)
+            return cls(jitted.lower(state, batch).compile(), state, batch, program)
 
     def seconds(self) -> float:
         """Takes one step."""

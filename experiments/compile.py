@@ -20,28 +20,22 @@ import jax
 from absl import app, flags
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
-from rmjax.models.forest import Forest
 
-from experiments.start import parse_flags
-from experiments.streams import batch_shapes
-from experiments.train import (
-    Program,
-    check,
-    compiler_options,
-    flops_per_token,
-    guarded,
-    load_architecture,
-    make_program,
-)
+from experiments.start import guarded, parse_flags
+from rmjax import methods
+from rmjax.config import settle
 from rmjax.data.packing import ForestShape
 from rmjax.data.placement import forest_shardings
 from rmjax.files import refuse_unwritable, write_json
 from rmjax.models import parameters
+from rmjax.models.forest import Forest
 from rmjax.parallel.chips import Slice, slice_devices
 from rmjax.parallel.hlo import parse
 from rmjax.parallel.mesh import make_mesh, make_rules
 from rmjax.parallel.operations import operations
 from rmjax.parallel.roofline import collective_table, roofline
+from rmjax.program import Program, check, compiler_options, flops_per_token, make_program
+from rmjax.start import start_of
 from rmjax.train.state import compile_step
 
 _log = logging.getLogger(__name__)
@@ -69,16 +63,17 @@ def compile_ahead(config: Any, where: Slice) -> tuple[Program, Mesh, Any]:
       DoesNotFit: it needs more HBM than a chip has.
       ValueError: the config fits no run on this slice.
     """
+    chosen = methods.choose(settle(config))
     mesh = make_mesh(config.mesh.to_dict(), slice_devices(where))
-    rules = make_rules(config.sharding.to_dict())
-    check(config, mesh, rules)
+    rules = make_rules(chosen.config.sharding)
+    check(chosen, mesh, rules)
     with jax.set_mesh(mesh):
-        program = make_program(config, load_architecture(config), mesh, rules)
+        program = make_program(chosen, start_of(chosen).config, mesh, rules)
         batch = jax.tree.map(
-            lambda shape: _abstract(shape, forest_shardings(mesh, rules)), batch_shapes(config),
+            lambda shape: _abstract(shape, forest_shardings(mesh, rules)), chosen.shapes(),
             is_leaf=lambda x: isinstance(x, ForestShape),
         )  # fmt: skip
-        step = compile_step(program.step, program.shardings, mesh, compiler_options(config))
+        step = compile_step(program.step, program.shardings, mesh, compiler_options(chosen.config))
         lowered = step.lower(program.abstract, batch)
         try:
             return program, mesh, lowered.compile()
@@ -142,13 +137,14 @@ def memory(compiled: Any) -> dict[str, int]:
 def model_flops(config: Any, program: Program) -> float:
     """Of a step over all chips, by `decoder_flops_per_token` with half a row of keys: what is above the diagonal, and what
     the backward pass computes again, is no use to the model."""
-    head = config.objective == "language_model"
+    chosen = methods.choose(settle(config))
+    shapes = chosen.shapes()
 
-    def of(data: Any) -> float:
-        per_token = flops_per_token(program.model.config, program.abstract, data.row_tokens / 2, head)
-        return per_token * data.rows * data.row_tokens
+    def of(shape: ForestShape) -> float:
+        per_token = flops_per_token(program, program.abstract, shape.row_tokens / 2, chosen.language_model)
+        return per_token * shape.rows * shape.row_tokens
 
-    return of(config.data) + (of(config.meta_data) if config.gradient.name == "meta" else 0.0)
+    return sum(map(of, shapes.values())) if isinstance(shapes, dict) else of(shapes)
 
 
 def find_batch(

@@ -19,8 +19,8 @@ from absl import app, flags
 from ml_collections import ConfigDict
 
 from experiments import train
-from experiments.sources import pool, records
-from experiments.start import parse_flags, prepare
+from experiments.start import guarded, parse_flags, prepare
+from rmjax.data.sources import pool, records
 from rmjax.evaluate import (
     discriminate,
     environment,
@@ -34,6 +34,7 @@ from rmjax.evaluate import (
 from rmjax.files import write_text
 from rmjax.reward_model import RewardModel
 from rmjax.train.loop import Preempted
+from rmjax.trainer import open_workdir
 
 POOL, RANKED = "shipped:policy_pool", "shipped:ranked_test"
 NEGATIVES = 3
@@ -97,7 +98,7 @@ def run(workdir: Path, config: str, seed: int, per_prompt: int) -> None:
     Raises:
       Preempted: SIGTERM came. What is trained is kept; there is no report yet.
     """
-    train.open_workdir(workdir)
+    open_workdir(workdir)
     try:
         with _timed(workdir):
             train_all(workdir, config, seed)
@@ -140,7 +141,7 @@ def main(argv: Sequence[str]) -> None:
     del argv
     given = flags.FLAGS
     job = functools.partial(run, Path(given.workdir), given.config, given.seed, given.groups_per_prompt)
-    sys.exit(train.guarded(job, resumes=True))
+    sys.exit(guarded(job, resumes=True))
 
 
 if __name__ == "__main__":

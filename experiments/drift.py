@@ -31,21 +31,21 @@ from ml_collections import ConfigDict
 from configs import drift as grid
 from experiments import drift_stages as stages
 from experiments import train
-from experiments.configuration import keep_config
 from experiments.drift_distilled import write_distilled_stages
 from experiments.drift_tables import tables
 from experiments.grids import credits_of, over_seeds, paired
-from experiments.sources import choose, records
-from experiments.start import prepare
-from experiments.streams import open_stream
-from rmjax.data.formats import Format
+from experiments.start import guarded, prepare
+from rmjax.config import chosen, keep_config
 from rmjax.data.record import Comparison
 from rmjax.data.samples import take
+from rmjax.data.sources import choose, records
 from rmjax.evaluate import environment
 from rmjax.evaluate.gaps import describe_gaps, reward_gaps
 from rmjax.evaluate.plots import gap_distributions, svg
 from rmjax.files import write_json, write_text
 from rmjax.reward_model import CHECKPOINTS, RewardModel
+from rmjax.start import load_start
+from rmjax.streams import format_of, open_stream
 from rmjax.train.metrics import read_metrics
 
 Results = Mapping[str, Sequence[Mapping[str, Any]]]  # arm → a result for each seed
@@ -116,7 +116,8 @@ def write_labels(arm: str, seed: int, workdir: Path, data: Path) -> None:
 
 def seen_by(config: ConfigDict) -> list[int]:
     """The records that a run's batches hold."""
-    stream = open_stream(config, train.load_start(config.model).tokenizer, Format(**config.format.to_dict()))
+    methods = chosen(config)
+    stream = open_stream(methods, load_start(methods.config.model).tokenizer, format_of(methods))
     batches = itertools.islice(stream.batches, config.run.steps)
     return sorted({int(i) for forest in batches for i in forest.record_RG.ravel() if i >= 0})
 
@@ -227,8 +228,8 @@ def numbers(seeds: Sequence[str]) -> list[int]:
 def main(argv: Sequence[str]) -> None:
     """Reads the flags."""
     del argv
-    chosen = flags.FLAGS
-    sys.exit(train.guarded(lambda: run(Path(chosen.workdir), chosen.series, numbers(chosen.seeds)), resumes=True))
+    given = flags.FLAGS
+    sys.exit(guarded(lambda: run(Path(given.workdir), given.series, numbers(given.seeds)), resumes=True))
 
 
 if __name__ == "__main__":

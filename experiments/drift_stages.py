@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from configs import drift as grid
-from experiments.sources import pool_rows
 from rmjax.data.record import Comparison, to_row
 from rmjax.data.samples import from_pool, unlabeled
+from rmjax.data.sources import pool_rows
 from rmjax.files import write_lines
 from rmjax.reward_model import RewardModel
 

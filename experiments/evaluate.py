@@ -21,11 +21,11 @@ from typing import Any, Literal, Protocol
 from absl import app, flags
 from tqdm import tqdm
 
-from experiments.sources import RECORD_SPLITS, located, records
 from experiments.start import parse_flags, prepare
 from rmjax.data.preferences import PREFERENCE_SETS
 from rmjax.data.readers import RandomAccessSource
 from rmjax.data.record import Comparison
+from rmjax.data.sources import RECORD_SPLITS, located, records
 from rmjax.evaluate.comparisons import (
     check_scores,
     evaluate_comparisons,

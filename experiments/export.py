@@ -12,8 +12,7 @@ from pathlib import Path
 
 from absl import app, flags
 
-from experiments.start import parse_flags, prepare
-from experiments.train import guarded
+from experiments.start import guarded, parse_flags, prepare
 from rmjax.hub.adapters import export_peft, save_adapter
 from rmjax.models.lora import merged
 from rmjax.reward_model import (

@@ -25,11 +25,11 @@ from ml_collections import config_flags
 
 from configs.forgetting import training
 from experiments import skills, train
-from experiments.configuration import keep_config
 from experiments.forgetting_tables import tables
 from experiments.grids import chosen_arms, over_seeds, paired, routing_over_seeds, steps_of, stored
 from experiments.skills import KNOWLEDGE, Skills, Text
-from experiments.start import parse_flags, prepare
+from experiments.start import guarded, parse_flags, prepare
+from rmjax.config import keep_config
 from rmjax.data.formats import text_trees
 from rmjax.data.packing import ForestShape
 from rmjax.evaluate import environment, interval, write_report
@@ -41,6 +41,7 @@ from rmjax.files import write_json, write_text
 from rmjax.models import parameters
 from rmjax.policy.policies import turn
 from rmjax.reward_model import CHECKPOINTS, load_description
+from rmjax.start import load_start
 
 PANELS = {  # measure, minus that of the base or not → axis
     "facts": (True, "old questions answered"),
@@ -76,7 +77,7 @@ def judge(model: LanguageModel, tests: Tests) -> dict[str, list[float]]:
 
 def load_base(grid: Any) -> LanguageModel:
     """The model that every arm starts from. ValueError for random weights: they know nothing."""
-    start = train.load_start(training(grid, next(iter(grid.arms)), 0, "").model)
+    start = load_start(training(grid, next(iter(grid.arms)), 0, "").model)
     if start.params is None:
         raise ValueError(f"config.init={grid.init}: a model that knows nothing cannot forget; give one with weights")
     return LanguageModel(start.config, jax.tree.map(jnp.asarray, start.params["backbone"]), start.tokenizer)
@@ -251,7 +252,7 @@ def _judged(grid: Any) -> dict[str, Any]:
 def main(argv: Sequence[str]) -> None:
     """Reads the flags."""
     del argv
-    sys.exit(train.guarded(functools.partial(run, flags.FLAGS.config, Path(flags.FLAGS.workdir)), resumes=True))
+    sys.exit(guarded(functools.partial(run, flags.FLAGS.config, Path(flags.FLAGS.workdir)), resumes=True))
 
 
 if __name__ == "__main__":

@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from experiments.streams import open_stream
-from rmjax.data.formats import Format
+from rmjax.config import chosen
 from rmjax.data.record import Comparison
 from rmjax.data.tokenizer import Tokenizer
 from rmjax.evaluate.bootstrap import difference, interval
 from rmjax.evaluate.comparisons import judge
 from rmjax.evaluate.routing import served_share
 from rmjax.losses.balance import equal_groups
+from rmjax.streams import format_of, open_stream
 
 
 def chosen_arms(grid: Any) -> list[str]:
@@ -28,7 +28,8 @@ def chosen_arms(grid: Any) -> list[str]:
 
 def steps_of(config: Any, tokenizer: Tokenizer) -> int:
     """Batches in `config.data.epochs` passes over the data."""
-    return sum(1 for _ in open_stream(config, tokenizer, Format(**config.format.to_dict())).batches)
+    methods = chosen(config)
+    return sum(1 for _ in open_stream(methods, tokenizer, format_of(methods)).batches)
 
 
 def stored(path: Path, judged: Mapping[str, Any]) -> dict[str, Any] | None:

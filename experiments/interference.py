@@ -25,20 +25,21 @@ from ml_collections import config_flags
 
 from configs.interference import training
 from experiments import train
-from experiments.configuration import keep_config
 from experiments.grids import chosen_arms, credits_of, over_seeds, paired, routing_over_seeds, steps_of, stored
 from experiments.skills import spread
-from experiments.sources import records
-from experiments.start import parse_flags, prepare
+from experiments.start import guarded, parse_flags, prepare
 from experiments.tables import cell, markdown, mean_cell
 from experiments.tables import routing as routing_table
+from rmjax.config import keep_config
 from rmjax.data.record import Comparison, to_row
+from rmjax.data.sources import records
 from rmjax.data.tokenizer import Tokenizer
 from rmjax.evaluate import baselines, environment, interval, write_report
 from rmjax.evaluate.comparisons import unusable
 from rmjax.evaluate.routing import routing_of
 from rmjax.files import write_json, write_text
 from rmjax.reward_model import CHECKPOINTS, RewardModel
+from rmjax.start import load_start
 
 JOINT = "both"
 SEPARATE = {
@@ -149,7 +150,7 @@ def run(grid: Any, workdir: Path) -> None:
     check(grid)
     tests = {name: spread(load_domain(grid, name, test=True), grid.tested) for name in grid.domains}
     make_data(grid, workdir)
-    tokenizer = train.load_start(training(grid, next(iter(grid.arms)), 0, "").model).tokenizer
+    tokenizer = load_start(training(grid, next(iter(grid.arms)), 0, "").model).tokenizer
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in chosen_arms(grid)}
     alone: dict[str, Any] = {
         grid.arms[name].alone: {kind: {domain: [] for domain in grid.domains} for kind in SEPARATE} for name in found
@@ -229,7 +230,7 @@ def _data_path(workdir: Path, data: str, seed: int) -> Path:
 def main(argv: Sequence[str]) -> None:
     """Reads the flags."""
     del argv
-    sys.exit(train.guarded(functools.partial(run, flags.FLAGS.config, Path(flags.FLAGS.workdir)), resumes=True))
+    sys.exit(guarded(functools.partial(run, flags.FLAGS.config, Path(flags.FLAGS.workdir)), resumes=True))
 
 
 if __name__ == "__main__":

@@ -13,8 +13,8 @@ from typing import Any
 
 from absl import app, flags
 
+from experiments.start import guarded
 from experiments.tables import markdown
-from experiments.train import guarded
 from rmjax.files import write_text
 
 PAGE = Path("docs/pods.md")

@@ -25,8 +25,7 @@ from absl import app, flags
 from ml_collections import config_flags
 from tqdm import tqdm
 
-from experiments.start import parse_flags, prepare
-from experiments.train import guarded, open_workdir
+from experiments.start import guarded, parse_flags, prepare
 from rmjax.data.record import RecordError
 from rmjax.data.rows import iterate_rows
 from rmjax.files import write_text
@@ -35,6 +34,7 @@ from rmjax.models.transformer import TransformerConfig
 from rmjax.policy.policies import Policy, realize, sequence_key, sequence_seed, turn
 from rmjax.policy.sampling import generate, left_pad, rules
 from rmjax.reward_model import load_description, load_params
+from rmjax.trainer import open_workdir
 
 _ENDS = ("<|im_end|>", "<|endoftext|>")
 

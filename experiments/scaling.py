@@ -18,9 +18,9 @@ from absl import app, flags
 
 from configs.polar import scaling as grid
 from experiments import train
-from experiments.sources import pool
-from experiments.start import parse_flags, prepare
+from experiments.start import guarded, parse_flags, prepare
 from rmjax.data.record import Comparison
+from rmjax.data.sources import pool
 from rmjax.evaluate import envelope, environment, fit_power_law
 from rmjax.evaluate.plots import scaling_law, svg
 from rmjax.evaluate.scaling import Point, PowerLaw
@@ -111,7 +111,7 @@ def _fits(points: Sequence[dict[str, Any]], name: str) -> dict[str, Any]:
 def main(argv: Sequence[str]) -> None:
     """Reads the flags."""
     del argv
-    sys.exit(train.guarded(functools.partial(run, Path(flags.FLAGS.workdir)), resumes=True))
+    sys.exit(guarded(functools.partial(run, Path(flags.FLAGS.workdir)), resumes=True))
 
 
 if __name__ == "__main__":

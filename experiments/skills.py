@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from experiments.sources import choose, located
 from rmjax.data.rows import iterate_rows
+from rmjax.data.sources import choose, located
 from rmjax.data.tokenizer import Tokenizer
 from rmjax.policy.policies import turn
 

@@ -13,8 +13,8 @@ from typing import Any
 from absl import app
 
 from experiments.benchmark_growth import PANELS
+from experiments.start import guarded
 from experiments.tables import markdown
-from experiments.train import guarded
 from experiments.trainers.results import table, text
 from rmjax.files import write_text
 

@@ -16,9 +16,15 @@ import jax
 from absl import flags
 from absl import logging as absl_logging
 
+from rmjax.data.record import RecordError
 from rmjax.data.rows import check_readable
 from rmjax.parallel import hosts
-from rmjax.train.loop import Preempted
+from rmjax.train.loop import Diverged, Preempted
+
+_PARTED = (
+    "the processes could not work together any longer, most likely because another one ended: its own output says why. "
+    "Start all of them again, and the run goes on from its newest checkpoint. What was seen here: "
+)
 
 
 def prepare() -> None:
@@ -60,7 +66,7 @@ def parse_flags(argv: list[str]) -> list[str]:
         flag = next((a for a in argv if key and key[0] in a.split("=")[0].split(".")), None)
         if key is None or flag is None:
             raise
-        hint = f"did you mean `{near[1]}`?" if near else "configs/base.py has them all"
+        hint = f"did you mean `{near[1]}`?" if near else "rmjax/settings.py and rmjax/methods have them all"
         print(f"error: {flag}: there is no config key `{key[0]}`; {hint}", file=sys.stderr)
         sys.exit(1)
 
@@ -118,6 +124,33 @@ def stoppable() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def guarded(job: Callable[[], object], resumes: bool = False) -> int:
+    """Runs a job, with the errors that a user can mend as one line each; the exit code.
+
+    resumes: the same command goes on where this one was, so that SIGTERM is no fault, wherever it comes.
+    """
+    try:
+        with stoppable() if resumes else contextlib.nullcontext():
+            job()
+    except Preempted as stop:
+        if jax.process_index() == 0:
+            print(stop, file=sys.stderr)
+    except (Diverged, RecordError, ValueError, OSError, RuntimeError, ImportError) as error:
+        parted = jax.distributed.is_initialized() and any(
+            isinstance(e, jax.errors.JaxRuntimeError) for e in _causes(error)
+        )
+        print(f"error: {_PARTED if parted else ''}{error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and what led to it: that a checkpoint could not be saved, say."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def leave(job: Callable[[], int]) -> NoReturn:

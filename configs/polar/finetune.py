@@ -6,7 +6,7 @@ the test split. Where a set has no references, the plain form of the input is tr
 
 from ml_collections import ConfigDict
 
-from configs import base
+from rmjax import config as base
 
 REFERENCE = {
     "hh_harmless": "optional",

@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from configs import base
+from rmjax import config as base
 
 
 def get_config() -> ConfigDict:

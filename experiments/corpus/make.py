@@ -24,7 +24,7 @@ from configs.sample import tune as tune_config
 from experiments import sample, train
 from experiments.corpus.tasks import is_correct, pool_rows, skill_rows, solver_rows
 from experiments.corpus.texts import corpora
-from experiments.start import parse_flags, prepare
+from experiments.start import guarded, parse_flags, prepare
 from rmjax.data.rows import iterate_rows
 from rmjax.policy.policies import Policy
 
@@ -175,7 +175,7 @@ def run(workdir: Path) -> None:
 def main(argv: Sequence[str]) -> None:
     """Reads the flags."""
     del argv
-    sys.exit(train.guarded(functools.partial(run, Path(flags.FLAGS.workdir))))
+    sys.exit(guarded(functools.partial(run, Path(flags.FLAGS.workdir))))
 
 
 if __name__ == "__main__":

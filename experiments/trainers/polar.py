@@ -7,9 +7,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import sources
 from experiments.trainers.exchange import padded
 from experiments.trainers.start import config_of, start_of
+from rmjax.data import sources
 from rmjax.data.formats import Encoder, Format
 from rmjax.data.packing import pack
 from rmjax.data.record import Comparison

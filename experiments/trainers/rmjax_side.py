@@ -23,23 +23,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import sources, train
 from experiments.benchmarks import peak_bytes
+from experiments.start import guarded
 from experiments.start import prepare as prepare_process
-from experiments.streams import open_stream
 from experiments.trainers.exchange import padded, read_pairs, sequences, write_model, write_pairs
 from experiments.trainers.polar import score_groups
 from experiments.trainers.start import config_of, start_of
+from rmjax.config import chosen
 from rmjax.data import placement
 from rmjax.data.formats import Encoder, Format
 from rmjax.data.packing import ForestShape, Tree, pack
-from rmjax.data.pipeline import PackForests
+from rmjax.data.pipeline import FileSource, PackForests
 from rmjax.evaluate import environment
 from rmjax.files import write_json
 from rmjax.losses import ranking
 from rmjax.losses.reduction import total
+from rmjax.methods.preference import preference
 from rmjax.models.reward import RewardTransformer
 from rmjax.parallel.mesh import make_mesh, make_rules
+from rmjax.program import check, first_state, make_program
+from rmjax.start import Start
+from rmjax.streams import format_of, open_stream, training_trees
 from rmjax.train import gradient, loop, objective
 from rmjax.train.metrics import count_traces
 from rmjax.train.state import compile_step, make_step
@@ -75,14 +79,14 @@ class NotSaved:
         """Does nothing."""
 
 
-def encoder_of(config: Any, start: train.Start) -> Encoder:
+def encoder_of(config: Any, start: Start) -> Encoder:
     """As in training."""
     return Encoder(start.tokenizer, Format(**config.format.to_dict()), config.data.row_tokens)
 
 
 def first_trees(config: Any, encoder: Encoder, count: int) -> list[Tree]:
     """Of the training stream, in its order."""
-    stream, _ = sources.training_trees(config, encoder.tokenizer, encoder)
+    stream, _ = training_trees(chosen(config), encoder)
     return [tree for i in range(count) for tree in stream[i] or []]
 
 
@@ -137,7 +141,7 @@ def agree(job: Mapping[str, Any]) -> dict[str, Any]:
     rewards_RGN = np.asarray(
         jax.jit(lambda params, forest: model.apply({"params": params}, forest))(start.params, forest)
     )
-    terms = jax.jit(objective.preference(model))(start.params, forest, jax.random.key(0))
+    terms = jax.jit(preference(model))(start.params, forest, jax.random.key(0))
     rewards: list[list[float]] = [[] for _ in trees]
     for r, row in enumerate(places):
         for g, t in enumerate(row):
@@ -164,18 +168,19 @@ def train_steps(job: Mapping[str, Any]) -> dict[str, Any]:
     config = config_of(job)
     config.data.rows, config.run.seed, config.run.steps = job["rows"], job["seed"], job["steps"]
     config.optimizer.microbatches = job["parts"]
-    mesh, rules = make_mesh(config.mesh.to_dict()), make_rules(config.sharding.to_dict())
-    train.check(config, mesh, rules)
-    start, form = start_of(config), Format(**config.format.to_dict())
+    methods = chosen(config)
+    mesh, rules = make_mesh(config.mesh.to_dict()), make_rules(methods.config.sharding)
+    check(methods, mesh, rules)
+    start, form = start_of(config), format_of(methods)
     share = placement.share_of_process(mesh, rules, config.data.rows, config.data.streams)
-    stream = open_stream(config, start.tokenizer, form, share)
-    program, times = train.make_program(config, start.config, mesh, rules), Times()
+    stream = open_stream(methods, start.tokenizer, form, share)
+    program, times = make_program(methods, start.config, mesh, rules), Times()
     counted, nothing = count_traces(program.step), NotSaved()
     shardings, forests = program.shardings, placement.forest_shardings(mesh, rules)
     with jax.set_mesh(mesh):
-        state = train.first_state(program.model, config, program.update, start, shardings)
+        state = first_state(methods, program, start)
         loop.train(
-            state, compile_step(counted, shardings, mesh), iter(stream.batches), steps=config.run.steps,
+            state, compile_step(counted, shardings, mesh), FileSource(iter(stream.batches)), steps=config.run.steps,
             place=lambda batch: placement.place(batch, forests, share), checkpoints=nothing, writer=times,  # type: ignore[arg-type]
             directory=Path(job["scratch"]), traces=counted, log_every=1, save_every=config.run.steps,
         )  # fmt: skip
@@ -200,15 +205,16 @@ def dense_steps(job: Mapping[str, Any]) -> dict[str, Any]:
     """The second batch of the pairs, again and again; the first step is not timed."""
     config = config_of(job)
     config.run.steps = job["steps"]
-    mesh, rules = make_mesh(config.mesh.to_dict()), make_rules(config.sharding.to_dict())
+    methods = chosen(config)
+    mesh, rules = make_mesh(config.mesh.to_dict()), make_rules(methods.config.sharding)
     start = start_of(config)
-    program = train.make_program(config, start.config, mesh, rules)
+    program = make_program(methods, start.config, mesh, rules)
     rows = read_pairs(Path(job["pairs"]))[job["batch"] : 2 * job["batch"]]
     forest = padded([row[name] for name in ("chosen_ids", "rejected_ids") for row in rows])
     step = make_step(gradient.plain(dense_objective(program.model)), program.update, program.shardings, mesh, rules)
     ends, losses = [], []
     with jax.set_mesh(mesh):
-        state = train.first_state(program.model, config, program.update, start, program.shardings)
+        state = first_state(methods, program, start)
         compiled = compile_step(step, program.shardings, mesh)
         for _ in range(job["steps"]):
             state, terms = compiled(state, forest)
@@ -224,7 +230,8 @@ def pack_batches(job: Mapping[str, Any]) -> dict[str, Any]:
     config = config_of(job)
     config.data.rows, config.data.prefetch = job["rows"], 0
     start = start_of(config)
-    batches = iter(open_stream(config, start.tokenizer, Format(**config.format.to_dict())).batches)
+    methods = chosen(config)
+    batches = iter(open_stream(methods, start.tokenizer, format_of(methods)).batches)
     next(batches)
     seconds = []
     for _ in range(PACKED):
@@ -262,4 +269,4 @@ def _cached() -> set[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(train.guarded(lambda: main(sys.argv[1])))
+    sys.exit(guarded(lambda: main(sys.argv[1])))

@@ -10,7 +10,7 @@ rows it holds. Batches depend on the number of streams, not on who packs them.
 import dataclasses
 import logging
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import grain
 import jax
@@ -181,3 +181,43 @@ def _packed(trees: grain.MapDataset, shape: ForestShape, share: Share) -> grain.
 
 def _ahead(dataset: grain.IterDataset, prefetch: int) -> grain.IterDataset:
     return grain.experimental.ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=prefetch) if prefetch else dataset
+
+
+class Source(Protocol):
+    """Where the loop's batches come from."""
+
+    def next(self, state: Any, step: int) -> Any:
+        """The batch of step `step` (from 1) on the host, a forest or several by name; None where the data has ended.
+
+        Args:
+          state: the training state that the step starts from. Who reads its values waits for the step before.
+        """
+        ...
+
+    def get_state(self) -> Any:
+        """What a checkpoint keeps (JSON), so that `set_state` goes on behind the last batch."""
+        ...
+
+    def set_state(self, state: Any) -> None:
+        """Goes to where `get_state` was called."""
+        ...
+
+
+class FileSource:
+    """Batches of files, whatever the state and the step are."""
+
+    def __init__(self, batches: Any):
+        self._batches = batches  # an iterator with `get_state` and `set_state`
+
+    def next(self, state: Any, step: int) -> Any:
+        """See `Source`."""
+        del state, step
+        return next(self._batches, None)
+
+    def get_state(self) -> Any:
+        """See `Source`."""
+        return self._batches.get_state()
+
+    def set_state(self, state: Any) -> None:
+        """See `Source`."""
+        self._batches.set_state(state)

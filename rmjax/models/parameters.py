@@ -1,7 +1,7 @@
 """Parameters by path: trainable or frozen, the first k layers, warm start."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -24,15 +24,16 @@ def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
     return unflatten_dict(dict(leaves), sep="/")
 
 
-def split(tree: Mapping[str, Any], trainable: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(trainable, frozen) by a regular expression that a path such as `backbone/layers/mlp/up/kernel` must contain.
+def split(tree: Mapping[str, Any], trainable: str | Callable[[str], bool]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(trainable, frozen) by a regular expression that a path such as `backbone/layers/mlp/up/kernel` must contain, or by a
+    function of the path.
 
     Raises:
       ParameterError: nothing matches; the message lists paths to choose from.
     """
     leaves = flat(tree)
     try:
-        chosen = {path for path in leaves if re.search(trainable, path)}
+        chosen = {path for path in leaves if (trainable(path) if callable(trainable) else re.search(trainable, path))}
     except re.error as error:
         raise ParameterError(f"trainable is {trainable!r}, not a regular expression: {error}") from error
     if not chosen:

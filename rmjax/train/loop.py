@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from rmjax.data.pipeline import Source
 from rmjax.models.forest import Forest
 from rmjax.parallel import hosts
 from rmjax.train.checkpoint import Checkpoints
@@ -26,8 +27,12 @@ from rmjax.train.state import State
 _log = logging.getLogger(__name__)
 Evaluate = Callable[[State], Mapping[str, float]]
 Batch = Forest | Mapping[str, Forest]
-"""One forest, or several by name (MetaRM: `preference` and `meta`)."""
+"""One forest, or several by name."""
 Identify = Callable[[int], str] | Mapping[str, Callable[[int], str]]
+
+
+STILL = 3
+"""Steps without a gradient at the start of a run that are worth a warning."""
 
 
 class Diverged(RuntimeError):
@@ -41,7 +46,7 @@ class Preempted(BaseException):
 def train(
     state: State,
     step: Callable[[State, Any], tuple[State, Terms]],
-    batches: Any,
+    source: Source,
     *,
     steps: int,
     place: Callable[[Any], Any],
@@ -60,7 +65,7 @@ def train(
 
     Args:
       step: the compiled step.
-      batches: an iterator with `get_state`, positioned after `state.step` batches.
+      source: batches, positioned after `state.step` of them.
       place: host batch → device batch.
       describe: adds what depends on speed (MFU) or step (learning rate) to the logged metrics; gets them so far.
       log_every, save_every: steps. The loss is checked at every step whatever `log_every`.
@@ -84,7 +89,7 @@ def train(
 
     def save(number: int, wait: bool = False) -> None:
         log.settle()
-        checkpoints.save(number, _saved(state), {"iterator": batches.get_state(), "terms": log.sums}, wait=wait)
+        checkpoints.save(number, _saved(state), {"iterator": source.get_state(), "terms": log.sums}, wait=wait)
         speed.pause()
 
     with hosts.stop_requests() as stopping, contextlib.closing(progress):
@@ -92,7 +97,7 @@ def train(
             _evaluate_all(state, 0, steps, evaluations, writer)
         for number in range(start + 1, steps + 1):
             with speed.waiting():
-                batch = next(batches, None)
+                batch = source.next(state, number)
                 placed = None if batch is None else place(batch)
             if batch is None:
                 if number > 1:
@@ -135,6 +140,7 @@ class _Log:
     progress: Progress
     sums: Mapping[str, Sequence[float]]
     traced: int = 0
+    still: int = 0  # first steps of the run, one after the other, whose gradient was 0
     pending: tuple[int, Terms, Any] | None = None  # step, its terms, its batch
 
     def add(self, number: int, terms: Terms, batch: Any) -> None:
@@ -148,17 +154,28 @@ class _Log:
             return
         (number, terms, batch), self.pending = self.pending, None
         terms = jax.device_get(terms)
-        scalars = _with_deviation(_means(terms))
+        scalars = means(terms)
         before, self.traced = self.traced, self.traces.traces if self.traces else 0
         self.speed.step(*_processed(terms), compiled=self.traced != before)
         _check_finite(scalars, number, batch, self.directory, self.identify)
+        self._watch(number, scalars.get("gradient_norm", 1.0))
         self.sums = _added(self.sums, terms)
         if number % self.log_every == 0 or number == self.steps:
             scalars |= self._write(number)
         self.progress.update(number, scalars)
 
+    def _watch(self, number: int, norm: float) -> None:
+        """Says once that nothing is learned, where the gradient is 0 in the first steps of all."""
+        self.still = self.still + 1 if norm == 0 and self.still == number - 1 else 0
+        if self.still == min(STILL, self.steps):
+            _log.warning(
+                "gradient_norm is 0 in the first %d steps: nothing is learned. Most often config.trainable leaves out the reward "
+                "head while that is still zero, all records have weight 0, or no answers of a group differ",
+                self.still,
+            )
+
     def _write(self, number: int) -> Mapping[str, float]:
-        logged, self.sums = _with_deviation(_means(self.sums)) | self.speed.rates(), {}
+        logged, self.sums = means(self.sums) | self.speed.rates(), {}
         logged |= dict(self.describe(logged | {"step": number}))
         logged |= {"retraces": float(self.traces.traces)} if self.traces else {}
         self.writer.write(number, {f"train/{name}": value for name, value in logged.items()})
@@ -199,10 +216,10 @@ def _added(sums: Mapping[str, Sequence[float]], terms: Mapping[str, Sequence[Any
     }
 
 
-def _means(terms: Mapping[str, Sequence[Any]]) -> dict[str, float]:
-    """`reduction.mean` on the host: on the device it would queue behind the step that is running. What nothing was counted
-    of is left out."""
-    return {name: float(total) / float(count) for name, (total, count) in terms.items() if count > 0}
+def means(terms: Mapping[str, Sequence[Any]]) -> dict[str, float]:
+    """The means of terms on the host, `reward_std` among them: on the device they would queue behind the step that is running.
+    What nothing was counted of is left out."""
+    return _with_deviation({name: float(total) / float(count) for name, (total, count) in terms.items() if count > 0})
 
 
 def _with_deviation(scalars: dict[str, float]) -> dict[str, float]:
@@ -223,7 +240,7 @@ def _check_finite(scalars: Mapping[str, float], number: int, batch: Batch, direc
         path.write_text(json.dumps({"step": number, bad[0]: str(value)} | found, ensure_ascii=False) + "\n")
     raise Diverged(
         f"{bad[0]} is {value} at step {number}; the ids of the batch's {count} records are in {path}; "
-        "lower optimizer.learning_rate (MetaRM: or gradient.inner_learning_rate) or look at those records; "
+        "lower optimizer.learning_rate (and any other rate of the method) or look at those records; "
         "the last checkpoint is from before this step"
     )
 

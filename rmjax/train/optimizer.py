@@ -1,33 +1,86 @@
 """AdamW with warm-up and cosine decay, as the POLAR fine-tuning configs have it, and the paper's hyper-parameter laws."""
 
+import functools
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 
+from rmjax.models.parameters import flat, nested
+
 
 def schedule(learning_rate: float, steps: int, warmup: float, final: float) -> optax.Schedule:
-    """Linear from 0 over `warmup` (share of `steps`), then cosine to `final` · learning_rate."""
-    warmup_steps = max(1, round(warmup * steps))
+    """Linear from 0 over `warmup` (a fraction of `steps`), then cosine to `final` · learning_rate. Where the warm-up is shorter
+    than half a step there is none, and the first step has the full rate."""
+    warmup_steps = round(warmup * steps)
+    if not warmup_steps:
+        return optax.cosine_decay_schedule(learning_rate, max(steps, 1), alpha=final)
     return optax.warmup_cosine_decay_schedule(
         0.0, learning_rate, warmup_steps, max(steps, warmup_steps + 1), end_value=final * learning_rate
     )
 
 
 def adamw(
-    rate: optax.Schedule, *, b1: float = 0.9, b2: float = 0.95, weight_decay: float = 0.0, clip: float = 1.0
+    rate: optax.Schedule,
+    *,
+    b1: float = 0.9,
+    b2: float = 0.95,
+    weight_decay: float = 0.0,
+    clip: float = 1.0,
+    decayed: str = ".",
+    rates: Mapping[str, float] | None = None,
 ) -> optax.GradientTransformation:
     """Clips the global norm, then AdamW, all in fp32 whatever the parameters' dtype. Defaults: the official fine-tuning config
-    (section 1.6 of the specification)."""
-    inner = optax.chain(optax.clip_by_global_norm(clip), optax.adamw(rate, b1=b1, b2=b2, weight_decay=weight_decay))
+    (section 1.6 of the specification).
+
+    Args:
+      clip: global norm; 0 = off.
+      decayed: pattern of the paths that `weight_decay` is for.
+      rates: pattern → factor of the learning rate of the paths that match; the first match counts.
+    """
+    clipping = optax.clip_by_global_norm(clip) if clip else optax.identity()
+    mask = functools.partial(_by_path, lambda path: re.search(decayed, path) is not None) if weight_decay else None
+    inner = optax.chain(clipping, optax.adamw(rate, b1=b1, b2=b2, weight_decay=weight_decay, mask=mask))
 
     def init(params: Any) -> Any:
         return inner.init(optax.tree.cast(params, jnp.float32))  # moments are like what they are made for
 
     def update(gradient: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        return inner.update(optax.tree.cast(gradient, jnp.float32), state, params)
+        updates, state = inner.update(optax.tree.cast(gradient, jnp.float32), state, params)
+        if rates:
+            updates = jax.tree.map(lambda u, f: u * f, updates, _by_path(functools.partial(_factor, rates), updates))
+        return updates, state
 
     return optax.GradientTransformation(init, update)
+
+
+def _by_path(value: Callable[[str], Any], tree: Any) -> Any:
+    return nested({path: value(path) for path in flat(tree)})
+
+
+def _factor(rates: Mapping[str, float], path: str) -> float:
+    return next((factor for pattern, factor in rates.items() if re.search(pattern, path)), 1.0)
+
+
+def parse_rates(entries: Sequence[str]) -> dict[str, float]:
+    """ "PATTERN=FACTOR" entries as a mapping. ValueError for what is not such an entry."""
+    found = {}
+    for entry in entries:
+        pattern, _, factor = str(entry).rpartition("=")
+        try:
+            re.compile(pattern)
+            found[pattern] = float(factor)
+        except (re.error, ValueError):
+            found[pattern] = math.nan
+        if not pattern or not 0 <= found[pattern] < math.inf:
+            raise ValueError(
+                f"config.optimizer.rates has {entry!r}; give PATTERN=FACTOR, a regular expression and a number of 0 or more"
+            )
+    return found
 
 
 def polar_learning_rate(parameters: float, pretrain_tokens: float, reward_tokens: float) -> float:

@@ -31,8 +31,8 @@ class State:
     rng: Any  # key data
 
 
-def initial_params(model: RewardTransformer, seed: ArrayLike) -> Any:
-    """Random parameters, boxed with their logical axis names."""
+def initial_params(model: Any, seed: ArrayLike) -> Any:
+    """Random parameters of a `RewardTransformer` (or what wraps one), boxed with their logical axis names."""
     forest = ForestShape(1, 8, 1, 1).empty()
     return model.init(jax.random.key(seed), jax.tree.map(jnp.asarray, forest), method=_everything)["params"]
 
@@ -44,14 +44,18 @@ def _everything(model: RewardTransformer, forest):
     return model(forest)
 
 
-def make_state(params: Any, trainable: str, optimizer: optax.GradientTransformation, seed: ArrayLike) -> State:
-    """`params` unboxed; `trainable` is the path pattern of `parameters.split`."""
+Trainable = str | Callable[[str], bool]
+"""Which paths are trained, as `parameters.split` takes it."""
+
+
+def make_state(params: Any, trainable: Trainable, optimizer: optax.GradientTransformation, seed: ArrayLike) -> State:
+    """The state before the first step; `params` are unboxed."""
     moving, frozen = split(params, trainable)
     rng = jax.random.key_data(jax.random.key(seed))
     return State(jnp.int32(0), moving, frozen, optimizer.init(moving), rng)
 
 
-def state_shardings(state: State, boxed: Any, trainable: str, mesh: Mesh, rules: Rules = RULES) -> State:
+def state_shardings(state: State, boxed: Any, trainable: Trainable, mesh: Mesh, rules: Rules = RULES) -> State:
     """Parameters by the sharding table; optimizer moments as the parameter of the same path; the rest replicated."""
     moving, frozen = split(nn.meta.unbox(parameter_shardings(boxed, mesh, rules)), trainable)
     structure: Any = jax.tree.structure(moving)

@@ -10,11 +10,11 @@ import pytest
 
 pytest.importorskip("tensorflow_datasets", reason="the tfds extra is not installed")
 
-from experiments.sources import pool
 from rmjax.data.builders import PolarJsonl, PolicyPool, pool_rows_by_split, prepare
 from rmjax.data.readers import open_records, write_records
 from rmjax.data.record import RecordError, parse
 from rmjax.data.rows import iterate_rows, row_from_example
+from rmjax.data.sources import pool
 
 RECORDS = [
     parse(

@@ -5,8 +5,8 @@ from collections import Counter, defaultdict
 
 import pytest
 
-from experiments.sources import pool, records, shipped
 from rmjax.data.rows import iterate_rows
+from rmjax.data.sources import pool, records, shipped
 
 PARTS = ("policy_pool", "ranked_train", "ranked_test", "skills_train", "skills_test", "facts")
 

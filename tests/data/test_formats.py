@@ -9,7 +9,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tokenizers import pre_tokenizers
 
-from configs import base
+from rmjax import config as base
 from rmjax.data.formats import SCORED_TOGETHER, Encoder, Format, text_trees
 from rmjax.data.packing import Tree
 from rmjax.data.record import Comparison, parse

@@ -13,7 +13,7 @@ import pytest
 
 from experiments import evaluate as command
 from experiments import report as report_command
-from experiments import sources
+from rmjax.data import sources
 from rmjax.data.preferences import PREFERENCE_SETS
 from rmjax.data.record import RecordError
 from rmjax.evaluate.comparisons import ScoreError

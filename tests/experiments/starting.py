@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 from tokenizers import pre_tokenizers
 
-from configs import base
+from rmjax import config as base
 from rmjax.data.formats import Format
 from rmjax.data.tokenizer import Tokenizer
 from rmjax.models.reward import RewardTransformer

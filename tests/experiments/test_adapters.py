@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from configs import base, loramoe
-from experiments import adapters, evaluate, export
+from configs import loramoe
+from experiments import evaluate, export
 from experiments import train as command
+from rmjax import config as base
 from rmjax import reward_model
 from rmjax.data.packing import ForestShape
 from rmjax.evaluate.language import LanguageModel, score_texts
+from rmjax.methods import adapters
 from rmjax.models.lora import AdapterConfig
 from rmjax.models.parameters import flat, nested, split
 from rmjax.reward_model import CHECKPOINTS, RewardModel, load_params
@@ -279,7 +281,7 @@ def test_labels_are_checked_where_the_constraint_needs_them(home, tmp_path, caps
 
 def test_what_is_trained():
     config = base.get_config()
-    assert adapters.trainable_paths(config) == config.trainable
+    assert base.chosen(config).trainable == config.trainable
     config.adapter.kind = "lora"
     paths = (
         "backbone/layers/mlp/up/kernel",
@@ -287,7 +289,7 @@ def test_what_is_trained():
         "backbone/final_norm/scale",
         "head/kernel",
     )
-    trainable, frozen = split(nested(dict.fromkeys(paths, 0)), adapters.trainable_paths(config))
+    trainable, frozen = split(nested(dict.fromkeys(paths, 0)), base.chosen(config).trainable)
     assert set(flat(trainable)) == {"backbone/layers/mlp/up/lora_a", "head/kernel"}
     assert len(flat(frozen)) == 2
 

@@ -6,7 +6,7 @@ import pytest
 
 from experiments import benchmark_adapters as benchmark
 from experiments import benchmarks
-from experiments.adapters import adapter_config, trainable_paths
+from rmjax.methods.adapters import adapter_config, trainable_paths
 
 
 @dataclasses.dataclass

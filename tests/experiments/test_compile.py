@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from configs import base
 from configs.polar import finetune_1_8b, finetune_7b, pretrain_1_8b, pretrain_7b
 from experiments import compile as ahead
 from experiments import pods
-from experiments.train import check
+from rmjax import config as base
 from rmjax.parallel.chips import Slice
 from rmjax.parallel.mesh import RULES
+from rmjax.program import check
 
 WHERE = Slice.parse("v5e:2x2")
 
@@ -153,7 +153,7 @@ def test_the_runs_of_the_table_can_be_laid_out(run, slice_name, chips):
     config = run.get_config(str(chips))
     fsdp = chips // config.mesh.tensor
     sizes = {"data": 1, "fsdp": fsdp, "tensor": config.mesh.tensor, "context": 1}
-    check(config, SimpleNamespace(shape=sizes, devices=np.array([SimpleNamespace(platform="tpu")])), RULES)
+    check(base.chosen(config), SimpleNamespace(shape=sizes, devices=np.array([SimpleNamespace(platform="tpu")])), RULES)
     assert config.data.rows == fsdp * config.optimizer.microbatches  # a row at a time
     assert config.data.streams == fsdp  # a host reads the rows of its own chips
     assert config.data.row_tokens >= 2 * 1024 + 3 * 4096

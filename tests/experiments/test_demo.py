@@ -7,7 +7,7 @@ import signal
 import pytest
 
 from experiments import demo
-from experiments.train import guarded
+from experiments.start import guarded
 from rmjax.parallel.mesh import make_mesh
 
 LEAF = {"value", "low", "high", "n"}

@@ -11,8 +11,8 @@ from configs import drift as grid
 from experiments import drift, drift_distilled
 from experiments import drift_stages as stages
 from experiments.drift_tables import tables
-from experiments.sources import records
 from rmjax.data.record import Comparison
+from rmjax.data.sources import records
 from rmjax.evaluate.plots import gap_distributions, svg
 from rmjax.policy.policies import Policy
 

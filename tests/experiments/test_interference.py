@@ -8,8 +8,8 @@ import pytest
 
 from configs import interference as grids
 from experiments import interference
-from experiments.sources import records
 from rmjax.data.record import Comparison
+from rmjax.data.sources import records
 from tests.experiments.starting import save_start
 from tests.train.conftest import quick_compilation
 

@@ -9,9 +9,10 @@ import pytest
 from ml_collections import ConfigDict
 from tokenizers import pre_tokenizers
 
-from configs import base, metarm
-from experiments import streams
-from experiments import train as command
+from configs import metarm
+from rmjax import config as base
+from rmjax import trainer
+from rmjax.data import sources
 from rmjax.data.formats import Format
 from rmjax.data.tokenizer import Tokenizer
 from rmjax.models.reward import RewardTransformer
@@ -104,7 +105,7 @@ def test_metrics(whole):
 @pytest.mark.parametrize("at", [2, 3])
 def test_stopped_it_ends_in_the_same_bits(home, whole, tmp_path, monkeypatch, at):
     """Step 2 is saved, step 3 is not. Both streams go on where they were."""
-    writer = command.MetricWriter
+    writer = trainer.MetricWriter
 
     class Killed(writer):
         def write(self, step, scalars):
@@ -112,7 +113,7 @@ def test_stopped_it_ends_in_the_same_bits(home, whole, tmp_path, monkeypatch, at
             if step == at and "train/loss" in scalars:
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr(command, "MetricWriter", Killed)
+    monkeypatch.setattr(trainer, "MetricWriter", Killed)
     with pytest.raises(KeyboardInterrupt):
         execute(configured(home), tmp_path)
     monkeypatch.undo()
@@ -245,9 +246,9 @@ def refused_late(home, workdir, capsys, **changes) -> str:
 def test_the_shipped_config_has_groups_of_the_form_of_its_preferences(mode):
     config = metarm.get_config(mode)
     assert (config.gradient.name, config.gradient.mode) == ("meta", mode)
-    groups = streams._groups(config.meta_data, config.meta_data.kind, "meta_data")
+    groups = sources.sample_groups(config.meta_data, config.meta_data.kind, "meta_data")
     assert min(len(c.outputs) for c in groups) >= config.meta_data.samples + config.meta_data.references
-    assert all(c.references and len(c.outputs) > 1 for c in streams.samples_set(config.evals.gaps))
+    assert all(c.references and len(c.outputs) > 1 for c in sources.evaluation_set(config.evals.gaps))
 
 
 def test_an_unknown_mode_is_refused():

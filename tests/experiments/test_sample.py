@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from ml_collections import ConfigDict
 from tokenizers import pre_tokenizers
 
-from configs import base
 from experiments import sample as command
+from rmjax import config as base
 from rmjax.data.formats import Format
 from rmjax.data.record import RecordError
 from rmjax.data.tokenizer import Tokenizer

@@ -32,9 +32,9 @@ def refused(home, workdir, capsys, **changes) -> str:
     ("changes", "message"),
     [
         ({"objective": "preferences"}, "config.objective is 'preferences'; choose preference or language_model"),
-        ({"loss__name": "bradley"}, "loss 'bradley' is unknown; choose one of bradley_terry, focal, listwise"),
-        ({"loss__penalty": "log"}, "penalty 'log' is unknown; choose one of log_barrier, squared"),
-        ({"data__kind": "pools"}, "config.data.kind is 'pools'; choose pool, comparisons or texts"),
+        ({"loss__name": "bradley"}, "config.loss.name is 'bradley'; choose bradley_terry, focal or listwise"),
+        ({"loss__penalty": "log"}, "config.loss.penalty is 'log'; choose '', log_barrier or squared"),
+        ({"data__kind": "pools"}, "config.data.kind is 'pools'; choose comparisons, pool or texts"),
         ({"data__policies": "sen"}, "config.data.policies is 'sen'; choose seen, unseen or all"),
         ({"data__candidates": 2}, "config.data.candidates is 2; 3 negatives need 4"),
         ({"data__rows": 0}, "config.data.rows is 0; it must be 1 or more"),
@@ -42,7 +42,7 @@ def refused(home, workdir, capsys, **changes) -> str:
         ({"optimizer__microbatches": 3}, "config.data.rows is 4; make it a multiple of"),
         ({"mesh__tensor": 3}, "devices; there are"),
         ({"model__dtype": "float33"}, "config.model.dtype is 'float33'; choose float32 or bfloat16"),
-        ({"model__remat": "all"}, "remat is 'all'; choose one of"),
+        ({"model__remat": "all"}, "config.model.remat is 'all'; choose none, dots, attention or full"),
         ({"model__width": 64}, "config.model.width is set, but loaded weights have their own"),
         ({"model__layers": 3}, "config.model.layers is 3; the loaded model has 2"),
         ({"model__frozen_layers": 2}, "config.model.frozen_layers is 2; it must leave one of the 2 layers"),
@@ -51,7 +51,7 @@ def refused(home, workdir, capsys, **changes) -> str:
         ({"format__reward_token": "<|reward|>"}, "<|reward|>"),
         ({"data__path": ""}, "is a directory"),
         ({"data__path": "shipped:nothing"}, "shipped:nothing: no such part of the shipped corpus"),
-        ({"evals__seen__kind": "pol"}, "config.evals.*.kind is 'pol'; choose pool, comparisons or samples"),
+        ({"evals__seen__kind": "pol"}, "config.evals.seen.kind is 'pol'; choose pool, comparisons or samples"),
     ],
     ids=lambda value: "-".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else "",
 )
@@ -92,7 +92,8 @@ POOL_LINE = json.dumps(pool_rows()[0]) + "\n"
 def test_bad_data_names_file_and_line(home, tmp_path, capsys, kind, content, message):
     path = tmp_path / "data.jsonl"
     path.write_bytes(content.encode("latin-1"))
-    found = refused(home, tmp_path / "run", capsys, data__kind=kind, data__path=str(path))
+    objective = "language_model" if kind == "texts" else "preference"
+    found = refused(home, tmp_path / "run", capsys, data__kind=kind, data__path=str(path), objective=objective)
     assert message in found
     if "no triple" not in message:
         assert found.startswith(f"error: {path}{message if message.startswith(':') else ''}")

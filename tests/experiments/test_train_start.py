@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from configs import base
-from experiments import train
+from experiments.start import guarded
+from rmjax import config as base
+from rmjax import program, start
 from rmjax.data.formats import Format
 from rmjax.data.tokenizer import Tokenizer
-from rmjax.parallel.mesh import make_mesh, make_rules
+from rmjax.parallel.mesh import RULES, make_mesh
 from rmjax.reward_model import save_description
 
 DEFAULT_FORMAT = Format(**base.get_config().format.to_dict())
@@ -33,10 +34,10 @@ DEFAULT_FORMAT = Format(**base.get_config().format.to_dict())
 def test_options_that_the_compiler_does_not_have(option, message):
     config, mesh = base.get_config(), make_mesh({})
     config.run.compiler_options = ("xla_cpu_enable_fast_math=False",)
-    train.check(config, mesh, make_rules(config.sharding.to_dict()))
+    program.check(base.chosen(config), mesh, RULES)
     config.run.compiler_options += (option,)
     with pytest.raises(ValueError, match=message):
-        train.check(config, mesh, make_rules(config.sharding.to_dict()))
+        program.check(base.chosen(config), mesh, RULES)
 
 
 @pytest.fixture
@@ -51,7 +52,7 @@ def model(tmp_path, tiny_config):
 
 def test_sigterm_outside_of_the_loop_ends_a_command_without_fault(capsys):
     before = signal.getsignal(signal.SIGTERM)
-    assert train.guarded(lambda: os.kill(os.getpid(), signal.SIGTERM), resumes=True) == 0
+    assert guarded(lambda: os.kill(os.getpid(), signal.SIGTERM), resumes=True) == 0
     assert capsys.readouterr().err == "asked to stop; run the same command to go on\n"
     assert signal.getsignal(signal.SIGTERM) == before
 
@@ -68,18 +69,25 @@ def test_sigterm_outside_of_the_loop_ends_a_command_without_fault(capsys):
     ],
 )
 def test_a_token_s_flops_have_the_vocabulary_once_and_only_where_it_is_predicted(path, tied, head, multiplied):
-    assert train._multiplied(path, tied, head) == multiplied
+    assert program._multiplied(path, tied, head) == multiplied
+
+
+def make(config):
+    """The program of a tiny model with the config's dtypes."""
+    config.model.update(init="random", layers=1, width=16, heads=2, kv_heads=1, mlp_width=32)
+    chosen, mesh = base.chosen(config), make_mesh({})
+    program.check(chosen, mesh, RULES)
+    return program.make_program(chosen, start.start_of(chosen).config, mesh, RULES)
 
 
 def test_parameters_that_rounding_keeps_from_learning_are_warned_of(caplog):
     config = base.get_config()
     config.model.param_dtype = "bfloat16"
-    mesh = make_mesh({})
-    train.check(config, mesh, make_rules(config.sharding.to_dict()))
+    make(config)
     assert "a step below 1/256 of a weight is lost in rounding" in caplog.text
     caplog.clear()
     config.adapter.kind, config.adapter.beta = "lora", 0.1
-    train.check(config, mesh, make_rules(config.sharding.to_dict()))
+    make(config)
     assert "lost in rounding" not in caplog.text
     assert "config.adapter.beta: of loramoe only, without effect; kind is 'lora'" in caplog.text
 
@@ -89,25 +97,25 @@ def test_a_start_that_is_not_there_is_an_error(name):
     model = base.get_config().model
     model.init = name
     with pytest.raises(FileNotFoundError, match=f"config.model.init={name}: no such run directory or .gguf file"):
-        train.load_start(model)
+        start.load_start(model)
 
 
 def test_the_same_format_passes_in_silence(model, caplog):
-    train.check_format(model, DEFAULT_FORMAT)
+    start.check_format(model, DEFAULT_FORMAT)
     model.init = "smollm2"
-    train.check_format(model, dataclasses.replace(DEFAULT_FORMAT, split_token="<other>"))  # no run to differ from
+    start.check_format(model, dataclasses.replace(DEFAULT_FORMAT, split_token="<other>"))  # no run to differ from
     assert not caplog.records
 
 
 @pytest.mark.parametrize(("field", "before"), [("split_token", "<file_sep>"), ("reward_token", "<empty_output>")])
 def test_other_special_tokens_are_an_error(model, field, before):
     with pytest.raises(ValueError, match=f"format.{field} is '<other>', but .*run was trained with '{before}'"):
-        train.check_format(model, dataclasses.replace(DEFAULT_FORMAT, **{field: "<other>"}))
+        start.check_format(model, dataclasses.replace(DEFAULT_FORMAT, **{field: "<other>"}))
 
 
 def test_other_lengths_are_warned_of(model, caplog):
     with caplog.at_level(logging.WARNING):
-        train.check_format(model, dataclasses.replace(DEFAULT_FORMAT, max_length=256, response_cut_side="left"))
+        start.check_format(model, dataclasses.replace(DEFAULT_FORMAT, max_length=256, response_cut_side="left"))
     assert "config.format.max_length is 256" in caplog.text and "was trained with 1024" in caplog.text
     assert "config.format.response_cut_side is left" in caplog.text
     assert len(caplog.records) == 2

@@ -11,9 +11,11 @@ import pytest
 
 from rmjax.data.packing import ForestShape, Tree, fill
 from rmjax.losses.balance import Balance, balance, coefficients, equal_groups, mass, variation
+from rmjax.methods.adapters import balance_of, balanced
+from rmjax.methods.language_model import language_model
+from rmjax.methods.preference import preference
 from rmjax.models.parameters import flat, merge, split
-from rmjax.train import gradient, objective
-from rmjax.train.routing import balance_of, balanced
+from rmjax.train import gradient
 from tests.models.adapting import experts, moved, small, started
 
 HALVES = (0, 0, 0, 0, 1, 1, 1, 1)
@@ -157,18 +159,18 @@ FOCAL, SMOOTHED = ({"loss": "focal", "penalty": "squared", "penalty_weight": 0.1
 @pytest.mark.parametrize(
     "build",
     [
-        objective.preference,
-        objective.language_model,
-        functools.partial(objective.preference, **FOCAL),
-        functools.partial(objective.preference, loss="listwise"),
-        functools.partial(objective.preference, **SMOOTHED),
+        preference,
+        language_model,
+        functools.partial(preference, **FOCAL),
+        functools.partial(preference, loss="listwise"),
+        functools.partial(preference, **SMOOTHED),
     ],
     ids=["preference", "language_model", "focal, penalty", "listwise", "smoothed"],
 )
 def test_the_constraint_stands_beside_the_mean_loss(adapted_model, build):
     model, params = adapted_model
     forest = labeled_forest()
-    if build is objective.language_model:
+    if build is language_model:
         forest = forest.replace(target_weight_RT=(forest.group_RT > 0).astype(np.float32))
     key = jax.random.key(0)
     plain = jax.jit(build(model))(params, forest, key)
@@ -201,7 +203,7 @@ def test_unlabeled_data_is_measured_and_not_constrained(adapted_model):
     model, params = adapted_model
     forest = labeled_forest()
     forest = forest.replace(type_RG=np.full_like(forest.type_RG, -1))
-    terms = jax.jit(balanced(objective.preference, model, TWO))(params, forest, jax.random.key(0))
+    terms = jax.jit(balanced(preference, model, TWO))(params, forest, jax.random.key(0))
     assert float(terms["balance"][0]) == 0 and float(terms["routing/variation"][0]) > 0
     assert float(terms["routing/type0/expert0"][1]) == 0
 
@@ -209,7 +211,7 @@ def test_unlabeled_data_is_measured_and_not_constrained(adapted_model):
 def test_gradients_are_those_of_adapter_and_head_only(adapted_model):
     model, params = adapted_model
     trainable, frozen = split(params, r"/lora_\w+$|^head/")
-    form = gradient.plain(balanced(objective.preference, model, TWO))
+    form = gradient.plain(balanced(preference, model, TWO))
     found, _ = jax.jit(form)(trainable, frozen, labeled_forest(), jax.random.key(0))
     assert {p.split("/")[-1] for p in flat(found)} == {"lora_a", "lora_b", "lora_router", "kernel"}
     assert [p for p in flat(found) if p.endswith("kernel")] == ["head/kernel"]
@@ -225,7 +227,7 @@ def test_the_constraint_moves_the_routers_at_the_start():
     model, params = started(small(adapter=experts(experts=4)))
 
     def slope(balance):
-        form = gradient.plain(balanced(objective.preference, model, balance))
+        form = gradient.plain(balanced(preference, model, balance))
         found, _ = jax.jit(form)(*split(params, "lora_router|head"), labeled_forest(), jax.random.key(0))
         return max(float(jnp.abs(x).max()) for p, x in flat(found).items() if p.endswith("lora_router"))
 
@@ -234,7 +236,7 @@ def test_the_constraint_moves_the_routers_at_the_start():
 
 def test_training_tilts_the_routers_toward_the_experts_that_serve_a_type(adapted_model):
     model, params = adapted_model
-    build = functools.partial(objective.preference, loss="bradley_terry")
+    build = functools.partial(preference, loss="bradley_terry")
     form = gradient.plain(balanced(build, model, Balance((0, 0, 1, 1), beta=10.0, delta=0.5)))
     moving, frozen = split(params, "lora_router")
     update, forest = optax.adam(0.05), labeled_forest()
@@ -257,6 +259,6 @@ def test_training_tilts_the_routers_toward_the_experts_that_serve_a_type(adapted
 def test_another_number_of_experts_than_of_their_types(adapted_model):
     model, _ = adapted_model
     with pytest.raises(ValueError, match="a LoRAMoE adapter with 6 experts"):
-        balanced(objective.preference, model, Balance(equal_groups(6)))
+        balanced(preference, model, Balance(equal_groups(6)))
     with pytest.raises(ValueError, match="the model's adapter is None"):
-        balanced(objective.preference, SimpleNamespace(config=small()), TWO)
+        balanced(preference, SimpleNamespace(config=small()), TWO)

@@ -16,6 +16,8 @@ from rmjax.data.packing import ForestShape, Tree, fill
 from rmjax.data.pipeline import WHOLE
 from rmjax.data.placement import forest_shardings, place
 from rmjax.losses.balance import Balance
+from rmjax.methods.adapters import balanced
+from rmjax.methods.preference import preference
 from rmjax.models import transformer
 from rmjax.models.attention import pallas_attention
 from rmjax.models.lora import AdapterConfig
@@ -25,9 +27,8 @@ from rmjax.models.transformer import TransformerConfig
 from rmjax.parallel.hlo import parse
 from rmjax.parallel.mesh import AXES, make_mesh
 from rmjax.parallel.operations import operations
-from rmjax.train import gradient, objective
+from rmjax.train import gradient
 from rmjax.train.optimizer import adamw
-from rmjax.train.routing import balanced
 from rmjax.train.state import compile_step, initial_params, make_state, make_step, state_shardings
 
 STEPS = 5
@@ -66,8 +67,8 @@ def forest():
 
 
 forests = [forest() for _ in range(STEPS)]
-constrained = adapter and balanced(objective.preference, model, Balance((0, 0, 1, 1), beta=1.0))
-form = gradient.plain(constrained or objective.preference(model), parts)
+constrained = adapter and balanced(preference, model, Balance((0, 0, 1, 1), beta=1.0))
+form = gradient.plain(constrained or preference(model), parts)
 
 
 def train(mesh):

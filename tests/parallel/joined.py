@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from rmjax.data.packing import ForestShape, Tree
-from rmjax.data.pipeline import batches, tree_dataset
+from rmjax.data.pipeline import FileSource, batches, tree_dataset
 from rmjax.data.placement import forest_shardings, place, share_of_process
 from rmjax.parallel import hosts
 from rmjax.parallel.mesh import RULES, batch_sharding, make_mesh, replicated
@@ -63,7 +63,7 @@ def run(directory: Path, epochs: int | None = None, seconds: float = 0.0) -> Sta
             batched.set_state(data["iterator"])
         writer = MetricWriter(directory, resume_step=first)
         return train(
-            state, jax.jit(step, out_shardings=(shardings, everywhere)), batched, steps=STEPS, place=placed,
+            state, jax.jit(step, out_shardings=(shardings, everywhere)), FileSource(batched), steps=STEPS, place=placed,
             checkpoints=checkpoints, writer=writer, directory=directory, log_every=1, save_every=5,
         )  # fmt: skip
 
@@ -71,7 +71,6 @@ def run(directory: Path, epochs: int | None = None, seconds: float = 0.0) -> Sta
 if __name__ == "__main__":
     directory, epochs, seconds, coordinator, processes, index = sys.argv[1:]
     hosts.join(coordinator, int(processes), int(index), timeout=60)
-    from experiments.start import leave
-    from experiments.train import guarded
+    from experiments.start import guarded, leave
 
     leave(functools.partial(guarded, lambda: run(Path(directory), int(epochs) or None, float(seconds))))

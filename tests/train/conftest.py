@@ -12,6 +12,7 @@ import optax
 import pytest
 
 from rmjax.data.packing import ForestShape, Tree, fill
+from rmjax.methods.preference import preference
 from rmjax.models.forest import Forest
 from rmjax.models.reward import RewardTransformer
 from rmjax.parallel.mesh import make_mesh
@@ -102,9 +103,7 @@ def learned(model, boxed, forest) -> Run:
     before = jax.device_get(state)
     state = jax.tree.map(jax.numpy.array, state)  # a copy: the step donates it
     shardings = state_shardings(state, boxed, trainable, mesh)
-    step = compile_step(
-        make_step(gradient.plain(objective.preference(model)), update, shardings, mesh), shardings, mesh
-    )
+    step = compile_step(make_step(gradient.plain(preference(model)), update, shardings, mesh), shardings, mesh)
     terms, batch = [], forest([4] * 8, seed=3)
     with jax.set_mesh(mesh), quick_compilation():
         for _ in range(60):

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from rmjax.data.packing import ForestShape
+from rmjax.methods.preference import preference
 from rmjax.models.parameters import flat, merge, split
 from rmjax.models.transformer import Transformer, causal_mask
-from rmjax.train import gradient, objective
+from rmjax.train import gradient
 
 KEY = jax.random.key(0)
 TRAINABLE = "layers|final_norm|head"
@@ -18,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("compiled_quickly")
 @pytest.fixture(scope="module")
 def whole_batch(model):
     """The compiled gradient of a whole batch."""
-    return jax.jit(gradient.plain(objective.preference(model)))
+    return jax.jit(gradient.plain(preference(model)))
 
 
 def assert_close(one, other, tolerance=1e-6):
@@ -57,7 +58,7 @@ def test_is_that_of_a_plain_reference(tiny_config, whole_batch, params, trees, l
 @pytest.mark.parametrize("parts", [2, 4])
 def test_microbatches_add_up_to_the_whole_batch(model, params, whole_batch, forest, parts):
     trainable, frozen = split(params, TRAINABLE)
-    in_parts = jax.jit(gradient.plain(objective.preference(model), parts))
+    in_parts = jax.jit(gradient.plain(preference(model), parts))
     for groups in ([2, 2, 2, 2], [3, 1, 0, 2]):
         whole, terms = whole_batch(trainable, frozen, forest(groups), KEY)
         summed, part_terms = in_parts(trainable, frozen, forest(groups), KEY)
@@ -111,4 +112,4 @@ def test_optimizer_state_is_for_the_trainable_parameters_only(learned):
 @pytest.mark.parametrize(("parts", "message"), [(0, "must be 1 or more"), (3, "4 rows do not divide into 3")])
 def test_bad_microbatches(model, params, forest, parts, message):
     with pytest.raises(ValueError, match=message):
-        gradient.plain(objective.preference(model), parts)(*split(params, TRAINABLE), forest([1] * 4), KEY)
+        gradient.plain(preference(model), parts)(*split(params, TRAINABLE), forest([1] * 4), KEY)

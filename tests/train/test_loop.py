@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from rmjax.data.packing import ForestShape, Tree, fill
+from rmjax.data.pipeline import FileSource
 from rmjax.train import loop
 from rmjax.train.checkpoint import Checkpoints
 from rmjax.train.loop import Diverged, Preempted, restored, saved_part, train
@@ -71,7 +72,7 @@ def run(directory, steps, step=plain_step, batches=None, place=lambda forest: fo
         try:
             options = {"save_every": 3, "log_every": 1, **options}
             return train(
-                state, compiled(counted), batches, steps=steps, place=place, checkpoints=checkpoints, writer=writer,
+                state, compiled(counted), FileSource(batches), steps=steps, place=place, checkpoints=checkpoints, writer=writer,
                 directory=directory, traces=counted, since=since, **options,
             )  # fmt: skip
         finally:

@@ -21,11 +21,14 @@ PROGRAM = textwrap.dedent("""
 
     jax.config.update("jax_disable_most_optimizations", True)
 
+    from rmjax.methods.metarm import discrimination
+    from rmjax.methods.preference import preference
     from rmjax.data.packing import ForestShape, Tree, fill
     from rmjax.models.reward import RewardTransformer
     from rmjax.models.transformer import TransformerConfig
     from rmjax.parallel.mesh import AXES, RULES, batch_sharding, make_mesh
-    from rmjax.train import gradient, meta, objective
+    from rmjax.methods import metarm as meta
+from rmjax.train import gradient
     from rmjax.train.optimizer import adamw
     from rmjax.train.state import compile_step, initial_params, make_state, make_step, state_shardings
     from tests.train import meta_reference
@@ -65,7 +68,7 @@ PROGRAM = textwrap.dedent("""
     for sizes in json.loads(sys.argv[1]):
         mesh = make_mesh(dict(zip(AXES, sizes)))
         shardings = state_shardings(start, boxed, trainable, mesh)
-        form = meta.meta(gradient.plain(objective.preference(model)), gradient.plain(objective.discrimination(model)),
+        form = meta.meta(gradient.plain(preference(model)), gradient.plain(discrimination(model)),
                          meta.plain(eta), sharding=shardings.trainable)
 
         def step(state, batch):
@@ -90,7 +93,7 @@ PROGRAM = textwrap.dedent("""
     for mode, factors in modes.items():
         def formed(state, batch, sharding=None):
             used = tiled if mode == "blockwise" else model
-            form = meta.meta(gradient.plain(objective.preference(used), 2), gradient.plain(objective.discrimination(used)),
+            form = meta.meta(gradient.plain(preference(used), 2), gradient.plain(discrimination(used)),
                              factors, second_order=True, sharding=sharding)
             with nn.logical_axis_rules(RULES):
                 return form(state.trainable, state.frozen, batch, jax.random.key(0), state)

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from rmjax.data.packing import ForestShape, Tree, fill
-from rmjax.train import objective
+from rmjax.methods.language_model import language_model
+from rmjax.methods.preference import preference
 
 LN_2 = np.log(np.float32(2))
 KEY = jax.random.key(0)
@@ -23,7 +24,7 @@ def mean(term) -> float:
 
 
 def terms_of(forest, rewards, *args, **kwargs):
-    form = objective.preference(giving(rewards), *args, **kwargs)
+    form = preference(giving(rewards), *args, **kwargs)
     return jax.device_get(jax.jit(form)({}, forest, KEY))
 
 
@@ -112,22 +113,9 @@ def test_language_model_loss_is_that_of_the_learned_tokens():
     two = [Tree.for_language_model([5, 9, 2, 7, 7, 1], 3), Tree.for_language_model([3, 4], 1)]
     batch = fill(ForestShape(1, 12, 2, 1), [two])
     logits = np.random.default_rng(0).standard_normal((1, 12, 10))
-    terms = jax.device_get(objective.language_model(giving(logits))({}, batch, KEY))
+    terms = jax.device_get(language_model(giving(logits))({}, batch, KEY))
     log_probs = logits[0] - np.log(np.sum(np.exp(logits[0]), axis=-1, keepdims=True))
     wanted = [log_probs[2, 7], log_probs[3, 7], log_probs[4, 1], log_probs[6, 4]]
     assert terms["loss"][1] == 4
     assert mean(terms["loss"]) == pytest.approx(-np.mean(wanted), rel=1e-5)
     assert terms["pad_fraction"] == (4, 12) and terms["sharing_factor"] == (8, 8)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"loss": "bradley"}, "loss 'bradley' is unknown; choose one of bradley_terry, focal, listwise"),
-        ({"penalty": "square"}, "penalty 'square' is unknown; choose one of log_barrier, squared"),
-        ({"loss": "focal", "label_smoothing": 0.1}, "only the loss bradley_terry has it, not focal"),
-    ],
-)
-def test_names_that_do_not_exist_or_do_not_fit(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        objective.preference(giving(0), **arguments)

@@ -5,9 +5,9 @@ import json
 import pytest
 from ml_collections import ConfigDict
 
-from configs import base
 from configs.polar import pretrain
-from experiments.configuration import complete, keep_config
+from rmjax import config as base
+from rmjax.config import complete, keep_config
 
 
 def without(*paths: str) -> ConfigDict:

@@ -10,6 +10,9 @@ Source: MetaRM, equations 3 to 5 and algorithm 1 (the same in arXiv 2401.06080).
 """
 
 import dataclasses
+import functools
+import logging
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,9 +21,60 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from rmjax.data.packing import ForestShape
+from rmjax.data.samples import require_form, take
+from rmjax.data.sources import drawn, sample_groups
+from rmjax.losses import difference
+from rmjax.losses.reduction import total
+from rmjax.methods.method import MAIN, Method, Setting, SideStream
+from rmjax.models.forest import Forest
 from rmjax.models.parameters import flat
+from rmjax.sections import choice, number, one_of, pattern
+from rmjax.settings import RECORD_SPLITS, ROOT, SPLITS, WRAPPERS, Config
 from rmjax.train.gradient import Gradient
-from rmjax.train.objective import Terms
+from rmjax.train.gradient import plain as plain_gradient
+from rmjax.train.objective import Objective, Terms, batch_terms
+
+MODES = ("plain", "parameter_norm", "step_norm", "preconditioned")
+META = "meta"
+"""Name of the forest of unlabeled samples in a batch."""
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class GradientSection:
+    """`config.gradient`."""
+
+    name: str = choice("plain", "plain", META)  # meta: the gradient after an ascent on config.meta_data
+    mode: str = choice("plain", *MODES)  # meta: unit of the ascent
+    inner_learning_rate: float = number(
+        5e-6, low=0
+    )  # meta: η, length of the ascent in that unit (the paper's, for plain)
+    order: int = one_of(1, 1, 2)  # meta: 1 as in the paper | 2 differentiates through the ascent as well
+    warmup_steps: int = number(0, low=0)  # meta: steps without ascent at the start, for a head that starts at zero
+
+
+@dataclasses.dataclass(frozen=True)
+class MetaData:
+    """`config.meta_data`: unlabeled groups of samples of the current policy."""
+
+    kind: str = choice(
+        "pool", "pool", "comparisons"
+    )  # samples by policy | a file with `outputs`; their order is not read
+    path: str = ""  # as data.path
+    root: str = ROOT  # where the real sets lie
+    split: str = choice("all", *RECORD_SPLITS)  # real sets
+    policies: str = choice("seen", *SPLITS)  # pool: policies that may write
+    prompts: str = choice("seen", *SPLITS)  # pool: prompts that may be answered
+    names: str = pattern("")  # pool: regular expression that a policy's whole name must match; empty = all of these
+    mixed: bool = False  # pool: True puts all these policies' samples for a prompt into one group
+    samples: int = number(5, low=1)  # k, samples a group; groups with fewer take what they have
+    references: int = number(0, low=0)  # pool: further samples of the group that become its references
+    wrapper: str = choice("sft", *WRAPPERS)  # pool: POLAR wrapper
+    rows: int = number(8, low=1)  # rows a batch (over all devices)
+    row_tokens: int = number(512, low=1)  # tokens a row
+    groups: int = number(8, low=1)  # groups a row at most
+
 
 Factors = Callable[[Any, Any, Any], Any]
 """(θ, ∇J, training state) → a tree like θ of factors, scalars or arrays: θ' = θ + factor · ∇J, leaf by leaf."""
@@ -52,7 +106,7 @@ def meta(
     """
 
     def ascend(trainable: Any, frozen: Any, batch: Any, rng: jax.Array, state: Any):
-        rising, terms = inner(trainable, frozen, batch["meta"], jax.random.fold_in(rng, 1), state)
+        rising, terms = inner(trainable, frozen, batch[META], jax.random.fold_in(rng, 1), state)
         rising = _constrained(rising, sharding)
         on = 1.0 if warmup_steps == 0 else jnp.where(state.step >= warmup_steps, 1.0, 0.0)
         factor = jax.tree.map(lambda f: on * f, factors(trainable, rising, state))
@@ -69,7 +123,7 @@ def meta(
             ascended, (factor, norm, inner_terms) = from_here(trainable)
         # Without a barrier the sum would be computed again where it is used last, and ∇J be kept until then.
         ascended = jax.lax.optimization_barrier(ascended)
-        descent, terms = outer(ascended, frozen, batch["preference"], rng, state)
+        descent, terms = outer(ascended, frozen, batch[MAIN], rng, state)
         terms = terms | _renamed(inner_terms) | _ascent_terms(trainable, ascended, factor, norm, descent)
         if second_order:
             (descent,) = pull_back(jax.tree.map(lambda g, q: g.astype(q.dtype), descent, ascended))
@@ -201,3 +255,125 @@ def _norm(tree: Any) -> jax.Array:
     """L2 over all leaves, of derivative 0 at 0 (that of a plain root is NaN there)."""
     square = sum(jnp.sum(jnp.square(leaf.astype(jnp.float32))) for leaf in jax.tree.leaves(tree))
     return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
+
+
+# --- from a config -----------------------------------------------------------------------------------------------------
+
+
+def discrimination(model: Any) -> Objective:
+    """MetaRM's J (`losses.difference`) over the groups with at least two branches; its `loss` is to be maximized.
+
+    `lower` and `upper` are J's bounds, `rescaled` is J between them, `gap` the mean |Δr| of two answers to one prompt, and
+    `tied` the fraction of groups whose answers all have the same reward: they have no gradient.
+    """
+
+    def objective(params: Any, forest: Forest, rng: jax.Array) -> Terms:
+        rewards_RGN: Any = model.apply({"params": params}, forest, rngs={"dropout": rng})
+        present_RGN = forest.readout_RGN >= 0
+        counted_RG = difference.several(present_RGN)
+        value_RG = difference.difference(rewards_RGN, present_RGN)
+        lower_RG, upper_RG = difference.bounds(present_RGN)
+        gaps_RGNN, pairs_RGNN = difference.gaps(rewards_RGN), difference.pairs(present_RGN)
+        tied_RG = ~jnp.any((gaps_RGNN > 0) & pairs_RGNN, axis=(-1, -2))
+        return {
+            "loss": total(value_RG, counted_RG),
+            "lower": total(lower_RG, counted_RG),
+            "upper": total(upper_RG, counted_RG),
+            "rescaled": total(difference.rescaled(value_RG, present_RGN), counted_RG),
+            "gap": total(gaps_RGNN, pairs_RGNN),
+            "tied": total(tied_RG, counted_RG),
+            **batch_terms(forest),
+        }
+
+    return objective
+
+
+def _check(config: Config, mesh: Any, rules: Any) -> None:
+    del mesh, rules
+    chosen, data = _sections(config)
+    if config.objective != "preference":
+        raise ValueError(f"config.objective is {config.objective!r}; gradient.name=meta needs preference")
+    if data.samples < 2:
+        raise ValueError(f"config.meta_data.samples is {data.samples}; a difference needs 2 or more")
+    if chosen.order == 2 and config.model.attention == "pallas":
+        raise ValueError(
+            "config.gradient.order is 2, and pallas kernels have no second derivative; use attention=blockwise"
+        )
+    if chosen.warmup_steps >= config.run.steps:
+        raise ValueError(
+            f"config.gradient.warmup_steps is {chosen.warmup_steps} of {config.run.steps} steps; give fewer than run.steps: "
+            "else no step has an ascent"
+        )
+
+
+def _sections(config: Config) -> tuple[GradientSection, MetaData]:
+    return config.sections["gradient"], config.sections["meta_data"]
+
+
+def _shapes(config: Config) -> dict[str, ForestShape]:
+    data = _sections(config)[1]
+    return {META: ForestShape(data.rows, data.row_tokens, data.groups, data.samples)}
+
+
+def _streams(config: Config) -> dict[str, SideStream]:
+    data = _sections(config)[1]
+    groups = sample_groups(data, data.kind, "meta_data")
+    smaller = sum(len(group.outputs) - data.references < data.samples for group in groups)
+    if smaller:
+        _log.warning(
+            "meta set: %d of %d groups have fewer than %d answers (config.meta_data.samples)%s",
+            smaller, len(groups), data.samples,
+            "; meta_data.mixed=True puts a prompt's policies together" if data.kind == "pool" and not data.mixed else "",
+        )  # fmt: skip
+    draw = functools.partial(take, samples=data.samples, references=data.references)
+    # Endless: one epoch is one of the preference data.
+    return {META: SideStream(drawn(groups, draw), _shapes(config)[META], data.row_tokens, config.run.seed + 1)}
+
+
+def _same_form(config: Config, main: Any, sides: Mapping[str, SideStream]) -> None:
+    """RecordError where the samples have another form than the preference records: J would be about another input."""
+    known, references = main.forms(), _sections(config)[1].references
+    for group in sides[META].records.each():
+        require_form(dataclasses.replace(group, references=("",) if references else group.references), known)
+
+
+def _around(config: Config, outer: Gradient, setting: Setting) -> Gradient:
+    chosen, _ = _sections(config)
+    inner = plain_gradient(discrimination(setting.model), config.optimizer.microbatches)
+    return meta(
+        outer, inner, _factors(config, setting.rate), second_order=chosen.order == 2, warmup_steps=chosen.warmup_steps,
+        sharding=setting.sharding,
+    )  # fmt: skip
+
+
+def _factors(config: Config, rate: optax.Schedule) -> Factors:
+    chosen, _ = _sections(config)
+    eta, adam = chosen.inner_learning_rate, Adam(rate, config.optimizer.b1, config.optimizer.b2)
+    if chosen.mode == "step_norm":
+        return step_norm(eta, adam)
+    if chosen.mode == "preconditioned":
+        return preconditioned(eta, adam)
+    return plain(eta) if chosen.mode == "plain" else parameter_norm(eta)
+
+
+def _check_start(config: Config, params: Any, rate: optax.Schedule, trainable: str) -> None:
+    """ValueError where J would begin at a reward head that is zero: that of `params` (None = random weights), unless it is
+    trained and the warm-up moves it."""
+    warmup = _sections(config)[0].warmup_steps
+    warmed = re.search(trainable, "head/kernel") and any(np.asarray(rate(step)) > 0 for step in range(warmup))
+    if not warmed:
+        refuse_zero_head(params or {})
+
+
+METHOD = Method(
+    "metarm",
+    sections={"gradient": GradientSection, "meta_data": MetaData},
+    active=lambda config: config.sections["gradient"].name == META,
+    check=_check,
+    side_shapes=_shapes,
+    side_streams=_streams,
+    check_streams=_same_form,
+    around_gradient=_around,
+    check_start=_check_start,
+    describe=describe,
+)

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from configs import base
 from configs.polar import finetune
-from experiments import sources
+from rmjax import config as base
+from rmjax.data import sources
 from rmjax.data.preferences import PREFERENCE_SETS
 
 ROOT = Path(__file__).parents[2] / ".." / "shared" / "data"
@@ -66,7 +66,7 @@ def test_the_split_of_the_config_is_passed(fake_set, tmp_path):
     assert sources.evaluation_set(entry) == list(fake_set("test"))
     config = base.get_config()
     config.data.update(kind="comparisons", path="fake", root=str(tmp_path), split="train", reference="optional")
-    comparisons, _, _ = sources._source(config.data)
+    comparisons = sources.comparisons(config.data).source
     assert comparisons == list(fake_set("train"))
 
 
@@ -75,7 +75,7 @@ def test_the_split_of_the_config_is_passed(fake_set, tmp_path):
 def test_a_real_set_has_both_splits_and_what_its_config_says(name):
     config = finetune.get_config(name)
     config.data.root = str(ROOT)
-    comparisons, _, _ = sources._source(config.data)  # reads, and checks order and references
+    comparisons = sources.comparisons(config.data).source  # reads, and checks order and references
     assert all(c.references for c in comparisons) == (config.data.reference == "required")
     assert max(len(c.outputs) for c in comparisons) <= config.data.candidates
     config.evals.preferences.root = str(ROOT)
@@ -118,8 +118,8 @@ def pool_config(path: str, wrapper: str) -> ConfigDict:
 
 @pytest.mark.parametrize("wrapper", ["sft", "pretrain"])
 def test_the_wrapper_of_the_config_is_that_of_the_draws(tmp_path, wrapper):
-    source, draw, _ = sources._source(pool_config(pool_file(tmp_path), wrapper).data)
-    assert draw(source[0], np.random.default_rng(0)).wrapper == wrapper
+    found = sources.pool_groups(pool_config(pool_file(tmp_path), wrapper).data)
+    assert found.draw(found.source[0], np.random.default_rng(0)).wrapper == wrapper
     entry = base.pool_eval("seen", path=pool_file(tmp_path), wrapper=wrapper)
     entry.prompts = "seen"
     assert {c.wrapper for c in sources.evaluation_set(entry)} == {wrapper}
@@ -127,4 +127,4 @@ def test_the_wrapper_of_the_config_is_that_of_the_draws(tmp_path, wrapper):
 
 def test_an_unknown_wrapper_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="config.data.wrapper is 'chat'; choose sft or pretrain"):
-        sources._source(pool_config(pool_file(tmp_path), "chat").data)
+        base.settle(pool_config(pool_file(tmp_path), "chat"))

@@ -9,12 +9,15 @@ import optax
 import pytest
 
 from rmjax.losses.balance import Balance
+from rmjax.methods import metarm as meta
+from rmjax.methods.adapters import balanced
+from rmjax.methods.metarm import discrimination
+from rmjax.methods.preference import preference
 from rmjax.models.lora import AdapterConfig
 from rmjax.models.parameters import flat, merge, split
 from rmjax.parallel.mesh import make_mesh
-from rmjax.train import gradient, meta, objective
+from rmjax.train import gradient
 from rmjax.train.optimizer import adamw
-from rmjax.train.routing import balanced
 from rmjax.train.state import State, compile_step, make_state, make_step, state_shardings
 from tests.models.adapting import moved, started
 from tests.train import meta_reference
@@ -205,8 +208,8 @@ def state(params):
 
 
 def wrapped(model, mode="plain", eta=0.5, parts=1, **options):
-    outer = gradient.plain(objective.preference(model), parts)
-    inner = gradient.plain(objective.discrimination(model), parts)
+    outer = gradient.plain(preference(model), parts)
+    inner = gradient.plain(discrimination(model), parts)
     return jax.jit(meta.meta(outer, inner, FACTORS[mode](eta), **options))
 
 
@@ -231,7 +234,7 @@ def test_is_that_of_a_plain_reference(model, tiny_config, params, batches, train
     assert terms["meta_difference"][1] == 5 and terms["loss"][1] == 6
     length = optax.tree.norm(jax.tree.map(jnp.subtract, ascended, moving))
     assert mean(terms["meta_ascent"]) == pytest.approx(float(length), rel=1e-4)
-    plain, _ = jax.jit(gradient.plain(objective.preference(model)))(moving, frozen, batch["preference"], KEY)
+    plain, _ = jax.jit(gradient.plain(preference(model)))(moving, frozen, batch["preference"], KEY)
     assert max(float(jnp.abs(a - b).max()) for a, b in zip(*map(jax.tree.leaves, (plain, found)), strict=True)) > 1e-3
 
 
@@ -246,7 +249,7 @@ def test_the_second_order_is_not_the_first(model, state, batches):
 def test_the_ascent_raises_j(model, state, batches, mode):
     batch, *_ = batches
     eta = {"plain": 1e-2, "parameter_norm": 1e-4, "step_norm": 0.1, "preconditioned": 1e-5}[mode]
-    inner = jax.jit(gradient.plain(objective.discrimination(model)))
+    inner = jax.jit(gradient.plain(discrimination(model)))
     rising, before = inner(state.trainable, state.frozen, batch["meta"], KEY)
     factors = FACTORS[mode](eta)(state.trainable, rising, state)
     ascended = jax.tree.map(lambda p, f, g: p + f * g, state.trainable, factors, rising)
@@ -273,7 +276,7 @@ def test_microbatches_add_up_to_the_whole(model, state, batches, mode, second_or
 @pytest.mark.slow
 @pytest.mark.parametrize("loss", ["focal", "listwise"])
 def test_wraps_other_objectives(model, state, batches, loss, compiled_quickly):
-    outer, inner = objective.preference(model, loss), objective.discrimination(model)
+    outer, inner = preference(model, loss), discrimination(model)
     form = jax.jit(meta.meta(gradient.plain(outer), gradient.plain(inner), meta.plain(0.5)))
     rising, _ = gradient.plain(inner)(state.trainable, state.frozen, batches[0]["meta"], KEY)
     ascended = jax.tree.map(lambda p, g: p + 0.5 * g, state.trainable, rising)
@@ -298,9 +301,9 @@ def test_adapters_ascend_and_their_base_does_not(tiny_config, params, batches, k
     start = moved({**start, "head": params["head"]}, scale=0.3)
     moving, frozen = split(start, "lora_|head")
     assert len(flat(moving)) > 3 and all("lora_" in path or "head" in path for path in flat(moving))
-    outer, inner = (gradient.plain(form(model)) for form in (objective.preference, objective.discrimination))
+    outer, inner = (gradient.plain(form(model)) for form in (preference, discrimination))
     if kind == "balanced":
-        constrained = balanced(objective.preference, model, Balance((0, 1), beta=1.0))
+        constrained = balanced(preference, model, Balance((0, 1), beta=1.0))
         batches = [{**batches[0], "preference": with_types(batches[0]["preference"])}]
         outer = gradient.plain(constrained)
     found, terms = jax.jit(meta.meta(outer, inner, meta.plain(0.5)))(moving, frozen, batches[0], KEY)
@@ -330,7 +333,7 @@ def stepped(form, boxed, state, batch, steps=3):
 
 @pytest.fixture(scope="module")
 def plain_step(model, boxed, state, batches):
-    return stepped(gradient.plain(objective.preference(model)), boxed, state, batches[0]["preference"])
+    return stepped(gradient.plain(preference(model)), boxed, state, batches[0]["preference"])
 
 
 @pytest.mark.slow
@@ -378,7 +381,7 @@ def test_a_zero_head_gives_j_no_gradient(model, state, batches, compiled_quickly
     params = merge(state.trainable, state.frozen)
     params["head"] = {"kernel": jnp.zeros_like(params["head"]["kernel"])}
     moving, frozen = split(params, TRAINABLE)
-    rising, terms = jax.jit(gradient.plain(objective.discrimination(model)))(moving, frozen, batches[0]["meta"], KEY)
+    rising, terms = jax.jit(gradient.plain(discrimination(model)))(moving, frozen, batches[0]["meta"], KEY)
     assert mean(terms["tied"]) == 1.0 and not any(leaf.any() for leaf in jax.tree.leaves(rising))
     with pytest.raises(ValueError, match="head is zero.*no gradient; start from .*config.gradient.warmup_steps"):
         meta.refuse_zero_head(params)
@@ -389,7 +392,7 @@ def test_a_group_of_one_is_not_counted(model, state, trees, lay_out, batches, co
     """Nor does it change the gradient."""
     alone = [dataclasses.replace(t, branches=t.branches[:1], ranks=t.ranks[:1]) for t in trees([1], seed=9)[0]]
     rows = trees([2, 1], branches=3, seed=7)
-    inner = jax.jit(gradient.plain(objective.discrimination(model)))
+    inner = jax.jit(gradient.plain(discrimination(model)))
     without, terms = inner(state.trainable, state.frozen, lay_out(rows), KEY)
     with_it, more = inner(state.trainable, state.frozen, lay_out([rows[0], [*rows[1], *alone]]), KEY)
     assert terms["loss"][1] == more["loss"][1] == 3

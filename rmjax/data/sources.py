@@ -1,0 +1,247 @@
+"""Names in a config → records: the shipped corpus, files, the real preference sets, pools of policies."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from rmjax.data.pool import PolicyPool
+from rmjax.data.preferences import PREFERENCE_SETS, load_preferences
+from rmjax.data.readers import RandomAccessSource, open_records
+from rmjax.data.record import (
+    Comparison,
+    RecordError,
+    require_order,
+    require_reference,
+    to_row,
+    type_label,
+)
+from rmjax.data.rows import iterate_rows
+from rmjax.data.samples import Form, form, from_pool, require_several, take, telling_apart
+
+SHIPPED = "shipped:"
+SPLITS = ("seen", "unseen", "all")
+RECORD_SPLITS = ("all", "train", "test")
+TEST_FRACTION = 5  # one in five of the prompts of a real set
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Records:
+    """What a stream of groups is drawn from.
+
+    Attributes:
+      source: random access: records, or what `draw` takes.
+      draw: (element, rng) → record, for sources that are sampled from; None where the elements are the records.
+      identify: index in the source → the record's name.
+      digest: SHA-256 over all that a record of it may hold, in order.
+      forms: (has a reference, wrapper) of its records.
+      each: a fixed record for each element, for checks that concern every one.
+    """
+
+    source: Any
+    identify: Callable[[int], str]
+    digest: Callable[[], str]
+    forms: Callable[[], set[Form]]
+    each: Callable[[], Iterable[Comparison]]
+    draw: Callable[..., Comparison] | None = None
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+
+def choose(field: str, value: str, choices: Sequence[str]) -> str:
+    """`value`, or a ValueError that names the config field and its choices."""
+    if value not in choices:
+        raise ValueError(f"config.{field} is {value!r}; choose {', '.join(choices[:-1])} or {choices[-1]}")
+    return value
+
+
+def shipped(name: str) -> Path:
+    """A file of the corpus in the package."""
+    path = Path(str(resources.files("rmjax.data"))) / "corpus" / f"{name}.jsonl.zst"
+    if not path.is_file():
+        known = sorted(p.name.removesuffix(".jsonl.zst") for p in path.parent.glob("*.jsonl.zst"))
+        raise FileNotFoundError(f"{SHIPPED}{name}: no such part of the shipped corpus; there are {', '.join(known)}")
+    return path
+
+
+def located(path: str) -> str:
+    """The file behind a `shipped:` name; other paths as they are."""
+    return str(shipped(path.removeprefix(SHIPPED))) if path.startswith(SHIPPED) else path
+
+
+@functools.cache
+def pool(path: str, policies: str, prompts: str) -> PolicyPool:
+    """A pool of these splits ("seen", "unseen", "all")."""
+    return PolicyPool(pool_rows(path, policies, prompts))
+
+
+def pool_rows(path: str, policies: str, prompts: str, section: str = "data") -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """A pool's rows of these splits, each with its place in the file; `section` is where in the config they are named."""
+    choose(f"{section}.policies", policies, SPLITS)
+    choose(f"{section}.prompts", prompts, SPLITS)
+
+    def wanted(row: Any) -> bool:
+        return (policies == "all" or (row.get("policy_split") or "seen") == policies) and (
+            prompts == "all" or (row.get("prompt_split") or "seen") == prompts
+        )
+
+    return ((place, row) for place, row in _objects(path) if wanted(row))
+
+
+def _objects(path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for place, row in iterate_rows(located(path)):
+        if not isinstance(row, Mapping):
+            raise RecordError(place, "", "not a JSON object", "correct or delete the line")
+        yield place, row
+
+
+def records(
+    path: str, root: str = "", split: str = "all", on_error: Literal["raise", "skip"] = "raise"
+) -> Sequence[Comparison] | RandomAccessSource:
+    """A file of comparisons, or a split ("all", "train", "test") of the real set of that name under `root`.
+
+    Which split a record is in is a property of its prompt's text alone. Files come whole: their split is their name.
+    """
+    choose("data.split", split, RECORD_SPLITS)
+    if path not in PREFERENCE_SETS:
+        if split != "all":
+            raise ValueError(
+                f"split {split!r} of {path}: only the real sets have it ({', '.join(PREFERENCE_SETS)}); use all"
+            )
+        return open_records(located(path), on_error)
+    everything = load_preferences(path, root)
+    chosen = [c for c in everything if split == "all" or _is_test(c.prompt) == (split == "test")]
+    _log.info("%s, split %s: %d of %d comparisons", path, split, len(chosen), len(everything))
+    return chosen
+
+
+def _is_test(prompt: str) -> bool:
+    return int.from_bytes(hashlib.sha256(prompt.encode()).digest()) % TEST_FRACTION == 0
+
+
+# --- what a config trains on -----------------------------------------------------------------------------------------
+
+
+def pool_groups(data: Any) -> Records:
+    """POLAR's groups, drawn from the pool that `config.data` names."""
+    found = pool(data.path, data.policies, data.prompts)
+    found.check_numbers(negatives=data.negatives, references=data.references)
+    draw = functools.partial(
+        found.draw, negatives=data.negatives, hard_negatives=data.hard_negatives, references=data.references,
+        wrapper=data.wrapper,
+    )  # fmt: skip
+
+    def each() -> Iterator[Comparison]:
+        for i in range(len(found)):
+            place = f"{data.path}: prompt_id `{found[i]}`"
+            yield dataclasses.replace(draw(found[i], np.random.default_rng(0)), place=place)
+
+    def whole() -> str:
+        names = (found[i] for i in range(len(found)))
+        return digest([name, found.prompts[name], found.type[name], found.outputs[name]] for name in names)
+
+    return Records(found, found.__getitem__, whole, lambda: {(True, data.wrapper)}, each, draw)
+
+
+def comparisons(data: Any) -> Records:
+    """The ranked answers that `config.data` names."""
+    found = [_usable(c, data.reference) for c in records(data.path, data.root, data.split)]
+    if found and min(len(c.outputs) for c in found) > data.candidates:
+        raise ValueError(
+            f"config.data.candidates is {data.candidates}; every record of {data.path} has more candidates"
+        )
+    return _fixed(found)
+
+
+def texts(data: Any) -> Records:
+    """The texts that `config.data` names: {"prompt", "output", "type"?} rows."""
+    places, rows = zip(*(_text(*row) for row in _objects(data.path)), strict=True)
+
+    def each() -> Iterator[Comparison]:
+        for place, row in zip(places, rows, strict=True):
+            yield Comparison(row.get("prompt", ""), (row["output"],), type=row.get("type"), place=place)
+
+    return Records(rows, places.__getitem__, lambda: digest(rows), set, each)
+
+
+def sample_groups(entry: Any, kind: str, section: str) -> list[Comparison]:
+    """Groups of a policy's samples, unlabeled: from a pool, or from a file of comparisons whose order is not read.
+
+    Args:
+      entry: a section with `path` and what else chooses among its rows.
+      kind: pool | comparisons.
+      section: what the section is called in errors.
+    """
+    if not entry.path:
+        raise ValueError(f"config.{section}.path is empty; name a file, or shipped:policy_pool")
+    if kind == "pool":
+        rows = pool_rows(entry.path, entry.policies, entry.prompts, section)
+        found = from_pool(rows, entry.names, mixed=entry.mixed, wrapper=entry.wrapper)
+    else:
+        if entry.references:
+            raise ValueError(
+                f"config.{section}.references is {entry.references}, but {entry.path} brings its own; make it 0"
+            )
+        found = [require_several(c) for c in records(entry.path, entry.root, entry.split)]
+    return telling_apart(found, entry.references)
+
+
+def _fixed(found: Sequence[Comparison]) -> Records:
+    return Records(
+        found, lambda i: found[i].id or found[i].place, lambda: digest(map(to_row, found)), lambda: set(map(form, found)),
+        lambda: found,
+    )  # fmt: skip
+
+
+def drawn(found: Sequence[Comparison], draw: Callable[..., Comparison]) -> Records:
+    """Groups from which every pass draws anew."""
+    return dataclasses.replace(_fixed(found), draw=draw)
+
+
+def digest(rows: Iterable[Any]) -> str:
+    """SHA-256 of rows in their order."""
+    found = hashlib.sha256()
+    for row in rows:
+        found.update(json.dumps(row, sort_keys=True, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n")
+    return found.hexdigest()
+
+
+def _text(place: str, row: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+    for field in ("prompt", "output"):
+        if not isinstance(row.get(field, "" if field == "prompt" else None), str):
+            raise RecordError(place, field, "missing or not text", "a row has `output` and, if need be, `prompt`")
+    type_label(row, place)
+    return place, row
+
+
+def _usable(c: Comparison, reference: str) -> Comparison:
+    require_order(c)
+    if reference == "required":
+        require_reference(c)
+    return c
+
+
+# --- what a config evaluates on --------------------------------------------------------------------------------------
+
+
+def evaluation_set(entry: Any) -> list[Comparison]:
+    """The records of an entry of `config.evals`."""
+    if entry.kind == "pool":
+        return pool(entry.path, entry.policies, entry.prompts).triples(
+            seed=0, per_prompt=entry.per_prompt, wrapper=entry.wrapper
+        )
+    if entry.kind == "samples":
+        groups = sample_groups(entry, entry.source, "evals.*")
+        rngs = (np.random.default_rng([0, i]) for i in range(len(groups)))
+        pairs = zip(groups, rngs, strict=True)
+        return [take(c, rng, samples=len(c.outputs), references=entry.references) for c, rng in pairs]
+    return list(records(entry.path, entry.root, entry.split))

@@ -1,0 +1,48 @@
+"""Next-token training on texts: for tuning the policies that a corpus is sampled from."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from rmjax.data.formats import Encoder, text_trees
+from rmjax.data.packing import Tree
+from rmjax.data.sources import Records, texts
+from rmjax.losses.language_model import next_token
+from rmjax.losses.reduction import total
+from rmjax.methods.method import Method
+from rmjax.models.forest import Forest
+from rmjax.settings import Config
+from rmjax.train.objective import Objective, Terms, batch_terms
+
+
+def language_model(model: Any) -> Objective:
+    """Next-token loss on the tokens with a target weight; the reward head takes no part."""
+
+    def objective(params: Any, forest: Forest, rng: jax.Array) -> Terms:
+        logits_RTV: Any = model.apply({"params": params}, forest, rngs={"dropout": rng}, method="logits")
+        loss = total(next_token(logits_RTV, forest.target_RT), forest.target_weight_RT)
+        return {"loss": loss, **batch_terms(forest)}
+
+    return objective
+
+
+def _texts(config: Config) -> Records:
+    return texts(config.data)
+
+
+def _encode(config: Config, encoder: Encoder) -> Callable[[Any, int], list[Tree]]:
+    data = config.data
+    return functools.partial(text_trees, encoder.tokenizer, data.end_token, data.row_tokens, encoder.counts)
+
+
+METHOD = Method(
+    "language_model",
+    active=lambda config: config.objective == "language_model",
+    kinds={"texts": _texts},
+    data=("texts",),
+    language_model=True,
+    encode=_encode,
+    objective=lambda config, model: language_model(model),
+)

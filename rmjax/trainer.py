@@ -1,0 +1,291 @@
+"""`Trainer`: a config as objects that can be looked at, stepped and run."""
+
+import dataclasses
+import functools
+import json
+import logging
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from rmjax import methods
+from rmjax.config import complete, keep_config, settle
+from rmjax.data import placement
+from rmjax.data.formats import Encoder
+from rmjax.data.pipeline import WHOLE, FileSource, Source
+from rmjax.data.sources import evaluation_set
+from rmjax.evaluate import evaluate_comparisons
+from rmjax.evaluate.gaps import describe_gaps
+from rmjax.files import write_json
+from rmjax.models import parameters
+from rmjax.models.forest import Forest
+from rmjax.parallel.hosts import EndTogether
+from rmjax.parallel.mesh import Rules, make_mesh, make_rules, replicated, shards
+from rmjax.program import Program, check, compiler_options, first_state, flops_per_token, make_program
+from rmjax.reward_model import CHECKPOINTS, save_description
+from rmjax.scoring import score
+from rmjax.start import Start, check_format, start_of
+from rmjax.streams import Stream, format_of, open_stream
+from rmjax.train.checkpoint import Checkpoints
+from rmjax.train.flops import mfu
+from rmjax.train.loop import means, restored, saved_part, train
+from rmjax.train.metrics import MetricWriter, count_traces
+from rmjax.train.state import State, compile_step
+
+_log = logging.getLogger(__name__)
+DATA_FILE = "data.json"
+
+
+class Trainer:
+    """One training run of a config.
+
+        trainer = Trainer(config, "runs/mine")
+        trainer.run()         # to the end, from wherever it stopped
+        trainer.evaluate()    # {"NAME/accuracy": …}
+
+    In a notebook, `trainer.step()` takes the next batch and gives its metrics; without a `workdir` nothing is written.
+
+    Attributes:
+      config: the checked config.
+      mesh, rules: devices, and how arrays are cut over them.
+      start: the model that the run starts from, with its tokenizer.
+      format: how records become tokens.
+      program: the training step and what it is made of.
+      stream: where its batches come from; `stream.counts` says what encoding them had to cut.
+      source: the batches.
+      evaluations: name → (every so many steps, function of the state).
+      state: what training changes; None before the first step, evaluation or run.
+    """
+
+    def __init__(self, config: ConfigDict, workdir: str | Path | None = None):
+        """Checks and opens everything that the run needs; makes no parameters yet.
+
+        Raises:
+          ValueError: a key, a value, or values that do not go together; the message names them.
+          OSError: a file that cannot be read, or a `workdir` that cannot be written.
+          RecordError: a record that cannot be used.
+        """
+        self._given, self.workdir = complete(config), Path(workdir) if workdir is not None else None
+        self.config = settle(self._given)
+        self.chosen = methods.choose(self.config)
+        self.mesh: Mesh = make_mesh(dataclasses.asdict(self.config.mesh))
+        self.rules: Rules = make_rules(self.config.sharding)
+        check(self.chosen, self.mesh, self.rules)
+        if self.workdir:
+            open_workdir(self.workdir)
+        self.start: Start = start_of(self.chosen)
+        self.format = format_of(self.chosen)
+        check_format(self.config.model, self.format)
+        data = self.config.data
+        self.share = placement.share_of_process(self.mesh, self.rules, data.rows, data.streams)
+        self.stream: Stream = open_stream(self.chosen, self.start.tokenizer, self.format, self.share)
+        self.program: Program = make_program(self.chosen, self.start.config, self.mesh, self.rules)
+        self.chosen.check_start(self.start.params, self.program.rate)
+        self._counted = count_traces(self.program.step)
+        self._compiled = compile_step(self._counted, self.program.shardings, self.mesh, compiler_options(self.config))
+        self._score = mesh_rewards(self.program, self.mesh, self.rules)
+        self.evaluations = self._evaluations()
+        self.source = self._source()
+        self.state: State | None = None
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The main model's parameters."""
+        state = self._started()
+        return self.program.roles.of(parameters.merge(state.trainable, state.frozen))
+
+    def run(self) -> State:
+        """Trains to the last step, from the newest checkpoint in `workdir` if there is one, and gives the last state, saved.
+
+        Raises:
+          ValueError: no `workdir`, or one that holds a run of another config or other data.
+          Diverged, Preempted: as `rmjax.train.loop.train`.
+        """
+        if self.workdir is None:
+            raise ValueError("a run needs a folder to write to; give Trainer(config, workdir)")
+        keep, every = self.config.run.keep, self.config.run.keep_every or None
+        with jax.set_mesh(self.mesh), Checkpoints(self.workdir / CHECKPOINTS, keep, every, ("frozen",)) as saved:
+            data, first = self._restore(saved)
+            self._describe_run(first >= 0)
+            writer = self._writer(first)
+            try:
+                self.state = train(
+                    self._started(), self._compiled, self.source, steps=self.config.run.steps, place=self._place,
+                    checkpoints=saved, writer=writer, directory=self.workdir, describe=self._derived(),
+                    traces=self._counted, log_every=self.config.run.log_every, save_every=self.config.run.save_every,
+                    evaluations=self.evaluations, identify=self.stream.identify, since=data.get("terms"),
+                )  # fmt: skip
+            finally:
+                writer.close()
+                if +self.stream.counts:
+                    _log.warning("while encoding: %s", dict(self.stream.counts))
+        return self.state
+
+    def step(self, batch: Any = None) -> dict[str, float]:
+        """Takes one step on `batch` (a forest on the host, or several by name), or on the next one of the source.
+
+        Returns:
+          The step's metrics: `loss`, `accuracy`, `gradient_norm`, …
+
+        Raises:
+          ValueError: the data has ended.
+        """
+        state = self._started()
+        if batch is None:
+            batch = self.source.next(state, int(state.step) + 1)
+        if batch is None:
+            raise ValueError("the data has ended; raise data.epochs")
+        with jax.set_mesh(self.mesh):
+            self.state, terms = self._compiled(state, self._place(batch))
+        return means(jax.device_get(terms))
+
+    def evaluate(self) -> dict[str, float]:
+        """The evaluations of `config.evals` at the present state: {"NAME/METRIC": value}."""
+        state = self._started()
+        with jax.set_mesh(self.mesh):
+            return {
+                f"{name}/{metric}": value
+                for name, (_, evaluate) in self.evaluations.items()
+                for metric, value in evaluate(state).items()
+            }
+
+    # --- the parts -------------------------------------------------------------------------------------------------------
+
+    def _started(self) -> State:
+        if self.state is None:
+            with jax.set_mesh(self.mesh):
+                self.state = first_state(self.chosen, self.program, self.start)
+        return self.state
+
+    def _place(self, batch: Any) -> Any:
+        return placement.place(batch, placement.forest_shardings(self.mesh, self.rules), self.share)
+
+    def _source(self) -> Source:
+        batches = iter(self.stream.batches)
+        together = self.share.streams > 1 and self.config.data.epochs
+        return self.chosen.source(FileSource(EndTogether(batches) if together else batches), self._score)
+
+    def _restore(self, saved: Checkpoints) -> tuple[dict[str, Any], int]:
+        """(what was saved beside the state, its step); ({}, −1) where nothing was."""
+        abstract, shardings = self.program.abstract, self.program.shardings
+        wanted = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
+        found = saved.restore(saved_part(wanted))
+        if found is None:
+            return {}, -1
+        step, parts, data = found
+        _log.info("going on from step %d", step)
+        self.state = restored(abstract, parts)
+        self.source.set_state(data["iterator"])
+        return data, step
+
+    def _check_data(self, path: Path, now: Mapping[str, Any]) -> None:
+        """ValueError where the run's data is not what it was trained on so far."""
+        before = json.loads(path.read_text(encoding="utf-8"))
+        for name, found in now.items():
+            then = before.get(name, found)
+            if then != found:
+                raise ValueError(
+                    f"{self.workdir} holds a run on other data: stream {name!r} had {then['records']} records then and has "
+                    f"{found['records']} now (SHA-256 {then['sha256'][:12]} and {found['sha256'][:12]}, over records in their "
+                    "order); bring the data back, or use a new workdir"
+                )
+
+    def _describe_run(self, resumed: bool) -> None:
+        """Only now, since a run of another config, architecture or data must keep its own description."""
+        assert self.workdir
+        keep_config(self._given, self.workdir / "config.json")
+        data, contents = self.workdir / DATA_FILE, self.stream.contents()
+        if resumed and data.exists():  # a run of an older version has none
+            self._check_data(data, contents)
+        if jax.process_index() == 0:
+            write_json(data, contents)
+            save_description(self.workdir, self.start.config, self.format, self.start.tokenizer, self.config.objective)
+
+    def _writer(self, first: int) -> MetricWriter:
+        assert self.workdir
+        run = self.config.run
+        project = (
+            {"project": run.wandb, "name": self.workdir.name, "config": self._given.to_dict()} if run.wandb else None
+        )
+        return MetricWriter(self.workdir, resume_step=first, tensorboard=run.tensorboard, wandb=project)
+
+    def _derived(self) -> Any:
+        """What the log adds to a step's metrics."""
+        per_token = flops_per_token(
+            self.program, self._started(), self.config.data.row_tokens, self.chosen.language_model
+        )
+
+        def describe(scalars: Mapping[str, float]) -> dict[str, float]:
+            speed = scalars.get("tokens_per_second")
+            rate = float(self.program.rate(int(scalars["step"]) - 1))
+            more = {"learning_rate": rate, "cut_groups": float(self.stream.counts["cut"])}
+            more |= self.chosen.describe(scalars)
+            return more | ({"mfu": mfu(per_token * speed, dtype=self.start.config.dtype)} if speed else {})
+
+        return describe
+
+    def _evaluations(self) -> dict[str, Any]:
+        """From `config.evals`: preference accuracy, or the spread on samples."""
+        tokens = 4096 * shards(self.mesh, self.rules, "rows")  # of a batch at most
+        encoder = Encoder(self.start.tokenizer, self.format, row_tokens=2 * self.format.max_length)
+
+        def evaluate(records: Any, describe: Any, state: State) -> Mapping[str, float]:
+            params = parameters.merge(state.trainable, state.frozen)
+            return describe(records, score(self._score, params, encoder, records, batch_tokens=tokens))
+
+        found = {}
+        for name, entry in self.config.evals.items():
+            describe = _gaps if entry.kind == "samples" else _accuracy
+            records = evaluation_set(entry)
+            found[name] = (entry.every or self.config.run.steps, functools.partial(evaluate, records, describe))
+        return found
+
+
+def mesh_rewards(program: Program, mesh: Mesh, rules: Rules) -> methods.Rewards:
+    """(parameters, forest) → rewards on every process. Rows are cut over the mesh as in training, filled up with empty ones where
+    they are too few; where tokens do not divide every device runs all."""
+
+    def apply(params: Any, forest: Forest) -> jax.Array:
+        with nn.logical_axis_rules(rules):
+            return program.rewards(params, forest)
+
+    cut, whole = (jax.jit(f, out_shardings=replicated(mesh)) for f in (apply, program.rewards))
+    shardings = placement.forest_shardings(mesh, rules)
+    parts, tokens = (shards(mesh, rules, axis) for axis in ("rows", "tokens"))
+
+    def rewards(params: Any, forest: Forest) -> jax.Array:
+        rows = len(forest.tokens_RT)
+        if forest.shape[1] % tokens:
+            return whole(params, forest)
+        padded = jax.tree.map(lambda x: np.pad(x, [(0, -rows % parts)] + [(0, 0)] * (x.ndim - 1)), forest)
+        return cut(params, placement.place(padded, shardings, WHOLE))[:rows]
+
+    return rewards
+
+
+def _accuracy(records: Any, scores: list[list[float]]) -> Mapping[str, float]:
+    overall = evaluate_comparisons(records, scores)["overall"]
+    return {name: float(overall[name] or 0) for name in ("accuracy", "low", "high", "ties")}
+
+
+def _gaps(records: Any, scores: list[list[float]]) -> Mapping[str, float]:
+    del records
+    return describe_gaps(scores)
+
+
+def open_workdir(workdir: Path) -> None:
+    """Makes the directory; an OSError that says what to do where it cannot be written."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=workdir).close()
+    except OSError as error:
+        raise OSError(
+            f"--workdir={workdir} cannot be written ({error.strerror}); choose or free another one"
+        ) from error
