@@ -20,7 +20,7 @@ from rmjax.train import gradient
 from rmjax.train.optimizer import adamw
 from rmjax.train.state import State, compile_step, make_state, make_step, state_shardings
 from tests.models.adapting import moved, started
-from tests.train import meta_reference
+from tests.methods import metarm_reference as meta_reference
 
 KEY = jax.random.key(0)
 TRAINABLE = "layers|final_norm|head"

@@ -31,7 +31,7 @@ PROGRAM = textwrap.dedent("""
 from rmjax.train import gradient
     from rmjax.train.optimizer import adamw
     from rmjax.train.state import compile_step, initial_params, make_state, make_step, state_shardings
-    from tests.train import meta_reference
+    from tests.methods import metarm_reference as meta_reference
 
     config = TransformerConfig(64, 32, 2, 4, 2, 8, 64)
     model, trainable, eta = RewardTransformer(config), "layers|final_norm|head", 0.5
