@@ -15,7 +15,7 @@ from rmjax.data.formats import Encoder
 from rmjax.data.packing import ForestShape, Tree
 from rmjax.data.pipeline import Source
 from rmjax.data.sources import Records
-from rmjax.methods import adapters, language_model, metarm, polar, preference
+from rmjax.methods import adapters, dpo, ensemble, language_model, metarm, polar, preference
 from rmjax.methods.method import MAIN, Method, Rewards, Setting, SideStream, own_rewards
 from rmjax.models.transformer import TransformerConfig
 from rmjax.parallel.mesh import Rules
@@ -29,7 +29,15 @@ __all__ = ["MAIN", "METHODS", "Chosen", "Method", "Rewards", "SideStream", "choo
 
 METHODS: dict[str, Method] = {
     method.name: method
-    for method in (preference.METHOD, polar.METHOD, language_model.METHOD, metarm.METHOD, adapters.METHOD)
+    for method in (
+        preference.METHOD,
+        polar.METHOD,
+        language_model.METHOD,
+        dpo.METHOD,
+        adapters.METHOD,
+        ensemble.METHOD,
+        metarm.METHOD,
+    )
 }
 """Name → method. Where several wrap the same thing, a later one stands outside."""
 

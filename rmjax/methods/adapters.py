@@ -231,4 +231,5 @@ METHOD = Method(
     may_miss=lambda config: ADAPTER_PATH,
     around_objective=_around,
     in_parts=_in_parts,
+    example={"adapter.kind": "loramoe", "adapter.experts": 2, "adapter.beta": 0.1},
 )

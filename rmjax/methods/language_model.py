@@ -45,4 +45,5 @@ METHOD = Method(
     language_model=True,
     encode=_encode,
     objective=lambda config, model: language_model(model),
+    example={"objective": "language_model"},
 )

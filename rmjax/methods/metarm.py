@@ -376,4 +376,10 @@ METHOD = Method(
     around_gradient=_around,
     check_start=_check_start,
     describe=describe,
+    example={
+        "gradient.name": META,
+        "gradient.mode": "parameter_norm",
+        "meta_data.kind": "comparisons",
+        "meta_data.samples": 2,
+    },
 )

@@ -109,6 +109,7 @@ class Method:
       check_streams: config, main records, side streams: an error where they do not go together.
       check_start: config, loaded parameters (None = random), rate, what is trained: ValueError where nothing could be learned.
       describe: adds what is derived from the logged metrics.
+      example: changes of a config that make a small run use it, for the test that all methods have to pass.
       in_parts: what microbatches do to the gradient: "exact" (that of the whole batch), "random" (the same but for draws made
         anew for each part), or "other" (an objective that is no sum over parts of a batch: they are refused).
     """
@@ -140,4 +141,5 @@ class Method:
     check_streams: Callable[[Config, Records, Mapping[str, SideStream]], None] = lambda config, main, sides: None
     check_start: Callable[[Config, Any, optax.Schedule, str], None] = lambda config, params, rate, trainable: None
     describe: Callable[[Mapping[str, float]], Mapping[str, float]] = lambda scalars: {}
+    example: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     in_parts: Callable[[Config], str] = lambda config: "exact"

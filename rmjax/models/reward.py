@@ -4,7 +4,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from rmjax.models.forest import Forest, attention_mask
 from rmjax.models.tiles import ForestMask
@@ -41,6 +41,10 @@ class RewardTransformer(nn.Module):
         dense = self.config.attention == "dense"
         mask = (attention_mask if dense else ForestMask)(forest.group_RT, forest.branch_RT)
         return self.backbone(forest.tokens_RT, forest.positions_RT, mask)
+
+    def logits_at(self, forest: Forest, columns_RT: Int[Array, "R T"]) -> Float[Array, "R T V"]:
+        """For each token the logits at `columns_RT` of its row: at its predecessor they predict it."""
+        return self.backbone.logits(jnp.take_along_axis(self.hidden(forest), columns_RT[..., None], axis=1))
 
     def logits(self, forest: Forest) -> Float[Array, "R T V"]:
         """Next-token logits of every token, for language-model losses on the same rows."""

@@ -19,8 +19,8 @@ from rmjax.parallel.mesh import make_mesh
 from rmjax.train import gradient
 from rmjax.train.optimizer import adamw
 from rmjax.train.state import State, compile_step, make_state, make_step, state_shardings
-from tests.models.adapting import moved, started
 from tests.methods import metarm_reference as meta_reference
+from tests.models.adapting import moved, started
 
 KEY = jax.random.key(0)
 TRAINABLE = "layers|final_norm|head"

@@ -1,0 +1,93 @@
+"""Ensembles: members are what they would be alone, differ from the start, and say how far they disagree."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rmjax.losses.reduction import mean
+from rmjax.methods.ensemble import Ensemble, _kept, centered, member_pattern, reduced, together
+from rmjax.methods.preference import preference
+from rmjax.models.lora import AdapterConfig
+from rmjax.models.parameters import flat
+from rmjax.models.reward import RewardTransformer
+from rmjax.train.state import initial_params
+
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+KEY = jax.random.key(0)
+
+
+@pytest.fixture(scope="module", params=["head", "adapter"])
+def ensemble(request, tiny_config):
+    """(ensemble of three, its parameters)."""
+    adapter = AdapterConfig("lora", rank=2) if request.param == "adapter" else None
+    model = RewardTransformer(dataclasses.replace(tiny_config, adapter=adapter))
+    made = Ensemble(model, 3, member_pattern(request.param), 1.0)
+    boxed = jax.jit(lambda: initial_params(made, 0))()
+    assert all(
+        len(x.names) == x.value.ndim for x in jax.tree.leaves(boxed, is_leaf=lambda x: isinstance(x, nn.Partitioned))
+    )
+    return made, nn.meta.unbox(boxed)
+
+
+def member(ensemble, params, k):
+    axes = ensemble.axes(params)
+    return jax.tree.map(lambda x, axis: x if axis is None else x[k], params, axes, is_leaf=lambda x: x is None)
+
+
+def test_members_start_apart_and_share_the_rest(ensemble):
+    made, params = ensemble
+    own = {path: leaf for path, leaf in flat(params).items() if made._is_own(path)}
+    assert own["head/kernel"].shape == (3, 32, 1)
+    assert not np.array_equal(own["head/kernel"][0], own["head/kernel"][1])
+    assert all("/lora_" in path or path == "head/kernel" for path in own)
+    assert ("backbone/layers/mlp/up/lora_a" in own) == (made.pattern != "^head/")
+
+
+def test_rewards_are_those_of_the_members_alone_less_their_group_s_mean(ensemble, forest):
+    made, params = ensemble
+    batch = forest([2, 1], branches=3)
+    found = np.asarray(jax.jit(made.rewards)(params, batch))
+    for k in range(3):
+        alone = made.bare.apply({"params": member(made, params, k)}, batch)
+        present = batch.readout_RGN >= 0
+        for r, g in np.argwhere(present.any(-1)):
+            wanted = alone[r, g][present[r, g]]
+            np.testing.assert_allclose(found[k, r, g][present[r, g]], wanted - wanted.mean(), atol=1e-5)
+    assert np.all(found[:, ~present] == 0)
+    assert np.std(found, axis=0).max() > 1e-3
+
+
+def test_the_loss_is_the_mean_of_the_members_and_each_gets_its_own_gradient(ensemble, forest):
+    made, params = ensemble
+    batch = forest([2, 1], branches=2)
+    objective = together(preference, made, seen=1.0)
+    terms = jax.device_get(jax.jit(objective)(params, batch, KEY))
+    alone = [preference(made.bare)(member(made, params, k), batch, KEY) for k in range(3)]
+    assert float(mean(terms["loss"])) == pytest.approx(np.mean([float(mean(t["loss"])) for t in alone]), rel=1e-5)
+    assert mean(terms["disagreement"]) > 0
+    gradient = jax.jit(jax.grad(lambda p: objective(p, batch, KEY)["loss"][0]))(params)
+    one = jax.grad(lambda p: preference(made.bare)(p, batch, KEY)["loss"][0])(member(made, params, 1))
+    np.testing.assert_allclose(gradient["head"]["kernel"][1], one["head"]["kernel"] / 3, atol=1e-6)
+
+
+def test_each_member_sees_its_part_of_the_records_again_and_again():
+    records = jnp.arange(400).reshape(20, 20)
+    kept = np.array([_kept(records, jnp.int32(k), 0.6) for k in range(3)])
+    assert np.array_equal(kept[1], _kept(records, jnp.int32(1), 0.6))
+    assert np.all(np.abs(kept.mean(axis=(1, 2)) - 0.6) < 0.1)
+    assert not np.array_equal(kept[0], kept[1])
+    assert np.all(np.asarray(_kept(records, jnp.int32(0), 1)) == 1)
+
+
+def test_scores_by_hand():
+    rewards = jnp.array([[[[2.0, 0.0, 9.0]]], [[[5.0, 1.0, 9.0]]]])
+    present = jnp.array([[[True, True, False]]])
+    apart = centered(rewards, present)
+    assert apart.tolist() == [[[[1.0, -1.0, 0.0]]], [[[2.0, -2.0, 0.0]]]]
+    assert reduced(apart, "mean").tolist() == [[[1.5, -1.5, 0.0]]]
+    assert reduced(apart, "minimum").tolist() == [[[1.0, -2.0, 0.0]]]
+    assert reduced(apart, "disagreement").tolist() == [[[0.5, 0.5, 0.0]]]
