@@ -17,6 +17,7 @@ import pyarrow.parquet
 import zstandard
 from array_record.python.array_record_module import ArrayRecordWriter
 
+from rmjax.data.columns import parquet_schema
 from rmjax.data.record import (
     Comparison,
     RecordError,
@@ -201,28 +202,9 @@ def _write_array_record(path: Path, rows: Sequence[dict[str, object]]) -> None:
 
 
 def _write_parquet(path: Path, rows: Sequence[dict[str, object]]) -> None:
-    table = pyarrow.Table.from_pylist(rows, schema=_PARQUET_SCHEMA)
-    pyarrow.parquet.write_table(table, path, compression="zstd")
+    table = pyarrow.Table.from_pylist(rows, schema=parquet_schema())
+    pyarrow.parquet.write_table(table, path, compression="zstd", write_page_checksum=True)
 
-
-_PARQUET_SCHEMA = pyarrow.schema(
-    {
-        "prompt": pyarrow.string(),
-        "outputs": pyarrow.list_(pyarrow.string()),
-        "references": pyarrow.list_(pyarrow.string()),
-        "ranks": pyarrow.list_(pyarrow.float64()),
-        "scores": pyarrow.list_(pyarrow.float64()),
-        "votes": pyarrow.list_(pyarrow.list_(pyarrow.float64())),
-        "policies": pyarrow.list_(pyarrow.string()),
-        "category": pyarrow.string(),
-        "source": pyarrow.string(),
-        "type": pyarrow.int64(),
-        "wrapper": pyarrow.string(),
-        "weight": pyarrow.float64(),
-        "margin": pyarrow.float64(),
-        "id": pyarrow.string(),
-    }
-)
 
 _WRITERS: dict[str, Callable[[Path, Sequence[dict[str, object]]], None]] = {
     ".jsonl": _write_jsonl,
