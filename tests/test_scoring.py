@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rmjax.models.forest import Forest
 from tokenizers import pre_tokenizers
 
 from rmjax.data.formats import Encoder, Format
 from rmjax.data.packing import ForestShape, Tree, fill, pack
 from rmjax.data.record import Comparison
 from rmjax.data.tokenizer import Tokenizer
+from rmjax.models.forest import Forest
 from rmjax.models.reward import RewardTransformer
 from rmjax.scoring import fitting_shape, score
 

@@ -23,6 +23,7 @@ from rmjax.data.record import (
     RecordError,
     nearest_field,
     parse,
+    scores_contradict,
     to_row,
     unknown_fields,
 )
@@ -42,6 +43,7 @@ class RandomAccessSource:
       path: as it was given.
       skipped: reason -> number of rows left out (blank lines, and bad records where asked for).
       unknown: field name -> number of rows in which it was ignored.
+      contradicting: number of records whose scores contradict their ranks, which count.
     """
 
     def __init__(
@@ -51,8 +53,9 @@ class RandomAccessSource:
         kept: np.ndarray,
         skipped: dict[str, int],
         unknown: dict[str, int],
+        contradicting: int = 0,
     ) -> None:
-        self.path, self.skipped, self.unknown = path, skipped, unknown
+        self.path, self.skipped, self.unknown, self.contradicting = path, skipped, unknown, contradicting
         self._rows, self._kept = rows, kept
 
     def __len__(self) -> int:
@@ -92,10 +95,11 @@ def open_records(path: str | Path, on_error: Literal["raise", "skip"] = "raise")
     kept: list[int] = []
     errors: list[RecordError] = []
     unknown: collections.Counter[str] = collections.Counter()
+    contradicting = 0
     for i in range(len(rows)):
         try:
             raw = rows.row(i)
-            parse(raw, rows.place(i))  # type: ignore[arg-type]
+            contradicting += scores_contradict(parse(raw, rows.place(i)))  # type: ignore[arg-type]
             unknown.update(unknown_fields(raw))  # type: ignore[arg-type]
             kept.append(i)
         except RecordError as error:
@@ -106,7 +110,12 @@ def open_records(path: str | Path, on_error: Literal["raise", "skip"] = "raise")
         raise _first_with_count(errors, len(rows))
     if skipped:
         logger.warning("%s: skipped %s", path, _listed(skipped))
-    return RandomAccessSource(str(path), rows, np.asarray(kept, np.int64), skipped, dict(unknown))
+    if contradicting:
+        message = (
+            "%s: `scores` contradict the order that is given in %d of %d records; the order counts; correct or drop one"
+        )
+        logger.warning(message, path, contradicting, len(rows))
+    return RandomAccessSource(str(path), rows, np.asarray(kept, np.int64), skipped, dict(unknown), contradicting)
 
 
 def _parse_row(rows: Rows, i: int) -> Comparison:

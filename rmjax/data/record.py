@@ -222,6 +222,14 @@ def nearest_field(name: str) -> str | None:
     return close[0] if close else None
 
 
+def scores_contradict(comparison: Comparison) -> bool:
+    """Whether a record's scores order two of its outputs against their ranks."""
+    if comparison.ranks is None or comparison.scores is None:
+        return False
+    known = list(zip(comparison.ranks, comparison.scores, strict=True))
+    return any(rank < other and score < its for rank, score in known for other, its in known)
+
+
 def ranks_from_scores(scores: Sequence[float]) -> tuple[float, ...]:
     """Dense ranks 0, 1, 2, … by descending score; equal scores share a rank."""
     order = {score: rank for rank, score in enumerate(sorted(set(scores), reverse=True))}

@@ -1,7 +1,7 @@
 """Columns: facts of a record that travel with it. A column is declared once, here or by a user, before the data are opened.
 
-It is then a field of the record's files (JSON lines, Parquet, ArrayRecord, TFDS), is carried by `Comparison`, `Tree` and `Forest`,
-is cut over a mesh by its letters, and is read in an objective as `forest.NAME_AXES`:
+It is then a field of the record's files (JSON lines, Parquet, ArrayRecord, TFDS), is carried by `Comparison`, `Tree` and
+`Forest`, is cut over a mesh by its letters, and is read in an objective as `forest.NAME_AXES`:
 
     declare(Column("length_bonus", "RGN", doc="bonus of each candidate"))
     … forest.length_bonus_RGN …
