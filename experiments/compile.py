@@ -25,7 +25,7 @@ from experiments.start import guarded, parse_flags
 from rmjax import methods
 from rmjax.config import settle
 from rmjax.data.packing import ForestShape
-from rmjax.data.placement import forest_shardings
+from rmjax.data.placement import forest_shardings, matching
 from rmjax.files import refuse_unwritable, write_json
 from rmjax.models import parameters
 from rmjax.models.forest import Forest
@@ -90,7 +90,8 @@ def compile_ahead(config: Any, where: Slice) -> tuple[Program, Mesh, Any]:
 def _abstract(shape: ForestShape, shardings: Forest) -> Forest:
     """A batch of no data, as `parallel.batch.place` would lay it out."""
     arrays = jax.eval_shape(shape.empty)
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), arrays, shardings)
+    fitting = matching(shardings, arrays)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), arrays, fitting)
 
 
 def report(config: Any, where: Slice) -> dict[str, Any]:

@@ -4,7 +4,6 @@ Every answer is put on two of three rungs of a quality ladder: as written, or wi
 the gold order is known, no reward model made it, and neither length nor the choice of words says anything about it.
 """
 
-import dataclasses
 import itertools
 import re
 import sys
@@ -15,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from configs import drift as grid
-from rmjax.data.record import Comparison, to_row
+from rmjax.data.record import Comparison, select, to_row
 from rmjax.data.samples import from_pool, unlabeled
 from rmjax.data.sources import pool_rows
 from rmjax.files import write_lines
@@ -80,9 +79,8 @@ def labeled(ranked: Sequence[Comparison], answers: int = sys.maxsize) -> list[Co
 
 
 def _some(c: Comparison, answers: int) -> Comparison:
-    assert c.ranks is not None
     chosen = np.random.default_rng(zlib.crc32(c.prompt.encode())).permutation(len(c.outputs))[:answers]
-    return dataclasses.replace(c, outputs=tuple(c.outputs[i] for i in chosen), ranks=tuple(c.ranks[i] for i in chosen))
+    return select(c, chosen.tolist())
 
 
 def write_training(folder: Path, policies: str = grid.STAGES[grid.FIRST]) -> None:

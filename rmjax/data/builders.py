@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow_datasets as tfds
 
+from rmjax.data.columns import Field, file_fields, flat
 from rmjax.data.readers import RandomAccessSource, open_records
 from rmjax.data.record import Comparison, RecordError, to_row, type_label
 from rmjax.data.rows import check_readable, iterate_rows
@@ -27,51 +28,22 @@ _POOL_LABELS = ("kind", "policy_split", "prompt_split", "category")
 
 
 def comparison_features() -> tfds.features.FeaturesDict:
-    """Features that hold every field of a `Comparison` but `place`.
-
-    An absent field is an empty string or an empty sequence. `votes` is flat, voter after voter.
-    """
-    text, texts = tfds.features.Text(), tfds.features.Sequence(tfds.features.Text())
-    return tfds.features.FeaturesDict(
-        {
-            "prompt": text,
-            "outputs": texts,
-            "references": texts,
-            "ranks": _float64(None),
-            "scores": _float64(None),
-            "votes": _float64(None),
-            "policies": texts,
-            "category": text,
-            "source": text,
-            "type": tfds.features.Sequence(np.int64),
-            "wrapper": text,
-            "weight": _float64(),
-            "margin": _float64(),
-            "id": text,
-        }
-    )
-
-
-def _float64(*shape: int | None) -> tfds.features.Tensor:
+    """Features that hold every field of a record file, declared columns included; see `columns.flat` for absent ones."""
     # As bytes: TFDS would otherwise store float32, and near-ties in scores would become ties.
-    return tfds.features.Tensor(shape=shape, dtype=np.float64, encoding=tfds.features.Encoding.BYTES)
+    float64 = tfds.features.Tensor(shape=(None,), dtype=np.float64, encoding=tfds.features.Encoding.BYTES)
+    text = tfds.features.Text()
+
+    def feature(field: Field) -> object:
+        if field.kind == "text":
+            return tfds.features.Sequence(text) if field.depth else text
+        return tfds.features.Sequence(np.int64) if field.kind == "int" else float64
+
+    return tfds.features.FeaturesDict({name: feature(field) for name, field in file_fields().items()})
 
 
 def example_from_comparison(comparison: Comparison) -> dict[str, object]:
     """The inverse of `rows.row_from_example`, with every feature filled."""
-    row = to_row(comparison)
-    numbers = {name: np.asarray(row.get(name, []), np.float64).ravel() for name in ("ranks", "scores", "votes")}
-    texts = {name: row.get(name, "") for name in ("prompt", "category", "source", "id")}
-    lists = {name: row.get(name, []) for name in ("outputs", "references", "policies")}
-    return {
-        **texts,
-        **lists,
-        **numbers,
-        "type": [] if comparison.type is None else [comparison.type],
-        "wrapper": comparison.wrapper,
-        "weight": np.float64(comparison.weight),
-        "margin": np.float64(comparison.margin),
-    }
+    return flat(to_row(comparison))
 
 
 def pool_features() -> tfds.features.FeaturesDict:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from rmjax.data.columns import tree_columns, uncut
 from rmjax.data.packing import Tree
 from rmjax.data.record import Comparison
 from rmjax.data.tokenizer import Tokenizer
@@ -103,8 +104,10 @@ class Encoder:
 
     def _tree(self, c: Comparison, reference: str | None, record: int) -> Tree:
         sequences = self._sequences(c.prompt, reference, c.outputs, c.wrapper)
+        facts = tree_columns(c.columns, sequences, lambda: self._answer_tokens(c), c.place)
         if not self._fits(sequences, reference, c.outputs):
             sequences = self._cut_sequences(c, reference)
+            facts = uncut(facts, c.place)
             self.counts["cut"] += 1
         ranks = c.ranks if c.ranks is not None else [np.inf] * len(c.outputs)
         return Tree.from_sequences(
@@ -114,7 +117,15 @@ class Encoder:
             margin=c.margin,
             type=-1 if c.type is None else c.type,
             record=record,
+            columns=facts,
         )
+
+    def _answer_tokens(self, c: Comparison) -> list[int]:
+        """Number of tokens of each output behind the prompt."""
+        encode = self.tokenizer.encode
+        before = encode(c.prompt + ("\n" if c.wrapper == "sft" else ""))
+        whole = [half[:-1] for half in self._sequences(c.prompt, None, c.outputs, c.wrapper)]
+        return [len(ids) - len(before) if ids[: len(before)] == before else -1 for ids in whole]
 
     def _sequences(self, prompt: str, reference: str | None, outputs: Sequence[str], wrapper: str) -> list[list[int]]:
         def half(answer: str) -> list[int]:

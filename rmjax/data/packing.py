@@ -6,11 +6,12 @@ the longest common token prefix is stored once, and the positions of a branch co
 
 import bisect
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from rmjax.models.columns import Column, declared
 from rmjax.models.forest import Forest
 
 
@@ -25,7 +26,14 @@ class Tree:
     margin: float = 0.0
     type: int = -1
     record: int = -1
-    learned_from: int | None = None  # language model: first token (of the whole sequence) that is predicted
+    columns: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Further declared columns by full name: a number, N, N × N, or N arrays over the tokens of prefix and branch."""
+
+    def value(self, column: Column) -> Any:
+        """What the tree knows of a column; None is nothing."""
+        if column.full_name in _OWN:
+            return getattr(self, column.name)
+        return self.columns.get(column.full_name, None if column.axes == "RT" else column.of_absent)
 
     @property
     def size(self) -> int:
@@ -43,15 +51,41 @@ class Tree:
 
     @classmethod
     def from_sequences(cls, sequences: Sequence[list[int]], ranks: Sequence[float], **facts) -> "Tree":
-        shared = cls.shared_length(sequences)
+        """Shares the longest common prefix (of what columns say of its tokens, too)."""
+        shared = min(cls.shared_length(sequences), _alike(facts.get("columns", {}), sequences))
         branches = tuple(np.asarray(s[shared:], np.int32) for s in sequences)
         prefix = np.asarray(sequences[0][:shared], np.int32)
-        return cls(prefix, branches, np.asarray(ranks, np.float32), **facts)
+        return cls(prefix, branches, _dense(ranks), **facts)
 
     @classmethod
     def for_language_model(cls, ids: Sequence[int], learned_from: int, **facts) -> "Tree":
+        """A text of which the tokens from number `learned_from` on are predicted, each from those before it."""
         branch = np.asarray(ids, np.int32)
-        return cls(branch[:0], (branch,), np.full(1, np.inf, np.float32), learned_from=learned_from, **facts)
+        predicted = np.arange(1, len(branch) + 1)  # by the token before it; behind the last one nothing is
+        weight = (predicted >= learned_from) & (predicted < len(branch))
+        targets = {"target_RT": [np.append(branch[1:], np.int32(0))], "target_weight_RT": [weight.astype(np.float32)]}
+        return cls(branch[:0], (branch,), np.full(1, np.inf, np.float32), columns=targets, **facts)
+
+
+_OWN = ("ranks_RGN", "weight_RG", "margin_RG", "type_RG")
+"""Columns that are attributes of a tree."""
+
+
+def _alike(columns: Mapping[str, Any], sequences: Sequence[list[int]]) -> int:
+    """Number of tokens from the start of which the columns say the same in all sequences."""
+    length = min(map(len, sequences))
+    for name, value in columns.items():
+        if name.endswith("_RT"):
+            differ = np.flatnonzero(np.ptp([values[:length] for values in value], axis=0))
+            length = min([length, *differ[:1].tolist()])
+    return length
+
+
+def _dense(ranks: Sequence[float]) -> np.ndarray:
+    """0, 1, 2, … in the order of `ranks`: two that differ in fp64 only would be tied in fp32. inf (unknown) stays."""
+    known = sorted({rank for rank in ranks if np.isfinite(rank)})
+    place = {rank: number for number, rank in enumerate(known)}
+    return np.asarray([place.get(rank, rank) for rank in ranks], np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,21 +97,26 @@ class ForestShape:
     groups: int  # a row
     branches: int  # a group
 
+    columns: tuple[str, ...] = ()  # full names of on-demand columns that the batch has beside the others
+
     def empty(self) -> Forest:
+        """A batch without a tree, on the host."""
         R, T, G, N = self.rows, self.row_tokens, self.groups, self.branches
+        known = declared()
+        if missing := [name for name in self.columns if name not in known]:
+            raise ValueError(f"no column {missing[0]} is declared; there are {', '.join(known)}")
         arrays: dict[str, Any] = dict(  # on the host they are numpy's
             tokens_RT=np.zeros((R, T), np.int32),
             positions_RT=np.zeros((R, T), np.int32),
             group_RT=np.zeros((R, T), np.int32),
             branch_RT=np.zeros((R, T), np.int32),
             readout_RGN=np.full((R, G, N), -1, np.int32),
-            ranks_RGN=np.full((R, G, N), np.inf, np.float32),
-            weight_RG=np.zeros((R, G), np.float32),
-            margin_RG=np.zeros((R, G), np.float32),
-            type_RG=np.full((R, G), -1, np.int32),
             record_RG=np.full((R, G), -1, np.int32),
-            target_RT=np.zeros((R, T), np.int32),
-            target_weight_RT=np.zeros((R, T), np.float32),
+            columns={
+                name: column.array(R, T, G, N)
+                for name, column in known.items()
+                if not column.on_demand or name in self.columns
+            },
         )
         return Forest(**arrays)
 
@@ -93,43 +132,52 @@ class ForestShape:
 def fill(shape: ForestShape, rows: Sequence[Sequence[Tree]]) -> Forest:
     """Lays out the trees of each row."""
     forest = shape.empty()
+    known = declared()
     for r, trees in enumerate(rows):
-        column = 0
+        start = 0
         for g, tree in enumerate(trees):
-            _place_facts(forest, r, g, tree)
-            column = _place_tokens(forest, r, g, tree, column)
+            spans = _spans(tree, start)
+            _place_tokens(forest, r, g, tree, spans)
+            forest.record_RG[r, g] = tree.record
+            for name, array in forest.columns.items():
+                _place_fact(array, r, g, tree, known[name], spans)
+            start = spans[-1].stop
     return forest
 
 
-def _place_facts(forest: Forest, r: int, g: int, tree: Tree) -> None:
-    forest.ranks_RGN[r, g, : len(tree.branches)] = tree.ranks
-    forest.weight_RG[r, g] = tree.weight
-    forest.margin_RG[r, g] = tree.margin
-    forest.type_RG[r, g] = tree.type
-    forest.record_RG[r, g] = tree.record
+def _spans(tree: Tree, start: int) -> list[slice]:
+    """Where in the row prefix and branches stand."""
+    spans = []
+    for part in (tree.prefix, *tree.branches):
+        spans.append(slice(start, start + len(part)))
+        start += len(part)
+    return spans
 
 
-def _place_tokens(forest: Forest, r: int, g: int, tree: Tree, column: int) -> int:
-    start = len(tree.prefix)
-    for n, part in enumerate((tree.prefix, *tree.branches)):
-        span = slice(column, column + len(part))
-        offset = 0 if n == 0 else start
+def _place_fact(array: Any, r: int, g: int, tree: Tree, column: Column, spans: Sequence[slice]) -> None:
+    value, count = tree.value(column), len(tree.branches)
+    if column.axes == "RG":
+        array[r, g] = value
+    elif column.axes == "RGN":
+        array[r, g, :count] = value
+    elif column.axes == "RGNN":
+        array[r, g, :count, :count] = value
+    elif value is not None:
+        shared = len(tree.prefix)
+        array[r, spans[0]] = value[0][:shared]
+        for span, values in zip(spans[1:], value, strict=True):
+            array[r, span] = values[shared:]
+
+
+def _place_tokens(forest: Forest, r: int, g: int, tree: Tree, spans: Sequence[slice]) -> None:
+    for n, (part, span) in enumerate(zip((tree.prefix, *tree.branches), spans, strict=True)):
+        offset = 0 if n == 0 else len(tree.prefix)
         forest.tokens_RT[r, span] = part
         forest.positions_RT[r, span] = offset + np.arange(len(part))
         forest.group_RT[r, span] = g + 1
         forest.branch_RT[r, span] = n
         if n > 0:
-            forest.readout_RGN[r, g, n - 1] = column + len(part) - 1
-            if tree.learned_from is not None:
-                _place_targets(forest, r, column, part, tree.learned_from - offset)
-        column += len(part)
-    return column
-
-
-def _place_targets(forest: Forest, r: int, column: int, part: np.ndarray, learned_from: int) -> None:
-    span = slice(column, column + len(part) - 1)
-    forest.target_RT[r, span] = part[1:]
-    forest.target_weight_RT[r, span] = np.arange(1, len(part)) >= learned_from
+            forest.readout_RGN[r, g, n - 1] = span.stop - 1
 
 
 def _place(item: Any, size: int, rows: list[list[Any]], spaces: list[tuple[int, int]], groups: int) -> bool:

@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from rmjax.data.pipeline import Share
+from rmjax.models.columns import declared
 from rmjax.models.forest import Forest
 from rmjax.parallel.mesh import RULES, Rules
 
@@ -20,21 +21,31 @@ _LOGICAL = {"R": "rows", "T": "tokens"}
 
 
 def forest_shardings(mesh: Mesh, rules: Rules = RULES) -> Forest:
-    """The sharding of every array of a forest: rows over the data axes, tokens over `context`."""
+    """The sharding of every array of a forest, by the letters of its name: rows over the data axes, tokens over `context`.
+
+    All declared columns are in it, on-demand ones too; `matching` gives those of a batch.
+    """
 
     def sharding(name: str) -> NamedSharding:
         letters = name.rpartition("_")[2]
         spec: Any = nn.logical_to_mesh_axes([_LOGICAL.get(letter) for letter in letters], rules)
         return NamedSharding(mesh, spec)
 
-    found: dict[str, Any] = {field.name: sharding(field.name) for field in dataclasses.fields(Forest)}
-    return Forest(**found)
+    names = [field.name for field in dataclasses.fields(Forest) if field.name != "columns"]
+    found: dict[str, Any] = {name: sharding(name) for name in names}
+    columns: dict[str, Any] = {name: sharding(name) for name in declared()}
+    return Forest(**found, columns=columns)
+
+
+def matching(shardings: Forest, batch: Forest) -> Forest:
+    """The shardings of the columns that the batch has."""
+    return dataclasses.replace(shardings, columns={name: getattr(shardings, name) for name in batch.columns})
 
 
 def share_of_process(mesh: Mesh, rules: Rules, rows: int, streams: int) -> Share:
     """The streams that make the rows on this process's devices; `rows` of the global batch, in `streams` equal parts. A
     process that has to pack rows of others as well says so in a warning."""
-    sharding: Any = forest_shardings(mesh, rules).weight_RG
+    sharding: Any = forest_shardings(mesh, rules).record_RG
     indices = sharding.addressable_devices_indices_map((rows, 1)).values()
     held = {row for index in indices if index for row in range(*index[0].indices(rows))}
     mine = sorted({row * streams // rows for row in held})
@@ -61,4 +72,4 @@ def place(batch: Forest | Mapping[str, Forest], shardings: Forest, share: Share)
 
         return jax.make_array_from_callback((total, *array.shape[1:]), sharding, part)
 
-    return jax.tree.map(put, batch, shardings)
+    return jax.tree.map(put, batch, matching(shardings, batch))

@@ -4,7 +4,6 @@ A pool row is {"prompt_id", "prompt", "policy", "sample", "output"} with optiona
 `policy_split` and `prompt_split` ("seen" | "unseen"), `category`, `type` (of the prompt: LoRAMoE's label).
 """
 
-import dataclasses
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from rmjax.data.record import Comparison, type_label
+from rmjax.data.record import Comparison, select, type_label
 
 _log = logging.getLogger(__name__)
 _NEEDED = ("prompt_id", "prompt", "policy", "output")
@@ -157,14 +156,7 @@ class PolicyPool:
 
 def _without_copies(c: Comparison) -> Comparison:
     """The group without the negatives that repeat the positive."""
-    kept = [0] + [i for i, text in enumerate(c.outputs) if text != c.outputs[0]]
-    ranks, policies = c.ranks or (), c.policies or ()
-    return dataclasses.replace(
-        c,
-        outputs=tuple(c.outputs[i] for i in kept),
-        ranks=tuple(ranks[i] for i in kept),
-        policies=tuple(policies[i] for i in kept),
-    )
+    return select(c, [0] + [i for i, text in enumerate(c.outputs) if text != c.outputs[0]])
 
 
 def _pick(rng: np.random.Generator, choices: Sequence[str]) -> str:

@@ -36,13 +36,15 @@ class PreferenceSet:
     convert: Callable[[Mapping, str, Dropped], Sequence[Comparison]]
 
 
-def load_preferences(name: str, root: str | Path) -> list[Comparison]:
+def load_preferences(name: str, root: str | Path, split_votes: bool = False) -> list[Comparison]:
     """Reads one of `PREFERENCE_SETS`; logs how many rows were dropped and why.
 
     Args:
       name: hh_harmless, llmfao_crowd, pandalm_human, fine_grained_qa, fine_grained_triples,
         rmb_pairwise_dev or rmb_bon_dev. The rmb sets are for evaluation only.
       root: the data directory, the one with `preferences/` and `rm_dev/` in it.
+      split_votes: keep pairs whose votes give no ranks (no most frequent vote, or most say tie) but order the two, for
+        training on votes.
 
     Raises:
       KeyError: unknown name.
@@ -62,7 +64,8 @@ def load_preferences(name: str, root: str | Path) -> list[Comparison]:
     row_count = 0
     for place, row in iterate_rows(Path(root) / chosen.file):
         row_count += 1
-        comparisons.extend(chosen.convert(_checked(row, place), place, dropped))
+        found = chosen.convert(_checked(row, place), place, dropped)
+        comparisons.extend(c for c in found if _is_usable(c, split_votes, dropped))
     reasons = ", ".join(f"{count} × {reason}" for reason, count in sorted(dropped.items()))
     logger.info(
         "%s: %d comparisons from %d rows; dropped: %s",
@@ -72,6 +75,15 @@ def load_preferences(name: str, root: str | Path) -> list[Comparison]:
         reasons or "none",
     )
     return comparisons
+
+
+def _is_usable(c: Comparison, split_votes: bool, dropped: Dropped) -> bool:
+    """Whether the record has an order, or with `split_votes` votes that give one; otherwise it is counted."""
+    if c.ranks is not None or c.votes is None or (split_votes and any(len(set(vote)) > 1 for vote in c.votes)):
+        return True
+    first, second, tied = (sum(vote[0] == value for vote in c.votes) for value in (1.0, 0.0, 0.5))
+    dropped["tie" if tied > max(first, second) else "no most frequent vote"] += 1
+    return False
 
 
 def hh_harmless(row: Mapping, place: str, dropped: Dropped) -> Comparison | None:
@@ -185,22 +197,16 @@ def _any_empty(texts: Sequence[str], dropped: Dropped) -> bool:
 
 
 def _voted_pair(row: Mapping, votes: Sequence[str], facts: Mapping, place: str, dropped: Dropped) -> Comparison | None:
-    """A pair ranked by its most frequent vote (a, b or tie).
+    """A pair ranked by its most frequent vote (a, b or tie); without ranks where that is a tie, or where there is none.
 
-    Dropped where an answer is empty, where most voters say tie, and where no vote is the most
-    frequent one. All votes are kept, ties as one half each.
+    Dropped where an answer is empty. All votes are kept, ties as one half each.
     """
     texts = [_get(row, "response_a", place), _get(row, "response_b", place)]
     if _any_empty(texts, dropped):
         return None
     (winner, count), *others = collections.Counter(votes).most_common()
-    if others and others[0][1] == count:
-        dropped["no most frequent vote"] += 1
-        return None
-    if winner == "tie":
-        dropped["tie"] += 1
-        return None
-    known = {"ranks": _WINNER_RANKS[winner], "votes": [_VOTE_VALUES[vote] for vote in votes]}
+    is_ranked = winner != "tie" and not (others and others[0][1] == count)
+    known = {"votes": [_VOTE_VALUES[vote] for vote in votes]} | ({"ranks": _WINNER_RANKS[winner]} if is_ranked else {})
     base = {"prompt": _get(row, "prompt", place), "id": row.get("id"), "outputs": texts}
     return parse({**base, **facts, **known}, place)
 

@@ -17,11 +17,13 @@ import pyarrow.parquet
 import zstandard
 from array_record.python.array_record_module import ArrayRecordWriter
 
+from rmjax.data.columns import parquet_schema
 from rmjax.data.record import (
     Comparison,
     RecordError,
     nearest_field,
     parse,
+    scores_contradict,
     to_row,
     unknown_fields,
 )
@@ -41,6 +43,7 @@ class RandomAccessSource:
       path: as it was given.
       skipped: reason -> number of rows left out (blank lines, and bad records where asked for).
       unknown: field name -> number of rows in which it was ignored.
+      contradicting: number of records whose scores contradict their ranks, which count.
     """
 
     def __init__(
@@ -50,8 +53,9 @@ class RandomAccessSource:
         kept: np.ndarray,
         skipped: dict[str, int],
         unknown: dict[str, int],
+        contradicting: int = 0,
     ) -> None:
-        self.path, self.skipped, self.unknown = path, skipped, unknown
+        self.path, self.skipped, self.unknown, self.contradicting = path, skipped, unknown, contradicting
         self._rows, self._kept = rows, kept
 
     def __len__(self) -> int:
@@ -91,10 +95,11 @@ def open_records(path: str | Path, on_error: Literal["raise", "skip"] = "raise")
     kept: list[int] = []
     errors: list[RecordError] = []
     unknown: collections.Counter[str] = collections.Counter()
+    contradicting = 0
     for i in range(len(rows)):
         try:
             raw = rows.row(i)
-            parse(raw, rows.place(i))  # type: ignore[arg-type]
+            contradicting += scores_contradict(parse(raw, rows.place(i)))  # type: ignore[arg-type]
             unknown.update(unknown_fields(raw))  # type: ignore[arg-type]
             kept.append(i)
         except RecordError as error:
@@ -105,7 +110,12 @@ def open_records(path: str | Path, on_error: Literal["raise", "skip"] = "raise")
         raise _first_with_count(errors, len(rows))
     if skipped:
         logger.warning("%s: skipped %s", path, _listed(skipped))
-    return RandomAccessSource(str(path), rows, np.asarray(kept, np.int64), skipped, dict(unknown))
+    if contradicting:
+        message = (
+            "%s: `scores` contradict the order that is given in %d of %d records; the order counts; correct or drop one"
+        )
+        logger.warning(message, path, contradicting, len(rows))
+    return RandomAccessSource(str(path), rows, np.asarray(kept, np.int64), skipped, dict(unknown), contradicting)
 
 
 def _parse_row(rows: Rows, i: int) -> Comparison:
@@ -201,28 +211,9 @@ def _write_array_record(path: Path, rows: Sequence[dict[str, object]]) -> None:
 
 
 def _write_parquet(path: Path, rows: Sequence[dict[str, object]]) -> None:
-    table = pyarrow.Table.from_pylist(rows, schema=_PARQUET_SCHEMA)
-    pyarrow.parquet.write_table(table, path, compression="zstd")
+    table = pyarrow.Table.from_pylist(rows, schema=parquet_schema())
+    pyarrow.parquet.write_table(table, path, compression="zstd", write_page_checksum=True)
 
-
-_PARQUET_SCHEMA = pyarrow.schema(
-    {
-        "prompt": pyarrow.string(),
-        "outputs": pyarrow.list_(pyarrow.string()),
-        "references": pyarrow.list_(pyarrow.string()),
-        "ranks": pyarrow.list_(pyarrow.float64()),
-        "scores": pyarrow.list_(pyarrow.float64()),
-        "votes": pyarrow.list_(pyarrow.list_(pyarrow.float64())),
-        "policies": pyarrow.list_(pyarrow.string()),
-        "category": pyarrow.string(),
-        "source": pyarrow.string(),
-        "type": pyarrow.int64(),
-        "wrapper": pyarrow.string(),
-        "weight": pyarrow.float64(),
-        "margin": pyarrow.float64(),
-        "id": pyarrow.string(),
-    }
-)
 
 _WRITERS: dict[str, Callable[[Path, Sequence[dict[str, object]]], None]] = {
     ".jsonl": _write_jsonl,

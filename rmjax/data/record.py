@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
 from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
+from rmjax.data.columns import number as _number
+from rmjax.data.columns import numbers as _number_list
+from rmjax.data.columns import parse_columns, selected
+from rmjax.data.errors import RecordError as RecordError
+from rmjax.models import columns
+
+_T = TypeVar("_T")
 WRAPPERS = ("sft", "pretrain")
 
-# One name per accepted row field; anything else in a row is reported by `unknown_fields`.
+# One name per accepted row field beside the declared columns; anything else in a row is reported by `unknown_fields`.
 FIELDS = frozenset(
     {
         "prompt",
@@ -34,32 +41,8 @@ FIELDS = frozenset(
         "id",
     }
 )
+columns.reserve(FIELDS | {"place"})
 _FORMS = (("chosen", "rejected"), ("output",), ("outputs",))
-
-
-class RecordError(ValueError):
-    """A record that cannot be used: says where, which field, what is wrong and what to do.
-
-    `problem` is the same for every record with the same fault, so that faults can be counted by
-    it; what differs from record to record goes into `detail`.
-    """
-
-    def __init__(self, place: str, field: str, problem: str, remedy: str, detail: str = "") -> None:
-        # All arguments go to the base class, or the exception could not cross a worker process.
-        super().__init__(place, field, problem, remedy, detail)
-        self.place, self.field, self.problem = place, field, problem
-        self.remedy, self.detail = remedy, detail
-
-    def __str__(self) -> str:
-        field = f"field `{self.field}`: " if self.field else ""
-        detail = f" ({self.detail})" if self.detail else ""
-        return f"{self.place}: {field}{self.problem}{detail}; {self.remedy}"
-
-    @property
-    def reason(self) -> str:
-        """Key to count by: the field without its index, and the problem."""
-        field = self.field.split("[")[0]
-        return f"{field}: {self.problem}" if field else self.problem
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +69,8 @@ class Comparison:
     margin: float = 0.0  # in units of reward
     id: str = ""
     place: str = ""  # "file.jsonl:17", for error messages
+    columns: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
+    """Further declared columns that the record has, by field name: numbers, and tuples of them per output, pair or token."""
 
 
 def parse(row: Mapping[str, object], place: str) -> Comparison:
@@ -134,6 +119,7 @@ def parse(row: Mapping[str, object], place: str) -> Comparison:
         votes=_votes(fields, len(outputs), place),
         policies=_policies(fields, len(outputs), place),
         place=place,
+        columns=parse_columns(row, len(outputs), place),
         **_facts(fields, place),  # type: ignore[arg-type]
     )
 
@@ -146,9 +132,27 @@ def to_row(comparison: Comparison) -> dict[str, object]:
     row: dict[str, object] = {}
     for field in dataclasses.fields(comparison):
         value = getattr(comparison, field.name)
-        if field.name != "place" and value != field.default:
+        if field.name not in ("place", "columns") and value != field.default:
             row[field.name] = _as_lists(value)
-    return row
+    return row | {name: _as_lists(value) for name, value in comparison.columns.items()}
+
+
+def select(comparison: Comparison, indices: Sequence[int]) -> Comparison:
+    """The outputs at `indices`, in this order, with all that is known of each."""
+
+    def kept(values: tuple[_T, ...] | None) -> tuple[_T, ...] | None:
+        return None if values is None else tuple(values[i] for i in indices)
+
+    votes = comparison.votes
+    return dataclasses.replace(
+        comparison,
+        outputs=tuple(comparison.outputs[i] for i in indices),
+        ranks=kept(comparison.ranks),
+        scores=kept(comparison.scores),
+        policies=kept(comparison.policies),
+        votes=votes and tuple(tuple(voter[i] for i in indices) for voter in votes),
+        columns=selected(comparison.columns, indices),
+    )
 
 
 def require_order(comparison: Comparison) -> None:
@@ -189,11 +193,14 @@ def require_type(value: object, types: int, place: str) -> None:
 
 
 def type_label(fields: Mapping[str, object], place: str) -> int | None:
-    """A row's `type`, None where it has none; RecordError where that is not an integer."""
+    """A row's `type`, None where it has none; RecordError where that is not an integer of 32 bits."""
     value = fields.get("type")
-    if value is None or (isinstance(value, int) and not isinstance(value, bool)):
-        return value
-    raise RecordError(place, "type", "not an integer", "give the number of the LoRAMoE type")
+    if value is None:
+        return None
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise RecordError(place, "type", "not an integer", "give the number of the LoRAMoE type")
+    _number(value, "type", place, columns.by_field()["type"])
+    return value
 
 
 def _range(types: int) -> str:
@@ -202,13 +209,25 @@ def _range(types: int) -> str:
 
 def unknown_fields(row: Mapping[str, object]) -> list[str]:
     """The names in a row that `parse` ignores, sorted."""
-    return sorted(set(row) - FIELDS) if isinstance(row, Mapping) else []
+    return sorted(set(row) - _known()) if isinstance(row, Mapping) else []
+
+
+def _known() -> frozenset[str]:
+    return FIELDS | columns.by_field().keys()
 
 
 def nearest_field(name: str) -> str | None:
     """The accepted field that `name` was probably meant to be, or None."""
-    close = difflib.get_close_matches(name.lower(), FIELDS, n=1, cutoff=0.75)
+    close = difflib.get_close_matches(name.lower(), _known(), n=1, cutoff=0.75)
     return close[0] if close else None
+
+
+def scores_contradict(comparison: Comparison) -> bool:
+    """Whether a record's scores order two of its outputs against their ranks."""
+    if comparison.ranks is None or comparison.scores is None:
+        return False
+    known = list(zip(comparison.ranks, comparison.scores, strict=True))
+    return any(rank < other and score < its for rank, score in known for other, its in known)
 
 
 def ranks_from_scores(scores: Sequence[float]) -> tuple[float, ...]:
@@ -382,28 +401,6 @@ def _numbers(fields: Mapping[str, object], name: str, count: int, place: str) ->
     return _number_list(fields[name], name, count, place)
 
 
-def _number_list(value: object, field: str, count: int, place: str) -> tuple[float, ...]:
-    if not isinstance(value, list | tuple):
-        raise RecordError(place, field, "not a list of numbers", "give one number per output")
-    if len(value) != count:
-        detail = f"{len(value)} for {count} outputs"
-        remedy = "give one number per output"
-        raise RecordError(place, field, "length differs from outputs", remedy, detail)
-    return tuple(_number(v, f"{field}[{i}]", place) for i, v in enumerate(value))
-
-
-def _number(value: object, field: str, place: str) -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        raise RecordError(place, field, "not a number", "give a finite number", repr(value)[:40])
-    try:
-        number = float(value)
-    except OverflowError:  # an integer beyond 1.8e308
-        number = math.inf
-    if not math.isfinite(number):
-        raise RecordError(place, field, "not finite", "give a finite number", repr(value)[:40])
-    return number
-
-
 def _votes(fields: Mapping[str, object], count: int, place: str) -> tuple[tuple[float, ...], ...] | None:
     if "votes" not in fields:
         return None
@@ -425,18 +422,21 @@ def _policies(fields: Mapping[str, object], count: int, place: str) -> tuple[str
 
 
 def _facts(fields: Mapping[str, object], place: str) -> dict[str, object]:
-    weight = _number(fields.get("weight", 1.0), "weight", place)
-    if weight < 0:
-        raise RecordError(place, "weight", "negative", "give a number >= 0", str(weight))
     return {
         "category": _label(fields, "category", place) or None,
         "source": _label(fields, "source", place) or None,
         "type": type_label(fields, place),
         "wrapper": _wrapper(fields, place),
-        "weight": weight,
-        "margin": _number(fields.get("margin", 0.0), "margin", place),
+        "weight": _fact(fields, "weight", place),
+        "margin": _fact(fields, "margin", place),
         "id": _label(fields, "id", place),
     }
+
+
+def _fact(fields: Mapping[str, object], name: str, place: str) -> float:
+    """A number per record that is a column with an attribute of its own."""
+    column = columns.by_field()[name]
+    return _number(fields.get(name, column.of_absent), name, place, column)
 
 
 def _label(fields: Mapping[str, object], name: str, place: str) -> str:

@@ -23,16 +23,13 @@ import pyarrow.parquet
 import zstandard
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
+from rmjax.data.columns import folded
 from rmjax.data.record import RecordError
 
 # Frames of zstd --long=28 and above exceed the decoder's default limit of 2**27.
 _MAX_WINDOW_BYTES = 2**31
 _TFDS_NAME = re.compile(r"tfds:(?P<name>\w+(/[\w.-]+)?(:\d+\.\d+\.\d+)?)(:(?P<split>[^@]+))?(@(?P<directory>.+))?")
-# Fields that are absent where a TFDS example has them empty.
-_OPTIONAL = (
-    "references", "ranks", "scores", "votes", "policies", "category", "source", "type",
-    "kind", "policy_split", "prompt_split",
-)  # fmt: skip
+_POOL_LABELS = ("kind", "policy_split", "prompt_split")  # absent where a TFDS example has them empty
 
 
 class Rows(Protocol):
@@ -288,18 +285,11 @@ def row_from_example(example: Mapping[str, object]) -> dict[str, object]:
     """Turns a TFDS example into a row as `record.parse` takes it.
 
     Bytes become strings, arrays lists, a dict of lists (how TFDS gives a sequence of messages)
-    a list of messages. Optional fields that are empty, which there means absent, are left out;
-    flat `votes` are folded to one list per voter.
+    a list of messages. Fields that are empty, which there means absent, are left out; flat lists
+    are folded (`columns.folded`).
     """
     row = {name: _plain(value) for name, value in example.items()}
-    row = {n: v for n, v in row.items() if n not in _OPTIONAL or v not in ("", [])}
-    votes, outputs = row.get("votes"), row.get("outputs")
-    if isinstance(votes, list) and isinstance(outputs, list) and not isinstance(votes[0], list):
-        count = len(outputs)
-        row["votes"] = [votes[k : k + count] for k in range(0, len(votes), count)]
-    if isinstance(row.get("type"), list):
-        row["type"] = row["type"][0]  # type: ignore[index]
-    return row
+    return folded({n: v for n, v in row.items() if n not in _POOL_LABELS or v != ""})
 
 
 def _plain(value: object) -> object:

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from rmjax.data.pool import PoolError
-from rmjax.data.record import Comparison, RecordError
+from rmjax.data.record import Comparison, RecordError, select
 
 _log = logging.getLogger(__name__)
+_OF_ORDER = ("pair_target", "pair_weight", "pair_margin")
 _NEEDED = ("prompt_id", "prompt", "policy", "output")
 
 
@@ -75,7 +76,8 @@ def _group(key: tuple[str, str], members: Sequence[tuple[str, Mapping[str, Any]]
 
 def unlabeled(c: Comparison) -> Comparison:
     """The record without all that is known of its answers' order."""
-    return dataclasses.replace(c, ranks=None, scores=None, votes=None, weight=1.0, margin=0.0)
+    kept = {name: value for name, value in c.columns.items() if name not in _OF_ORDER}
+    return dataclasses.replace(c, ranks=None, scores=None, votes=None, weight=1.0, margin=0.0, columns=kept)
 
 
 def take(c: Comparison, rng: np.random.Generator, *, samples: int, references: int = 0) -> Comparison:
@@ -89,10 +91,8 @@ def take(c: Comparison, rng: np.random.Generator, *, samples: int, references: i
         order = rng.permutation(len(c.outputs))
     apart, chosen = order[:references], order[references : references + samples]
     return dataclasses.replace(
-        unlabeled(c),
-        outputs=tuple(c.outputs[i] for i in chosen),
+        select(unlabeled(c), chosen.tolist()),
         references=tuple(c.outputs[i] for i in apart) if references else c.references,
-        policies=c.policies and tuple(c.policies[i] for i in chosen),
     )
 
 

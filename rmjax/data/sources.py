@@ -18,13 +18,13 @@ from rmjax.data.readers import RandomAccessSource, open_records
 from rmjax.data.record import (
     Comparison,
     RecordError,
-    require_order,
     require_reference,
     to_row,
     type_label,
 )
 from rmjax.data.rows import iterate_rows
 from rmjax.data.samples import Form, form, from_pool, require_several, take, telling_apart
+from rmjax.data.votes import RANKS, Order
 
 SHIPPED = "shipped:"
 SPLITS = ("seen", "unseen", "all")
@@ -105,11 +105,16 @@ def _objects(path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def records(
-    path: str, root: str = "", split: str = "all", on_error: Literal["raise", "skip"] = "raise"
+    path: str,
+    root: str = "",
+    split: str = "all",
+    on_error: Literal["raise", "skip"] = "raise",
+    split_votes: bool = False,
 ) -> Sequence[Comparison] | RandomAccessSource:
     """A file of comparisons, or a split ("all", "train", "test") of the real set of that name under `root`.
 
     Which split a record is in is a property of its prompt's text alone. Files come whole: their split is their name.
+    `split_votes` keeps pairs of a real set that votes order and ranks do not.
     """
     choose("data.split", split, RECORD_SPLITS)
     if path not in PREFERENCE_SETS:
@@ -118,7 +123,7 @@ def records(
                 f"split {split!r} of {path}: only the real sets have it ({', '.join(PREFERENCE_SETS)}); use all"
             )
         return open_records(located(path), on_error)
-    everything = load_preferences(path, root)
+    everything = load_preferences(path, root, split_votes)
     chosen = [c for c in everything if split == "all" or _is_test(c.prompt) == (split == "test")]
     _log.info("%s, split %s: %d of %d comparisons", path, split, len(chosen), len(everything))
     return chosen
@@ -152,9 +157,12 @@ def pool_groups(data: Any) -> Records:
     return Records(found, found.__getitem__, whole, lambda: {(True, data.wrapper)}, each, draw)
 
 
-def comparisons(data: Any) -> Records:
-    """The ranked answers that `config.data` names."""
-    found = [_usable(c, data.reference) for c in records(data.path, data.root, data.split)]
+def comparisons(data: Any, order: Order = RANKS) -> Records:
+    """The ranked answers that `config.data` names, in the order that is to be learned."""
+    read = records(data.path, data.root, data.split, split_votes=order.kind == "votes")
+    found = [_usable(c, data.reference, order) for c in read]
+    if found and not any(c.weight > 0 for c in found):
+        raise ValueError(f"every record of {data.path} has weight 0, so nothing would be learned; give some a weight")
     if found and min(len(c.outputs) for c in found) > data.candidates:
         raise ValueError(
             f"config.data.candidates is {data.candidates}; every record of {data.path} has more candidates"
@@ -223,8 +231,8 @@ def _text(place: str, row: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
     return place, row
 
 
-def _usable(c: Comparison, reference: str) -> Comparison:
-    require_order(c)
+def _usable(c: Comparison, reference: str, order: Order) -> Comparison:
+    c = order.apply(c)
     if reference == "required":
         require_reference(c)
     return c

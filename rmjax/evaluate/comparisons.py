@@ -19,19 +19,18 @@ import dataclasses
 import logging
 from collections import Counter
 from collections.abc import Hashable, Sequence
-from typing import TypedDict, TypeVar
+from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rmjax.data.record import Comparison
+from rmjax.data.record import Comparison, select
 from rmjax.evaluate import baselines
 from rmjax.evaluate.bootstrap import Interval, difference, interval
 
 logger = logging.getLogger(__name__)
 
 Scores = Sequence[Sequence[float]]
-_T = TypeVar("_T")
 
 
 class ScoreError(ValueError):
@@ -149,7 +148,7 @@ def with_best_as_reference(comparison: Comparison) -> Comparison:
     rest = [index for index in range(len(ranks)) if index != best]
     if len({ranks[index] for index in rest}) < 2:
         return comparison
-    return dataclasses.replace(_select(comparison, rest), references=(comparison.outputs[best],))
+    return dataclasses.replace(select(comparison, rest), references=(comparison.outputs[best],))
 
 
 def evaluate_comparisons(comparisons: Sequence[Comparison], scores: Scores, seed: int = 0) -> Evaluation:
@@ -231,23 +230,6 @@ def _pair_credits(ranks_N: NDArray[np.float64], scores_N: NDArray[np.float64]) -
     better_NN = ranks_N[:, None] < ranks_N[None, :]
     order_NN = np.sign(scores_N[:, None] - scores_N[None, :])
     return (order_NN[better_NN] + 1) / 2
-
-
-def _select(comparison: Comparison, indices: Sequence[int]) -> Comparison:
-    """The outputs at `indices`, with what is known of each."""
-
-    def kept(values: tuple[_T, ...] | None) -> tuple[_T, ...] | None:
-        return None if values is None else tuple(values[index] for index in indices)
-
-    votes = comparison.votes
-    return dataclasses.replace(
-        comparison,
-        outputs=tuple(comparison.outputs[index] for index in indices),
-        ranks=kept(comparison.ranks),
-        scores=kept(comparison.scores),
-        policies=kept(comparison.policies),
-        votes=votes and tuple(tuple(voter[index] for index in indices) for voter in votes),
-    )
 
 
 def _baseline_verdicts(judged: Sequence[Comparison]) -> dict[str, list[Verdict]]:

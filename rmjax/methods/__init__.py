@@ -192,7 +192,8 @@ class Chosen:
     def shapes(self) -> ForestShape | dict[str, ForestShape]:
         """Sizes of a batch, of each forest by name where there are several."""
         data = self.config.data
-        main = ForestShape(data.rows, data.row_tokens, data.groups, data.candidates)
+        columns = tuple(dict.fromkeys(name for method in self.all for name in method.columns(self.config)))
+        main = ForestShape(data.rows, data.row_tokens, data.groups, data.candidates, columns)
         sides = {name: shape for method in self.all for name, shape in method.side_shapes(self.config).items()}
         return {MAIN: main} | sides if sides else main
 

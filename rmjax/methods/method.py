@@ -89,6 +89,7 @@ class Method:
       kinds: values of `config.data.kind` that it brings: name → (config → records).
       data: the kinds of data that its objective takes; empty = any.
       language_model: the objective trains the model to write: the vocabulary head runs and the reward head takes no part.
+      columns: full names of the on-demand columns (`models.columns`) that the main stream's batches need.
       require: config → a check of every record of the main stream, or None.
       encode: config, encoder → (record, index) → trees of the main stream.
       side_shapes: config → the shapes of the forests that stand beside the main one, by name.
@@ -121,6 +122,7 @@ class Method:
     kinds: Mapping[str, Callable[[Config], Records]] = dataclasses.field(default_factory=dict)
     data: Sequence[str] = ()
     language_model: bool = False
+    columns: Callable[[Config], tuple[str, ...]] = lambda config: ()
     require: Callable[[Config], Callable[[Comparison], None] | None] = lambda config: None
     encode: Callable[[Config, Encoder], Callable[[Any, int], list[Tree]]] = lambda config, encoder: encoder.trees
     side_shapes: Callable[[Config], Mapping[str, ForestShape]] = lambda config: {}

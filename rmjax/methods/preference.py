@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from rmjax.data import votes
 from rmjax.data.sources import Records, comparisons
 from rmjax.losses import ranking
 from rmjax.losses.reduction import total
@@ -22,6 +23,13 @@ class Loss:
 
     name: str = choice("bradley_terry", *ranking.LOSSES)  # what a group's rewards are ranked by
     label_smoothing: float = number(0.0, low=0, high=1)  # fraction of flipped labels assumed (bradley_terry only)
+    order: str = choice(
+        "ranks", *votes.ORDERS
+    )  # votes: the fraction of voters is a soft label | targets: field `pair_target`
+    strength: str = choice("none", *votes.STRENGTHS)  # votes: what the strength of a pair's preference becomes
+    strength_measure: str = choice("fraction", *votes.MEASURES)  # fraction: 2p − 1 | values: mean difference of votes
+    strength_scale: float = number(1.0, low=0)  # factor of the strength: of a margin in units of reward, or of a weight
+    without_votes: str = choice("refuse", *votes.WITHOUT_VOTES)  # records without votes; their ranks count as unanimous
     penalty: str = choice("", "", *ranking.PENALTIES)  # on the rewards themselves; none when empty
     penalty_weight: float = number(0.01, low=0)  # factor of the penalty
 
@@ -37,20 +45,20 @@ def preference(
     """Ranks the branches of each group: Bradley–Terry, POLAR (eq. 7 and 8), listwise. `loss` and `penalty` name functions of
     `losses.ranking`."""
     ranking_loss = ranking.LOSSES[loss]
-    extra = {"label_smoothing": label_smoothing} if label_smoothing else {}
+    extra: dict[str, Any] = {"label_smoothing": label_smoothing} if label_smoothing else {}
     penalize = ranking.PENALTIES[penalty] if penalty else None
 
     def objective(params: Any, forest: Forest, rng: jax.Array) -> Terms:
         rewards_RGN: Any = model.apply({"params": params}, forest, rngs={"dropout": rng})
-        order_RGNN = ranking.order(forest.ranks_RGN)
-        loss_RG = ranking_loss(rewards_RGN, order_RGNN, forest.margin_RG, **extra)
-        ranked_RG = jnp.any(order_RGNN, axis=(-1, -2))
-        terms = reward_terms(rewards_RGN, order_RGNN, forest)
-        preference_loss = total(loss_RG, ranked_RG * forest.weight_RG)
+        labels = ranking.labels(forest.columns)
+        loss_RG = ranking_loss(rewards_RGN, labels.pairs_RGNN, labels.margin, **labels.soft, **extra)
+        ranked_RG = jnp.any(labels.pairs_RGNN, axis=(-1, -2))
+        terms = reward_terms(rewards_RGN, labels.order_RGNN, forest)
+        preference_loss = total(loss_RG, ranked_RG * labels.weight_RG)
         terms["loss"] = preference_loss
         if penalize is not None:
             penalty_RG = penalize(rewards_RGN, forest.readout_RGN >= 0)
-            terms["penalty"] = total(penalty_RG, ranked_RG * forest.weight_RG)
+            terms["penalty"] = total(penalty_RG, ranked_RG * labels.weight_RG)
             terms["loss"] = (preference_loss[0] + penalty_weight * terms["penalty"][0], preference_loss[1])
         return terms
 
@@ -65,6 +73,10 @@ def _check(config: Config, mesh: Any, rules: Any) -> None:
             f"config.loss.label_smoothing is {loss.label_smoothing}, but only the loss bradley_terry has it, not {loss.name}; "
             "make it 0"
         )
+    if loss.order != "ranks" and config.data.kind == "pool":
+        raise ValueError(f"config.loss.order is {loss.order!r}, but a pool has ranks only; set it to ranks")
+    if loss.strength != "none" and loss.order != "votes":
+        raise ValueError(f"config.loss.strength is {loss.strength!r}, which votes give; set config.loss.order=votes")
 
 
 def _objective(config: Config, model: Any) -> Objective:
@@ -78,8 +90,13 @@ def _arguments(loss: Loss) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _order(config: Config) -> votes.Order:
+    loss: Loss = config.sections["loss"]
+    return votes.Order(loss.order, loss.strength, loss.strength_measure, loss.strength_scale, loss.without_votes)
+
+
 def _ranked(config: Config) -> Records:
-    return comparisons(config.data)
+    return comparisons(config.data, _order(config))
 
 
 METHOD = Method(
@@ -87,6 +104,7 @@ METHOD = Method(
     sections={"loss": Loss},
     active=lambda config: config.objective == "preference",
     check=_check,
+    columns=lambda config: _order(config).columns,
     kinds={"comparisons": _ranked},
     data=("pool", "comparisons"),
     objective=_objective,

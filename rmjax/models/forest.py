@@ -4,28 +4,47 @@ R rows, T tokens a row, G groups (trees) a row, N branches a group. Token i may 
 on the prefix or on i's own branch, and j <= i.
 """
 
-import flax.struct
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
 
-@flax.struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Forest:
-    """The batch. Absent groups and branches have readout −1; padding has group 0."""
+    """The batch. Absent groups and branches have readout −1; padding has group 0.
+
+    What is known of the records stands in `columns`, by full name, and is read as an attribute: `forest.weight_RG`. Which columns
+    there are is declared in `models.columns`: ranks_RGN, weight_RG, margin_RG, type_RG, target_RT, target_weight_RT and what
+    a user declares.
+    """
 
     tokens_RT: Array  # int32
     positions_RT: Array  # int32, from 0 in each group
     group_RT: Array  # int32, 1 … G; 0 = padding
     branch_RT: Array  # int32, 1 … N; 0 = the shared prefix
     readout_RGN: Array  # int32, column of each branch's last token, −1 = absent
-    ranks_RGN: Array  # float32, smaller is better, inf = unknown or absent
-    weight_RG: Array  # float32
-    margin_RG: Array  # float32
-    type_RG: Array  # int32, −1 = none
     record_RG: Array  # int32, index in the source, −1 = none
-    target_RT: Array  # int32, next token of the same path (language-model losses)
-    target_weight_RT: Array  # float32, 0 where nothing is to be predicted
+    columns: Mapping[str, Array]  # the declared facts
+
+    def __getattr__(self, name: str) -> Array:
+        """A declared column; only called for what is no field."""
+        columns = self.__dict__.get("columns", {})
+        if name in columns:
+            return columns[name]
+        have = ", ".join(sorted(columns))
+        raise AttributeError(
+            f"the forest has no column {name}; declare it (rmjax.models.columns) before the batch is made; it has {have}"
+        )
+
+    def replace(self, **changes: Any) -> "Forest":
+        """A copy with other arrays; columns are named as attributes are."""
+        columns = {**self.columns, **{name: changes.pop(name) for name in [*changes] if name in self.columns}}
+        return dataclasses.replace(self, **{"columns": columns, **changes})
 
     @property
     def shape(self) -> tuple[int, int, int, int]:

@@ -470,13 +470,14 @@ def text_tree(tokenizer: Tokenizer, text: dict[str, str], row: int = 100, counts
 def test_a_text_is_learned_from_the_end_of_its_template(one_byte):
     tree = text_tree(one_byte, {"prompt": "<|im_start|>hi<|im_end|>", "output": "yo<|im_end|>"})
     assert spelled(one_byte, paths(tree)[0]) == "{<|im_start|>}hi{<|im_end|>}yo<|im_end|>{<|im_end|>}"
-    assert (tree.learned_from, tree.record) == (4, 5)
+    assert tree.columns["target_weight_RT"][0].tolist().index(1) == 3  # it predicts the fifth
+    assert tree.record == 5
 
 
 def test_a_text_without_template_is_learned_whole(one_byte):
     tree = text_tree(one_byte, {"output": "hello"})
     assert spelled(one_byte, paths(tree)[0]) == "hello{<|im_end|>}"
-    assert tree.learned_from == 1  # the first token has nothing before it
+    assert tree.columns["target_weight_RT"][0][0] == 1  # the first token has nothing before it
 
 
 def test_a_text_is_cut_to_the_row(one_byte):

@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec
 
 from rmjax.data.packing import ForestShape
 from rmjax.data.pipeline import WHOLE, Share
-from rmjax.data.placement import forest_shardings, place, share_of_process
+from rmjax.data.placement import forest_shardings, matching, place, share_of_process
 from rmjax.models.forest import Forest
 from rmjax.parallel.mesh import RULES, make_mesh, make_rules
 
@@ -24,10 +24,10 @@ def numbered(rows: int) -> Forest:
 
 def test_rows_and_tokens_are_cut_and_nothing_else():
     found = forest_shardings(make_mesh({"data": -1}))
-    for field in dataclasses.fields(Forest):
-        spec = getattr(found, field.name).spec
+    for name in (*(f.name for f in dataclasses.fields(Forest) if f.name != "columns"), *found.columns):
+        spec = getattr(found, name).spec
         assert spec[0] == ("data", "fsdp")
-        assert spec[1] in (("context",), "context") if field.name.endswith("_RT") else set(spec[1:]) <= {None}
+        assert spec[1] in (("context",), "context") if name.endswith("_RT") else set(spec[1:]) <= {None}
 
 
 def test_the_rules_say_along_what():
@@ -47,7 +47,7 @@ def test_placing_changes_no_cell():
     for share in (WHOLE, Share(4, (0, 1, 2, 3))):
         placed = place({"a": forest}, forest_shardings(mesh), share)["a"]
         jax.tree.map(np.testing.assert_array_equal, jax.device_get(placed), forest)
-        assert jax.tree.map(lambda x: x.sharding, placed) == forest_shardings(mesh)
+        assert jax.tree.map(lambda x: x.sharding, placed) == matching(forest_shardings(mesh), forest)
 
 
 def test_rows_stand_where_their_stream_belongs():

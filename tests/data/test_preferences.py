@@ -8,6 +8,7 @@ import pytest
 
 from rmjax.data.preferences import (
     PREFERENCE_SETS,
+    _is_usable,
     fine_grained_qa,
     fine_grained_triples,
     hh_harmless,
@@ -70,10 +71,9 @@ def test_hh(dropped):
 def test_votes_are_counted_and_kept(dropped, votes, ranks, reason):
     row = {**PAIR, "votes": list(votes), "models": "bloom-7b_opt-7b"}
     record = pandalm_human(row, "f:1", dropped)
-    if ranks is None or record is None:
-        assert record is None and ranks is None and dropped == {reason: 1}
-        return
-    assert record.ranks == ranks
+    assert record is not None and record.ranks == ranks
+    assert [_is_usable(record, split_votes, dropped) for split_votes in (True, False)] == [True, ranks is not None]
+    assert dropped == ({reason: 1} if reason else {})
     values = {"a": (1.0, 0.0), "b": (0.0, 1.0), "tie": (0.5, 0.5)}
     assert record.votes == tuple(values[vote] for vote in votes)
     assert record.policies == ("bloom-7b", "opt-7b")
