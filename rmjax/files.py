@@ -8,6 +8,36 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+_LFS = "a Git LFS pointer, not the file itself", "fetch it with `git lfs pull`"
+# First bytes → what such a file is, and what to do. Names often say something else.
+_DISGUISES: tuple[tuple[bytes, tuple[str, str]], ...] = (
+    (b"version https://git-lfs.github.com/spec/", _LFS),
+    (b"\x1f\x8b", ("a gzip file", "unpack it with `gunzip`, or compress it anew with `zstd`")),
+    (b"PK\x03\x04", ("a zip file", "unpack it")),
+    (b"BZh", ("a bzip2 file", "unpack it with `bunzip2`")),
+    (b"\xfd7zXZ\x00", ("an xz file", "unpack it with `unxz`")),
+    (b"\x28\xb5\x2f\xfd", ("a zstd file", "give its name the ending .jsonl.zst, or unpack it with `unzstd`")),
+    (b"PAR1", ("a Parquet file", "give its name the ending .parquet")),
+    (b"\xff\xfe", ("text in UTF-16", "convert it to UTF-8, for example with iconv")),
+    (b"\xfe\xff", ("text in UTF-16", "convert it to UTF-8, for example with iconv")),
+    (b"<!DOCTYPE html", ("a web page", "download the file itself")),
+    (b"<html", ("a web page", "download the file itself")),
+)
+
+
+def disguise(path: Path, expected: bytes = b"") -> tuple[str, str] | None:
+    """(what a file is, what to do) where its first bytes say that it is something else than its name says.
+
+    Args:
+      path: a readable file.
+      expected: first bytes that it may have.
+    """
+    with path.open("rb") as file:
+        head = file.read(64)
+    if expected and head.startswith(expected):
+        return None
+    return next((found for magic, found in _DISGUISES if head.startswith(magic)), None)
+
 
 def refuse_unwritable(path: Path) -> None:
     """Raises OSError now if `path` could not be written later; creates missing parent folders.
