@@ -18,6 +18,7 @@ from absl import logging as absl_logging
 
 from rmjax.data.record import RecordError
 from rmjax.data.rows import check_readable
+from rmjax.files import refuse_url
 from rmjax.parallel import hosts
 from rmjax.train.loop import Diverged, Preempted
 
@@ -44,8 +45,19 @@ def _check_config_file(argv: list[str]) -> None:
         if found := re.fullmatch(r"--?config(?:=(.*))?", flag):
             try:
                 check_readable(Path((following if found[1] is None else found[1]).split(":")[0]))
-            except OSError as error:
+            except (OSError, ValueError) as error:
                 print(f"error: --config={error}", file=sys.stderr)
+                sys.exit(1)
+
+
+def _refuse_urls() -> None:
+    """One line, exit code 1, where a flag names a bucket: no command reads or writes there. Servers may be named by flags."""
+    for name, value in flags.FLAGS.flag_values_dict().items():
+        if isinstance(value, str) and not value.startswith(("http://", "https://")):
+            try:
+                refuse_url(value, f"--{name}=")
+            except ValueError as error:
+                print(f"error: {error}", file=sys.stderr)
                 sys.exit(1)
 
 
@@ -55,7 +67,9 @@ def parse_flags(argv: list[str]) -> list[str]:
     A fault inside the config file keeps its traceback."""
     _check_config_file(argv)
     try:
-        return flags.FLAGS(argv)
+        rest = flags.FLAGS(argv)
+        _refuse_urls()
+        return rest
     except flags.Error as error:
         reason = str(error).strip().splitlines()[-1].strip()
         print(f"error: {re.sub(r'^[A-Za-z]*Error: ', '', reason)}", file=sys.stderr)

@@ -3,11 +3,13 @@
 import contextlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+")  # two letters at least: C:/ is a drive
 _LFS = "a Git LFS pointer, not the file itself", "fetch it with `git lfs pull`"
 # First bytes → what such a file is, and what to do. Names often say something else.
 _DISGUISES: tuple[tuple[bytes, tuple[str, str]], ...] = (
@@ -25,6 +27,18 @@ _DISGUISES: tuple[tuple[bytes, tuple[str, str]], ...] = (
 )
 
 
+def refuse_url(path: str | Path, name: str = "") -> None:
+    """ValueError where a path is a URL, which the file system would take for a folder called `gs:`.
+
+    Args:
+      path: what was given.
+      name: of the flag or argument, with the sign that stands before the value.
+    """
+    if found := _URL.match(str(path)):
+        url = f"{found[1]}://{str(path)[found.end() :]}"  # a Path has lost a slash
+        raise ValueError(f"{name}{url} is a URL; mount the bucket (say with gcsfuse) or give a local folder")
+
+
 def disguise(path: Path, expected: bytes = b"") -> tuple[str, str] | None:
     """(what a file is, what to do) where its first bytes say that it is something else than its name says.
 
@@ -40,10 +54,11 @@ def disguise(path: Path, expected: bytes = b"") -> tuple[str, str] | None:
 
 
 def refuse_unwritable(path: Path) -> None:
-    """Raises OSError now if `path` could not be written later; creates missing parent folders.
+    """Raises OSError now if `path` could not be written later (ValueError: it is a URL); creates missing parent folders.
 
     Hours of scoring should not end at a file that cannot be written. Nothing is left behind.
     """
+    refuse_url(path)
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder; name a file")
     if path.exists() and not path.is_file():
@@ -63,8 +78,9 @@ def refuse_unwritable(path: Path) -> None:
 def replacing(path: Path) -> Iterator[Path]:
     """Gives the name of a file to write beside `path`; afterwards it is flushed to the disk and takes the place of `path`.
 
-    Where anything fails, `path` is as it was and nothing is left beside it.
+    Where anything fails, `path` is as it was and nothing is left beside it. ValueError where it is a URL.
     """
+    refuse_url(path)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
     try:
         yield unfinished

@@ -23,7 +23,7 @@ from rmjax.data.pipeline import WHOLE, FileSource, Source
 from rmjax.data.sources import evaluation_set
 from rmjax.evaluate import evaluate_comparisons
 from rmjax.evaluate.gaps import describe_gaps
-from rmjax.files import write_json
+from rmjax.files import refuse_url, write_json
 from rmjax.models import parameters
 from rmjax.models.forest import Forest
 from rmjax.parallel.hosts import EndTogether
@@ -281,7 +281,8 @@ def _gaps(records: Any, scores: list[list[float]]) -> Mapping[str, float]:
 
 
 def open_workdir(workdir: Path) -> None:
-    """Makes the directory; an OSError that says what to do where it cannot be written."""
+    """Makes the directory; an OSError that says what to do where it cannot be written, a ValueError where it is a URL."""
+    refuse_url(workdir, "--workdir=")
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=workdir).close()

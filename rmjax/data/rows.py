@@ -24,6 +24,7 @@ import zstandard
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from rmjax.data.record import RecordError
+from rmjax.files import refuse_url
 
 # Frames of zstd --long=28 and above exceed the decoder's default limit of 2**27.
 _MAX_WINDOW_BYTES = 2**31
@@ -64,7 +65,8 @@ def open_rows(path: str | Path) -> Rows:
 
 
 def check_readable(path: Path) -> None:
-    """Raises the OSError that fits, with what to do, unless `path` is a readable file."""
+    """Raises the OSError that fits, with what to do, unless `path` is a readable file; ValueError where it is a URL."""
+    refuse_url(path)
     if path.is_dir():
         raise IsADirectoryError(f"{path}: is a directory; give one of the files in it")
     try:

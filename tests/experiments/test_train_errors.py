@@ -120,7 +120,7 @@ def test_a_workdir_without_permission(home, tmp_path, capsys):
 
 
 def test_a_full_disk(home, tmp_path, capsys, monkeypatch):
-    def full(path):
+    def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(checkpoint, "write_manifest", full)
