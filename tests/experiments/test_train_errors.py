@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 
+from rmjax.locks import locked
 from rmjax.reward_model import CHECKPOINTS
 from rmjax.train import checkpoint
 from rmjax.train.checkpoint import Checkpoints
@@ -110,6 +111,14 @@ def test_a_workdir_that_cannot_be_written(home, tmp_path, capsys):
     for workdir in (tmp_path / "file", tmp_path / "file" / "below"):
         assert execute(configured(home), workdir) == 1
         assert f"--workdir={workdir} cannot be written (" in only_error(capsys)
+
+
+def test_a_workdir_that_another_run_holds(home, tmp_path, capsys):
+    with locked(tmp_path):
+        assert execute(configured(home), tmp_path) == 1
+    error = only_error(capsys)
+    assert not list(tmp_path.iterdir())
+    assert f"{tmp_path} is in use by another run (pid {os.getpid()} on " in error and "use another workdir" in error
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
