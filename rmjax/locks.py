@@ -31,7 +31,8 @@ def locked(path: Path, remedy: str = "wait for it, or use another workdir") -> I
     """Holds `path` for this process, or for all processes of this run: process 0 takes the lock and tells the others.
 
     The lock is on `path/.lock` for a folder and on `.NAME.lock` beside a file. The kernel lets go of it when the process
-    ends, however it ends; a file that a killed process left is taken over. Where the file system has no locks, a warning says so and the block runs without one.
+    ends, however it ends; a file that a killed process left is taken over. Where the file system has no locks, a warning
+    says so and the block runs without one.
 
     Args:
       path: an existing folder, or a file (existing or not) in an existing folder.
