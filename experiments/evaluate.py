@@ -21,7 +21,7 @@ from typing import Any, Literal, Protocol
 from absl import app, flags
 from tqdm import tqdm
 
-from experiments.start import parse_flags, prepare
+from experiments.start import error_text, parse_flags, prepare
 from rmjax.data.preferences import PREFERENCE_SETS
 from rmjax.data.readers import RandomAccessSource
 from rmjax.data.record import Comparison
@@ -37,6 +37,7 @@ from rmjax.evaluate.score_log import ScoreLog, fingerprint_comparisons, fingerpr
 from rmjax.evaluate.table import print_table
 from rmjax.files import refuse_unwritable, write_json, write_text
 from rmjax.locks import locked
+from rmjax.terminal import printable
 
 logger = logging.getLogger(__name__)
 _RUN_FILES = ("model.json", "tokenizer.json", "config.json", "metrics.jsonl")
@@ -193,9 +194,9 @@ def main(_: list[str]) -> None:
     try:
         result = evaluate(options)
     except (OSError, ValueError, RuntimeError, ImportError) as error:  # RecordError and ScoreError among them
-        sys.exit(f"error: {error}")
+        sys.exit(error_text(error))
     print_table(result)
-    print("\n".join(_notes(result, options)))
+    print(printable("\n".join(_notes(result, options)), keep="\n"))
 
 
 def _refuse_bad_paths(options: Options) -> None:
