@@ -21,7 +21,7 @@ from typing import Any, Literal, Protocol
 from absl import app, flags
 from tqdm import tqdm
 
-from experiments.start import parse_flags, prepare
+from experiments.start import error_text, parse_flags, prepare
 from rmjax.data.preferences import PREFERENCE_SETS
 from rmjax.data.readers import RandomAccessSource
 from rmjax.data.record import Comparison
@@ -36,6 +36,8 @@ from rmjax.evaluate.report import environment, write_report
 from rmjax.evaluate.score_log import ScoreLog, fingerprint_comparisons, fingerprint_files
 from rmjax.evaluate.table import print_table
 from rmjax.files import refuse_unwritable, write_json, write_text
+from rmjax.locks import locked
+from rmjax.terminal import printable
 
 logger = logging.getLogger(__name__)
 _RUN_FILES = ("model.json", "tokenizer.json", "config.json", "metrics.jsonl")
@@ -129,11 +131,17 @@ def evaluate(options: Options) -> dict[str, Any]:
       RecordError: a row is broken, or there is none.
       ValueError: --split of what is no real set.
       ScoreError: the model gave a score that is not finite.
+      InUseError: another process is writing --out.
     """
-    started = time.monotonic()
     _refuse_bad_paths(options)
     if options.routing:
         _refuse_no_routing(options)
+    with locked(options.out, "wait for it, or name another file with --out"):
+        return _evaluate(options)
+
+
+def _evaluate(options: Options) -> dict[str, Any]:
+    started = time.monotonic()
     source = records(options.data, options.root, options.split, options.on_error)
     given = [source[index] for index in range(len(source))]
     rows = [with_best_as_reference(row) for row in given] if options.reference == "best" else given
@@ -186,9 +194,9 @@ def main(_: list[str]) -> None:
     try:
         result = evaluate(options)
     except (OSError, ValueError, RuntimeError, ImportError) as error:  # RecordError and ScoreError among them
-        sys.exit(f"error: {error}")
+        sys.exit(error_text(error))
     print_table(result)
-    print("\n".join(_notes(result, options)))
+    print(printable("\n".join(_notes(result, options)), keep="\n"))
 
 
 def _refuse_bad_paths(options: Options) -> None:

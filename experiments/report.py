@@ -10,7 +10,7 @@ from typing import Any
 
 from absl import app, flags
 
-from experiments.start import parse_flags
+from experiments.start import error_text, parse_flags
 from rmjax.evaluate.report import read_runs, write_page
 from rmjax.evaluate.table import print_table
 
@@ -44,7 +44,7 @@ def main(_: list[str]) -> None:
     try:
         report = rebuild(workdir)
     except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(error_text(error))
     print_table(report)
     print(f"wrote {workdir / 'report.html'}")
 

@@ -18,7 +18,9 @@ from absl import logging as absl_logging
 
 from rmjax.data.record import RecordError
 from rmjax.data.rows import check_readable
+from rmjax.files import refuse_url
 from rmjax.parallel import hosts
+from rmjax.terminal import printable
 from rmjax.train.loop import Diverged, Preempted
 
 _PARTED = (
@@ -29,13 +31,38 @@ _PARTED = (
 
 def prepare() -> None:
     """One log format, orbax quiet, and compiled programs kept between runs (RMJAX_CACHE, default ~/.cache/rmjax/xla)."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    absl_logging.set_verbosity(absl_logging.WARNING)
-    for noisy in ("absl", "jax", "matplotlib"):
+    _log_to_terminal()
+    for noisy in ("jax", "matplotlib"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     cache = os.environ.get("RMJAX_CACHE", str(Path.home() / ".cache" / "rmjax" / "xla"))
     jax.config.update("jax_compilation_cache_dir", cache)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+
+
+def _log_to_terminal() -> None:
+    """Log lines from INFO on, without control characters. absl replaces the handler and the level when it starts a command, so
+    that this is called once before (for errors of imports and flags) and once after."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+    handler.addFilter(_printable)
+    root = logging.getLogger()
+    ours = [h for h in root.handlers if h is absl_logging.get_absl_handler() or _printable in h.filters]
+    for old in ours:
+        root.removeHandler(old)
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    logging.getLogger("absl").setLevel(logging.WARNING)
+
+
+def _printable(record: logging.LogRecord) -> bool:
+    """Spells out what a terminal would obey: records, field names and file names may hold escape sequences."""
+    record.msg, record.args = printable(record.getMessage(), keep="\n\t"), ()
+    return True
+
+
+def error_text(error: object) -> str:
+    """What the terminal gets of an error."""
+    return "error: " + printable(str(error), keep="\n")
 
 
 def _check_config_file(argv: list[str]) -> None:
@@ -44,8 +71,19 @@ def _check_config_file(argv: list[str]) -> None:
         if found := re.fullmatch(r"--?config(?:=(.*))?", flag):
             try:
                 check_readable(Path((following if found[1] is None else found[1]).split(":")[0]))
-            except OSError as error:
-                print(f"error: --config={error}", file=sys.stderr)
+            except (OSError, ValueError) as error:
+                print(error_text(f"--config={error}"), file=sys.stderr)
+                sys.exit(1)
+
+
+def _refuse_urls() -> None:
+    """One line, exit code 1, where a flag names a bucket: no command reads or writes there. Servers may be named by flags."""
+    for name, value in flags.FLAGS.flag_values_dict().items():
+        if isinstance(value, str) and not value.startswith(("http://", "https://")):
+            try:
+                refuse_url(value, f"--{name}=")
+            except ValueError as error:
+                print(error_text(error), file=sys.stderr)
                 sys.exit(1)
 
 
@@ -55,7 +93,10 @@ def parse_flags(argv: list[str]) -> list[str]:
     A fault inside the config file keeps its traceback."""
     _check_config_file(argv)
     try:
-        return flags.FLAGS(argv)
+        rest = flags.FLAGS(argv)
+        _log_to_terminal()
+        _refuse_urls()
+        return rest
     except flags.Error as error:
         reason = str(error).strip().splitlines()[-1].strip()
         print(f"error: {re.sub(r'^[A-Za-z]*Error: ', '', reason)}", file=sys.stderr)
@@ -141,7 +182,7 @@ def guarded(job: Callable[[], object], resumes: bool = False) -> int:
         parted = jax.distributed.is_initialized() and any(
             isinstance(e, jax.errors.JaxRuntimeError) for e in _causes(error)
         )
-        print(f"error: {_PARTED if parted else ''}{error}", file=sys.stderr)
+        print(error_text(f"{_PARTED if parted else ''}{error}"), file=sys.stderr)
         return 1
     return 0
 

@@ -3,17 +3,62 @@
 import contextlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+")  # two letters at least: C:/ is a drive
+_LFS = "a Git LFS pointer, not the file itself", "fetch it with `git lfs pull`"
+# First bytes → what such a file is, and what to do. Names often say something else.
+_DISGUISES: tuple[tuple[bytes, tuple[str, str]], ...] = (
+    (b"version https://git-lfs.github.com/spec/", _LFS),
+    (b"\x1f\x8b", ("a gzip file", "unpack it with `gunzip`, or compress it anew with `zstd`")),
+    (b"PK\x03\x04", ("a zip file", "unpack it")),
+    (b"BZh", ("a bzip2 file", "unpack it with `bunzip2`")),
+    (b"\xfd7zXZ\x00", ("an xz file", "unpack it with `unxz`")),
+    (b"\x28\xb5\x2f\xfd", ("a zstd file", "give its name the ending .jsonl.zst, or unpack it with `unzstd`")),
+    (b"PAR1", ("a Parquet file", "give its name the ending .parquet")),
+    (b"\xff\xfe", ("text in UTF-16", "convert it to UTF-8, for example with iconv")),
+    (b"\xfe\xff", ("text in UTF-16", "convert it to UTF-8, for example with iconv")),
+    (b"<!DOCTYPE html", ("a web page", "download the file itself")),
+    (b"<html", ("a web page", "download the file itself")),
+)
+
+
+def refuse_url(path: str | Path, name: str = "") -> None:
+    """ValueError where a path is a URL, which the file system would take for a folder called `gs:`.
+
+    Args:
+      path: what was given.
+      name: of the flag or argument, with the sign that stands before the value.
+    """
+    if found := _URL.match(str(path)):
+        url = f"{found[1]}://{str(path)[found.end() :]}"  # a Path has lost a slash
+        raise ValueError(f"{name}{url} is a URL; mount the bucket (say with gcsfuse) or give a local folder")
+
+
+def disguise(path: Path, expected: bytes = b"") -> tuple[str, str] | None:
+    """(what a file is, what to do) where its first bytes say that it is something else than its name says.
+
+    Args:
+      path: a readable file.
+      expected: first bytes that it may have.
+    """
+    with path.open("rb") as file:
+        head = file.read(64)
+    if expected and head.startswith(expected):
+        return None
+    return next((found for magic, found in _DISGUISES if head.startswith(magic)), None)
+
 
 def refuse_unwritable(path: Path) -> None:
-    """Raises OSError now if `path` could not be written later; creates missing parent folders.
+    """Raises OSError now if `path` could not be written later (ValueError: it is a URL); creates missing parent folders.
 
     Hours of scoring should not end at a file that cannot be written. Nothing is left behind.
     """
+    refuse_url(path)
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder; name a file")
     if path.exists() and not path.is_file():
@@ -33,8 +78,9 @@ def refuse_unwritable(path: Path) -> None:
 def replacing(path: Path) -> Iterator[Path]:
     """Gives the name of a file to write beside `path`; afterwards it is flushed to the disk and takes the place of `path`.
 
-    Where anything fails, `path` is as it was and nothing is left beside it.
+    Where anything fails, `path` is as it was and nothing is left beside it. ValueError where it is a URL.
     """
+    refuse_url(path)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
     try:
         yield unfinished

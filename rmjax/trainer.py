@@ -23,7 +23,8 @@ from rmjax.data.pipeline import WHOLE, FileSource, Source
 from rmjax.data.sources import evaluation_set
 from rmjax.evaluate import evaluate_comparisons
 from rmjax.evaluate.gaps import describe_gaps
-from rmjax.files import write_json
+from rmjax.files import refuse_url, write_json
+from rmjax.locks import locked
 from rmjax.models import parameters
 from rmjax.models.forest import Forest
 from rmjax.parallel.hosts import EndTogether
@@ -106,12 +107,17 @@ class Trainer:
 
         Raises:
           ValueError: no `workdir`, or one that holds a run of another config or other data.
+          InUseError: another run holds `workdir`.
           Diverged, Preempted: as `rmjax.train.loop.train`.
         """
         if self.workdir is None:
             raise ValueError("a run needs a folder to write to; give Trainer(config, workdir)")
         keep, every = self.config.run.keep, self.config.run.keep_every or None
-        with jax.set_mesh(self.mesh), Checkpoints(self.workdir / CHECKPOINTS, keep, every, ("frozen",)) as saved:
+        with (
+            locked(self.workdir),
+            jax.set_mesh(self.mesh),
+            Checkpoints(self.workdir / CHECKPOINTS, keep, every, ("frozen",)) as saved,
+        ):
             data, first = self._restore(saved)
             self._describe_run(first >= 0)
             writer = self._writer(first)
@@ -281,7 +287,8 @@ def _gaps(records: Any, scores: list[list[float]]) -> Mapping[str, float]:
 
 
 def open_workdir(workdir: Path) -> None:
-    """Makes the directory; an OSError that says what to do where it cannot be written."""
+    """Makes the directory; an OSError that says what to do where it cannot be written, a ValueError where it is a URL."""
+    refuse_url(workdir, "--workdir=")
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=workdir).close()

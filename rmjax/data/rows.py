@@ -7,6 +7,7 @@ receive them.
 
 from __future__ import annotations
 
+import array
 import dataclasses
 import difflib
 import io
@@ -15,19 +16,18 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow
 import pyarrow.parquet
-import zstandard
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from rmjax.data.columns import folded
+from rmjax.data.decompression import decompress, sensible_limit, too_large
 from rmjax.data.record import RecordError
+from rmjax.files import disguise, refuse_url
 
-# Frames of zstd --long=28 and above exceed the decoder's default limit of 2**27.
-_MAX_WINDOW_BYTES = 2**31
 _TFDS_NAME = re.compile(r"tfds:(?P<name>\w+(/[\w.-]+)?(:\d+\.\d+\.\d+)?)(:(?P<split>[^@]+))?(@(?P<directory>.+))?")
 _POOL_LABELS = ("kind", "policy_split", "prompt_split")  # absent where a TFDS example has them empty
 
@@ -53,15 +53,23 @@ def open_rows(path: str | Path) -> Rows:
         return _not_empty(open_tfds(str(path)), str(path))
     path = Path(path)
     check_readable(path)
-    for suffix, opener in _OPENERS.items():
+    for suffix, (opener, magic) in _OPENERS.items():
         if path.name.endswith(suffix):
+            _refuse_disguise(path, magic)
             return _not_empty(opener(path), str(path))
+    _refuse_disguise(path)
     accepted = ", ".join(_OPENERS) + " and tfds:NAME:SPLIT"
     raise RecordError(str(path), "", "unknown file type", f"use one of {accepted}")
 
 
+def _refuse_disguise(path: Path, magic: bytes = b"") -> None:
+    if found := disguise(path, magic):
+        raise RecordError(str(path), "", *found)
+
+
 def check_readable(path: Path) -> None:
-    """Raises the OSError that fits, with what to do, unless `path` is a readable file."""
+    """Raises the OSError that fits, with what to do, unless `path` is a readable file; ValueError where it is a URL."""
+    refuse_url(path)
     if path.is_dir():
         raise IsADirectoryError(f"{path}: is a directory; give one of the files in it")
     try:
@@ -85,20 +93,41 @@ def _not_empty(rows: Rows, path: str) -> Rows:
     return rows
 
 
+class _NoNumberError(ValueError):
+    """A literal that Python's decoder takes and JSON does not have."""
+
+
+def _refuse_literal(literal: str) -> float:
+    raise _NoNumberError(literal)
+
+
+_JSON = json.JSONDecoder(parse_constant=_refuse_literal)
+
+
 def decode_json(line: bytes, place: str) -> object:
-    """Decodes one UTF-8 JSON line; RecordError names the byte or the column of a fault."""
+    """Decodes one UTF-8 JSON line; RecordError names the byte or the column of a fault.
+
+    NaN and infinities, which JSON does not have, are faults, and so are numbers of thousands of digits.
+    """
+    remedy = "correct or delete the line"
     try:
-        return json.loads(line.decode("utf-8"))
+        return _JSON.decode(line.decode("utf-8"))
     except UnicodeDecodeError as error:
-        detail = f"byte {error.start + 1} of the line is 0x{line[error.start]:02x}"
-        remedy = "convert the file to UTF-8, for example with iconv"
-        raise RecordError(place, "", "not UTF-8", remedy, detail) from None
+        raise _not_utf8(error, place, "of the line") from None
     except json.JSONDecodeError as error:
         detail = f"column {error.pos + 1}: {error.msg}"  # not `colno`, which begins anew after a newline
-        raise RecordError(place, "", "broken JSON", "correct or delete the line", detail) from None
+        raise RecordError(place, "", "broken JSON", remedy, detail) from None
     except RecursionError:
-        remedy = "correct or delete the line"
         raise RecordError(place, "", "broken JSON", remedy, "nested too deeply") from None
+    except _NoNumberError as error:
+        raise RecordError(place, "", "not a JSON number", "write null, or leave the field out", str(error)) from None
+    except ValueError as error:  # Python limits the digits of an integer
+        raise RecordError(place, "", "number with too many digits", remedy, str(error).split(";")[0]) from None
+
+
+def _not_utf8(error: UnicodeDecodeError, place: str, where: str, field: str = "") -> RecordError:
+    detail = f"byte {error.start + 1} {where} is 0x{error.object[error.start]:02x}"
+    return RecordError(place, field, "not UTF-8", "convert the file to UTF-8, for example with iconv", detail)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,26 +171,14 @@ def open_jsonl_zst(path: Path) -> JsonLines:
     return _index_lines(str(path), io.BytesIO(text), text)
 
 
-def decompress(path: Path) -> bytes:
-    """Decompresses a zstd file of one or several frames; RecordError where it is damaged."""
-    rest, pieces = path.read_bytes(), []
-    while rest:
-        frame = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW_BYTES).decompressobj()
-        try:
-            pieces.append(frame.decompress(rest))
-        except zstandard.ZstdError as error:
-            remedy = "copy or download the file again"
-            raise RecordError(str(path), "", "broken zstd file", remedy, str(error)) from None
-        if not frame.eof:
-            remedy = "copy or download the file again"
-            raise RecordError(str(path), "", "truncated zstd file", remedy)
-        rest = frame.unused_data
-    return b"".join(pieces)
-
-
 def _index_lines(path: str, lines: Iterable[bytes], text: bytes | None) -> JsonLines:
     """Finds the lines. Only b"\\n" ends one: U+2028 and U+0085 occur inside JSON strings."""
-    starts, stops, numbers, offset, number = [], [], [], 0, 0
+    starts, stops, numbers = (
+        array.array("q"),
+        array.array("q"),
+        array.array("q"),
+    )  # a list would take four times as much
+    offset = number = 0
     for number, line in enumerate(lines, 1):
         if line.strip(b" \t\r\n\xef\xbb\xbf"):
             # A byte order mark is legal in UTF-8 and illegal in JSON.
@@ -169,7 +186,7 @@ def _index_lines(path: str, lines: Iterable[bytes], text: bytes | None) -> JsonL
             stops.append(offset + len(line))
             numbers.append(number)
         offset += len(line)
-    return JsonLines(
+    rows = JsonLines(
         path=path,
         starts=np.asarray(starts, np.int64),
         stops=np.asarray(stops, np.int64),
@@ -177,6 +194,19 @@ def _index_lines(path: str, lines: Iterable[bytes], text: bytes | None) -> JsonL
         blank_lines=number - len(numbers),
         text=text,
     )
+    _refuse_other_json(rows)
+    return rows
+
+
+def _refuse_other_json(rows: JsonLines) -> None:
+    """RecordError where the file is one JSON array, or objects over several lines each."""
+    head = b"".join(rows._line(i).strip(b" \t\r") for i in range(min(2, len(rows))))
+    if re.match(rb"\[\s*(\{|$)", head):
+        remedy = f"write an object a line, for example with `jq -c '.[]' {rows.path}`"
+        raise RecordError(rows.place(0), "", "a JSON array, not JSON lines", remedy)
+    if re.match(rb'\{\s*\n\s*"', head):
+        remedy = f"write each object in one line, for example with `jq -c . {rows.path}`"
+        raise RecordError(rows.place(0), "", "an object over several lines, not JSON lines", remedy)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,17 +223,38 @@ class ParquetRows:
         return f"{self.path}:{i + 1}"
 
     def row(self, i: int) -> object:
-        return {name: self.table[name][i].as_py() for name in self.table.column_names}
+        return {name: self._value(i, name) for name in self.table.column_names}
+
+    def _value(self, i: int, name: str) -> object:
+        try:
+            return self.table[name][i].as_py()
+        except UnicodeDecodeError as error:
+            raise _not_utf8(error, self.place(i), "of a text", name) from None
+        except (ValueError, OverflowError, pyarrow.ArrowException) as error:
+            remedy = "correct or delete the row"
+            raise RecordError(self.place(i), name, "unreadable value", remedy, _first_line(error)) from None
 
 
 def open_parquet(path: Path) -> ParquetRows:
-    """Opens a Parquet file; its table is held in memory."""
+    """Opens a Parquet file, with checksums verified where it has them; its table is held in memory."""
     try:
-        return ParquetRows(str(path), pyarrow.parquet.read_table(path))
-    except pyarrow.ArrowException as error:
+        with pyarrow.parquet.ParquetFile(path, page_checksum_verification=True) as file:
+            groups = range(file.metadata.num_row_groups)
+            size, limit = path.stat().st_size, sensible_limit(path.stat().st_size)
+            if sum(file.metadata.row_group(group).total_byte_size for group in groups) > limit:
+                raise too_large(str(path), size, limit)
+            table = file.read()
+            _ = table.column_names  # are decoded here
+            return ParquetRows(str(path), table)
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        if isinstance(error, OSError) and error.errno:  # pyarrow's own, of damaged pages, have no number
+            raise
         remedy = "write or download the file again"
-        detail = str(error).splitlines()[0]
-        raise RecordError(str(path), "", "broken Parquet file", remedy, detail) from None
+        raise RecordError(str(path), "", "broken Parquet file", remedy, _first_line(error)) from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,7 +271,18 @@ class ArrayRecordRows:
         return f"{self.path}:{i + 1}"
 
     def row(self, i: int) -> object:
-        return decode_json(self.source[i], self.place(i))
+        return decode_json(_read(self.source, i, self.place(i)), self.place(i))
+
+
+def _read(source: Any, i: int, place: str) -> Any:
+    """A record of an ArrayRecord file, or an example of TFDS, which come in chunks with checksums."""
+    try:
+        return source[i]
+    except UnicodeDecodeError as error:
+        raise _not_utf8(error, place, "of a text") from None
+    except (RuntimeError, ValueError, IndexError) as error:
+        remedy = "write or download the file again"
+        raise RecordError(place, "", "damaged ArrayRecord chunk", remedy, _first_line(error)) from None
 
 
 def open_array_record(path: Path) -> ArrayRecordRows:
@@ -229,7 +291,7 @@ def open_array_record(path: Path) -> ArrayRecordRows:
         return ArrayRecordRows(str(path), ArrayRecordDataSource(str(path)))
     except RuntimeError as error:
         remedy = "write or download the file again"
-        raise RecordError(str(path), "", "broken ArrayRecord file", remedy, str(error)) from None
+        raise RecordError(str(path), "", "broken ArrayRecord file", remedy, _first_line(error)) from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -246,7 +308,10 @@ class TfdsRows:
         return f"{self.path}:{i + 1}"
 
     def row(self, i: int) -> object:
-        return row_from_example(self.source[i])  # type: ignore[index]
+        try:
+            return row_from_example(_read(self.source, i, self.place(i)))
+        except UnicodeDecodeError as error:
+            raise _not_utf8(error, self.place(i), "of a text") from None
 
 
 def open_tfds(name: str) -> TfdsRows:
@@ -315,9 +380,10 @@ def iterate_rows(path: str | Path) -> Iterator[tuple[str, object]]:
         yield rows.place(i), rows.row(i)
 
 
-_OPENERS: dict[str, Callable[[Path], Rows]] = {
-    ".jsonl": open_jsonl,
-    ".jsonl.zst": open_jsonl_zst,
-    ".parquet": open_parquet,
-    ".array_record": open_array_record,
+# Ending → what opens such a file, and the first bytes that it may have (`disguise`).
+_OPENERS: dict[str, tuple[Callable[[Path], Rows], bytes]] = {
+    ".jsonl": (open_jsonl, b""),
+    ".jsonl.zst": (open_jsonl_zst, b"\x28\xb5\x2f\xfd"),
+    ".parquet": (open_parquet, b"PAR1"),
+    ".array_record": (open_array_record, b""),
 }

@@ -13,6 +13,7 @@ from rmjax.evaluate.bootstrap import Interval
 from rmjax.evaluate.plots import Curve
 from rmjax.evaluate.routing import spread_of
 from rmjax.evaluate.table import LABELS, Report, Section, column_names, format_mean, spaced
+from rmjax.terminal import printable
 
 _CSS = """
 :root { color-scheme: light dark; --line: #8885; --soft: #8882; --dim: #777; }
@@ -44,7 +45,7 @@ def render(report: Report, sections: Sequence[Section], runs: Mapping[str, Mappi
       sections: its table.
       runs: name of a training run -> its curves.
     """
-    title = html.escape(str(report.get("title", "Reward model report")))
+    title = _escaped(str(report.get("title", "Reward model report")))
     parts = [
         f"<h1>{title}</h1>",
         _seconds(report),
@@ -77,7 +78,7 @@ def _results(sections: Sequence[Section]) -> str:
     names = column_names(sections)
     if not names:
         return ""
-    head = "".join(f"<th>{html.escape(spaced(name))}</th>" for name in names)
+    head = "".join(f"<th>{_escaped(spaced(name))}</th>" for name in names)
     body = "".join(_section(section, names) for section in sections)
     return (
         "<h2>Results</h2>\n"
@@ -90,11 +91,11 @@ def _results(sections: Sequence[Section]) -> str:
 
 
 def _section(section: Section, names: Sequence[str]) -> str:
-    rows = [f'<tr><th colspan="{len(names) + 2}">{html.escape(section.heading)}</th></tr>']
+    rows = [f'<tr><th colspan="{len(names) + 2}">{_escaped(section.heading)}</th></tr>']
     for row in section.rows:
         cells = "".join(f"<td>{_mean(row.means.get(name))}</td>" for name in names)
         count = max(mean["n"] for mean in row.means.values())
-        rows.append(f"<tr><td>{html.escape(row.label)}</td>{cells}<td>{count:,}</td></tr>")
+        rows.append(f"<tr><td>{_escaped(row.label)}</td>{cells}<td>{count:,}</td></tr>")
     return "\n".join(rows)
 
 
@@ -108,7 +109,7 @@ def _differences(differences: Mapping[str, Interval]) -> str:
     if not known:
         return ""
     rows = "".join(
-        f"<tr><td>{html.escape(label)}</td><td><b>{gain['value']:+.3f}</b></td>"
+        f"<tr><td>{_escaped(label)}</td><td><b>{gain['value']:+.3f}</b></td>"
         f"<td>{gain['low']:+.3f} to {gain['high']:+.3f}</td><td>{gain['n']:,}</td></tr>"
         for label, gain in known.items()
     )
@@ -193,27 +194,32 @@ def _loss_limits(curves: Iterable[tuple[str, Curve]]) -> tuple[float, float] | N
 
 
 def _figure(figure: Figure, caption: str) -> str:
-    caption_html = f"<figcaption>{html.escape(caption)}</figcaption>"
+    caption_html = f"<figcaption>{_escaped(caption)}</figcaption>"
     return f"<figure>{caption_html}{plots.svg(figure, caption)}</figure>"
 
 
 def _group(heading: str, note: str, figures: Sequence[str]) -> str:
     if not figures:
         return ""
-    text = f"<p>{html.escape(note)}</p>" if note else ""
+    text = f"<p>{_escaped(note)}</p>" if note else ""
     body = "\n".join(figures)
-    return f'<h2>{html.escape(heading)}</h2>\n{text}<div class="figures">{body}</div>\n'
+    return f'<h2>{_escaped(heading)}</h2>\n{text}<div class="figures">{body}</div>\n'
+
+
+def _escaped(text: str) -> str:
+    """For HTML, with what a browser could not show spelled out."""
+    return html.escape(printable(text, keep="\n\t"))
 
 
 def _provenance(facts: Mapping[str, Any]) -> str:
     if not facts:
         return ""
-    items = "".join(f"<dt>{html.escape(name)}</dt><dd>{_fact(v)}</dd>" for name, v in facts.items())
+    items = "".join(f"<dt>{_escaped(name)}</dt><dd>{_fact(v)}</dd>" for name, v in facts.items())
     return f"<h2>Provenance</h2>\n<dl>{items}</dl>"
 
 
 def _fact(value: object) -> str:
     if isinstance(value, Mapping | list | tuple):
-        text = html.escape(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+        text = _escaped(json.dumps(value, indent=2, ensure_ascii=False, default=str))
         return f"<details><summary>show</summary><pre>{text}</pre></details>"
-    return html.escape(str(value))
+    return _escaped(str(value))

@@ -23,6 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 from rmjax.evaluate.bootstrap import Interval
 from rmjax.evaluate.discrimination import Histogram, Scorer
 from rmjax.evaluate.scaling import Point, PowerLaw
+from rmjax.terminal import printable
 
 BLUE, ORANGE, GREEN, GRAY = "#3f83d1", "#d97a1e", "#2f9e77", "#8a8a8a"
 LN2 = math.log(2)
@@ -40,6 +41,7 @@ _STYLE: dict[Any, Any] = {
     "grid.color": GRAY,
     "grid.alpha": 0.25,
     "text.color": _INK,
+    "text.parse_math": False,  # a name may have dollars in it
     "xtick.color": _INK,
     "ytick.color": _INK,
     "legend.frameon": False,
@@ -64,6 +66,7 @@ def svg(figure: Figure, label: str) -> str:
       figure: one of this module's figures.
       label: what it shows, for readers who cannot see it; also keeps ids apart within a page.
     """
+    label = printable(label)
     buffer = io.StringIO()
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": label}):
         figure.savefig(
@@ -152,7 +155,7 @@ def gap_distributions(gaps: Mapping[str, ArrayLike]) -> Figure:
     for (name, values), color in zip(gaps.items(), itertools.cycle(colors), strict=False):
         values_P = np.asarray(values, np.float64)
         shares_B = np.histogram(values_P / max(float(values_P.max()), 1e-12), edges_E)[0] / len(values_P)
-        axes.stairs(shares_B, edges_E, color=color, label=name)
+        axes.stairs(shares_B, edges_E, color=color, label=_named(name))
     axes.set(xlabel="|Δr|, share of the largest", ylabel="share of pairs", xlim=(0, 1))
     axes.legend()
     return figure
@@ -174,10 +177,10 @@ def accuracy_by_policy(scorer: Scorer, baselines: Mapping[str, Scorer]) -> Figur
     styles = zip(baselines.items(), (("o", ORANGE), ("D", GREEN)) * 2, strict=False)
     for (name, baseline), (marker, color) in styles:
         values = [_value(baseline["policies"][policy]) for policy in names]
-        label = name.replace("_", " ")
+        label = _named(name.replace("_", " "))
         axes.plot(values, rows_P, marker, color=color, markersize=4.5, label=label, zorder=4)
     axes.axvline(0.5, color=_INK, linestyle="--", linewidth=1, label="chance")
-    axes.set_yticks(rows_P, [_shortened(name) for name in names], fontsize=8)
+    axes.set_yticks(rows_P, [_shortened(_named(name)) for name in names], fontsize=8)
     axes.set_ylim(-0.7, len(names) - 0.3)
     axes.set_xlim(0, 1.03)
     axes.set_xlabel("accuracy (fraction of triples), 95 % interval")
@@ -200,8 +203,10 @@ def kind_matrix(kinds: Mapping[str, Mapping[str, Interval]]) -> Figure:
         ink = _INK if np.isnan(value) else _readable_on(colors(value))
         axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=8, color=ink)
     axes.invert_yaxis()
-    axes.set_xticks(np.arange(len(columns)) + 0.5, columns, rotation=35, ha="right", fontsize=8)
-    axes.set_yticks(np.arange(len(rows)) + 0.5, rows, fontsize=8)
+    axes.set_xticks(
+        np.arange(len(columns)) + 0.5, [_named(name) for name in columns], rotation=35, ha="right", fontsize=8
+    )
+    axes.set_yticks(np.arange(len(rows)) + 0.5, [_named(name) for name in rows], fontsize=8)
     axes.set_xlabel("kind of the other policy")
     axes.set_ylabel("kind of the policy")
     axes.grid(visible=False)
@@ -223,7 +228,7 @@ def routing_map(shares_ZLN: ArrayLike, types: Sequence[str] = ()) -> Figure:
     spread = max(1.0, float(np.nanmax(np.abs(percent_ZLN - 100 / N), initial=0.0)))
     for z, axes in enumerate(panels):
         mesh = axes.pcolormesh(percent_ZLN[z], cmap="RdBu_r", vmin=100 / N - spread, vmax=100 / N + spread)
-        axes.set_title(types[z] if types else f"type {z}")
+        axes.set_title(_named(types[z]) if types else f"type {z}")
         axes.set_xticks(np.arange(N) + 0.5, [str(n) for n in range(N)], fontsize=8)
         axes.set_xlabel("expert")
         axes.grid(visible=False)
@@ -251,9 +256,9 @@ def against_size(sizes: Sequence[int], panels: Mapping[str, Mapping[str, Sequenc
             color = (BLUE, ORANGE, GREEN, "#9467bd", "#c23b5a", GRAY)[number % 6]
             axes.errorbar(
                 shift * np.asarray(sizes), values_S, yerr=errors_2S, fmt="o-", color=color, markersize=3.5,
-                linewidth=1.2, elinewidth=1, label=name,
+                linewidth=1.2, elinewidth=1, label=_named(name),
             )  # fmt: skip
-        axes.set_title(label, loc="left", fontsize=10)
+        axes.set_title(_named(label), loc="left", fontsize=10)
     all_axes[-1].set(xscale="log", xlabel="new tasks in the training data")
     all_axes[-1].set_xticks(list(sizes), [str(size) for size in sizes])
     all_axes[-1].minorticks_off()
@@ -277,7 +282,9 @@ def growth(panels: Mapping[str, Sequence[tuple[float, Mapping[str, float]]]]) ->
                       markersize=4, linewidth=1.2, elinewidth=1)  # fmt: skip
         # Four times from the bottom to the top at least, so that what does not change looks flat.
         center, half = np.sqrt(low_P.min() * high_P.max()), max(2.0, 1.1 * np.sqrt(high_P.max() / low_P.min()))
-        axes.set(xscale="log", yscale="log", xlabel=label, ylabel="pairs/s", ylim=(center / half, center * half))
+        axes.set(
+            xscale="log", yscale="log", xlabel=_named(label), ylabel="pairs/s", ylim=(center / half, center * half)
+        )
         axes.set_xticks(list(values_P), [f"{x:,.0f}" if x < 1e4 else f"{x / 1e6:,.3g} M" for x in values_P])
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:.3g}")
@@ -303,7 +310,7 @@ def scaling_law(
     figure, (axes,) = _figure(3.8)
     colors = matplotlib.colormaps["viridis"](np.linspace(0.1, 0.85, max(len(runs), 1)))
     for (name, (compute, losses)), color in zip(runs.items(), colors, strict=False):
-        axes.plot(compute, losses, ".-", color=color, linewidth=1, markersize=5, label=name)
+        axes.plot(compute, losses, ".-", color=color, linewidth=1, markersize=5, label=_named(name))
     compute_P = np.asarray([point.compute for point in points])
     axes.plot(compute_P, [point.loss for point in points], "o", mfc="none", color=_INK,
               markersize=8, label="envelope")  # fmt: skip
@@ -341,7 +348,7 @@ def _draw_curves(axes: Axes, curves: Mapping[str, Curve]) -> None:
             mean_S = _running_mean(curve.values_S)
             axes.plot(curve.steps_S, mean_S, color=BLUE, linewidth=1.6, label="training")
         else:
-            label = name.removeprefix("eval/").rsplit("/", 1)[0].replace("_", " ")
+            label = _named(name.removeprefix("eval/").rsplit("/", 1)[0].replace("_", " "))
             axes.plot(curve.steps_S, curve.values_S, ".-", color=next(colors), label=label)
 
 
@@ -384,6 +391,11 @@ def _value(mean: Interval, field: str = "value") -> float:
 def _readable_on(color: tuple[float, float, float, float]) -> str:
     red, green, blue, _ = color
     return "#111111" if 0.3 * red + 0.6 * green + 0.1 * blue > 0.5 else "#ffffff"
+
+
+def _named(name: str) -> str:
+    """A name from data as a label. Matplotlib leaves labels that begin with an underscore out of a legend."""
+    return printable(f" {name}" if name.startswith("_") else name)
 
 
 def _shortened(name: str, limit: int = 26) -> str:

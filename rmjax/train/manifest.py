@@ -18,27 +18,38 @@ _READERS = 8  # files hashed at once: reading and SHA-256 leave Python's lock al
 _log = logging.getLogger(__name__)
 
 
-def write_manifest(path: Path) -> None:
-    """Seals the checkpoint `path`: flushes its files to the disk, then writes their manifest."""
+def write_manifest(path: Path, beside: Path | None = None) -> None:
+    """Seals the checkpoint `path`: flushes its files to the disk, then writes their manifest.
+
+    beside: another sealed folder that has to be there with it.
+    """
     found = sorted(file for file in path.rglob("*") if file.is_file())
     with ThreadPoolExecutor(_READERS) as pool:
         sealed = list(pool.map(_sealed, found))
     files = {str(file.relative_to(path)): entry for file, entry in zip(found, sealed, strict=True)}
     manifest = {"step": _step(path), "processes": jax.process_count(), "files": files}
+    if beside is not None:
+        manifest["beside"] = fingerprint(beside / MANIFEST)["sha256"]
     write_text(path / MANIFEST, json.dumps(manifest, indent=1))
+
+
+def needed_beside(path: Path) -> str | None:
+    """SHA-256 of the manifest of the folder that has to be there with the intact checkpoint `path`; None where none has to."""
+    return json.loads((path / MANIFEST).read_text(encoding="utf-8")).get("beside")
 
 
 def _sealed(file: Path) -> dict[str, Any]:
     with file.open("rb") as opened:
         os.fsync(opened.fileno())
-    return _fingerprint(file)
+    return fingerprint(file)
 
 
 def _step(path: Path) -> int | str:
     return int(path.name) if path.name.isdigit() else path.name
 
 
-def _fingerprint(file: Path) -> dict[str, Any]:
+def fingerprint(file: Path) -> dict[str, Any]:
+    """`size` in bytes and `sha256` of a file."""
     with file.open("rb") as opened:
         digest = hashlib.file_digest(opened, "sha256").hexdigest()
     return {"size": file.stat().st_size, "sha256": digest}
@@ -70,7 +81,7 @@ def find_damage(path: Path) -> str | None:
 def _digest(file: Path) -> str:
     """SHA-256; empty where the file has gone, as when the run that owns it deletes it meanwhile."""
     try:
-        return _fingerprint(file)["sha256"]
+        return fingerprint(file)["sha256"]
     except FileNotFoundError:
         return ""
 

@@ -1,8 +1,10 @@
 """Every file format, every way a file can be bad, and writing all or nothing."""
 
 import codecs
+import contextlib
 import dataclasses
 import errno
+import gzip
 import json
 import logging
 import os
@@ -13,11 +15,14 @@ import subprocess
 import sys
 
 import grain
+import pyarrow
+import pyarrow.parquet
 import pytest
 import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from rmjax.data import decompression
 from rmjax.data.readers import open_records, write_records
 from rmjax.data.record import Comparison, RecordError, parse
 
@@ -119,6 +124,9 @@ BROKEN_LINES = [
     (b'{"prompt": "p"}', "field `outputs`: missing"),
     (b'"prompt"', "not a JSON object"),
     (b"[" * 100_000, "broken JSON (nested too deeply)"),
+    (b'{"prompt": ' + b"1" * 5000 + b"}", "number with too many digits (Exceeds the limit"),
+    (b'{"margin": NaN}', "not a JSON number (NaN)"),
+    (b'{"margin": -Infinity}', "not a JSON number (-Infinity)"),
 ]
 
 
@@ -222,6 +230,108 @@ def test_damaged_files(tmp_path, suffix):
     with pytest.raises(RecordError, match="truncated zstd file|broken .* file") as caught:
         open_records(path, on_error="skip")
     assert caught.value.place == str(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "f.jsonl",
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
+            "a Git LFS pointer, .*`git lfs pull`",
+        ),
+        ("f.parquet", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "a Git LFS pointer"),
+        ("f.jsonl.gz", gzip.compress(b"{}"), "a gzip file; unpack it with `gunzip`"),
+        ("f.jsonl", gzip.compress(b"{}"), "a gzip file"),
+        ("f.jsonl", zstandard.compress(b"{}"), r"a zstd file; give its name the ending \.jsonl\.zst"),
+        ("f.jsonl", '{"prompt": "p"}'.encode("utf-16"), "text in UTF-16; convert it to UTF-8"),
+        ("f.parquet", b"PAR1 and no more", "broken Parquet file"),
+        ("f.jsonl", json.dumps(LINES).encode(), r":1: a JSON array, not JSON lines; .*`jq -c '\.\[\]' .*f\.jsonl`"),
+        ("f.jsonl", b"\n" + json.dumps(LINES, indent=2).encode(), ":2: a JSON array, not JSON lines"),
+        (
+            "f.jsonl",
+            json.dumps(LINES[0], indent=2).encode(),
+            ":1: an object over several lines, not JSON lines; .*`jq -c . ",
+        ),
+    ],
+)
+@pytest.mark.parametrize("on_error", ["raise", "skip"])
+def test_what_a_file_is_instead(tmp_path, name, content, message, on_error):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(RecordError, match=rf"{name}(:1|:2|:.)?.*{message}"):
+        open_records(tmp_path / name, on_error)
+
+
+def test_invalid_utf8_in_parquet_is_one_bad_row(tmp_path):
+    path = tmp_path / "f.parquet"
+    texts = pyarrow.array([b"a", b"\xff\xfe", b"c"]).view(pyarrow.string())
+    pyarrow.parquet.write_table(pyarrow.table({"prompt": ["p", "q", "r"], "output": texts}), path)
+    with pytest.raises(RecordError, match=r"f\.parquet:2: field `output`: not UTF-8 \(byte 1 of a text is 0xff\)"):
+        open_records(path)
+    assert open_records(path, "skip").skipped == {"output: not UTF-8": 1}
+
+
+def test_a_damaged_chunk_of_array_record_is_one_bad_row(tmp_path):
+    path = tmp_path / "f.array_record"
+    write_records(path, RECORDS)
+    content = bytearray(path.read_bytes())
+    content[content.index(b'"prompt": "q"')] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(
+        RecordError, match=r"f\.array_record:2: damaged ArrayRecord chunk \(.*hash mismatch.*\); write or download"
+    ):
+        open_records(path)
+    assert len(open_records(path, "skip")) == 2
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(place=st.floats(0, 1, exclude_max=True), value=st.integers(1, 255))
+@pytest.mark.parametrize("suffix", [".jsonl.zst", ".parquet"])
+def test_any_damaged_byte_is_a_record_error_or_none(tmp_path, suffix, place, value):
+    path = tmp_path / f"f{suffix}"
+    write_records(path, RECORDS)
+    content = bytearray(path.read_bytes())
+    content[int(place * len(content))] ^= value
+    path.write_bytes(content)
+    with contextlib.suppress(RecordError):
+        list(open_records(path, on_error="skip"))
+
+
+def test_a_parquet_file_in_a_folder_with_a_key_in_its_name_has_its_own_columns(tmp_path):
+    folder = tmp_path / "category=x"
+    folder.mkdir()
+    write_records(folder / "f.parquet", RECORDS)
+    assert without_place(open_records(folder / "f.parquet")) == RECORDS
+
+
+@pytest.mark.parametrize("suffix", [".jsonl.zst", ".parquet"])
+def test_a_file_that_grows_beyond_the_limit_says_how_to_raise_it(tmp_path, monkeypatch, suffix):
+    path = tmp_path / f"f{suffix}"
+    write_records(path, [dataclasses.replace(RECORDS[0], prompt="p" * 100_000)])
+    open_records(path)
+    monkeypatch.setenv("RMJAX_MAX_DECOMPRESSED", "50000")
+    message = r"takes more memory than is sensible \(.* bytes become more than 50,000\).*set RMJAX_MAX_DECOMPRESSED in the env"
+    with pytest.raises(RecordError, match=message):
+        open_records(path, on_error="skip")
+    monkeypatch.setenv("RMJAX_MAX_DECOMPRESSED", "much")
+    with pytest.raises(RecordError, match="RMJAX_MAX_DECOMPRESSED: is 'much', not a number of bytes"):
+        open_records(path)
+
+
+def test_decompression_stops_soon_after_the_limit(tmp_path):
+    path = tmp_path / "blanks.zst"
+    stream = zstandard.ZstdCompressor().compressobj()
+    path.write_bytes(b"".join(stream.compress(bytes(2**20)) for _ in range(100)) + stream.flush())
+    taken, limit = [], 2**20
+    with path.open("rb") as file:
+        for piece in decompression._pieces(file, ""):
+            taken.append(len(piece))
+            if sum(taken) > limit:
+                break
+    assert sum(taken) < 2**26 < 100 * 2**20
+    with pytest.raises(RecordError, match="more than 1,048,576"):
+        decompression.decompress(path, limit)
+    assert decompression.sensible_limit(path.stat().st_size) == 2**26
 
 
 def test_zstd_of_something_else(tmp_path):

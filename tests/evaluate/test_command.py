@@ -17,6 +17,7 @@ from rmjax.data import sources
 from rmjax.data.preferences import PREFERENCE_SETS
 from rmjax.data.record import RecordError
 from rmjax.evaluate.comparisons import ScoreError
+from rmjax.locks import InUseError, locked
 from rmjax.train.checkpoint import CheckpointError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -92,6 +93,19 @@ def write_rows(path, content):
 def use(monkeypatch, scorer):
     monkeypatch.setattr(command, "load_model", lambda path: scorer)
     return scorer
+
+
+def test_two_evaluations_into_one_file(options, monkeypatch):
+    scorer = use(monkeypatch, LengthScorer())
+    options.out.parent.mkdir()
+    with (
+        locked(options.out),
+        pytest.raises(InUseError, match="is in use by another run .*name another file with --out"),
+    ):
+        command.evaluate(options)
+    assert not scorer.seen
+    command.evaluate(options)
+    assert not [path for path in options.out.parent.iterdir() if path.name.startswith(".")]
 
 
 def test_files_and_numbers(options, monkeypatch):

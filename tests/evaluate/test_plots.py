@@ -100,3 +100,29 @@ def test_lines_against_size_stand_side_by_side_with_their_intervals():
     (bars,) = full.lines[2]
     np.testing.assert_allclose(bars.get_segments()[0][:, 1], [0.4, 0.7])
     assert "svg" in plots.svg(figure, "forgetting")
+
+
+NAMES = ("$^$", "_hidden", "\x1b[31mred", "\ud800", "--><script>", "")
+
+
+def test_any_name_can_be_drawn_and_is_shown_as_it_is():
+    interval = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 9}
+    scorer = {"overall": interval, "ties": 0, "policies": dict.fromkeys(NAMES, interval)}
+    curve = plots.Curve(np.arange(9.0), np.linspace(0.7, 0.3, 9))
+    runs = {name: ([1e12 * (i + 1), 1e13 * (i + 1)], [0.6 - i / 30, 0.5 - i / 30]) for i, name in enumerate(NAMES)}
+    points = envelope(runs)
+    law = fit_power_law([p.compute for p in points], [p.loss for p in points])
+    figures = [
+        plots.accuracy_by_policy(scorer, {name: scorer for name in NAMES[:4]}),
+        plots.kind_matrix({name: dict.fromkeys(NAMES, interval) for name in NAMES}),
+        plots.gap_distributions(dict.fromkeys(NAMES, [0.5, 1.0])),
+        plots.learning_curves({f"eval/{name}/accuracy": curve for name in NAMES}),
+        plots.routing_map(np.full((len(NAMES), 2, 2), 0.5), NAMES),
+        plots.against_size([1, 10], {name: dict.fromkeys(NAMES, [interval] * 2) for name in NAMES}),
+        plots.growth({name: [(1.0, {"median": 2.0, "low": 1.0, "high": 3.0})] * 2 for name in NAMES}),
+        plots.scaling_law(runs, points, law),
+    ]
+    for figure in figures:
+        drawn = plots.svg(figure, NAMES[0] + NAMES[2] + NAMES[3])
+        assert "$^$" in drawn and r"\x1b[31mred" in drawn and "hidden" in drawn
+        assert not {"\x1b", "\ud800"} & set(drawn) and "<script>" not in drawn

@@ -7,6 +7,7 @@ import pytest
 from rmjax.data.record import Comparison
 from rmjax.evaluate.score_log import ScoreLog, fingerprint_comparisons, fingerprint_files
 from rmjax.files import write_text
+from rmjax.locks import locked
 
 FINGERPRINT = {"model": "m", "data": "d"}
 
@@ -86,7 +87,7 @@ def test_a_full_disk_is_named_and_loses_no_whole_line(tmp_path):
 def test_a_full_disk_leaves_the_old_result(tmp_path):
     path = tmp_path / "result.json"
     write_text(path, "old")
-    with room_for(10), pytest.raises(OSError, match=r"cannot write .*result\.json: File too large"):
+    with room_for(10), pytest.raises(OSError, match=r"cannot write \(File too large\): '.*result\.json'"):
         write_text(path, "new" * 10)
     assert path.read_text() == "old"
     assert [file.name for file in tmp_path.iterdir()] == ["result.json"]
@@ -123,3 +124,10 @@ def test_data_fingerprint_follows_what_scores_depend_on():
     prints = {fingerprint_comparisons([other]) for other in others}
     assert len(prints | {fingerprint_comparisons([row])}) == 5
     assert fingerprint_comparisons([row, row]) != fingerprint_comparisons([row])
+
+
+def test_the_fingerprint_does_not_change_while_a_run_holds_the_folder(tmp_path):
+    (tmp_path / "weights").write_bytes(b"w")
+    before = fingerprint_files(tmp_path)
+    with locked(tmp_path):
+        assert fingerprint_files(tmp_path) == before

@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 
+from rmjax.locks import locked
 from rmjax.reward_model import CHECKPOINTS
 from rmjax.train import checkpoint
 from rmjax.train.checkpoint import Checkpoints
@@ -112,6 +113,14 @@ def test_a_workdir_that_cannot_be_written(home, tmp_path, capsys):
         assert f"--workdir={workdir} cannot be written (" in only_error(capsys)
 
 
+def test_a_workdir_that_another_run_holds(home, tmp_path, capsys):
+    with locked(tmp_path):
+        assert execute(configured(home), tmp_path) == 1
+    error = only_error(capsys)
+    assert not list(tmp_path.iterdir())
+    assert f"{tmp_path} is in use by another run (pid {os.getpid()} on " in error and "use another workdir" in error
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_workdir_without_permission(home, tmp_path, capsys):
     tmp_path.chmod(0o500)
@@ -120,7 +129,7 @@ def test_a_workdir_without_permission(home, tmp_path, capsys):
 
 
 def test_a_full_disk(home, tmp_path, capsys, monkeypatch):
-    def full(path):
+    def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(checkpoint, "write_manifest", full)

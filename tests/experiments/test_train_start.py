@@ -128,6 +128,10 @@ def test_other_lengths_are_warned_of(model, caplog):
             "--config=configs/polar/finetune.py:rmb_bon_dev",
             "rmb_bon_dev is not a set to train on; there are hh_harmless",
         ),
+        (
+            "--config=configs/polar/pretrain.py --workdir=gs://bucket/run",
+            "--workdir=gs://bucket/run is a URL; mount the bucket",
+        ),
         ("--nosuchflag", "Unknown command line flag 'nosuchflag'"),
         (
             "--config=configs/polar/pretran.py:x",
@@ -137,7 +141,7 @@ def test_other_lengths_are_warned_of(model, caplog):
 )
 def test_wrong_flags_are_one_line(tmp_path, flag, message):
     done = subprocess.run(
-        [sys.executable, "-m", "experiments.train", f"--workdir={tmp_path}", flag],
+        [sys.executable, "-m", "experiments.train", f"--workdir={tmp_path}", *flag.split()],
         cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 1

@@ -51,8 +51,13 @@ def _interleave(weight: np.ndarray, heads: int) -> np.ndarray:
     return weight.reshape(heads, 2, out // heads // 2, width).swapaxes(1, 2).reshape(out, width)
 
 
+def _add(writer: gguf.GGUFWriter, name: str, value: Any) -> None:
+    kinds = {bool: writer.add_bool, int: writer.add_int32, float: writer.add_float32, str: writer.add_string}
+    kinds.get(type(value), writer.add_array)(name, value)
+
+
 def _write(
-    path: Path, config, tensors: dict[str, np.ndarray], architecture: str = "llama", skip: str = "", **more: str
+    path: Path, config, tensors: dict[str, np.ndarray], architecture: str = "llama", skip: str = "", **more: Any
 ) -> Path:
     writer = gguf.GGUFWriter(path, architecture)
     sizes = {
@@ -60,16 +65,18 @@ def _write(
         "feed_forward_length": config.mlp_width, "attention.head_count": config.heads,
         "attention.head_count_kv": config.kv_heads,
     }  # fmt: skip
-    for name, size in sizes.items():
-        if name != skip:
-            writer.add_uint32(f"llama.{name}", size)
-    writer.add_float32("llama.rope.freq_base", config.rope_theta)
-    writer.add_float32("llama.attention.layer_norm_rms_epsilon", config.norm_epsilon)
-    for name, text in ({"tokenizer.ggml.pre": "smollm"} | more).items():
-        writer.add_string(name, text)
-    writer.add_token_list(TOKENS)
-    writer.add_token_types([3] + [1] * (len(TOKENS) - 1))
-    writer.add_token_merges(["a b"])
+    fields = {f"llama.{name}": size for name, size in sizes.items()} | {
+        "llama.rope.freq_base": float(config.rope_theta),
+        "llama.attention.layer_norm_rms_epsilon": float(config.norm_epsilon),
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "smollm",
+        "tokenizer.ggml.tokens": TOKENS,
+        "tokenizer.ggml.token_type": [3] + [1] * (len(TOKENS) - 1),
+        "tokenizer.ggml.merges": ["a b"],
+    }
+    for name, value in (fields | more).items():
+        if name.removeprefix("llama.") != skip:
+            _add(writer, name, value)
     for name, value in tensors.items():
         if name != skip:
             writer.add_tensor(name, np.ascontiguousarray(value))
@@ -113,22 +120,106 @@ def test_names_an_unknown_architecture(tiny_config, random_params, tmp_path):
         load_gguf(_write(tmp_path / "tiny.gguf", tiny_config, tensors, architecture="gemma3"))
 
 
+@pytest.fixture(scope="module")
+def tiny_tensors(tiny_config, random_params) -> dict[str, np.ndarray]:
+    return _tensors(random_params(tiny_config), tiny_config)
+
+
 @pytest.mark.parametrize(
-    ("field", "text", "message"),
+    ("field", "value", "message"),
     [
-        ("tokenizer.ggml.pre", "llama-bpe", "pre-tokenizer 'llama-bpe' is not supported; supported: smollm"),
-        ("llama.rope.scaling.type", "yarn", "llama.rope.scaling.type: scaled rotary embeddings are not supported"),
+        ("tokenizer.ggml.pre", "llama-bpe", "is 'llama-bpe', supported: smollm"),
+        ("tokenizer.ggml.model", "llama", "is 'llama', supported: gpt2"),
+        ("tokenizer.ggml.add_bos_token", True, "is True, supported: False"),
+        ("tokenizer.ggml.add_eos_token", True, "is True, supported: False"),
+        ("tokenizer.ggml.add_space_prefix", True, "is True, supported: False"),
+        ("tokenizer.ggml.token_type", [3, 4] + [1] * 95, "1 tokens of other types than .*, 'a' of type 4 first"),
+        ("tokenizer.ggml.token_type", [3], "1 entries for 97 tokens"),
+        ("tokenizer.ggml.tokens", ["a"] * 97, "96 tokens twice"),
+        ("tokenizer.ggml.tokens", "a", "it has to be an array"),
+        ("tokenizer.ggml.merges", ["a b", "ab"], "entry 1, 'ab', is not two tokens that make a third"),
+        ("tokenizer.ggml.merges", ["b a"], "entry 0, 'b a', is not two tokens"),
+        ("llama.rope.scaling.type", "yarn", "is 'yarn', supported: none, linear"),
+        ("llama.rope.scaling.attn_factor", 2.0, "is 2.0, supported: 0, 1"),
+        ("llama.rope.dimension_count", 2, "is 2, supported: the head width"),
+        ("llama.rope.freq_base", -1.0, "a number above 0"),
+        ("llama.attention.value_length", 2, "is 2, supported: the head width"),
+        ("llama.attention.scale", 0.25, "is 0.25, supported: 0, or"),
+        ("llama.attention.sliding_window", 16, "is 16, supported: 0, or the context length"),
+        ("llama.attention.clamp_kqv", 8.0, "is 8.0, supported: 0"),
+        ("llama.attention.causal", False, "is False, supported: True"),
+        ("llama.attention.head_count", [4, 4], "is an array, .*; layers of different sizes are not supported"),
+        ("llama.attention.head_count_kv", [2, 2], "is an array, .*; layers of different sizes are not supported"),
+        ("llama.attention.head_count", 0, "it has to be 1 or more"),
+        ("llama.attention.head_count", 5, "does not divide"),
+        ("llama.attention.key_length", 4, "tensor `blk.0.attn_.*` has shape .*, and by the fields it has"),
+        ("llama.feed_forward_length", 12, "tensor `blk.0.ffn_.*` has shape .*, and by the fields it has"),
+        ("llama.logit_scale", 0.5, "is 0.5, supported: 0, 1"),
+        ("llama.residual_scale", 0.5, "is 0.5, supported: 0, 1"),
+        ("llama.embedding_scale", 12.0, "is 12.0, supported: 0, 1"),
+        ("llama.final_logit_softcapping", 30.0, "is 30.0, supported: 0"),
+        ("llama.expert_count", 8, "is 8, supported: 0"),
+        ("llama.vocab_size", 96, "is 96, supported: the number of tokens"),
+        ("llama.new_idea", 1, "is 1, an unknown field"),
+        ("general.type", "adapter", "is 'adapter', supported: model"),
+        ("split.count", 2, "is 2, supported: 0, 1"),
     ],
 )
-def test_names_what_would_silently_be_computed_otherwise(tiny_config, random_params, tmp_path, field, text, message):
-    tensors = _tensors(random_params(tiny_config), tiny_config)
-    with pytest.raises(GGUFError, match=message):
-        load_gguf(_write(tmp_path / "tiny.gguf", tiny_config, tensors, **{field: text}))
+def test_refuses_what_would_silently_be_computed_otherwise(tiny_config, tiny_tensors, tmp_path, field, value, message):
+    path = _write(tmp_path / "tiny.gguf", tiny_config, tiny_tensors, **{field: value})
+    with pytest.raises(GGUFError, match=message) as caught:
+        load_gguf(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert field in str(caught.value) or "tensor" in str(caught.value)
+
+
+def test_lists_all_fields_that_it_refuses(tiny_config, tiny_tensors, tmp_path):
+    more = {"llama.attention.clamp_kqv": 8.0, "llama.one": 1, "tokenizer.ggml.two": "x"}
+    with pytest.raises(GGUFError, match="clamp_kqv.*llama.one.*tokenizer.ggml.two"):
+        load_gguf(_write(tmp_path / "tiny.gguf", tiny_config, tiny_tensors, **more))
+
+
+def test_neutral_values_and_descriptions_change_nothing(tiny_config, tiny_tensors, tmp_path):
+    width = tiny_config.head_width
+    more = {
+        "llama.rope.dimension_count": width, "llama.attention.key_length": width, "llama.attention.value_length": width,
+        "llama.attention.scale": width**-0.5, "llama.attention.sliding_window": 0, "llama.attention.clamp_kqv": 0.0,
+        "llama.attention.causal": True, "llama.logit_scale": 1.0, "llama.expert_count": 0, "llama.vocab_size": len(TOKENS),
+        "llama.rope.scaling.type": "none", "llama.rope.scaling.factor": 8.0, "llama.rope.scaling.finetuned": False,
+        "tokenizer.ggml.add_bos_token": False, "tokenizer.ggml.bos_token_id": 0, "tokenizer.ggml.scores": [0.0] * len(TOKENS),
+        "tokenizer.chat_template": "{{ x }}", "general.quantization_version": 2, "general.base_model.0.name": "base",
+        "general.type": "model", "quantize.imatrix.file": "x", "mradermacher.quantize_version": "2",
+    }  # fmt: skip
+    plain = load_gguf(_write(tmp_path / "plain.gguf", tiny_config, tiny_tensors))
+    found = load_gguf(_write(tmp_path / "more.gguf", tiny_config, tiny_tensors, **more))
+    assert found[0] == plain[0]
+    assert found[2].to_json() == plain[2].to_json()
+    jax.tree.map(np.testing.assert_array_equal, found[1], plain[1])
+
+
+@pytest.mark.parametrize("field", ["llama.rope.scaling.factor", "llama.rope.scale_linear"])
+def test_reads_linear_position_interpolation(tiny_config, tiny_tensors, tmp_path, field):
+    assert load_gguf(_write(tmp_path / "f.gguf", tiny_config, tiny_tensors, **{field: 4.0}))[0].rope_scale == 4.0
+
+
+def test_a_key_length_of_its_own_is_the_head_width(tiny_config, random_params, tmp_path):
+    config = dataclasses.replace(tiny_config, head_width=2 * tiny_config.head_width)
+    path = tmp_path / "wide.gguf"
+    _write(path, config, _tensors(random_params(config), config), **{"llama.attention.key_length": config.head_width})
+    assert load_gguf(path)[0].head_width == config.head_width
 
 
 def test_names_an_absent_file(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"absent\.gguf: no such GGUF file"):
         load_gguf(tmp_path / "absent.gguf")
+
+
+def test_names_a_git_lfs_pointer(tmp_path):
+    (tmp_path / "f.gguf").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    with pytest.raises(
+        GGUFError, match=r"f\.gguf: a Git LFS pointer, not the file itself; fetch it with `git lfs pull`"
+    ):
+        load_gguf(tmp_path / "f.gguf")
 
 
 @pytest.mark.parametrize("content", [b"", b"GG", b"not a model at all, but long enough to have a header"])

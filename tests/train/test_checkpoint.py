@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
 
@@ -110,7 +111,7 @@ def test_the_old_one_goes_only_after_the_new_manifest(tmp_path, monkeypatch):
     checkpoints = Checkpoints(tmp_path, keep=1)
     checkpoints.save(1, {"w": jnp.ones(1)}, {}, wait=True)
 
-    def power_cut(path):
+    def power_cut(*_):
         raise OSError("power cut")
 
     monkeypatch.setattr(checkpoint, "write_manifest", power_cut)
@@ -282,6 +283,24 @@ def test_a_full_disk_is_an_error_and_the_checkpoint_before_stays(small_disk):
     assert not (small_disk / "20").exists()
     checkpoints.save(30, make_state(30), {}, wait=True)
     assert checkpoints.latest() == 30
+
+
+def test_no_thread_is_left_waiting_where_no_folder_can_be_made(tmp_path, monkeypatch):
+    def in_the_way(file, text):
+        shutil.rmtree(file.parent)
+        file.parent.write_text("")
+
+    before = set(threading.enumerate())
+    monkeypatch.setattr(checkpoint, "write_text", in_the_way)
+    with pytest.raises(CheckpointError, match=f"{tmp_path}/1: a file stands"), Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, {"w": jnp.ones(1)}, {})
+    assert set(threading.enumerate()) <= before  # orbax's would hold up the process's end for 300 s
+
+
+def test_a_url_is_refused(tmp_path):
+    for directory in ("gs://bucket/run", Path("gs://bucket/run")):
+        with pytest.raises(ValueError, match="gs://bucket/run is a URL; mount the bucket"):
+            Checkpoints(directory)
 
 
 def start(script: str, *arguments: object, **environment: str) -> subprocess.Popen:
@@ -486,3 +505,25 @@ def test_damaged_constant_arrays_are_an_error(tmp_path):
     with pytest.raises(CheckpointError, match="constant is damaged, and every checkpoint beside it needs it.*SHA-256"):
         checkpoints.restore(abstract(two_parts(0)))
     assert (tmp_path / "2").is_dir()
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_missing_constant_arrays_are_named_as_such(tmp_path, monkeypatch, recorded):
+    if not recorded:  # as by older versions
+        monkeypatch.setattr(checkpoint, "write_manifest", lambda path, beside=None: manifest.write_manifest(path))
+    checkpoints = with_constant(tmp_path, 1)
+    shutil.rmtree(tmp_path / "constant")
+    with pytest.raises(CheckpointError, match="constant is .*missing.* bring back"):
+        checkpoints.restore(abstract(two_parts(0)))
+    if recorded:
+        with pytest.raises(CheckpointError, match="constant is damaged.*the folder is missing"):
+            Checkpoints(tmp_path).metadata()
+
+
+def test_constant_arrays_of_another_run_are_an_error(tmp_path):
+    with_constant(tmp_path / "a", 1)
+    with_constant(tmp_path / "b", 1, base=8.0)
+    shutil.rmtree(tmp_path / "a" / "constant")
+    shutil.copytree(tmp_path / "b" / "constant", tmp_path / "a" / "constant")
+    with pytest.raises(CheckpointError, match="not the folder that 1 was saved with"):
+        Checkpoints(tmp_path / "a").metadata()

@@ -1,0 +1,218 @@
+"""What the metadata of a GGUF file says: a whitelist, so that no field that changes the model is ignored in silence.
+
+The names are those of llama.cpp (`gguf.constants.Keys`), and so are the meanings of absent values and of 0.
+"""
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from rmjax.models.transformer import TransformerConfig
+
+Fields = Mapping[str, Any]
+ARCHITECTURES = ("llama",)
+PRE_TOKENIZERS = ("smollm",)  # llama.cpp's names of what `Tokenizer.from_bpe` does
+CONTROL = 3  # GGUF token type of special tokens
+_TOKEN_TYPES = {1: "normal", CONTROL: "control", 5: "unused"}
+_SHOWN = 5  # names in a message
+
+# Fields that change nothing that is computed here: names, licenses, how to sample, how the file was made, what stop tokens
+# are (formats name theirs), and what no byte-level BPE reads (scores).
+_DESCRIPTIVE = re.compile(
+    r"GGUF\.\w+|general\.(?!type$).+|quantize\..+|mradermacher\..+|split\.(no|tensors\.count)"
+    r"|tokenizer\.chat_templates?(\..+)?|tokenizer\.huggingface\.json|tokenizer\.ggml\.\w+_token_ids?|tokenizer\.ggml\.scores"
+    r"|llama\.rope\.scaling\.(finetuned|original_context_length)"
+)
+_READ = frozenset(
+    {
+        "llama.block_count", "llama.context_length", "llama.embedding_length", "llama.feed_forward_length",
+        "llama.attention.head_count", "llama.attention.head_count_kv", "llama.attention.key_length",
+        "llama.attention.layer_norm_rms_epsilon", "llama.rope.freq_base", "llama.rope.scaling.factor", "llama.rope.scale_linear",
+        "tokenizer.ggml.tokens", "tokenizer.ggml.token_type", "tokenizer.ggml.merges",
+    }
+)  # fmt: skip
+# Field → the values at which it changes nothing.
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "general.type": ("model",),
+    "split.count": (0, 1),
+    "llama.rope.scaling.type": ("none", "linear"),
+    "llama.rope.scaling.attn_factor": (0, 1),
+    "llama.attention.clamp_kqv": (0,),
+    "llama.attention.max_alibi_bias": (0,),
+    "llama.attention.causal": (True,),
+    "llama.attn_logit_softcapping": (0,),
+    "llama.final_logit_softcapping": (0,),
+    "llama.logit_scale": (0, 1),
+    "llama.residual_scale": (0, 1),
+    "llama.embedding_scale": (0, 1),
+    "llama.expert_count": (0,),
+    "llama.expert_used_count": (0,),
+    "llama.use_parallel_residual": (False,),
+    "llama.pooling_type": (0,),
+    "llama.tensor_data_layout": ("Meta AI original pth",),
+    "tokenizer.ggml.model": ("gpt2",),
+    "tokenizer.ggml.pre": PRE_TOKENIZERS,
+    "tokenizer.ggml.add_bos_token": (False,),
+    "tokenizer.ggml.add_eos_token": (False,),
+    "tokenizer.ggml.add_sep_token": (False,),
+    "tokenizer.ggml.add_space_prefix": (False,),
+    "tokenizer.ggml.remove_extra_whitespaces": (False,),
+}
+# Field → whether a value changes nothing beside this architecture, and what would be right, in words.
+_FITTING: dict[str, tuple[Callable[[Any, TransformerConfig], bool], str]] = {
+    "llama.vocab_size": (lambda x, c: x == c.vocab_size, "the number of tokens"),
+    "llama.embedding_length_out": (lambda x, c: x in (0, c.width), "the width"),
+    "llama.rope.dimension_count": (lambda x, c: x == c.head_width, "the head width"),
+    "llama.attention.value_length": (lambda x, c: x == c.head_width, "the head width"),
+    "llama.attention.sliding_window": (lambda x, c: x == 0 or x >= c.max_positions, "0, or the context length or more"),
+    "llama.attention.scale": (
+        lambda x, c: x == 0 or math.isclose(x, c.head_width**-0.5, rel_tol=1e-6),
+        "0, or 1 / √(head width)",
+    ),
+}
+
+
+class GGUFError(ValueError):
+    """The file is not a GGUF file that this reader understands."""
+
+
+def architecture(fields: Fields, tied_embeddings: bool) -> TransformerConfig:
+    """The architecture that the fields describe.
+
+    Args:
+      fields: name → value, all fields of the file.
+      tied_embeddings: the file has no output matrix.
+
+    Raises:
+      GGUFError: a field is missing, is no number of its kind, or would change the model in a way that is not supported; all
+        of the last kind are named at once.
+    """
+    found = needed(fields, "general.architecture")
+    if found not in ARCHITECTURES:
+        raise GGUFError(f"GGUF architecture {found!r} is not supported; supported: {', '.join(ARCHITECTURES)}")
+    width, heads = _size(fields, "llama.embedding_length"), _size(fields, "llama.attention.head_count")
+    if "llama.attention.key_length" not in fields and width % heads:
+        raise GGUFError(
+            f"GGUF field `llama.attention.head_count` is {heads}, which does not divide `llama.embedding_length`, {width}, and "
+            "there is no `llama.attention.key_length`; convert the model again"
+        )
+    config = TransformerConfig(
+        vocab_size=len(_strings(fields, "tokenizer.ggml.tokens")),
+        width=width,
+        depth=_size(fields, "llama.block_count"),
+        heads=heads,
+        kv_heads=_size(fields, "llama.attention.head_count_kv"),
+        head_width=_size(fields, "llama.attention.key_length", width // heads),
+        mlp_width=_size(fields, "llama.feed_forward_length"),
+        rope_theta=_positive(fields, "llama.rope.freq_base"),
+        rope_scale=_rope_scale(fields),
+        norm_epsilon=round(_positive(fields, "llama.attention.layer_norm_rms_epsilon"), 12),
+        tied_embeddings=tied_embeddings,
+        max_positions=_size(fields, "llama.context_length"),
+    )
+    if config.head_width % 2:
+        raise GGUFError(f"the head width is {config.head_width}, and rotary embeddings need an even one")
+    _refuse_unsupported(fields, config)
+    return config
+
+
+def needed(fields: Fields, name: str) -> Any:
+    """A field's value; GGUFError where it is missing."""
+    if fields.get(name) is None:
+        raise GGUFError(f"GGUF field `{name}` is missing")
+    return fields[name]
+
+
+def vocabulary(fields: Fields) -> tuple[list[str], list[str], list[str]]:
+    """(tokens, merges, special tokens) of a byte-level BPE.
+
+    Raises:
+      GGUFError: one is missing, tokens occur twice, are of a type that changes how texts are read, or a merge is none.
+    """
+    for name in ("tokenizer.ggml.model", "tokenizer.ggml.pre"):
+        needed(fields, name)
+    tokens, types, merges = (_strings(fields, f"tokenizer.ggml.{name}") for name in ("tokens", "token_type", "merges"))
+    if len(types) != len(tokens):
+        raise GGUFError(f"GGUF field `tokenizer.ggml.token_type` has {len(types)} entries for {len(tokens)} tokens")
+    known = set(tokens)
+    if len(known) < len(tokens):
+        raise GGUFError(f"GGUF field `tokenizer.ggml.tokens` has {len(tokens) - len(known)} tokens twice")
+    if other := [(token, kind) for token, kind in zip(tokens, types, strict=True) if kind not in _TOKEN_TYPES]:
+        raise GGUFError(
+            f"GGUF field `tokenizer.ggml.token_type` has {len(other)} tokens of other types than "
+            f"{_listed(_TOKEN_TYPES.values())}, {other[0][0]!r} of type {other[0][1]} first: such tokens are found in texts "
+            "before any merge, which is not supported; use a model without them"
+        )
+    for number, merge in enumerate(merges):
+        parts = merge.split(" ")
+        if len(parts) != 2 or not known.issuperset([*parts, "".join(parts)]):
+            raise GGUFError(
+                f"GGUF field `tokenizer.ggml.merges`: entry {number}, {merge!r}, is not two tokens that make a third; "
+                "convert the model again"
+            )
+    return tokens, merges, [token for token, kind in zip(tokens, types, strict=True) if kind == CONTROL]
+
+
+def _strings(fields: Fields, name: str) -> list[Any]:
+    found = needed(fields, name)
+    if not isinstance(found, list):
+        raise GGUFError(f"GGUF field `{name}` is {found!r}; it has to be an array")
+    return found
+
+
+def _size(fields: Fields, name: str, absent: int | None = None) -> int:
+    found = absent if absent is not None and name not in fields else needed(fields, name)
+    if isinstance(found, list):
+        raise GGUFError(
+            f"GGUF field `{name}` is an array, {found[:_SHOWN]} …; layers of different sizes are not supported"
+        )
+    if isinstance(found, bool) or not isinstance(found, int) or found < 1:
+        raise GGUFError(f"GGUF field `{name}` is {found!r}; it has to be 1 or more")
+    return found
+
+
+def _positive(fields: Fields, name: str) -> float:
+    found = needed(fields, name)
+    if isinstance(found, bool) or not isinstance(found, int | float) or not 0 < found < math.inf:
+        raise GGUFError(f"GGUF field `{name}` is {found!r}; it has to be a number above 0")
+    return float(found)
+
+
+def _rope_scale(fields: Fields) -> float:
+    """Linear position interpolation; llama.cpp takes a factor without a type as linear, and 0 as none."""
+    name = next((n for n in ("llama.rope.scaling.factor", "llama.rope.scale_linear") if fields.get(n)), None)
+    if name is None or fields.get("llama.rope.scaling.type") == "none":
+        return 1.0
+    return _positive(fields, name)
+
+
+def _refuse_unsupported(fields: Fields, config: TransformerConfig) -> None:
+    faults = [fault for name, value in fields.items() if (fault := _fault(name, value, config))]
+    if faults:
+        raise GGUFError(
+            f"GGUF fields change the model or its tokens and are not supported: {'; '.join(faults)}; use a model without them"
+        )
+
+
+def _fault(name: str, value: Any, config: TransformerConfig) -> str:
+    """What is wrong with a field; empty where it is read, changes nothing, or only describes."""
+    shown = f"`{name}` is {_shortened(value)}"
+    if name in _NEUTRAL:
+        return "" if value in _NEUTRAL[name] else f"{shown}, supported: {_listed(_NEUTRAL[name])}"
+    if name in _FITTING:
+        fits, right = _FITTING[name]
+        number = isinstance(value, int | float)
+        return "" if number and fits(value, config) else f"{shown}, supported: {right}"
+    if name in _READ or _DESCRIPTIVE.fullmatch(name):
+        return ""
+    return f"{shown}, an unknown field"
+
+
+def _shortened(value: Any) -> str:
+    text = repr(value[:_SHOWN] if isinstance(value, list) else value)
+    return text if len(text) <= 60 else text[:60] + "…"
+
+
+def _listed(values: Any) -> str:
+    return ", ".join(map(str, values))
