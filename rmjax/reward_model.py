@@ -16,7 +16,7 @@ from rmjax.data.record import Comparison, RecordError, parse
 from rmjax.data.tokenizer import Tokenizer
 from rmjax.files import write_text
 from rmjax.hub.adapters import fingerprint, frozen_layers, load_adapter
-from rmjax.models.attention import refusal
+from rmjax.models.attention import kernels_for, refusal
 from rmjax.models.forest import Forest
 from rmjax.models.lora import AdapterConfig, merged
 from rmjax.models.parameters import ParameterError, check_same, flat, merge
@@ -55,7 +55,8 @@ def load_description(directory: Path) -> tuple[TransformerConfig, Format, Tokeni
         transformer = dict(described["transformer"])
         adapter = transformer.pop("adapter", None)  # older descriptions lack it
         config = TransformerConfig(**transformer, adapter=AdapterConfig(**adapter) if adapter else None)
-        if config.attention == "pallas" and refusal(jax.default_backend(), config.attention_block, config.head_width):
+        kernels = kernels_for(jax.default_backend())
+        if config.attention == "pallas" and refusal(kernels, config.attention_block, config.head_width, config.dtype):
             config = dataclasses.replace(config, attention="blockwise")
         parts = config, Format(**described["format"])
     except (json.JSONDecodeError, KeyError, TypeError) as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -29,6 +30,11 @@ class Order:
     measure: str = "fraction"  # of strength: fraction, 2p − 1 | values, the mean difference of the voters' values
     scale: float = 1.0  # factor of margin (in units of reward) or weight
     without_votes: str = "refuse"  # records without votes: refuse | ranks, which then count as unanimous
+
+    @classmethod
+    def of(cls, loss: Any) -> Order:
+        """From `config.loss`."""
+        return cls(loss.order, loss.strength, loss.strength_measure, loss.strength_scale, loss.without_votes)
 
     @property
     def columns(self) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from rmjax.data.votes import Order
 from rmjax.losses import ranking
 from rmjax.losses.direct import ipo, path_sums, predecessors, token_log_probabilities
 from rmjax.losses.reduction import total
@@ -65,14 +66,15 @@ def dpo(model: Any, section: Section) -> Objective:
 
     def objective(params: Any, forest: Forest, rng: jax.Array) -> Terms:
         rewards_RGN = implicit(params, forest, rng)
-        order_RGNN = ranking.order(forest.ranks_RGN)
+        labels = ranking.labels(forest.columns)
         if section.loss == "ipo":
-            loss_RG = ipo(rewards_RGN, order_RGNN, section.beta)
+            loss_RG = ipo(rewards_RGN, labels.order_RGNN, section.beta)
         else:
-            loss_RG = ranking.bradley_terry(rewards_RGN, order_RGNN, forest.margin_RG, section.label_smoothing)
-        ranked_RG = jnp.any(order_RGNN, axis=(-1, -2))
-        terms = reward_terms(rewards_RGN, order_RGNN, forest)
-        return terms | {"loss": total(loss_RG, ranked_RG * forest.weight_RG)}
+            smoothing = section.label_smoothing
+            loss_RG = ranking.bradley_terry(rewards_RGN, labels.pairs_RGNN, labels.margin, smoothing, **labels.soft)
+        ranked_RG = jnp.any(labels.pairs_RGNN, axis=(-1, -2))
+        terms = reward_terms(rewards_RGN, labels.order_RGNN, forest)
+        return terms | {"loss": total(loss_RG, ranked_RG * labels.weight_RG)}
 
     return objective
 
@@ -89,6 +91,8 @@ def _check(config: Config, mesh: Any, rules: Any) -> None:
         raise ValueError(
             f"config.dpo.label_smoothing is {section.label_smoothing}, but only dpo.loss=sigmoid has it; make it 0"
         )
+    if section.loss == "ipo" and (order := config.sections["loss"].order) != "ranks":
+        raise ValueError(f"config.loss.order is {order!r}, but dpo.loss=ipo takes ranks only; use sigmoid")
 
 
 def _rewards(config: Config, model: Any) -> Rewards:
@@ -104,6 +108,7 @@ METHOD = Method(
     sections={"dpo": Section},
     active=lambda config: config.objective == "dpo",
     check=_check,
+    columns=lambda config: Order.of(config.sections["loss"]).columns,
     data=("comparisons", "pool"),
     language_model=True,
     roles=ROLES,

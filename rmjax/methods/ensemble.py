@@ -126,7 +126,7 @@ def together(build: Build, ensemble: Ensemble, seen: float) -> Objective:
     def objective(params: Any, forest: Forest, rng: jax.Array) -> Terms:
         def of_member(own: Any, k: jax.Array) -> tuple[Terms, Any]:
             kept_RG = _kept(forest.record_RG, k, seen)
-            kept: Any = forest.replace(weight_RG=forest.weight_RG * kept_RG)  # type: ignore[attr-defined]
+            kept = forest.replace(weight_RG=forest.weight_RG * kept_RG)
             terms = one(own, kept, jax.random.fold_in(rng, k))
             return terms, heard.rewards
 

@@ -91,8 +91,7 @@ def _arguments(loss: Loss) -> dict[str, Any]:
 
 
 def _order(config: Config) -> votes.Order:
-    loss: Loss = config.sections["loss"]
-    return votes.Order(loss.order, loss.strength, loss.strength_measure, loss.strength_scale, loss.without_votes)
+    return votes.Order.of(config.sections["loss"])
 
 
 def _ranked(config: Config) -> Records:

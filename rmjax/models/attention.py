@@ -8,6 +8,7 @@ a whole.
 
 import dataclasses
 import functools
+import importlib
 import math
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +20,6 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float
 
-from rmjax.models import gpu_kernels, tpu_kernels, xla_kernels
 from rmjax.models.tiles import ForestMask, Marks, tiles_seen
 
 SAVED = "attention"
@@ -29,32 +29,41 @@ LANES = 128
 """Numbers along the last axis of a TPU's vector register: blocks are made of so many tokens."""
 SMALLEST_TILE, LARGEST_TILE = 16, 64
 """Tokens a block on a GPU: what its matrix unit takes; and what leaves room on the chip in bf16, half as many in fp32."""
+HEAD_WIDTHS = (64, 128)
+"""That Mosaic GPU's kernels take."""
 PLATFORMS = ("tpu", "gpu")
 """That have kernels of their own; those of any are called xla."""
-_KERNELS: dict[str, Any] = {"tpu": tpu_kernels, "gpu": gpu_kernels, "xla": xla_kernels}
+MOSAIC_SINCE = (0, 12)
+"""The jax from which a GPU's kernels are Mosaic GPU's: Triton's are deprecated there."""
 
 
 @dataclasses.dataclass(frozen=True)
 class _Form:
     """How the kernels are run."""
 
-    platform: str
+    kernels: str  # tpu, triton, mosaic, xla: NAME_kernels.py
     block: int
     interpret: bool
     itemsize: int  # bytes of a number of q
 
+    def module(self) -> Any:
+        """Where the kernels are; each is imported where it runs, since Mosaic GPU alone takes a second."""
+        return importlib.import_module(f"rmjax.models.{self.kernels}_kernels")
+
     def edge(self, tokens: int) -> int:
         """Tokens a block, where a device has `tokens` queries a row."""
-        if self.platform == "xla":
+        if self.kernels == "xla":
             return min(self.block, -(-tokens // 2))
-        if self.platform == "gpu":
+        if self.kernels == "mosaic":
+            return LARGEST_TILE
+        if self.kernels == "triton":
             largest = LARGEST_TILE if self.itemsize < 4 else LARGEST_TILE // 2
             return min(self.block, largest, max(SMALLEST_TILE, 1 << (tokens - 1).bit_length()))
         return min(self.block, -(-tokens // LANES) * LANES)
 
     def in_blocks(self, x: Array, edge: int) -> Array:
         """Tokens (axis 1) padded with 0 to whole blocks; an even number of them for XLA's kernels, which pair them."""
-        edge *= 2 if self.platform == "xla" else 1
+        edge *= 2 if self.kernels == "xla" else 1
         return jnp.pad(x, ((0, 0), (0, -x.shape[1] % edge)) + ((0, 0),) * (x.ndim - 2))
 
 
@@ -81,7 +90,7 @@ def pallas_attention(
     mask: ForestMask,
     block: int,
     interpret: bool = False,
-    platform: str = "",
+    kernels: str = "",
 ) -> Float[Array, "R T H E"]:
     """Grouped-query attention, softmax in fp32; a padding token gives 0. Tiles that no token sees are left out.
 
@@ -90,35 +99,43 @@ def pallas_attention(
     nothing grows with T².
 
     Args:
-      block: tokens of a query block and of a key block. On a TPU a multiple of 128; on a GPU a power of two, 16 at least, of
-        which no more than 64 are taken.
+      block: tokens of a query block and of a key block. On a TPU a multiple of 128; of Triton's a power of two, 16 at least, and
+        of Mosaic GPU's a multiple of 64; a GPU takes no more than 64.
       interpret: run without either, slowly; for tests.
-      platform: tpu or gpu, whose kernels these are; empty: a GPU's where JAX's default device is one, a TPU's else (a program
+      kernels: tpu, triton or mosaic; empty: a GPU's where JAX's default device is one (`kernels_for`), a TPU's else (a program
         may be compiled for TPUs where there is none).
 
     Raises:
-      ValueError: another `block`, heads that do not divide over the mesh, or on a GPU a head width that is no power of two.
+      ValueError: heads that do not divide over the mesh, or what `refusal` says.
 
     Source: Dao et al. 2022 (FlashAttention), algorithms 1 and 4.
     """
-    form = _Form(
-        platform or ("gpu" if jax.default_backend() == "gpu" else "tpu"), block, interpret, q_RTHE.dtype.itemsize
-    )
-    if reason := refusal(form.platform, block, q_RTHE.shape[-1], interpret):
+    kernels = kernels or kernels_for("gpu" if jax.default_backend() == "gpu" else "tpu")
+    if reason := refusal(kernels, block, q_RTHE.shape[-1], q_RTHE.dtype, interpret):
         raise ValueError(reason)
-    return _attend(q_RTHE, k_RTJE, v_RTJE, mask, form)
+    return _attend(q_RTHE, k_RTJE, v_RTJE, mask, _Form(kernels, block, interpret, q_RTHE.dtype.itemsize))
 
 
-def refusal(platform: str, block: int, head_width: int, interpret: bool = False) -> str:
-    """Why the kernels do not run there with such sizes; empty where they do."""
-    if platform not in PLATFORMS:
-        return f"attention=pallas is for TPUs and GPUs, and this is {platform}; use blockwise"
-    if platform == "tpu":
-        return (
-            f"attention_block is {block}; attention=pallas needs a multiple of {LANES}"
-            if block < 1 or block % LANES
-            else ""
-        )
+def kernels_for(platform: str) -> str:
+    """tpu, triton or mosaic: the kernels that this JAX runs there; the platform where it has none."""
+    if platform == "gpu":
+        return "mosaic" if jax.__version_info__ >= MOSAIC_SINCE else "triton"
+    return platform
+
+
+def refusal(kernels: str, block: int, head_width: int, dtype: Any, interpret: bool = False) -> str:
+    """Why `kernels` do not run here with such sizes; empty where they do."""
+    if kernels == "tpu":
+        refused = block < 1 or block % LANES
+        return f"attention_block is {block}; attention=pallas needs a multiple of {LANES}" if refused else ""
+    if kernels == "triton":
+        return _triton_s_refusal(block, head_width, interpret)
+    if kernels == "mosaic":
+        return _mosaic_s_refusal(block, head_width, dtype, interpret)
+    return f"attention=pallas is for TPUs and GPUs, and this is {kernels}; use blockwise"
+
+
+def _triton_s_refusal(block: int, head_width: int, interpret: bool) -> str:
     if block < SMALLEST_TILE or not _power_of_two(block):
         return f"attention_block is {block}; attention=pallas needs a power of two here, {SMALLEST_TILE} at least"
     if not _power_of_two(head_width) or (head_width < SMALLEST_TILE and not interpret):
@@ -127,6 +144,33 @@ def refusal(platform: str, block: int, head_width: int, interpret: bool = False)
             "use blockwise"
         )
     return ""
+
+
+def _mosaic_s_refusal(block: int, head_width: int, dtype: Any, interpret: bool) -> str:
+    if block < 1 or block % LARGEST_TILE:
+        return f"attention_block is {block}; attention=pallas needs a multiple of {LARGEST_TILE} here"
+    if interpret:
+        return ""
+    if head_width not in HEAD_WIDTHS:
+        return (
+            f"attention=pallas needs a head width of 64 or 128 on a GPU with this jax, not {head_width}; use blockwise"
+        )
+    if jnp.dtype(dtype).itemsize != 2:
+        return (
+            f"attention=pallas takes numbers of 16 bits on a GPU with this jax, not {jnp.dtype(dtype)}; set model.dtype to "
+            "bfloat16, or use blockwise"
+        )
+    if (capability := _compute_capability()) not in ("9.0", ""):
+        return (
+            f"attention=pallas is for GPUs of compute capability 9.0 (Hopper) with this jax, and this one has {capability}; "
+            "use blockwise"
+        )
+    return ""
+
+
+def _compute_capability() -> str:
+    """Of the GPU; empty where there is none, and a program is only lowered for one."""
+    return str(getattr(jax.local_devices()[0], "compute_capability", ""))
 
 
 def _power_of_two(n: int) -> bool:
@@ -172,12 +216,12 @@ def _on_each_device(form: _Form, local: Callable, given: str, made: str, arrays:
     axes: Any = nn.logical_to_mesh_axes(("rows", "tokens", "heads"))
     rows, tokens, heads = axes
     parts = math.prod(mesh.shape[name] for name in _names(heads))
-    if form.platform == "xla" and arrays[0].shape[1] < 2 * math.prod(mesh.shape[name] for name in _names(tokens)):
+    if form.kernels == "xla" and arrays[0].shape[1] < 2 * math.prod(mesh.shape[name] for name in _names(tokens)):
         raise ValueError(
             f"attention=blockwise: rows of {arrays[0].shape[1]} tokens leave a device of mesh axis {' · '.join(_names(tokens))} "
             "fewer than two; use attention=dense"
         )
-    if arrays[1].shape[2] % parts and form.platform == "xla":
+    if arrays[1].shape[2] % parts and form.kernels == "xla":
         heads = None  # each device computes all
     elif arrays[1].shape[2] % parts:
         raise ValueError(
@@ -205,7 +249,7 @@ def _outputs(form: _Form, token_axes, q_RTHE, k_RSJE, v_RSJE, queries_RTM, keys_
     B = form.edge(T)
     q, k, v = (form.in_blocks(x, B).transpose(0, 2, 1, 3) for x in (q_RTHE, k_RSJE, v_RSJE))
     marks, seen_RCD = _marks(form, queries_RTM, keys_RSM, B)
-    out_RHTE, log_total_RHT = _KERNELS[form.platform].outputs(q, k, v, marks, seen_RCD, form.interpret)
+    out_RHTE, log_total_RHT = form.module().outputs(q, k, v, marks, seen_RCD, form.interpret)
     return out_RHTE.transpose(0, 2, 1, 3)[:, :T], log_total_RHT[:, :, :T]
 
 
@@ -218,7 +262,7 @@ def _gradients(
     delta_RHT = jnp.einsum("rthe,rthe->rht", d_out_RTHE, out_RTHE, preferred_element_type=jnp.float32)
     log_total, delta = (jnp.pad(x, ((0, 0), (0, 0), (0, q.shape[2] - T))) for x in (log_total_RHT, delta_RHT))
     marks, seen_RCD = _marks(form, queries_RTM, keys_RSM, B)
-    gradients = _KERNELS[form.platform].gradients
+    gradients = form.module().gradients
     d_q, *d_kv = gradients(q, k, v, marks, seen_RCD, log_total, delta, d_out, form.interpret)
     d_k, d_v = (x.transpose(0, 2, 1, 3)[:, :S] for x in d_kv)
     if token_axes:  # each device has the sum over its own queries

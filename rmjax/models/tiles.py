@@ -1,5 +1,7 @@
 """What kernels for attention under the forest mask share. A tile is a block of queries and a block of keys."""
 
+from collections.abc import Sequence
+
 import flax.struct
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
@@ -33,3 +35,13 @@ def tiles_seen(queries_RCBM: Int[Array, "R C B 3"], keys_RDBM: Int[Array, "R D B
     k_low, k_high = (x[:, None] for x in ranges(keys_RDBM))
     overlap = (k_low <= q_high) & (q_low <= k_high)
     return overlap[..., 0] & ((k_low[..., 1] == 0) | overlap[..., 1]) & (k_low[..., 2] <= q_high[..., 2])
+
+
+def apart(marks: Marks) -> Sequence[Int[Array, "R T"]]:
+    """Groups, leaves, columns of queries, then of keys."""
+    return [found[..., n] for found in marks for n in range(3)]
+
+
+def listed(seen_RAB: Bool[Array, "R A B"]) -> tuple[Int[Array, "R A B"], Int[Array, "R A"]]:
+    """For each block along A the numbers of those along B that it sees, these first; and how many they are."""
+    return jnp.argsort(~seen_RAB, axis=-1, stable=True).astype(jnp.int32), jnp.sum(seen_RAB, axis=-1, dtype=jnp.int32)

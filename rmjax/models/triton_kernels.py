@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
-from rmjax.models.tiles import FLOOR, MASKED, Marks
+from rmjax.models.tiles import FLOOR, MASKED, Marks, apart, listed
 
 
 def outputs(
@@ -27,7 +27,7 @@ def outputs(
     """Outputs, and for each query the logarithm of its softmax's denominator, in fp32."""
     R, H, T, E = q_RHTE.shape
     B, P = T // seen_RCD.shape[1], H // k_RJSE.shape[1]
-    given = (q_RHTE, k_RJSE, v_RJSE, *_split(marks), *_listed(seen_RCD))
+    given = (q_RHTE, k_RJSE, v_RJSE, *apart(marks), *listed(seen_RCD))
     made = jax.ShapeDtypeStruct((R, H, T, E), q_RHTE.dtype), jax.ShapeDtypeStruct((R, H, T), jnp.float32)
     return _call(_output_kernel, (T // B, H, R), B, P, "qkkmmmnnnsc", given, "ql", made, interpret)
 
@@ -40,25 +40,15 @@ def gradients(
     """Of queries, and in fp32 of keys and of values. delta: the sum over E of output times its gradient."""
     (R, H, T, _), (J, S) = q_RHTE.shape, k_RJSE.shape[1:3]
     B, P = T // seen_RCD.shape[1], H // J
-    given = (q_RHTE, k_RJSE, v_RJSE, *_split(marks), log_total_RHT, delta_RHT, d_out_RHTE)
+    given = (q_RHTE, k_RJSE, v_RJSE, *apart(marks), log_total_RHT, delta_RHT, d_out_RHTE)
     of_queries = (jax.ShapeDtypeStruct(q_RHTE.shape, q_RHTE.dtype),)
     of_keys = (jax.ShapeDtypeStruct(k_RJSE.shape, jnp.float32),) * 2
-    by_queries, by_keys = _listed(seen_RCD), _listed(seen_RCD.transpose(0, 2, 1))
+    by_queries, by_keys = listed(seen_RCD), listed(seen_RCD.transpose(0, 2, 1))
     (d_q,) = _call(
         _query_kernel, (T // B, H, R), B, P, "qkkmmmnnnllqsc", (*given, *by_queries), "q", of_queries, interpret
     )
     d_kv = _call(_key_kernel, (S // B, J, R), B, P, "QKKMMMNNNLLQsc", (*given, *by_keys), "KK", of_keys, interpret)
     return d_q, *d_kv
-
-
-def _split(marks: Marks) -> Sequence[Array]:
-    """Groups, leaves, columns of queries, then of keys."""
-    return [found[..., n] for found in marks for n in range(3)]
-
-
-def _listed(seen_RAB: Bool[Array, "R A B"]) -> tuple[Int[Array, "R A B"], Int[Array, "R A"]]:
-    """For each block along A the numbers of those along B that it sees, these first; and how many they are."""
-    return jnp.argsort(~seen_RAB, axis=-1, stable=True).astype(jnp.int32), jnp.sum(seen_RAB, axis=-1, dtype=jnp.int32)
 
 
 def _call(
