@@ -121,6 +121,19 @@ def first_state(chosen: Chosen, program: Program, start: Start) -> State:
     return dataclasses.replace(state, trainable=placed[0], frozen=placed[1])
 
 
+def refuse_dead_head(chosen: Chosen, state: State) -> None:
+    """ValueError where the reward head is zero and not trained: every gradient would be 0."""
+    moving, frozen = parameters.flat(state.trainable), parameters.flat(state.frozen)
+    heads = [path for path in (*moving, *frozen) if "head/kernel" in path]
+    if chosen.language_model or not heads or any(path in moving for path in heads):
+        return
+    if not any(np.any(np.asarray(jax.device_get(frozen[path]))) for path in heads):
+        raise ValueError(
+            f"config.trainable is {chosen.config.trainable!r} and leaves out the reward head, which is zero: every gradient "
+            "would be 0; add `|^head/` to it, or start from a trained reward model (config.model.init)"
+        )
+
+
 def _placed(array: jax.Array | np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
     """A process has its own copy of what it loaded, on the host, and gives of it what lies on its devices: no device needs
     memory for all of it."""

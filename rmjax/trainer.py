@@ -29,7 +29,7 @@ from rmjax.models import parameters
 from rmjax.models.forest import Forest
 from rmjax.parallel.hosts import EndTogether
 from rmjax.parallel.mesh import Rules, make_mesh, make_rules, replicated, shards
-from rmjax.program import Program, check, compiler_options, first_state, flops_per_token, make_program
+from rmjax.program import Program, check, compiler_options, first_state, flops_per_token, make_program, refuse_dead_head
 from rmjax.reward_model import CHECKPOINTS, save_description
 from rmjax.scoring import score
 from rmjax.start import Start, check_format, start_of
@@ -106,7 +106,8 @@ class Trainer:
         """Trains to the last step, from the newest checkpoint in `workdir` if there is one, and gives the last state, saved.
 
         Raises:
-          ValueError: no `workdir`, or one that holds a run of another config or other data.
+          ValueError: no `workdir`, or one that holds a run of another config or other data; or nothing could be learned.
+          InUseError: another run is writing to `workdir`.
           InUseError: another run holds `workdir`.
           Diverged, Preempted: as `rmjax.train.loop.train`.
         """
@@ -168,6 +169,7 @@ class Trainer:
         if self.state is None:
             with jax.set_mesh(self.mesh):
                 self.state = first_state(self.chosen, self.program, self.start)
+            refuse_dead_head(self.chosen, self.state)
         return self.state
 
     def _place(self, batch: Any) -> Any:
