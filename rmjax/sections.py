@@ -113,11 +113,11 @@ def nearest(name: str, known: Collection[str]) -> str:
     return f"did you mean `{close[0]}`?" if close else f"there are {', '.join(sorted(known))}"
 
 
-def _read(field: dataclasses.Field, value: Any, place: str) -> Any:
-    value = _typed(field.default, value, place)
+def _read(field: dataclasses.Field, given: Any, place: str) -> Any:
+    value = _typed(field.default, given, place)
     check = field.metadata.get(_CHECK)
     if check is not None and (refusal := check(value)):
-        raise ValueError(f"{place} is {value!r}; {refusal}")
+        raise ValueError(f"{place} is {given!r}; {refusal}")
     return value
 
 

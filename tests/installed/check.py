@@ -1,0 +1,45 @@
+"""`make test-wheel`: the ten lines in an empty folder, stopped by SIGTERM on the way and run again."""
+
+import json
+import math
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+LINES = Path(__file__).with_name("ten_lines.py").resolve()
+
+
+def saved(folder: Path) -> list[int]:
+    """Steps of the finished checkpoints."""
+    return sorted(int(p.parent.name) for p in folder.glob("polar/checkpoints/*/manifest.json") if p.parent.name.isdigit())
+
+
+def main() -> None:
+    """Fails with what went wrong."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        first = subprocess.Popen([sys.executable, str(LINES)], cwd=folder, stderr=subprocess.PIPE, text=True)
+        deadline = time.monotonic() + 600
+        while not saved(folder) and first.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        first.send_signal(signal.SIGTERM)
+        said = first.communicate(timeout=300)[1]
+        assert "asked to stop: saved step" in said, said
+        stopped = saved(folder)[-1]
+        second = subprocess.run([sys.executable, str(LINES)], cwd=folder, capture_output=True, text=True, timeout=900)
+        assert second.returncode == 0, second.stderr
+        steps = [json.loads(line)["step"] for line in (folder / "polar" / "metrics.jsonl").read_text().splitlines()]
+        scores = json.loads(second.stdout.splitlines()[-1])
+        assert 0 < stopped < 6 and saved(folder)[-1] == 6 and steps == list(range(1, 7)), (stopped, steps)
+        assert len(scores) == 2 and all(map(math.isfinite, scores)) and scores[0] != scores[1], scores
+        import rmjax
+
+        assert not Path(rmjax.__file__).is_relative_to(Path(__file__).parents[2] / "rmjax"), "the checkout was imported"
+    print(f"installed package: stopped at step {stopped}, went on to 6, scores {scores}")
+
+
+if __name__ == "__main__":
+    main()
