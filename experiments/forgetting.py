@@ -112,7 +112,7 @@ def run_one(grid: Any, name: str, size: int, seed: int, workdir: Path, base: Lan
     model_config, _, _ = load_description(folder)
     model = LanguageModel(model_config, params["backbone"], base.tokenizer)
     found = {"values": judge(model, tests), "judged": _judged(grid), "trained": parameters.count(state.trainable)}
-    if model_config.adapter and model_config.adapter.kind == "loramoe":
+    if model_config.adapter and model_config.adapter.routed:
         found["routing"] = routing(model, tests)
     write_json(folder / "result.json", found)
     if not grid.keep_checkpoints:

@@ -101,7 +101,7 @@ def run_one(
         domain: credits_of(model.score_groups(rows), rows) for domain, rows in tests.items() if data in (JOINT, domain)
     }
     found = {"credits": credits, "judged": judged}
-    if model.config.adapter and model.config.adapter.kind == "loramoe":
+    if model.config.adapter and model.config.adapter.routed:
         found["routing"] = routing_of(model, [row for rows in tests.values() for row in rows], list(tests))
     write_json(folder / "result.json", found)
     if not grid.keep_checkpoints:

@@ -145,6 +145,35 @@ def fill(shape: ForestShape, rows: Sequence[Sequence[Tree]]) -> Forest:
     return forest
 
 
+def unpack(forest: Forest) -> list[tuple[int, int, Tree]]:
+    """(row, group, tree) of every group of a forest on the host: what `fill` laid out, columns included."""
+    groups = np.argwhere(np.any(np.asarray(forest.readout_RGN) >= 0, axis=-1)).tolist()
+    return [(r, g, _unpacked(forest, r, g)) for r, g in groups]
+
+
+def _unpacked(forest: Forest, r: int, g: int) -> Tree:
+    own = np.flatnonzero(forest.group_RT[r] == g + 1)
+    branch, count = forest.branch_RT[r, own], int(np.sum(forest.readout_RGN[r, g] >= 0))
+    prefix, branches = own[branch == 0], [own[branch == n + 1] for n in range(count)]
+    facts: dict[str, Any] = {}
+    for name, column in declared().items():
+        if name not in forest.columns:
+            continue
+        array = forest.columns[name]
+        if column.axes == "RT":
+            facts[name] = [array[r, np.concatenate([prefix, part])] for part in branches]
+        else:
+            facts[name] = (
+                array[r, g] if column.axes == "RG" else array[(r, g, *[slice(count)] * (len(column.axes) - 2))]
+            )
+    attributes = {name.rpartition("_")[0]: facts.pop(name) for name in _OWN}
+    tokens = np.asarray(forest.tokens_RT[r])
+    return Tree(
+        tokens[prefix], tuple(tokens[part] for part in branches), record=int(forest.record_RG[r, g]), columns=facts,
+        **attributes,
+    )  # fmt: skip
+
+
 def _spans(tree: Tree, start: int) -> list[slice]:
     """Where in the row prefix and branches stand."""
     spans = []

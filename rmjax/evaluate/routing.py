@@ -15,7 +15,7 @@ from rmjax.data.packing import Tree, pack
 from rmjax.data.record import Comparison
 from rmjax.losses.balance import mass
 from rmjax.models.forest import Forest
-from rmjax.models.loramoe import ROUTING
+from rmjax.models.lora import ROUTING
 from rmjax.models.parameters import flat
 from rmjax.models.reward import RewardTransformer
 from rmjax.models.transformer import TransformerConfig

@@ -115,7 +115,7 @@ def export_peft(
 ) -> None:
     """Writes adapter_config.json and adapter_model.safetensors as PEFT does, and the reward head, where there is one, as `score`.
 
-    LoRAMoE with a single expert is plain LoRA. Layers are unstacked into `model.layers.<i>`, matrices transposed to
+    A mixture of a single expert is plain LoRA. Layers are unstacked into `model.layers.<i>`, matrices transposed to
     PyTorch's [out, in]. Rows of Q and K stay in order: our rotary layout is that of HF. Every adapted layer is named, so that
     PEFT adapts no other where the base has more of them.
 
@@ -128,8 +128,8 @@ def export_peft(
     if config.adapter is None:
         raise ValueError("the model has no adapter to export")
     adapter, params = plain_of_one(config.adapter, params)
-    if adapter.kind == "loramoe":
-        raise ValueError("PEFT has no form for LoRAMoE (experts weighed by routers); write our own file: --to=adapter")
+    if adapter.routed:
+        raise ValueError("PEFT has no form for experts weighed by routers; write our own file: --to=adapter")
     tensors = {name: np.ascontiguousarray(x) for name, x in _peft_tensors(config, adapter, params).items()}
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)

@@ -204,10 +204,10 @@ class Chosen:
             method.check_streams(self.config, main, sides)
         return sides
 
-    def source(self, source: Source, rewards: Rewards) -> Source:
-        """The source of batches, as methods wrap it."""
+    def source(self, source: Source, measure: Callable[[str], Rewards]) -> Source:
+        """The source of batches, as methods wrap it; `measure` gives one of `measures` by its name, compiled for the mesh."""
         return functools.reduce(
-            lambda found, method: method.around_source(self.config, found, rewards), self.all, source
+            lambda found, method: method.around_source(self.config, found, measure), self.all, source
         )
 
     def check_start(self, params: Any, rate: optax.Schedule) -> None:

@@ -16,8 +16,7 @@ from rmjax.losses.balance import FORMS, REDUCTIONS, Balance, equal_groups
 from rmjax.losses.reduction import total
 from rmjax.methods.method import Build, Method
 from rmjax.models.forest import Forest
-from rmjax.models.lora import ADAPTER_PATH, KINDS, ROUTERS, AdapterConfig
-from rmjax.models.loramoe import ROUTING
+from rmjax.models.lora import ADAPTER_PATH, KINDS, ROUTERS, ROUTING, AdapterConfig
 from rmjax.models.transformer import TransformerConfig
 from rmjax.parallel.mesh import Rules, shards
 from rmjax.sections import choice, number, pattern

@@ -6,19 +6,24 @@ their start. Members start from different draws and may see different records, e
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
+from rmjax.data.packing import ForestShape
+from rmjax.data.pipeline import Source
+from rmjax.data.selection import Selecting
+from rmjax.data.votes import Order
 from rmjax.losses.reduction import total
 from rmjax.methods.method import Build, Method, Rewards
 from rmjax.models.forest import Forest
 from rmjax.models.lora import ADAPTER_PATH
-from rmjax.models.parameters import flat, nested
+from rmjax.models.parameters import flat, merge, nested
 from rmjax.sections import choice, number
 from rmjax.settings import Config
 from rmjax.train.objective import Objective, Terms
@@ -36,6 +41,9 @@ class Section:
     seen: float = number(
         1.0, above=0, high=1
     )  # fraction of the records that each member learns from, drawn once for all
+    oversample: int = number(
+        1, low=1
+    )  # batches drawn for each; groups on which the members disagree most are trained on
     score: str = choice("mean", *SCORES)  # of a candidate: over the members' rewards, each less its group's mean
 
 
@@ -163,6 +171,11 @@ def _check(config: Config, mesh: Any, rules: Any) -> None:
             f"config.ensemble.members is {_section(config).members}, and objective={config.objective} trains no reward head; "
             "make it 1"
         )
+    if _section(config).oversample > 1 and (jax.process_count() > 1 or config.sections["gradient"].name != "plain"):
+        raise ValueError(
+            f"config.ensemble.oversample is {_section(config).oversample}, which needs one process and gradient.name=plain; "
+            "make it 1"
+        )
     if _section(config).over == "adapter" and not config.sections["adapter"].kind:
         raise ValueError("config.ensemble.over is 'adapter', but config.adapter.kind is empty; set it to lora")
 
@@ -178,6 +191,23 @@ def _around(config: Config, build: Build, model: Any) -> Objective:
 
 def _rewards(config: Config, model: Any) -> Rewards:
     return lambda params, forest: reduced(model.rewards(params, forest), _section(config).score)
+
+
+def _around_source(config: Config, source: Source, measure: Callable[[str], Rewards]) -> Source:
+    """Uncertainty sampling (Lewis and Gale 1994) by the members' disagreement on a group, a mean over its candidates."""
+    if _section(config).oversample == 1:
+        return source
+    disagreement, data = measure("disagreement"), config.data
+
+    def value(state: Any, forest: Forest) -> np.ndarray:
+        spread_RGN = np.asarray(disagreement(merge(state.trainable, state.frozen), forest))
+        present_RGN = np.asarray(forest.readout_RGN) >= 0
+        return np.sum(spread_RGN * present_RGN, axis=-1) / np.maximum(np.sum(present_RGN, axis=-1), 1)
+
+    shape = ForestShape(
+        data.rows, data.row_tokens, data.groups, data.candidates, Order.of(config.sections["loss"]).columns
+    )
+    return Selecting(source, shape, value, _section(config).oversample)
 
 
 def _measures(config: Config, model: Any) -> dict[str, Rewards]:
@@ -198,6 +228,7 @@ METHOD = Method(
     model=_model,
     may_miss=lambda config: "^head/",
     around_objective=_around,
+    around_source=_around_source,
     rewards=_rewards,
     measures=_measures,
     saved=lambda config: {
@@ -206,5 +237,5 @@ METHOD = Method(
         "score": _section(config).score,
     },
     wrapped=_wrapped,
-    example={"ensemble.members": 3},
+    example={"ensemble.members": 3, "ensemble.oversample": 2},
 )

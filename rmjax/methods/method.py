@@ -102,7 +102,7 @@ class Method:
       objective: config, model → objective.
       around_objective: wraps the function that builds the objective.
       around_gradient: wraps the gradient.
-      around_source: wraps the source of batches; gets (state, batch) → rewards_RGN.
+      around_source: wraps the source of batches; gets what gives one of `measures` by its name, compiled for the mesh.
       rewards: config, model → what evaluations score with; None = the model's own rewards.
       measures: config, model → further numbers for each candidate that evaluations report, by name.
       saved: what `wrapped` needs, for the model's description (JSON).
@@ -135,7 +135,7 @@ class Method:
     objective: Callable[[Config, Any], Objective] | None = None
     around_objective: Callable[[Config, Build, Any], Objective] = lambda config, build, model: build(model)
     around_gradient: Callable[[Config, Gradient, Setting], Gradient] = lambda config, gradient, setting: gradient
-    around_source: Callable[[Config, Source, Rewards], Source] = lambda config, source, rewards: source
+    around_source: Callable[[Config, Source, Callable[[str], Rewards]], Source] = lambda config, source, measure: source
     rewards: Callable[[Config, Any], Rewards] | None = None
     measures: Callable[[Config, Any], Mapping[str, Rewards]] = lambda config, model: {}
     saved: Callable[[Config], Mapping[str, Any]] = lambda config: {}

@@ -66,7 +66,7 @@ class _Injection:
             raise ValueError(
                 f"adapter.rank is {config.rank}, above the width of {path} ({x.shape[-1]} to {dense.features}); lower it"
             )
-        if config.kind == "loramoe":
+        if config.routed:
             return mixture(dense, x, base, config, *self.callers[-1])
         return low_rank(dense, x, base, config)
 

@@ -17,6 +17,8 @@ from jaxtyping import Array, Float
 
 KINDS = ("lora", "rslora", "dora", "loramoe")
 ROUTERS = ("linear", "block")
+ROUTING = "routing"
+"""The collection that routers write to when it is mutable: `<path of the router's owner>/weights`, [L, R, T, N]."""
 ADAPTER_PATH = r"/lora_\w+$"
 """Paths of the adapter's parameters: `lora_a`, `lora_b`, `lora_magnitude`, `lora_router`."""
 
@@ -54,6 +56,11 @@ class AdapterConfig:
             re.compile(self.pattern)
         except re.error as error:
             raise ValueError(f"adapter.pattern is {self.pattern!r}, not a regular expression: {error}") from error
+
+    @property
+    def routed(self) -> bool:
+        """Whether routers weigh several experts anew for every token (LoRAMoE)."""
+        return self.kind == "loramoe"
 
     @property
     def scale(self) -> float:

@@ -11,10 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
-from rmjax.models.lora import AdapterConfig, kernel_axes, masked, parameter, uniform
+from rmjax.models.lora import ROUTING, AdapterConfig, kernel_axes, masked, parameter, uniform
 
-ROUTING = "routing"
-"""The collection that routers write to when it is mutable: `<path of the router's owner>/weights`, [L, R, T, N]."""
 WORD = 8
 """Experts whose dropout one random number decides. It has 23 random bits, and eight fair decisions take 8; the probability of a
 rarer outcome is off by some 1e-7."""

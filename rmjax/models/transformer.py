@@ -15,8 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from rmjax.models.adapters import adapted
 from rmjax.models.attention import SAVED, blockwise, pallas_attention
 from rmjax.models.contraction import product
-from rmjax.models.lora import AdapterConfig
-from rmjax.models.loramoe import ROUTING
+from rmjax.models.lora import ROUTING, AdapterConfig
 from rmjax.models.tiles import ForestMask
 
 _ANY: Any = jax.sharding.PartitionSpec.UNCONSTRAINED

@@ -21,7 +21,7 @@ RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
     # logical axis → mesh axes    shape that it stands in
     ("rows", ("data", "fsdp")),  # the batch [R, T], activations [R, T, D]
     ("tokens", ("context",)),  #   the batch [R, T], activations [R, T, D]
-    ("experts", ("tensor",)),  #   LoRAMoE's A [N, D, K] and B [N, K, O]; before the rest: it has the axis first
+    ("experts", ("tensor",)),  #   an adapter's A [N, D, K] and B [N, K, O]; before the rest: it has the axis first
     ("vocab", ("tensor",)),  #     embedding [V, D]
     ("embed", ("fsdp",)),  #       every kernel's width side: [D, H·E], [D, F], [F, D], …
     ("heads", ("tensor",)),  #     query [D, H·E], output [H·E, D]
