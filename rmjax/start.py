@@ -106,4 +106,5 @@ def start_of(chosen: Chosen) -> Start:
     start = load_start(chosen.config.model)
     # Parameters that a loaded model has already, such as those of its adapter, may not be missing.
     may_miss = start.may_miss if start.config.adapter else chosen.may_miss(start.may_miss)
-    return dataclasses.replace(start, config=chosen.architecture(start.config), may_miss=may_miss)
+    params = None if start.params is None else chosen.loaded(start.params)
+    return dataclasses.replace(start, config=chosen.architecture(start.config), params=params, may_miss=may_miss)

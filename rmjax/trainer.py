@@ -91,7 +91,7 @@ class Trainer:
         self.chosen.check_start(self.start.params, self.program.rate)
         self._counted = count_traces(self.program.step)
         self._compiled = compile_step(self._counted, self.program.shardings, self.mesh, compiler_options(self.config))
-        self._score = mesh_rewards(self.program, self.mesh, self.rules)
+        self._score = mesh_rewards(self.program.rewards, self.mesh, self.rules)
         self.evaluations = self._evaluations()
         self.source = self._source()
         self.state: State | None = None
@@ -178,7 +178,11 @@ class Trainer:
     def _source(self) -> Source:
         batches = iter(self.stream.batches)
         together = self.share.streams > 1 and self.config.data.epochs
-        return self.chosen.source(FileSource(EndTogether(batches) if together else batches), self._score)
+        return self.chosen.source(FileSource(EndTogether(batches) if together else batches), self._measure)
+
+    def _measure(self, name: str) -> methods.Rewards:
+        """One of the methods' measures, on the mesh."""
+        return mesh_rewards(self.chosen.measures(self.program.model)[name], self.mesh, self.rules)
 
     def _restore(self, saved: Checkpoints) -> tuple[dict[str, Any], int]:
         """(what was saved beside the state, its step); ({}, −1) where nothing was."""
@@ -256,15 +260,15 @@ class Trainer:
         return found
 
 
-def mesh_rewards(program: Program, mesh: Mesh, rules: Rules) -> methods.Rewards:
+def mesh_rewards(score: methods.Rewards, mesh: Mesh, rules: Rules) -> methods.Rewards:
     """(parameters, forest) → rewards on every process. Rows are cut over the mesh as in training, filled up with empty ones where
     they are too few; where tokens do not divide every device runs all."""
 
     def apply(params: Any, forest: Forest) -> jax.Array:
         with nn.logical_axis_rules(rules):
-            return program.rewards(params, forest)
+            return score(params, forest)
 
-    cut, whole = (jax.jit(f, out_shardings=replicated(mesh)) for f in (apply, program.rewards))
+    cut, whole = (jax.jit(f, out_shardings=replicated(mesh)) for f in (apply, score))
     shardings = placement.forest_shardings(mesh, rules)
     parts, tokens = (shards(mesh, rules, axis) for axis in ("rows", "tokens"))
 

@@ -1,6 +1,9 @@
 """Configs that lack keys or have strangers, and run directories of an older version."""
 
+import importlib.util
+import inspect
 import json
+from pathlib import Path
 
 import pytest
 from ml_collections import ConfigDict
@@ -107,3 +110,20 @@ def test_a_key_of_an_older_config_is_taken_under_its_new_name(caplog):
         del config.data.candidates
     assert complete(config).data.candidates == 7
     assert "config.data.leaves is called config.data.candidates now" in caplog.text
+
+
+CONFIGS = Path(base.__file__).parents[1] / "configs"
+
+
+@pytest.mark.parametrize("path", sorted(str(p.relative_to(CONFIGS)) for p in CONFIGS.rglob("*.py")))
+def test_every_config_of_a_run_settles(path):
+    spec = importlib.util.spec_from_file_location("config_file", CONFIGS / path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    takes = [p.default for p in inspect.signature(getattr(module, "get_config", print)).parameters.values()]
+    if not hasattr(module, "get_config") or inspect.Parameter.empty in takes:
+        pytest.skip("takes what only its study gives it")
+    config = module.get_config()
+    if "optimizer" not in config:
+        pytest.skip("not a training run")
+    assert base.settle(config).run.steps == config.run.steps

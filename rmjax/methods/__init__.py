@@ -139,6 +139,10 @@ class Chosen:
         """Pattern of the paths that loaded parameters may lack."""
         return "|".join(filter(None, (before, *(method.may_miss(self.config) for method in self.all))))
 
+    def loaded(self, params: Any) -> Any:
+        """What the run starts from, of loaded parameters."""
+        return functools.reduce(lambda found, method: method.loaded(self.config, found), self.all, params)
+
     def model(self, bare: Any) -> Any:
         """The model, as methods wrap it."""
         return functools.reduce(lambda found, method: method.model(self.config, found), self.all, bare)

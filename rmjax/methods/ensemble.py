@@ -28,6 +28,8 @@ from rmjax.sections import choice, number
 from rmjax.settings import Config
 from rmjax.train.objective import Objective, Terms
 
+LOADED_NOISE = 0.1
+"""Standard deviation of what members differ by from a loaded head, as a fraction of its own."""
 SCORES = ("mean", "minimum", "disagreement")
 
 
@@ -180,6 +182,20 @@ def _check(config: Config, mesh: Any, rules: Any) -> None:
         raise ValueError("config.ensemble.over is 'adapter', but config.adapter.kind is empty; set it to lora")
 
 
+def _loaded(config: Config, params: Any) -> Any:
+    """What a loaded model has once and members have each, repeated for them, with noise that tells them apart."""
+    if np.ndim(params.get("head", {}).get("kernel")) == 3:  # of an ensemble already
+        return params
+    own, members, random = member_pattern(_section(config).over), _section(config).members, np.random.default_rng(0)
+
+    def repeated(leaf: Any) -> np.ndarray:
+        leaf = np.asarray(jax.device_get(leaf))
+        noise = random.standard_normal((members, *leaf.shape)) * (LOADED_NOISE * leaf.std())
+        return (leaf + noise).astype(leaf.dtype)
+
+    return nested({path: repeated(x) if re.search(own, path) else x for path, x in flat(params).items()})
+
+
 def _model(config: Config, model: Any) -> Ensemble:
     section = _section(config)
     return Ensemble(model, section.members, member_pattern(section.over), section.init_scale)
@@ -225,6 +241,7 @@ METHOD = Method(
     sections={"ensemble": Section},
     active=lambda config: _section(config).members > 1,
     check=_check,
+    loaded=_loaded,
     model=_model,
     may_miss=lambda config: "^head/",
     around_objective=_around,

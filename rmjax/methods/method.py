@@ -66,9 +66,9 @@ def _same_architecture(config: Config, base: TransformerConfig) -> TransformerCo
     return base
 
 
-def _same_model(config: Config, model: Any) -> Any:
+def _same(config: Config, given: Any) -> Any:
     del config
-    return model
+    return given
 
 
 def own_rewards(model: Any) -> Rewards:
@@ -97,6 +97,7 @@ class Method:
       architecture: changes the architecture that the run starts from.
       trainable: config, pattern → which parameters are trained; the pattern is what was said before.
       may_miss: a pattern of paths that loaded parameters may lack.
+      loaded: config, loaded parameters → what the run starts from.
       model: wraps the model.
       roles: the models of the program beside the main one.
       objective: config, model → objective.
@@ -130,7 +131,8 @@ class Method:
     architecture: Callable[[Config, TransformerConfig], TransformerConfig] = _same_architecture
     trainable: Callable[[Config, str], str] = lambda config, pattern: pattern
     may_miss: Callable[[Config], str] = lambda config: ""
-    model: Callable[[Config, Any], Any] = _same_model
+    loaded: Callable[[Config, Any], Any] = _same
+    model: Callable[[Config, Any], Any] = _same
     roles: Roles = ONE
     objective: Callable[[Config, Any], Objective] | None = None
     around_objective: Callable[[Config, Build, Any], Objective] = lambda config, build, model: build(model)

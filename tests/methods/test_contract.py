@@ -1,5 +1,5 @@
-"""What every registered method has to keep: the same seed gives the same bits, padding and microbatches change nothing, weight 0
-teaches nothing, a stopped run ends in the same bits, bf16 stays finite, devices divide the work."""
+"""What every registered method has to keep: the same seed gives the same bits, padding and microbatches change no gradient,
+weight 0 teaches nothing, a stopped run ends in the same bits, bf16 stays finite, devices divide the work."""
 
 import json
 import os
@@ -14,36 +14,26 @@ from ml_collections import ConfigDict
 
 from rmjax import config as base
 from rmjax import methods
-from rmjax.data.packing import ForestShape
 from rmjax.models.parameters import flat
 from rmjax.trainer import Trainer
 from tests import simulated
-from tests.experiments.running import pool_rows, text_rows
+from tests.experiments.running import compiled_into, pool_rows, ranked_rows, text_rows
 from tests.experiments.starting import save_start
 from tests.train.conftest import quick_compilation
 
 STEPS = 4
+KEY = jax.random.key(0)
 
 
-def ranked_rows():
-    return [
-        {
-            "prompt": f"Say {i}.",
-            "reference": f"{i}",
-            "chosen": f"It is {i}.",
-            "rejected": "No.",
-            "id": f"r{i}",
-            "type": i % 2,
-        }
-        for i in range(8)
-    ]
+def typed_rows():
+    return [row | {"type": i % 2} for i, row in enumerate(ranked_rows())]
 
 
 def sample_rows():
     return [{"prompt": f"Name {i}.", "reference": f"{i}", "outputs": [f"one {i}", "two"]} for i in range(6)]
 
 
-FILES = {"pool": pool_rows, "comparisons": ranked_rows, "texts": text_rows, "samples": sample_rows}
+FILES = {"pool": pool_rows, "comparisons": typed_rows, "texts": text_rows, "samples": sample_rows}
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +42,7 @@ def home(tmp_path_factory):
     save_start(home / "start", head=0.2)
     for name, rows in FILES.items():
         (home / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows()))
-    with quick_compilation():
+    with quick_compilation(), compiled_into(home / "cache"):
         yield home
 
 
@@ -61,7 +51,7 @@ def configured(home: Path, method: methods.Method, **changes) -> ConfigDict:
     kind = {"polar": "pool", "language_model": "texts"}.get(method.name, "comparisons")
     values = {
         "model.init": str(home / "start"), "data.kind": kind, "data.path": str(home / f"{kind}.jsonl"), "data.rows": 2,
-        "data.row_tokens": 256, "data.groups": 4, "data.prefetch": 0, "meta_data.path": str(home / "samples.jsonl"),
+        "data.row_tokens": 128, "data.groups": 4, "data.prefetch": 0, "meta_data.path": str(home / "samples.jsonl"),
         "meta_data.rows": 2, "meta_data.row_tokens": 128, "optimizer.learning_rate": 1e-2, "optimizer.warmup": 0.0,
         "run.steps": STEPS, "run.save_every": 2, "run.log_every": 1,
     }  # fmt: skip
@@ -71,114 +61,107 @@ def configured(home: Path, method: methods.Method, **changes) -> ConfigDict:
     return config
 
 
-def every(*left_out: str):
-    names = [name for name in methods.METHODS if name not in left_out]
-    return pytest.mark.parametrize("method", [methods.METHODS[name] for name in names], ids=names)
+class Case:
+    """One trainer of a method, what its first batch is, and the compiled gradient that tests share."""
+
+    def __init__(self, home: Path, method: methods.Method, **changes):
+        self.home, self.method = home, method
+        self.trainer = Trainer(configured(home, method, **changes))
+        self.trainer._started()
+        self.batch = self.trainer.source.next(self.trainer.state, 1)
+        chosen, program = self.trainer.chosen, self.trainer.program
+        form = chosen.gradient(program.model, program.rate, None)
+        self._gradient = jax.jit(lambda s, b: form(s.trainable, s.frozen, b, KEY, s)[0])
+
+    def gradient(self, batch) -> dict[str, np.ndarray]:
+        with jax.set_mesh(self.trainer.mesh):
+            return {
+                path: np.asarray(x, np.float64) for path, x in flat(self._gradient(self.trainer.state, batch)).items()
+            }
+
+
+@pytest.fixture(scope="module", params=list(methods.METHODS))
+def case(request, home):
+    return Case(home, methods.METHODS[request.param])
 
 
 def bits(trainer: Trainer) -> dict[str, bytes]:
     return {path: np.asarray(leaf).tobytes() for path, leaf in flat(trainer.state.trainable).items()}
 
 
-def gradient(trainer: Trainer, batch) -> dict[str, np.ndarray]:
-    """Of one step on the batch, without the optimizer."""
-    state = trainer._started()
-    form = trainer.chosen.gradient(trainer.program.model, trainer.program.rate, None)
-    key = jax.random.key(0)
-    with jax.set_mesh(trainer.mesh):
-        found, _ = jax.jit(lambda s, b: form(s.trainable, s.frozen, b, key, s))(state, batch)
-    return {path: np.asarray(leaf, np.float64) for path, leaf in flat(found).items()}
-
-
-def close(found, wanted, tolerance=1e-5):
+def close(found, wanted):
     size = max(float(np.max(np.abs(leaf))) for leaf in wanted.values())
     assert size > 0
     for path in wanted:
-        np.testing.assert_allclose(found[path], wanted[path], atol=tolerance * size, err_msg=path)
+        np.testing.assert_allclose(found[path], wanted[path], atol=1e-5 * size, err_msg=path)
 
 
-def test_the_registry_refuses_a_name_that_is_taken():
+def of_main(batch, change):
+    """The batch with its main forest changed."""
+    return {**batch, methods.MAIN: change(batch[methods.MAIN])} if isinstance(batch, dict) else change(batch)
+
+
+def test_what_is_in_the_padding_changes_no_gradient(case):
+    def scribbled(forest):
+        padding = np.asarray(forest.group_RT) == 0
+        assert padding.any()
+        return forest.replace(tokens_RT=np.where(padding, 7, forest.tokens_RT).astype(np.int32))
+
+    close(case.gradient(of_main(case.batch, scribbled)), case.gradient(case.batch))
+
+
+def test_microbatches_give_the_whole_batch_s_gradient_or_are_refused(case):
+    if case.trainer.chosen.in_parts == "other":
+        with pytest.raises(
+            ValueError, match="config.optimizer.microbatches is 2, and the loss of .* is no sum over parts"
+        ):
+            Trainer(configured(case.home, case.method, optimizer__microbatches=2))
+        return
+    parts = Case(case.home, case.method, optimizer__microbatches=2)
+    close(parts.gradient(case.batch), case.gradient(case.batch))
+
+
+def test_groups_of_weight_0_teach_nothing(case):
+    if case.method.name == "language_model":
+        pytest.skip("texts have no weight")
+    light = of_main(case.batch, lambda forest: forest.replace(weight_RG=np.zeros_like(forest.weight_RG)))
+    assert all(not np.any(leaf) for leaf in case.gradient(light).values())
+
+
+def test_a_step_learns_and_the_same_seed_gives_the_same_bits(case):
+    """The last test of a case: it moves the case's parameters."""
+    assert case.method in case.trainer.chosen.all
+    trainers = [Trainer(configured(case.home, case.method, run__seed=seed)) for seed in (0, 0, 1)]
+    before = bits(case.trainer)
+    for trainer in trainers:
+        metrics = trainer.step()
+        assert np.isfinite(metrics["loss"]) and metrics["gradient_norm"] > 0
+    first, again, other = map(bits, trainers)
+    assert first == again and first != before and first != other
+
+
+def test_a_name_that_is_taken_is_refused():
     with pytest.raises(ValueError, match="method 'dpo': its name or its sections"):
         methods.register(methods.METHODS["dpo"])
 
 
-@every()
-def test_a_step_learns_and_the_same_seed_gives_the_same_bits(home, method):
-    trainer, again = (Trainer(configured(home, method)) for _ in range(2))
-    assert method in trainer.chosen.all
-    before = bits_of_start(trainer)
-    for run in (trainer, again):
-        metrics = run.step()
-        assert np.isfinite(metrics["loss"]) and metrics["gradient_norm"] > 0
-    assert bits(trainer) == bits(again) and bits(trainer) != before
-    other = Trainer(configured(home, method, run__seed=1))
-    other.step()
-    assert bits(other) != bits(trainer)
+every = pytest.mark.parametrize("method", list(methods.METHODS.values()), ids=list(methods.METHODS))
 
 
-def bits_of_start(trainer: Trainer) -> dict[str, bytes]:
-    trainer._started()
-    return bits(trainer)
-
-
-@every()
-def test_padding_changes_no_gradient(home, method):
-    trainer = Trainer(configured(home, method))
-    batch = trainer.source.next(None, 1)
-    rows = (
-        {name: with_empty_rows(f) for name, f in batch.items()} if isinstance(batch, dict) else with_empty_rows(batch)
-    )
-    close(gradient(trainer, rows), gradient(trainer, batch))
-
-
-def with_empty_rows(forest):
-    """As many again."""
-    return jax.tree.map(lambda x, y: np.concatenate([x, y]), forest, ForestShape(*forest.shape).empty())
-
-
-@every()
-def test_microbatches_give_the_whole_batch_s_gradient_or_are_refused(home, method):
-    config = configured(home, method, optimizer__microbatches=2)
-    whole = Trainer(configured(home, method))
-    if whole.chosen.in_parts == "other":
-        with pytest.raises(
-            ValueError, match="config.optimizer.microbatches is 2, and the loss of .* is no sum over parts"
-        ):
-            Trainer(config)
-        return
-    batch = whole.source.next(None, 1)
-    close(gradient(Trainer(config), batch), gradient(whole, batch))
-
-
-@every()
-def test_groups_of_weight_0_teach_nothing(home, method):
-    if method.name == "language_model":
-        pytest.skip("texts have no weight")
-    trainer = Trainer(configured(home, method))
-    batch = trainer.source.next(None, 1)
-
-    def without(forest):
-        return forest.replace(weight_RG=np.zeros_like(forest.weight_RG))
-
-    light = {**batch, methods.MAIN: without(batch[methods.MAIN])} if isinstance(batch, dict) else without(batch)
-    assert all(not np.any(leaf) for leaf in gradient(trainer, light).values())
-
-
-@every()
+@pytest.mark.slow
+@every
 def test_in_bf16_a_step_stays_finite_and_the_head_fp32(home, method):
     trainer = Trainer(configured(home, method, model__dtype="bfloat16"))
-    metrics = trainer.step()
-    assert all(np.isfinite(value) for value in metrics.values())
+    assert all(np.isfinite(value) for value in trainer.step().values())
     assert trainer.params["head"]["kernel"].dtype == np.float32
 
 
 @pytest.mark.slow
-@every()
+@every
 def test_a_stopped_run_ends_in_the_same_bits(home, method, tmp_path):
     config = configured(home, method)
-    whole = Trainer(config, tmp_path / "whole")
+    whole, stopped = Trainer(config, tmp_path / "whole"), Trainer(config, tmp_path / "stopped")
     whole.run()
-    stopped = Trainer(config, tmp_path / "stopped")
     draw = stopped.source.next
     stopped.source.next = lambda state, step: draw(state, step) if step < STEPS else 1 / 0
     with pytest.raises(ZeroDivisionError):
@@ -189,22 +172,24 @@ def test_a_stopped_run_ends_in_the_same_bits(home, method, tmp_path):
 
 
 @pytest.mark.slow
-@every()
-def test_eight_devices_take_the_same_step(home, method, tmp_path):
+@every
+def test_eight_devices_take_the_same_step(home, method):
     """In a process of its own: rows over two, parameters over two, heads over two devices."""
     changes = {"data__rows": 4, "meta_data__rows": 4, "mesh__data": 2, "mesh__fsdp": 2, "mesh__tensor": 2}
     script = (
-        "import sys; from pathlib import Path; from rmjax import methods; from rmjax.trainer import Trainer\n"
+        "import json, sys; from pathlib import Path; from rmjax import methods; from rmjax.trainer import Trainer\n"
         "from tests.methods.test_contract import configured\n"
-        f"t = Trainer(configured(Path({str(home)!r}), methods.METHODS[{method.name!r}], **eval(sys.argv[1])))\n"
-        "print(repr([t.step()['loss'] for _ in range(2)]))"
+        "home, name, changes = sys.argv[1:]\n"
+        "t = Trainer(configured(Path(home), methods.METHODS[name], **json.loads(changes)))\n"
+        "print(json.dumps([t.step()['loss'] for _ in range(2)]))"
     )
 
     def losses(devices, changes):
         run = subprocess.run(
-            [sys.executable, "-c", script, repr(changes)], env=os.environ | simulated.devices(devices), text=True,
-            capture_output=True, cwd=Path(__file__).parents[2], check=True,
+            [sys.executable, "-c", script, str(home), method.name, json.dumps(changes)], text=True, capture_output=True,
+            env=os.environ | simulated.devices(devices), cwd=Path(__file__).parents[2], check=False,
         )  # fmt: skip
+        assert run.returncode == 0, run.stderr[-2000:]
         return json.loads(run.stdout.splitlines()[-1])
 
     one = losses(1, {"data__rows": 4, "meta_data__rows": 4})
