@@ -93,9 +93,8 @@ def bradley_terry(
     d_RGNN = _differences(rewards_RGN, margin)
     if target_RGNN is not None:
         t = target_RGNN + label_smoothing * (1 - 2 * target_RGNN)
-        return _pair_mean(
-            -t * jax.nn.log_sigmoid(d_RGNN) - (1 - t) * jax.nn.log_sigmoid(-d_RGNN), order_RGNN, weight_RGNN
-        )
+        # log σ(−Δ) = log σ(Δ) − Δ; exact where t is 1.
+        return _pair_mean((1 - t) * d_RGNN - jax.nn.log_sigmoid(d_RGNN), order_RGNN, weight_RGNN)
     values = -(1 - label_smoothing) * jax.nn.log_sigmoid(d_RGNN)
     if label_smoothing:
         values = values - label_smoothing * jax.nn.log_sigmoid(-d_RGNN)

@@ -177,6 +177,28 @@ def test_unknown_fields_are_counted_and_logged_once(tmp_path, caplog):
     assert "`zebra` ignored in 3 of 6 records\n" in caplog.text
 
 
+def test_scores_that_contradict_the_order_are_counted_and_said(tmp_path, caplog):
+    path, pair = tmp_path / "f.jsonl", {"prompt": "p", "chosen": "a", "rejected": "b"}
+    write_lines(path, [pair | {"scores": [1, 5]}, pair | {"scores": [5, 1]}, pair | {"scores": [1, 1]}, pair])
+    with caplog.at_level(logging.WARNING):
+        assert open_records(path).contradicting == 1
+    assert "`scores` contradict the order that is given in 1 of 4 records; the order counts" in caplog.text
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".array_record", ".jsonl.zst"])
+def test_a_flipped_byte_does_not_go_unnoticed(tmp_path, suffix):
+    path, records = tmp_path / f"f{suffix}", [parse(row | {"id": str(i)}, "") for i in range(20) for row in LINES]
+    write_records(path, records)
+    whole = path.read_bytes()
+    texts = [i for i in range(0, len(whole), 37) if whole[i]][:40]
+    for at in texts:
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :])
+        try:
+            assert without_place(open_records(path)) == records, at
+        except (RecordError, OSError, RuntimeError):
+            continue
+
+
 @pytest.mark.parametrize("content", ["", "\n \n"])
 def test_an_empty_file_is_an_error(tmp_path, content):
     path = tmp_path / "f.jsonl"

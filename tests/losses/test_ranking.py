@@ -10,7 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from rmjax.losses.ranking import LOSSES, PENALTIES, bradley_terry, focal, listwise, log_barrier, order, squared
+from rmjax.losses.ranking import (
+    LOSSES,
+    PENALTIES,
+    bradley_terry,
+    focal,
+    labels,
+    listwise,
+    log_barrier,
+    order,
+    pairs,
+    squared,
+)
 from rmjax.losses.reduction import mean, total
 
 INF = math.inf
@@ -253,6 +264,131 @@ def test_an_absent_group_of_nan_cannot_reach_the_mean(loss):
     value, slopes = jax.value_and_grad(objective)(rewards)
     assert float(value) == pytest.approx(one_group(loss, [1, -0.5], [0, 1]), rel=1e-6)
     np.testing.assert_allclose(slopes[0, 0], gradient(loss, [1, -0.5], [0, 1]), rtol=1e-5)
+
+
+# --- soft order -------------------------------------------------------------------------------------------------------
+
+
+def old_bradley_terry(d, order, smoothing=0.0):
+    values = -(1 - smoothing) * jax.nn.log_sigmoid(d)
+    return values - smoothing * jax.nn.log_sigmoid(-d) if smoothing else values
+
+
+def old_focal(d, order, gamma=2.0):
+    return (1 - 2 * jax.nn.relu(jax.nn.sigmoid(d) - 0.5)) ** gamma * -jax.nn.log_sigmoid(d)
+
+
+def old_pairs(loss):
+    """The losses as they were before order could be soft."""
+
+    def of(rewards, order, margin):
+        d = rewards[..., :, None] - rewards[..., None, :] - margin[..., None, None]
+        return jnp.sum(jnp.where(order, loss(d, order), 0.0), axis=(-1, -2)) / jnp.maximum(jnp.sum(order, (-1, -2)), 1)
+
+    return of
+
+
+def old_listwise(rewards, order, margin):
+    competing = jnp.where(order, -(rewards[..., :, None] - rewards[..., None, :] - margin[..., None, None]), -jnp.inf)
+    beaten = jnp.any(order, axis=-1)
+    values = jax.nn.softplus(jax.nn.logsumexp(jnp.where(beaten[..., None], competing, 0.0), axis=-1))
+    return jnp.sum(jnp.where(beaten, values, 0.0), axis=-1) / jnp.maximum(jnp.sum(beaten, axis=-1), 1)
+
+
+OLD = {"bradley_terry": old_pairs(old_bradley_terry), "focal": old_pairs(old_focal), "listwise": old_listwise}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@settings(deadline=None, max_examples=30)
+@given(group=groups)
+def test_a_plain_order_is_the_case_of_probability_1_bit_for_bit(name, group):
+    rewards, ranks, margin = map(jnp.asarray, group)
+    order_RGNN = order(ranks)
+    target = jnp.where(order_RGNN, 1.0, jnp.where(jnp.swapaxes(order_RGNN, -1, -2), 0.0, -1.0))
+    np.testing.assert_array_equal(pairs(target), order_RGNN)
+    soft = {"target_RGNN": target, "weight_RGNN": jnp.ones_like(target)}
+    whole = margin[..., None, None] + jnp.zeros_like(target)
+    wanted, wanted_slopes = jax.value_and_grad(lambda r: jnp.sum(OLD[name](r, order_RGNN, margin)))(rewards)
+    for m, arguments in ((margin, {}), (margin, {"target_RGNN": target}), (whole, soft)):
+        value, slopes = jax.value_and_grad(lambda r: jnp.sum(LOSSES[name](r, order_RGNN, m, **arguments)))(rewards)  # noqa: B023
+        assert value == wanted
+        np.testing.assert_array_equal(slopes, wanted_slopes)
+
+
+def soft_group(loss, rewards, target, margin=0.0, **options) -> float:
+    """The loss of a single group of which `target` says all."""
+    target = floats([[target]])
+    return float(loss(floats([[rewards]]), pairs(target), jnp.asarray([[margin]]), target_RGNN=target, **options)[0, 0])
+
+
+def pair(p: float) -> list[list[float]]:
+    """Targets of two branches."""
+    return [[-1, p], [1 - p, -1]]
+
+
+def test_pairs_count_once_with_the_likely_better_first():
+    target = [[-1, 0.25, 0.5, -1], [0.75, -1, 0, -1], [0.5, 1, -1, -1], [-1, -1, -1, -1]]
+    wanted = np.zeros((4, 4), bool)
+    wanted[1, 0] = wanted[0, 2] = wanted[2, 1] = True
+    np.testing.assert_array_equal(pairs(floats([[target]]))[0, 0], wanted)
+
+
+@every_loss
+@pytest.mark.parametrize("p", [0.25, 0.5, 0.9])
+def test_soft_pairs_by_hand_and_their_minimum(loss, p):
+    def cost(d: float) -> float:
+        if loss is focal:
+            return p * focal_by_definition(d, 2) + (1 - p) * focal_by_definition(-d, 2)
+        return -p * math.log(sigmoid(d)) - (1 - p) * math.log(sigmoid(-d))
+
+    for d in (-1.5, 0.0, 0.7):
+        assert soft_group(loss, [d, 0], pair(p)) == pytest.approx(cost(d), rel=1e-5)
+        assert soft_group(loss, [0, d], pair(1 - p)) == pytest.approx(cost(d), rel=1e-5)
+    if loss is not focal:  # calibrated: the odds of the rewards are those of the votes
+        best, target = math.log(p / (1 - p)), floats([[pair(p)]])
+        slopes = jax.grad(lambda r: jnp.sum(loss(r, pairs(target), jnp.zeros((1, 1)), target_RGNN=target)))
+        np.testing.assert_allclose(slopes(floats([[[best, 0]]])), 0, atol=1e-6)
+
+
+def test_listwise_of_luce_targets_has_its_minimum_at_their_rewards():
+    rewards = floats([[[1.0, -0.5, 0.25]]])
+    target = jax.nn.sigmoid(rewards[..., :, None] - rewards[..., None, :])
+    slopes = jax.grad(lambda r: jnp.sum(listwise(r, pairs(target), jnp.zeros((1, 1)), target_RGNN=target)))(rewards)
+    np.testing.assert_allclose(slopes, 0, atol=1e-6)
+
+
+def test_label_smoothing_is_a_target():
+    for alpha in (0.1, 0.3):
+        hard = one_group(bradley_terry, [1, -0.5], [0, 1], label_smoothing=alpha)
+        assert soft_group(bradley_terry, [1, -0.5], pair(1 - alpha)) == pytest.approx(hard, rel=1e-6)
+        assert soft_group(bradley_terry, [1, -0.5], pair(1.0), label_smoothing=alpha) == pytest.approx(hard, rel=1e-6)
+
+
+@every_loss
+def test_margins_and_weights_of_pairs(loss):
+    """A pair that weighs nothing is not there; a pair's margin is one of its rewards' difference."""
+    target = [[-1, 1, 0.8], [0, -1, -1], [0.2, -1, -1]]
+    weight = floats([[[[0, 2, 0], [2, 0, 0], [0, 0, 0]]]])
+    if loss is not listwise:  # its choice is against both
+        assert soft_group(loss, [1, 0.5, 9], target, weight_RGNN=weight) == pytest.approx(
+            soft_group(loss, [1, 0.5], pair(1))
+        )
+    assert soft_group(loss, [1, 0.5, 9], target, weight_RGNN=0 * weight) == 0
+    margin = floats([[[[0, 0.3], [-0.3, 0]]]])
+    for p in (0.7, 0.3):
+        found = loss(floats([[[1, 0.5]]]), pairs(floats([[pair(p)]])), margin, target_RGNN=floats([[pair(p)]]))
+        assert float(found[0, 0]) == pytest.approx(soft_group(loss, [0.7, 0.5], pair(p)), rel=1e-6)
+
+
+def test_labels_are_ranks_unless_a_batch_has_targets():
+    columns = {"ranks_RGN": floats([[[0, 1], [0, 1]]]), "margin_RG": floats([[0, 1]]), "weight_RG": floats([[1, 2]])}
+    plain = labels(columns)
+    np.testing.assert_array_equal(plain.order_RGNN, order(columns["ranks_RGN"]))
+    assert plain.soft == {} and plain.pairs_RGNN is plain.order_RGNN and plain.weight_RG is columns["weight_RG"]
+    target, weight = floats([[pair(0.5), pair(0.25)]]), floats([[[[0, 3], [3, 0]], [[0, 0.5], [0.5, 0]]]])
+    soft = labels(columns | {"target_RGNN": target, "weight_RGNN": weight, "margin_RGNN": 0 * weight})
+    assert not soft.order_RGNN[0, 0].any() and soft.order_RGNN[0, 1].tolist() == [[False, False], [True, False]]
+    assert soft.weight_RG.tolist() == [[3, 1]] and soft.margin.shape == (1, 2, 2, 2)
 
 
 # --- penalties --------------------------------------------------------------------------------------------------------
