@@ -33,15 +33,16 @@ from experiments import drift_stages as stages
 from experiments import train
 from experiments.drift_distilled import write_distilled_stages
 from experiments.drift_tables import tables
-from experiments.grids import credits_of, over_seeds, paired
 from experiments.start import guarded, prepare
 from rmjax.config import chosen, keep_config
 from rmjax.data.record import Comparison
 from rmjax.data.samples import take
 from rmjax.data.sources import choose, records
 from rmjax.evaluate import environment
+from rmjax.evaluate.comparisons import credits_of
 from rmjax.evaluate.gaps import describe_gaps, reward_gaps
 from rmjax.evaluate.plots import gap_distributions, svg
+from rmjax.evaluate.statistics import over_seeds, paired
 from rmjax.files import write_json, write_text
 from rmjax.reward_model import CHECKPOINTS, RewardModel
 from rmjax.start import load_start
@@ -160,7 +161,7 @@ def judge(model: RewardModel, data: Path) -> dict[str, Any]:
         labels = list(records(str(data / f"test_{stage}.jsonl")))
         scores = model.score_groups(labels)
         spread, gaps = describe_gaps(scores), reward_gaps(scores).tolist()
-        found[stage] = {"credits": credits_of(scores, labels), "spread": spread, "gaps": gaps}
+        found[stage] = {"credits": credits_of(labels, scores), "spread": spread, "gaps": gaps}
     return found
 
 

@@ -23,6 +23,7 @@ from rmjax.data.pipeline import WHOLE, FileSource, Source
 from rmjax.data.sources import evaluation_set
 from rmjax.evaluate import evaluate_comparisons
 from rmjax.evaluate.gaps import describe_gaps
+from rmjax.evaluate.scorers import score
 from rmjax.files import refuse_url, write_json
 from rmjax.locks import locked
 from rmjax.models import parameters
@@ -31,7 +32,6 @@ from rmjax.parallel.hosts import EndTogether
 from rmjax.parallel.mesh import Rules, make_mesh, make_rules, replicated, shards
 from rmjax.program import Program, check, compiler_options, first_state, flops_per_token, make_program, refuse_dead_head
 from rmjax.reward_model import CHECKPOINTS, save_description
-from rmjax.scoring import score
 from rmjax.start import Start, check_format, start_of
 from rmjax.streams import Stream, format_of, open_stream
 from rmjax.train.checkpoint import Checkpoints

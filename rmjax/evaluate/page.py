@@ -9,9 +9,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from rmjax.evaluate import plots
-from rmjax.evaluate.bootstrap import Interval
 from rmjax.evaluate.plots import Curve
 from rmjax.evaluate.routing import spread_of
+from rmjax.evaluate.statistics import Interval
 from rmjax.evaluate.table import LABELS, Report, Section, column_names, format_mean, spaced
 from rmjax.terminal import printable
 
