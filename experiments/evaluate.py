@@ -23,13 +23,13 @@ from tqdm import tqdm
 
 from experiments.start import error_text, parse_flags, prepare
 from rmjax.data.preferences import PREFERENCE_SETS
-from rmjax.data.readers import RandomAccessSource
 from rmjax.data.record import Comparison
-from rmjax.data.sources import RECORD_SPLITS, located, records
-from rmjax.evaluate.comparisons import evaluate_comparison, evaluate_comparisons, with_best_as_reference
+from rmjax.data.sources import RECORD_SPLITS, located
+from rmjax.evaluate.comparisons import evaluate_comparison, with_best_as_reference
 from rmjax.evaluate.report import environment, write_report
 from rmjax.evaluate.score_log import ScoreLog, fingerprint_comparisons, fingerprint_files
 from rmjax.evaluate.scorers import Scorer, checked
+from rmjax.evaluate.suites import SUITES, load_comparisons
 from rmjax.evaluate.table import print_table
 from rmjax.files import refuse_unwritable, write_json, write_text
 from rmjax.locks import locked
@@ -134,8 +134,8 @@ def evaluate(options: Options) -> dict[str, Any]:
 
 def _evaluate(options: Options) -> dict[str, Any]:
     started = time.monotonic()
-    source = records(options.data, options.root, options.split, options.on_error)
-    given = [source[index] for index in range(len(source))]
+    loaded = load_comparisons(options.data, options.root, options.split, options.on_error)
+    given = loaded.records
     rows = [with_best_as_reference(row) for row in given] if options.reference == "best" else given
     fingerprint = {
         "model": fingerprint_files(options.model, ignore=options.outputs),
@@ -146,11 +146,12 @@ def _evaluate(options: Options) -> dict[str, Any]:
         _score_missing(options, rows, log)
     scores = [log.scores[index] for index in range(len(rows))]
     result = {
-        **evaluate_comparisons(rows, scores, options.seed),
+        **SUITES["comparisons"].evaluator.summary(rows, scores, options.seed),
         "reference": options.reference,
         "reference_from_ranks": sum(a is not b for a, b in zip(rows, given, strict=True)),
         "encoding": dict(log.counts),
-        "unreadable": source.skipped if isinstance(source, RandomAccessSource) else {},
+        "unreadable": loaded.unreadable,
+        "dropped": loaded.dropped,
         "model": str(options.model),
         "data": options.data,
         "split": options.split,
@@ -272,6 +273,8 @@ def _notes(result: dict[str, Any], options: Options) -> Iterator[str]:
         yield f"{result['reference_from_ranks']} rows: the top-ranked output was the reference"
     for reason, count in [*result["skipped"].items(), *result["unreadable"].items()]:
         yield f"rows left out: {count} ({reason})"
+    for reason, count in result["dropped"].items():
+        yield f"rows of the set left out when it was read: {count} ({reason})"
     for change, count in result["encoding"].items():
         yield f"while encoding: {count} × {change}"
     files = [options.out, options.scores, options.routing and options.routing / "report.html"]

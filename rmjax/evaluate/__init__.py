@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rmjax.evaluate.scaling import PowerLaw, envelope, fit_power_law
     from rmjax.evaluate.scorers import Baseline, Ensemble, RewardScorer, ScoreError, Scorer
     from rmjax.evaluate.statistics import Interval, difference, interval
+    from rmjax.evaluate.suites import SUITES, Suite, evaluators_from
     from rmjax.evaluate.table import format_table, print_table
 
 _PLACES = {
@@ -32,12 +33,14 @@ _PLACES = {
     "scaling": "PowerLaw envelope fit_power_law",
     "scorers": "Baseline Ensemble RewardScorer ScoreError Scorer",
     "statistics": "Interval difference interval",
+    "suites": "SUITES Suite evaluators_from",
     "table": "format_table print_table",
 }
 _MODULES = {name: module for module, names in _PLACES.items() for name in names.split()}
 
 __all__ = [
     "EVALUATORS",
+    "SUITES",
     "Baseline",
     "Discrimination",
     "Ensemble",
@@ -49,12 +52,14 @@ __all__ = [
     "Row",
     "ScoreError",
     "Scorer",
+    "Suite",
     "difference",
     "discriminate",
     "envelope",
     "environment",
     "evaluate_comparison",
     "evaluate_comparisons",
+    "evaluators_from",
     "fit_power_law",
     "format_table",
     "interval",

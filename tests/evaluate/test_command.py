@@ -233,7 +233,7 @@ def test_a_score_that_is_not_finite_stops_and_is_not_kept(options, monkeypatch):
 
 
 def test_a_real_set_s_split_can_be_named(options, monkeypatch, tmp_path):
-    write_rows(tmp_path / "fake.jsonl", rows(50))
+    write_rows(tmp_path / "fake.jsonl", [*rows(50), {**rows(1)[0], "chosen": ""}])
     entry = dataclasses.replace(PREFERENCE_SETS["hh_harmless"], file="fake.jsonl")
     monkeypatch.setitem(PREFERENCE_SETS, "fake", entry)
     use(monkeypatch, LengthScorer())
@@ -243,6 +243,9 @@ def test_a_real_set_s_split_can_be_named(options, monkeypatch, tmp_path):
         changed = command.Options(**{**vars(options), **changes, "split": split})
         result = command.evaluate(changed)
         assert (result["data"], result["split"], result["unreadable"]) == ("fake", split, {})
+        assert result["dropped"] == {
+            "empty output": 1
+        } and "rows of the set left out when it was read: 1 (empty output)" in list(command._notes(result, changed))
         counts[split] = result["rows"]
     assert counts["train"] + counts["test"] == counts["all"] == 50
     assert 0 < counts["test"] < 25
