@@ -81,7 +81,7 @@ def make_data(workdir: Path, series: str, seed: int) -> Path:
     if not stages.is_written(found):
         train.run(grid.get_config("plain", grid.PROXY_SEED + seed, data), workdir / "proxy" / f"seed{seed}")
         write = stages.write_best_of_stages if series == "best_of_n" else write_distilled_stages
-        write(found, RewardModel.load(workdir / "proxy" / f"seed{seed}"))
+        write(found, RewardModel.load(workdir / "proxy" / f"seed{seed}", mesh="all"))
     return found
 
 
@@ -109,7 +109,7 @@ def write_labels(arm: str, seed: int, workdir: Path, data: Path) -> None:
         fit("plain", seed, workdir, data)
         meta = [take(c, np.random.default_rng([seed, i]), samples=shared.data.candidates)
                 for i, c in enumerate(records(str(data / "meta.jsonl")))]  # fmt: skip
-        groups += self_labeled(RewardModel.load(_folder(workdir, "plain", seed)), meta)
+        groups += self_labeled(RewardModel.load(_folder(workdir, "plain", seed), mesh="all"), meta)
     path = _folder(workdir, arm, seed) / "train.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     stages.write_groups(path, groups)
@@ -138,7 +138,7 @@ def run_one(arm: str, seed: int, workdir: Path, data: Path) -> dict[str, Any]:
     if (folder / "result.json").exists():
         return json.loads((folder / "result.json").read_text()) | {"diagnostics": diagnostics(folder)}
     fit(arm, seed, workdir, data)
-    result = judge(RewardModel.load(folder), data)
+    result = judge(RewardModel.load(folder, mesh="all"), data)
     write_json(folder / "result.json", result)
     if arm != "plain":  # whose rewards label the self-labeled arm's pairs
         shutil.rmtree(folder / CHECKPOINTS)

@@ -100,7 +100,7 @@ def run_one(
     if found is not None:
         return found
     train.run(config, folder)
-    model = RewardModel.load(folder)
+    model = RewardModel.load(folder, mesh="all")
     credits = {
         domain: credits_of(rows, model.score_groups(rows)) for domain, rows in tests.items() if data in (JOINT, domain)
     }

@@ -290,12 +290,14 @@ MESHES = ["all", [2, 2, 2, 1], [1, 2, 1, 4]]
 
 def test_eight_devices_give_the_rewards_of_one(directory, model):
     environment = os.environ | simulated.devices(8) | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", PROGRAM, json.dumps([str(directory), ROWS, MESHES])]
+    rows = ROWS + [row(f"question {i} " * 3, "x" * (i + 1), "reference") for i in range(20)]  # several rows a batch
+    command = [sys.executable, "-c", PROGRAM, json.dumps([str(directory), rows, MESHES])]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-4000:]
     found = json.loads(next(x for x in done.stdout.splitlines() if x.startswith("REPORT")).removeprefix("REPORT"))
+    wanted = model.score(rows)
     for rewards in found:
-        np.testing.assert_allclose(rewards, model.score(ROWS), atol=1e-5)
+        np.testing.assert_allclose(rewards, wanted, atol=1e-5)
 
 
 def test_an_unknown_mesh_is_refused(directory):

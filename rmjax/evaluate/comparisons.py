@@ -6,8 +6,8 @@ A row earns a credit in [0, 1]:
 * one best output among N, the others tied: 1 if the best one scores highest; where it shares the
   highest score with others, 1 / (number of outputs that share it); else 0. A record does not tell
   whether it was written as `best`, as `chosen` with several `rejected` or as such `ranks`, so all
-  three are judged by this rule;
-* any other ranking: the mean over all pairs of outputs that the ranking orders, each judged as a
+  three are treated by this rule;
+* any other ranking: the mean over all pairs of outputs that the ranking orders, each treated as a
   pair (Kendall's tau-b without its tie correction, moved to [0, 1]).
 
 Rows whose credit comes from a tie in score are counted in `ties`. Beside these, `pairwise` has the
