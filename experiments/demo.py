@@ -77,14 +77,14 @@ def judge(workdir: Path, seed: int, per_prompt: int) -> dict[str, Any]:
     `per_prompt` groups of a reference, a positive and three negatives are drawn from each held-out prompt.
     """
     _announce(4, "evaluation: held-out prompts, seen and unseen policies")
-    pretrained = RewardModel.load(workdir / "pretrain")
+    pretrained = RewardModel.load(workdir / "pretrain", mesh="all")
     splits = {}
     for split in ("seen", "unseen"):
         source = pool(POOL, split, "unseen")
         groups = source.triples(seed=0, per_prompt=per_prompt, negatives=NEGATIVES)
         splits[split] = discriminate(groups, pretrained.score_groups(groups, progress=True), source.kind, seed)
     ranked = list(records(RANKED))
-    models = {name: RewardModel.load(workdir / name) for name in ("finetune", "scratch")}
+    models = {name: RewardModel.load(workdir / name, mesh="all") for name in ("finetune", "scratch")}
     scores = {name: model.score_groups(ranked, progress=True) for name, model in models.items()}
     judged = {name: evaluate_comparisons(ranked, found, seed) for name, found in scores.items()}
     gain = paired_gain(ranked, scores["finetune"], scores["scratch"], seed)

@@ -33,15 +33,16 @@ from experiments import drift_stages as stages
 from experiments import train
 from experiments.drift_distilled import write_distilled_stages
 from experiments.drift_tables import tables
-from experiments.grids import credits_of, over_seeds, paired
 from experiments.start import guarded, prepare
 from rmjax.config import chosen, keep_config
 from rmjax.data.record import Comparison
 from rmjax.data.samples import take
 from rmjax.data.sources import choose, records
 from rmjax.evaluate import environment
+from rmjax.evaluate.comparisons import credits_of
 from rmjax.evaluate.gaps import describe_gaps, reward_gaps
 from rmjax.evaluate.plots import gap_distributions, svg
+from rmjax.evaluate.statistics import over_seeds, paired
 from rmjax.files import write_json, write_text
 from rmjax.reward_model import CHECKPOINTS, RewardModel
 from rmjax.start import load_start
@@ -80,7 +81,7 @@ def make_data(workdir: Path, series: str, seed: int) -> Path:
     if not stages.is_written(found):
         train.run(grid.get_config("plain", grid.PROXY_SEED + seed, data), workdir / "proxy" / f"seed{seed}")
         write = stages.write_best_of_stages if series == "best_of_n" else write_distilled_stages
-        write(found, RewardModel.load(workdir / "proxy" / f"seed{seed}"))
+        write(found, RewardModel.load(workdir / "proxy" / f"seed{seed}", mesh="all"))
     return found
 
 
@@ -108,7 +109,7 @@ def write_labels(arm: str, seed: int, workdir: Path, data: Path) -> None:
         fit("plain", seed, workdir, data)
         meta = [take(c, np.random.default_rng([seed, i]), samples=shared.data.candidates)
                 for i, c in enumerate(records(str(data / "meta.jsonl")))]  # fmt: skip
-        groups += self_labeled(RewardModel.load(_folder(workdir, "plain", seed)), meta)
+        groups += self_labeled(RewardModel.load(_folder(workdir, "plain", seed), mesh="all"), meta)
     path = _folder(workdir, arm, seed) / "train.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     stages.write_groups(path, groups)
@@ -137,7 +138,7 @@ def run_one(arm: str, seed: int, workdir: Path, data: Path) -> dict[str, Any]:
     if (folder / "result.json").exists():
         return json.loads((folder / "result.json").read_text()) | {"diagnostics": diagnostics(folder)}
     fit(arm, seed, workdir, data)
-    result = judge(RewardModel.load(folder), data)
+    result = judge(RewardModel.load(folder, mesh="all"), data)
     write_json(folder / "result.json", result)
     if arm != "plain":  # whose rewards label the self-labeled arm's pairs
         shutil.rmtree(folder / CHECKPOINTS)
@@ -160,7 +161,7 @@ def judge(model: RewardModel, data: Path) -> dict[str, Any]:
         labels = list(records(str(data / f"test_{stage}.jsonl")))
         scores = model.score_groups(labels)
         spread, gaps = describe_gaps(scores), reward_gaps(scores).tolist()
-        found[stage] = {"credits": credits_of(scores, labels), "spread": spread, "gaps": gaps}
+        found[stage] = {"credits": credits_of(labels, scores), "spread": spread, "gaps": gaps}
     return found
 
 

@@ -1,7 +1,7 @@
 """Preference accuracy of a reward model on comparisons.
 
     python -m experiments.evaluate --model=DIR --data=FILE|shipped:NAME|SET --out=FILE.json
-        [--split=test] [--scores=FILE.jsonl] [--routing=FOLDER]
+        [--split=test] [--scores=FILE.jsonl] [--routing=FOLDER] [--mesh=one]
 
 SET is one of the real preference sets of docs/data.md.
 
@@ -16,24 +16,20 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from absl import app, flags
 from tqdm import tqdm
 
 from experiments.start import error_text, parse_flags, prepare
 from rmjax.data.preferences import PREFERENCE_SETS
-from rmjax.data.readers import RandomAccessSource
 from rmjax.data.record import Comparison
-from rmjax.data.sources import RECORD_SPLITS, located, records
-from rmjax.evaluate.comparisons import (
-    check_scores,
-    evaluate_comparisons,
-    judge,
-    with_best_as_reference,
-)
+from rmjax.data.sources import RECORD_SPLITS, located
+from rmjax.evaluate.comparisons import evaluate_comparison, with_best_as_reference
 from rmjax.evaluate.report import environment, write_report
 from rmjax.evaluate.score_log import ScoreLog, fingerprint_comparisons, fingerprint_files
+from rmjax.evaluate.scorers import Scorer, checked
+from rmjax.evaluate.suites import SUITES, load_comparisons
 from rmjax.evaluate.table import print_table
 from rmjax.files import refuse_unwritable, write_json, write_text
 from rmjax.locks import locked
@@ -41,14 +37,6 @@ from rmjax.terminal import printable
 
 logger = logging.getLogger(__name__)
 _RUN_FILES = ("model.json", "tokenizer.json", "config.json", "metrics.jsonl")
-
-
-class Scorer(Protocol):
-    """What is asked of a reward model here."""
-
-    def score_groups(self, comparisons: Sequence[Comparison], progress: bool = False) -> list[list[float]]:
-        """A list of scores per record, one per output."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +54,7 @@ class Options:
     root: str = "../shared/data"
     split: str = "all"
     routing: Path | None = None
+    mesh: Literal["one", "all"] = "all"
 
     @property
     def partial(self) -> Path:
@@ -103,12 +92,15 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "routing", None, "folder for report.html: where each router of a LoRAMoE adapter sends each `type` of record"
     )
+    flags.DEFINE_enum(
+        "mesh", "all", ["one", "all"], "run the model on one device, or the rows of a batch on all of them"
+    )
     flags.DEFINE_enum("on_error", "raise", ["raise", "skip"], "what to do with a broken row")
     flags.DEFINE_integer("rows_per_save", 64, "rows scored between two saves", lower_bound=1)
     flags.DEFINE_integer("seed", 0, "seed of the bootstrap")
 
 
-def load_model(path: Path) -> Scorer:
+def load_scorer(path: Path, mesh: Literal["one", "all"]) -> Scorer:
     """The reward model at `path`; imported late, because that is slow and errors should be fast.
 
     Raises:
@@ -117,10 +109,10 @@ def load_model(path: Path) -> Scorer:
     from rmjax.reward_model import RewardModel
 
     try:
-        model: Scorer = RewardModel.load(path)
+        model = RewardModel.load(path, mesh="all" if mesh == "all" else None)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise OSError(f"cannot load --model={path}: {error}") from error
-    return model
+    return model.scorer
 
 
 def evaluate(options: Options) -> dict[str, Any]:
@@ -142,8 +134,8 @@ def evaluate(options: Options) -> dict[str, Any]:
 
 def _evaluate(options: Options) -> dict[str, Any]:
     started = time.monotonic()
-    source = records(options.data, options.root, options.split, options.on_error)
-    given = [source[index] for index in range(len(source))]
+    loaded = load_comparisons(options.data, options.root, options.split, options.on_error)
+    given = loaded.records
     rows = [with_best_as_reference(row) for row in given] if options.reference == "best" else given
     fingerprint = {
         "model": fingerprint_files(options.model, ignore=options.outputs),
@@ -154,10 +146,12 @@ def _evaluate(options: Options) -> dict[str, Any]:
         _score_missing(options, rows, log)
     scores = [log.scores[index] for index in range(len(rows))]
     result = {
-        **evaluate_comparisons(rows, scores, options.seed),
+        **SUITES["comparisons"].evaluator.summary(rows, scores, options.seed),
         "reference": options.reference,
         "reference_from_ranks": sum(a is not b for a, b in zip(rows, given, strict=True)),
-        "unreadable": source.skipped if isinstance(source, RandomAccessSource) else {},
+        "encoding": dict(log.counts),
+        "unreadable": loaded.unreadable,
+        "dropped": loaded.dropped,
         "model": str(options.model),
         "data": options.data,
         "split": options.split,
@@ -190,6 +184,7 @@ def main(_: list[str]) -> None:
         root=values.root,
         split=values.split,
         routing=Path(values.routing) if values.routing else None,
+        mesh=values.mesh,
     )
     try:
         result = evaluate(options)
@@ -237,14 +232,13 @@ def _score_missing(options: Options, rows: Sequence[Comparison], log: ScoreLog) 
     if len(missing) < len(rows):
         logger.warning("continuing: %d of %d rows are scored", len(log.scores), len(rows))
     _warn_without_reference(rows)
-    model = load_model(options.model)
+    scorer = load_scorer(options.model, options.mesh)
     with tqdm(total=len(rows), initial=len(log.scores), desc="scoring", unit="row") as bar:
         for start in range(0, len(missing), options.rows_per_save):
             chunk = missing[start : start + options.rows_per_save]
-            scores = model.score_groups([rows[index] for index in chunk])
-            for index, row_scores in zip(chunk, scores, strict=True):
-                check_scores(rows[index], row_scores)
-            log.append(dict(zip(chunk, scores, strict=True)))
+            before, records = scorer.counts.copy(), [rows[index] for index in chunk]
+            scores = checked(records, scorer.score(records))  # whoever wrote the scorer: what is in the log counts
+            log.append(dict(zip(chunk, scores, strict=True)), scorer.counts - before)
             bar.update(len(chunk))
 
 
@@ -261,7 +255,7 @@ def _warn_without_reference(rows: Sequence[Comparison]) -> None:
 
 def _score_lines(rows: Sequence[Comparison], scores: Sequence[Sequence[float]]) -> Iterator[str]:
     for row, row_scores in zip(rows, scores, strict=True):
-        verdict = judge(row, row_scores)
+        verdict = evaluate_comparison(row, row_scores)
         line = {
             "id": row.id,
             "scores": list(row_scores),
@@ -279,6 +273,10 @@ def _notes(result: dict[str, Any], options: Options) -> Iterator[str]:
         yield f"{result['reference_from_ranks']} rows: the top-ranked output was the reference"
     for reason, count in [*result["skipped"].items(), *result["unreadable"].items()]:
         yield f"rows left out: {count} ({reason})"
+    for reason, count in result["dropped"].items():
+        yield f"rows of the set left out when it was read: {count} ({reason})"
+    for change, count in result["encoding"].items():
+        yield f"while encoding: {count} × {change}"
     files = [options.out, options.scores, options.routing and options.routing / "report.html"]
     yield f"wrote {' and '.join(str(path) for path in files if path)}"
 

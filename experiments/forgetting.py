@@ -26,17 +26,17 @@ from ml_collections import config_flags
 from configs.forgetting import training
 from experiments import skills, train
 from experiments.forgetting_tables import tables
-from experiments.grids import chosen_arms, over_seeds, paired, routing_over_seeds, steps_of, stored
+from experiments.grids import chosen_arms, routing_over_seeds, steps_of, stored
 from experiments.skills import KNOWLEDGE, Skills, Text
 from experiments.start import guarded, parse_flags, prepare
 from rmjax.config import keep_config
 from rmjax.data.formats import text_trees
 from rmjax.data.packing import ForestShape
 from rmjax.evaluate import environment, interval, write_report
-from rmjax.evaluate.bootstrap import Interval
 from rmjax.evaluate.language import LanguageModel, answers, says, score_texts
 from rmjax.evaluate.plots import against_size, svg
 from rmjax.evaluate.routing import describe_routing
+from rmjax.evaluate.statistics import Interval, over_seeds, paired
 from rmjax.files import write_json, write_text
 from rmjax.models import parameters
 from rmjax.policy.policies import turn
@@ -137,7 +137,7 @@ def summary(base: Measured, results: Mapping[str, Mapping[int, Sequence[Measured
 
 
 def _row(values: Sequence[Sequence[float]], before: Sequence[float]) -> dict[str, Any]:
-    return over_seeds(values) | {"over_base": paired(values, [before] * len(values))}
+    return {**over_seeds(values), "over_base": paired(values, [before] * len(values))}
 
 
 def compared(grid: Any, results: Mapping[str, Mapping[int, Sequence[Measured]]]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from ml_collections import config_flags
 
 from configs.interference import training
 from experiments import train
-from experiments.grids import chosen_arms, credits_of, over_seeds, paired, routing_over_seeds, steps_of, stored
+from experiments.grids import chosen_arms, routing_over_seeds, steps_of, stored
 from experiments.skills import spread
 from experiments.start import guarded, parse_flags, prepare
 from experiments.tables import cell, markdown, mean_cell
@@ -34,9 +34,13 @@ from rmjax.config import keep_config
 from rmjax.data.record import Comparison, to_row
 from rmjax.data.sources import records
 from rmjax.data.tokenizer import Tokenizer
-from rmjax.evaluate import baselines, environment, interval, write_report
-from rmjax.evaluate.comparisons import unusable
+from rmjax.evaluate import environment, write_report
+from rmjax.evaluate.baselines import of_preferences
+from rmjax.evaluate.comparisons import CREDIT, credits_of, preference_rows, unusable
 from rmjax.evaluate.routing import routing_of
+from rmjax.evaluate.rows import mean, of_metric
+from rmjax.evaluate.scorers import Baseline
+from rmjax.evaluate.statistics import over_seeds, paired
 from rmjax.files import write_json, write_text
 from rmjax.reward_model import CHECKPOINTS, RewardModel
 from rmjax.start import load_start
@@ -96,9 +100,9 @@ def run_one(
     if found is not None:
         return found
     train.run(config, folder)
-    model = RewardModel.load(folder)
+    model = RewardModel.load(folder, mesh="all")
     credits = {
-        domain: credits_of(model.score_groups(rows), rows) for domain, rows in tests.items() if data in (JOINT, domain)
+        domain: credits_of(rows, model.score_groups(rows)) for domain, rows in tests.items() if data in (JOINT, domain)
     }
     found = {"credits": credits, "judged": judged}
     if model.config.adapter and model.config.adapter.routed:
@@ -190,7 +194,7 @@ def tables(results: Mapping[str, Any]) -> str:
         for domain, found in by_domain.items():
             rows.append([name, domain, *(cell(found[m], "+" if m.startswith("inter") else "") for m in measured)])
     scorers = [["baseline", *results["baselines"]]]
-    for name in baselines.BASELINES:
+    for name in ("word_overlap", "length"):  # the published rows; results.json has all
         scorers.append([name, *(mean_cell(found[name]) for found in results["baselines"].values())])
     between = [["joint models", *results["baselines"]]]
     between += [[pair, *(cell(each, "+") for each in found.values())] for pair, found in results["compared"].items()]
@@ -199,11 +203,11 @@ def tables(results: Mapping[str, Any]) -> str:
 
 
 def baselines_of(tests: Tests) -> dict[str, Any]:
-    """Domain → scorer that reads no meaning → accuracy, prompts resampled."""
+    """Domain → baseline → accuracy, prompts resampled."""
     return {
         domain: {
-            name: interval(credits_of([scorer(row) for row in rows], rows), [row.prompt for row in rows])
-            for name, scorer in baselines.BASELINES.items()
+            name: mean(of_metric(preference_rows(rows, Baseline(name).score(rows)), CREDIT))
+            for name in of_preferences(rows)
         }
         for domain, rows in tests.items()
     }

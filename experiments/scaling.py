@@ -46,7 +46,7 @@ def point(layers: int, steps: int, workdir: Path, sets: dict[str, list[Compariso
     if stored.exists():
         return json.loads(stored.read_text())
     train.run(config, folder)
-    model = RewardModel.load(folder)
+    model = RewardModel.load(folder, mesh="all")
     trained = count(model.params["backbone"]["layers"])
     parameters = trained + count(model.params["backbone"].get("frozen_layers", {}))
     per_token = decoder_flops_per_token(

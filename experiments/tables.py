@@ -34,5 +34,5 @@ def _seeds(values: Sequence[float | None], sign: str = "") -> str:
 
 
 def cell(found: Mapping[str, Any], sign: str = "") -> str:
-    """Of `grids.over_seeds` or `grids.paired`: the mean with its interval, then each seed's own."""
+    """Of `statistics.over_seeds` or `statistics.paired`: the mean with its interval, then each seed's own."""
     return f"{mean_cell(found['mean'], sign)}; {_seeds(found['seeds'], sign)}"

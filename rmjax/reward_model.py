@@ -10,25 +10,25 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+from jax.sharding import Mesh, NamedSharding
 
 from rmjax.data.formats import Encoder, Format
 from rmjax.data.record import Comparison, RecordError, parse
 from rmjax.data.tokenizer import Tokenizer
+from rmjax.evaluate.scorers import RewardScorer, batch_tokens, model_rewards
 from rmjax.files import write_text
 from rmjax.hub.adapters import fingerprint, frozen_layers, load_adapter
 from rmjax.models.attention import kernels_for, refusal
-from rmjax.models.forest import Forest
 from rmjax.models.lora import AdapterConfig, merged
 from rmjax.models.parameters import ParameterError, check_same, flat, merge
 from rmjax.models.reward import RewardTransformer
 from rmjax.models.transformer import TransformerConfig
-from rmjax.scoring import score
+from rmjax.parallel.mesh import RULES, Rules, make_mesh, parameter_shardings
 from rmjax.train.checkpoint import Checkpoints
 from rmjax.train.state import initial_params
 
 _log = logging.getLogger(__name__)
 MODEL_FILE, TOKENIZER_FILE, CHECKPOINTS = "model.json", "tokenizer.json", "checkpoints"
-BATCH_TOKENS = 4096
 
 
 def save_description(
@@ -85,31 +85,69 @@ def abstract_params(config: TransformerConfig) -> dict[str, Any]:
     return nn.meta.unbox(jax.eval_shape(functools.partial(initial_params, RewardTransformer(config), 0)))
 
 
-@functools.partial(jax.jit, static_argnames="config")
-def _rewards(params: Any, forest: Forest, config: TransformerConfig) -> jax.Array:
-    """Models of one architecture share what is compiled, whatever their weights."""
-    return RewardTransformer(config).apply({"params": params}, forest)  # type: ignore[return-value]
+def _on_mesh(mesh: Mesh | str | None) -> Mesh | None:
+    """A mesh, `"all"` (rows over all devices of this process; none where there is one) or None (the default device).
+
+    Raises:
+      ValueError: another string.
+    """
+    if not isinstance(mesh, str):
+        return mesh
+    if mesh != "all":
+        raise ValueError(f"mesh is {mesh!r}; give a jax Mesh, 'all' or None")
+    devices = jax.local_devices()
+    return make_mesh({"data": len(devices)}, devices) if len(devices) > 1 else None
+
+
+def _placed(config: TransformerConfig, params: Any, mesh: Mesh | None, rules: Rules = RULES) -> Any:
+    """The parameters on a mesh, cut by its rules; on the default device without one.
+
+    Raises:
+      ValueError: a parameter does not divide; the message names it.
+    """
+    if mesh is None:
+        return jax.device_put(params)
+    boxed = jax.eval_shape(functools.partial(initial_params, RewardTransformer(config), 0))
+    shardings = parameter_shardings(boxed, mesh, rules)
+
+    def place(x: Any, sharding: NamedSharding) -> jax.Array:
+        if isinstance(x, jax.Array):
+            return jax.device_put(x, sharding)
+        return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+    return jax.tree.map(place, params, shardings)
 
 
 class RewardModel:
     """Scores texts with a trained reward model.
 
     Rewards are unbounded fp32 numbers without a fixed zero; only differences between outputs for one prompt (and one
-    reference) mean anything. They do not depend on what else is in the call, to 1e-5 in fp32.
+    reference) mean anything. They do not depend on what else is in the call, nor on the mesh, to 1e-5 in fp32.
+
+    `scorer` is the model as one of the scorers of `rmjax.evaluate`.
+
+    Args:
+      mesh: where it runs: None is the default device; "all" spreads the rows of a batch over all devices of this process;
+        a jax Mesh (`parallel.mesh.make_mesh`) spreads rows, tokens and parameters as in training.
     """
 
-    def __init__(self, config: TransformerConfig, form: Format, tokenizer: Tokenizer, params: Any):
+    def __init__(
+        self, config: TransformerConfig, form: Format, tokenizer: Tokenizer, params: Any, mesh: Mesh | str | None = None
+    ):
         if not any(path.startswith("head/") for path in flat(params)):
             raise ParameterError(
                 "the checkpoint has no reward head (`head/kernel`): it is a language model, not a reward model"
             )
         check_same(abstract_params(config), params)
-        self.config, self.format, self.tokenizer, self.params = config, form, tokenizer, jax.device_put(params)
-        self._encoder = Encoder(tokenizer, form, row_tokens=2 * form.max_length)
+        self.config, self.format, self.tokenizer, self.mesh = config, form, tokenizer, _on_mesh(mesh)
+        self.params = _placed(config, params, self.mesh)
+        encoder = Encoder(tokenizer, form, row_tokens=2 * form.max_length)
+        rewards, tokens = model_rewards(config, self.mesh), batch_tokens(self.mesh)
+        self.scorer = RewardScorer(rewards, self.params, encoder, tokens)
 
     @classmethod
-    def load(cls, path: str | Path) -> "RewardModel":
-        """From a directory that `experiments.train` wrote: its newest intact checkpoint.
+    def load(cls, path: str | Path, mesh: Mesh | str | None = None) -> "RewardModel":
+        """From a directory that `experiments.train` wrote: its newest intact checkpoint; `mesh` as of the class.
 
         Raises:
           FileNotFoundError, ValueError: not such a directory, a damaged file, or a language model; the message names it.
@@ -123,7 +161,7 @@ class RewardModel:
                 f"{directory} is a language model (config.objective=language_model), not a reward model; to make one of it, "
                 "train with --config.model.init and objective=preference"
             )
-        return cls(*described, load_params(directory))
+        return cls(*described, load_params(directory), mesh)
 
     @functools.cached_property
     def base(self) -> str:
@@ -142,12 +180,13 @@ class RewardModel:
         """
         adapter, params = load_adapter(path, self.params, self.base)
         config = dataclasses.replace(self.config, adapter=adapter, frozen_layers=frozen_layers(params))
-        return RewardModel(config, self.format, self.tokenizer, params)
+        return RewardModel(config, self.format, self.tokenizer, params, self.mesh)
 
     def merged(self) -> "RewardModel":
         """The same rewards without an adapter: it is added into the weights. ValueError where that is impossible."""
         params = merged(self.params, self._adapter())
-        return RewardModel(dataclasses.replace(self.config, adapter=None), self.format, self.tokenizer, params)
+        config = dataclasses.replace(self.config, adapter=None)
+        return RewardModel(config, self.format, self.tokenizer, params, self.mesh)
 
     def _adapter(self) -> AdapterConfig:
         if self.config.adapter is None:
@@ -161,6 +200,7 @@ class RewardModel:
 
         Raises:
           RecordError: a field is missing or of the wrong kind; the message names the row.
+          ScoreError: a reward is not finite; the message names the row and the cause.
         """
         singles = [self._single(row, f"row {i}") for i, row in enumerate(rows)]
         groups: dict[tuple, list[int]] = {}
@@ -176,10 +216,6 @@ class RewardModel:
                 result[i] = value
         return result
 
-    def _rewards(self, params: Any, forest: Forest) -> jax.Array:
-        adapter = self.config.adapter and dataclasses.replace(self.config.adapter, dropout=0.0)  # of training only
-        return _rewards(params, forest, dataclasses.replace(self.config, adapter=adapter))
-
     @staticmethod
     def _single(row: Mapping[str, Any], place: str) -> Comparison:
         c = parse(row, place)
@@ -191,9 +227,12 @@ class RewardModel:
         """Rewards of every output of every record, prefixes shared; with several references their mean.
 
         Texts cut to the format's lengths and texts that spell special tokens are counted in a log line.
+
+        Raises:
+          ScoreError: a reward is not finite; the message names the record and the cause.
         """
-        before = self._encoder.counts.copy()
-        rewards = score(self._rewards, self.params, self._encoder, comparisons, BATCH_TOKENS, progress)
-        if found := self._encoder.counts - before:
+        before = self.scorer.counts.copy()
+        rewards = self.scorer.score(comparisons, progress)
+        if found := self.scorer.counts - before:
             _log.warning("while scoring %d records: %s", len(comparisons), dict(found))
         return rewards

@@ -9,9 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import jax
-import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -19,19 +17,16 @@ from rmjax import methods
 from rmjax.config import complete, keep_config, settle
 from rmjax.data import placement
 from rmjax.data.formats import Encoder
-from rmjax.data.pipeline import WHOLE, FileSource, Source
-from rmjax.data.sources import evaluation_set
-from rmjax.evaluate import evaluate_comparisons
-from rmjax.evaluate.gaps import describe_gaps
+from rmjax.data.pipeline import FileSource, Source
+from rmjax.evaluate.scorers import RewardScorer, batch_tokens, on_mesh
+from rmjax.evaluate.suites import Measure, evaluators_from
 from rmjax.files import refuse_url, write_json
 from rmjax.locks import locked
 from rmjax.models import parameters
-from rmjax.models.forest import Forest
 from rmjax.parallel.hosts import EndTogether
-from rmjax.parallel.mesh import Rules, make_mesh, make_rules, replicated, shards
+from rmjax.parallel.mesh import Rules, make_mesh, make_rules
 from rmjax.program import Program, check, compiler_options, first_state, flops_per_token, make_program, refuse_dead_head
 from rmjax.reward_model import CHECKPOINTS, save_description
-from rmjax.scoring import score
 from rmjax.start import Start, check_format, start_of
 from rmjax.streams import Stream, format_of, open_stream
 from rmjax.train.checkpoint import Checkpoints
@@ -91,7 +86,7 @@ class Trainer:
         self.chosen.check_start(self.start.params, self.program.rate)
         self._counted = count_traces(self.program.step)
         self._compiled = compile_step(self._counted, self.program.shardings, self.mesh, compiler_options(self.config))
-        self._score = mesh_rewards(self.program.rewards, self.mesh, self.rules)
+        self._score = on_mesh(self.program.rewards, self.mesh, self.rules)
         self.evaluations = self._evaluations()
         self.source = self._source()
         self.state: State | None = None
@@ -182,7 +177,7 @@ class Trainer:
 
     def _measure(self, name: str) -> methods.Rewards:
         """One of the methods' measures, on the mesh."""
-        return mesh_rewards(self.chosen.measures(self.program.model)[name], self.mesh, self.rules)
+        return on_mesh(self.chosen.measures(self.program.model)[name], self.mesh, self.rules)
 
     def _restore(self, saved: Checkpoints) -> tuple[dict[str, Any], int]:
         """(what was saved beside the state, its step); ({}, −1) where nothing was."""
@@ -244,52 +239,20 @@ class Trainer:
         return describe
 
     def _evaluations(self) -> dict[str, Any]:
-        """From `config.evals`: preference accuracy, or the spread on samples."""
-        tokens = 4096 * shards(self.mesh, self.rules, "rows")  # of a batch at most
+        """Of `config.evals`, as functions of the state."""
         encoder = Encoder(self.start.tokenizer, self.format, row_tokens=2 * self.format.max_length)
+        tokens = batch_tokens(self.mesh, self.rules)
 
-        def evaluate(records: Any, describe: Any, state: State) -> Mapping[str, float]:
-            params = parameters.merge(state.trainable, state.frozen)
-            return describe(records, score(self._score, params, encoder, records, batch_tokens=tokens))
+        def scorer(params: Any) -> RewardScorer:
+            return RewardScorer(self._score, params, encoder, tokens)
 
-        found = {}
-        for name, entry in self.config.evals.items():
-            describe = _gaps if entry.kind == "samples" else _accuracy
-            records = evaluation_set(entry)
-            found[name] = (entry.every or self.config.run.steps, functools.partial(evaluate, records, describe))
-        return found
+        def at(measure: Measure, state: State) -> Mapping[str, float]:
+            return measure(parameters.merge(state.trainable, state.frozen))
 
-
-def mesh_rewards(score: methods.Rewards, mesh: Mesh, rules: Rules) -> methods.Rewards:
-    """(parameters, forest) → rewards on every process. Rows are cut over the mesh as in training, filled up with empty ones where
-    they are too few; where tokens do not divide every device runs all."""
-
-    def apply(params: Any, forest: Forest) -> jax.Array:
-        with nn.logical_axis_rules(rules):
-            return score(params, forest)
-
-    cut, whole = (jax.jit(f, out_shardings=replicated(mesh)) for f in (apply, score))
-    shardings = placement.forest_shardings(mesh, rules)
-    parts, tokens = (shards(mesh, rules, axis) for axis in ("rows", "tokens"))
-
-    def rewards(params: Any, forest: Forest) -> jax.Array:
-        rows = len(forest.tokens_RT)
-        if forest.shape[1] % tokens:
-            return whole(params, forest)
-        padded = jax.tree.map(lambda x: np.pad(x, [(0, -rows % parts)] + [(0, 0)] * (x.ndim - 1)), forest)
-        return cut(params, placement.place(padded, shardings, WHOLE))[:rows]
-
-    return rewards
-
-
-def _accuracy(records: Any, scores: list[list[float]]) -> Mapping[str, float]:
-    overall = evaluate_comparisons(records, scores)["overall"]
-    return {name: float(overall[name] or 0) for name in ("accuracy", "low", "high", "ties")}
-
-
-def _gaps(records: Any, scores: list[list[float]]) -> Mapping[str, float]:
-    del records
-    return describe_gaps(scores)
+        return {
+            name: (every or self.config.run.steps, functools.partial(at, measure))
+            for name, (every, measure) in evaluators_from(self.config.evals, scorer).items()
+        }
 
 
 def open_workdir(workdir: Path) -> None:

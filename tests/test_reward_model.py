@@ -1,7 +1,12 @@
 """`RewardModel`: what a directory needs, and what it makes of rows."""
 
+import dataclasses
 import json
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -13,13 +18,19 @@ from rmjax.data.formats import Format
 from rmjax.data.packing import ForestShape, Tree, fill
 from rmjax.data.record import Comparison, RecordError
 from rmjax.data.tokenizer import Tokenizer
-from rmjax.models.parameters import ParameterError
+from rmjax.evaluate.evaluators import EVALUATORS
+from rmjax.evaluate.scorers import Ensemble, ScoreError
+from rmjax.hub.adapters import save_adapter
+from rmjax.models.lora import AdapterConfig
+from rmjax.models.parameters import ParameterError, flat, nested
 from rmjax.models.reward import RewardTransformer
 from rmjax.models.transformer import TransformerConfig
 from rmjax.reward_model import CHECKPOINTS, MODEL_FILE, RewardModel, save_description
 from rmjax.train.checkpoint import CheckpointError, Checkpoints
 from rmjax.train.state import initial_params
+from tests import simulated
 
+ROOT = Path(__file__).parents[1]
 SPECIAL = ["<file_sep>", "<empty_output>"]
 FORM = Format("<file_sep>", "<empty_output>", max_length=128, max_response_length=48)
 
@@ -211,3 +222,84 @@ def test_trained_twice_loads_what_it_saved(directory, model, params):
     for path in ("head", "backbone"):
         for one, other in zip(jax.tree.leaves(model.params[path]), jax.tree.leaves(params[path]), strict=True):
             np.testing.assert_array_equal(one, other)
+
+
+# --- scores that are not finite -----------------------------------------------------------------------------------------
+
+RANKED = Comparison("p", ("good", "bad"), ("ref",), ranks=(0.0, 1.0), policies=("a", "b"), place="f.jsonl:3")
+
+
+def broken(model, path="head/kernel"):
+    params = {p: np.full_like(x, np.nan) if p == path else x for p, x in flat(model.params).items()}
+    return RewardModel(model.config, model.format, model.tokenizer, nested(params))
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda model: model.score_groups([RANKED]),
+        lambda model: model.scorer.score([RANKED]),
+        lambda model: Ensemble([model.scorer], "minimum").score([RANKED]),
+        *(lambda model, name=name: EVALUATORS[name](model.scorer, [RANKED]) for name in EVALUATORS),
+    ],
+)
+def test_a_reward_that_is_not_finite_is_refused_whoever_asks(model, call):
+    message = r"^f.jsonl:3: a score is not finite \(\[nan, nan\]\); parameter head/kernel is not finite either"
+    with pytest.raises(ScoreError, match=message):
+        call(broken(model))
+
+
+def test_a_row_without_a_finite_reward_is_named(model):
+    with pytest.raises(ScoreError, match="^row 0: a score is not finite"):
+        broken(model).score(ROWS)
+
+
+def test_an_overflow_is_named_as_such(model):
+    huge = RewardModel(model.config, model.format, model.tokenizer, {
+        **model.params, "head": {"kernel": np.full((16, 1), 3e38, np.float32)}})  # fmt: skip
+    with pytest.raises(ScoreError, match="all parameters are finite, so the model overflows on this text"):
+        huge.score(ROWS)
+
+
+def test_an_adapter_without_finite_rewards_is_refused(model, tmp_path):
+    adapter = AdapterConfig("lora", "mlp/up$", rank=2)
+    config = dataclasses.replace(model.config, adapter=adapter)
+    fresh = nn.meta.unbox(jax.jit(lambda: initial_params(RewardTransformer(config), 0))())
+    params = flat(fresh) | flat(model.params)
+    save_adapter(tmp_path / "adapter", adapter, nested(params | {"head/kernel": np.full((16, 1), np.nan, np.float32)}))
+    with pytest.raises(ScoreError, match="row 0: a score is not finite"):
+        model.with_adapter(tmp_path / "adapter").score(ROWS)
+
+
+# --- several devices ----------------------------------------------------------------------------------------------------
+
+PROGRAM = """
+import json, sys
+from rmjax.parallel.mesh import AXES, make_mesh
+from rmjax.reward_model import RewardModel
+
+path, rows, meshes = json.loads(sys.argv[1])
+found = []
+for sizes in meshes:
+    mesh = make_mesh(dict(zip(AXES, sizes))) if isinstance(sizes, list) else sizes
+    found.append(RewardModel.load(path, mesh=mesh).score(rows))
+print("REPORT", json.dumps(found))
+"""
+MESHES = ["all", [2, 2, 2, 1], [1, 2, 1, 4]]
+
+
+def test_eight_devices_give_the_rewards_of_one(directory, model):
+    environment = os.environ | simulated.devices(8) | {"PYTHONPATH": str(ROOT)}
+    rows = ROWS + [row(f"question {i} " * 3, "x" * (i + 1), "reference") for i in range(20)]  # several rows a batch
+    command = [sys.executable, "-c", PROGRAM, json.dumps([str(directory), rows, MESHES])]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-4000:]
+    found = json.loads(next(x for x in done.stdout.splitlines() if x.startswith("REPORT")).removeprefix("REPORT"))
+    wanted = model.score(rows)
+    for rewards in found:
+        np.testing.assert_allclose(rewards, wanted, atol=1e-5)
+
+
+def test_an_unknown_mesh_is_refused(directory):
+    with pytest.raises(ValueError, match="mesh is 'both'; give a jax Mesh, 'all' or None"):
+        RewardModel.load(directory, mesh="both")

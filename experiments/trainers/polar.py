@@ -13,8 +13,8 @@ from rmjax.data import sources
 from rmjax.data.formats import Encoder, Format
 from rmjax.data.packing import pack
 from rmjax.data.record import Comparison
+from rmjax.evaluate.scorers import Rewards, fitting_shape, score
 from rmjax.models.reward import RewardTransformer
-from rmjax.scoring import Rewards, fitting_shape, score
 
 ROWS = 8  # candidates a batch, where each has a row
 ROUNDED_TO = 32  # tokens: a batch is as long as its longest candidate, rounded up, so that few shapes are compiled

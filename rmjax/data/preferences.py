@@ -36,7 +36,9 @@ class PreferenceSet:
     convert: Callable[[Mapping, str, Dropped], Sequence[Comparison]]
 
 
-def load_preferences(name: str, root: str | Path, split_votes: bool = False) -> list[Comparison]:
+def load_preferences(
+    name: str, root: str | Path, split_votes: bool = False, dropped: Dropped | None = None
+) -> list[Comparison]:
     """Reads one of `PREFERENCE_SETS`; logs how many rows were dropped and why.
 
     Args:
@@ -45,6 +47,7 @@ def load_preferences(name: str, root: str | Path, split_votes: bool = False) -> 
       root: the data directory, the one with `preferences/` and `rm_dev/` in it.
       split_votes: keep pairs whose votes give no ranks (no most frequent vote, or most say tie) but order the two, for
         training on votes.
+      dropped: gets the number of dropped rows by reason.
 
     Raises:
       KeyError: unknown name.
@@ -59,7 +62,7 @@ def load_preferences(name: str, root: str | Path, split_votes: bool = False) -> 
             "the project, with preferences/ and rm_dev/ in it"
         )
     chosen = PREFERENCE_SETS[name]
-    dropped: Dropped = collections.Counter()
+    dropped = collections.Counter() if dropped is None else dropped
     comparisons: list[Comparison] = []
     row_count = 0
     for place, row in iterate_rows(Path(root) / chosen.file):

@@ -21,7 +21,12 @@ _NEEDED = ("prompt_id", "prompt", "policy", "output")
 
 
 def from_pool(
-    rows: Iterable[tuple[str, Mapping[str, Any]]], policies: str = "", *, mixed: bool = False, wrapper: str = "sft"
+    rows: Iterable[tuple[str, Mapping[str, Any]]],
+    policies: str = "",
+    *,
+    mixed: bool = False,
+    wrapper: str = "sft",
+    dropped: Counter[str] | None = None,
 ) -> list[Comparison]:
     """(place, pool row) → a group per prompt and policy, with all samples that there are.
 
@@ -29,20 +34,29 @@ def from_pool(
       policies: regular expression that a policy's name must match in full; empty = all.
       mixed: puts all these policies' samples for a prompt into one group: for pools with few samples of each policy.
       wrapper: POLAR wrapper of the records.
+      dropped: gets the number of rows without text (`empty_output`).
 
     Raises:
       PoolError: a row lacks a field, there is no row, no policy has such a name, or none of them wrote anything.
     """
     groups: dict[tuple[str, str], list[tuple[str, Mapping[str, Any]]]] = {}
     names: set[str] = set()
-    wanted = _pattern(policies)
+    wanted, empty = _pattern(policies), 0
     for place, row in rows:
         for field in _NEEDED:
             if not isinstance(row.get(field), str):
                 raise PoolError(f"{place}: field `{field}` is missing or not text; a pool row has {', '.join(_NEEDED)}")
         names.add(row["policy"])
-        if row["output"].strip() and wanted.fullmatch(row["policy"]):
+        if not wanted.fullmatch(row["policy"]):
+            continue
+        if not row["output"].strip():
+            empty += 1
+        else:
             groups.setdefault((row["prompt_id"], "" if mixed else row["policy"]), []).append((place, row))
+    if dropped is not None:
+        dropped["empty_output"] += empty
+    elif empty:
+        _log.warning("groups of samples: left out %d rows without text", empty)
     if not names:
         raise PoolError(
             "there is no row of these policies and prompts; see `policy_split` and `prompt_split` of the rows"
@@ -104,8 +118,11 @@ def _may_differ(c: Comparison, samples: int, references: int) -> bool:
     return min(samples, len(c.outputs) - references) > 1 and len(set(c.outputs)) > 1
 
 
-def telling_apart(groups: Sequence[Comparison], references: int = 0) -> list[Comparison]:
-    """The groups with at least two different answers besides `references`; the others are counted in the log.
+def telling_apart(
+    groups: Sequence[Comparison], references: int = 0, dropped: Counter[str] | None = None
+) -> list[Comparison]:
+    """The groups with at least two different answers besides `references`; the others are counted in `dropped`, or else in the
+    log.
 
     Raises:
       ValueError: there is none.
@@ -119,7 +136,9 @@ def telling_apart(groups: Sequence[Comparison], references: int = 0) -> list[Com
             left_out["all answers identical"] += 1
         else:
             kept.append(c)
-    if left_out:
+    if dropped is not None:
+        dropped.update(left_out)
+    elif left_out:
         _log.warning("groups of samples: left out %s of %d", dict(left_out), len(groups))
     if not kept:
         raise ValueError(

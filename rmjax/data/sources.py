@@ -5,6 +5,7 @@ import functools
 import hashlib
 import json
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -23,7 +24,7 @@ from rmjax.data.record import (
     type_label,
 )
 from rmjax.data.rows import iterate_rows
-from rmjax.data.samples import Form, form, from_pool, require_several, take, telling_apart
+from rmjax.data.samples import Form, form, from_pool, require_several, telling_apart
 from rmjax.data.votes import RANKS, Order
 
 SHIPPED = "shipped:"
@@ -110,11 +111,13 @@ def records(
     split: str = "all",
     on_error: Literal["raise", "skip"] = "raise",
     split_votes: bool = False,
+    dropped: Counter[str] | None = None,
 ) -> Sequence[Comparison] | RandomAccessSource:
     """A file of comparisons, or a split ("all", "train", "test") of the real set of that name under `root`.
 
     Which split a record is in is a property of its prompt's text alone. Files come whole: their split is their name.
     `split_votes` keeps pairs of a real set that votes order and ranks do not.
+    `dropped` gets the number of rows of a real set (all its splits) that are left out, by reason.
     """
     choose("data.split", split, RECORD_SPLITS)
     if path not in PREFERENCE_SETS:
@@ -123,7 +126,7 @@ def records(
                 f"split {split!r} of {path}: only the real sets have it ({', '.join(PREFERENCE_SETS)}); use all"
             )
         return open_records(located(path), on_error)
-    everything = load_preferences(path, root, split_votes)
+    everything = load_preferences(path, root, split_votes, dropped)
     chosen = [c for c in everything if split == "all" or _is_test(c.prompt) == (split == "test")]
     _log.info("%s, split %s: %d of %d comparisons", path, split, len(chosen), len(everything))
     return chosen
@@ -181,26 +184,27 @@ def texts(data: Any) -> Records:
     return Records(rows, places.__getitem__, lambda: digest(rows), set, each)
 
 
-def sample_groups(entry: Any, kind: str, section: str) -> list[Comparison]:
+def sample_groups(entry: Any, kind: str, section: str, dropped: Counter[str] | None = None) -> list[Comparison]:
     """Groups of a policy's samples, unlabeled: from a pool, or from a file of comparisons whose order is not read.
 
     Args:
       entry: a section with `path` and what else chooses among its rows.
       kind: pool | comparisons.
       section: what the section is called in errors.
+      dropped: gets the number of rows and groups that are left out, by reason.
     """
     if not entry.path:
         raise ValueError(f"config.{section}.path is empty; name a file, or shipped:policy_pool")
     if kind == "pool":
         rows = pool_rows(entry.path, entry.policies, entry.prompts, section)
-        found = from_pool(rows, entry.names, mixed=entry.mixed, wrapper=entry.wrapper)
+        found = from_pool(rows, entry.names, mixed=entry.mixed, wrapper=entry.wrapper, dropped=dropped)
     else:
         if entry.references:
             raise ValueError(
                 f"config.{section}.references is {entry.references}, but {entry.path} brings its own; make it 0"
             )
-        found = [require_several(c) for c in records(entry.path, entry.root, entry.split)]
-    return telling_apart(found, entry.references)
+        found = [require_several(c) for c in records(entry.path, entry.root, entry.split, dropped=dropped)]
+    return telling_apart(found, entry.references, dropped)
 
 
 def _fixed(found: Sequence[Comparison]) -> Records:
@@ -236,20 +240,3 @@ def _usable(c: Comparison, reference: str, order: Order) -> Comparison:
     if reference == "required":
         require_reference(c)
     return c
-
-
-# --- what a config evaluates on --------------------------------------------------------------------------------------
-
-
-def evaluation_set(entry: Any) -> list[Comparison]:
-    """The records of an entry of `config.evals`."""
-    if entry.kind == "pool":
-        return pool(entry.path, entry.policies, entry.prompts).triples(
-            seed=0, per_prompt=entry.per_prompt, wrapper=entry.wrapper
-        )
-    if entry.kind == "samples":
-        groups = sample_groups(entry, entry.source, "evals.*")
-        rngs = (np.random.default_rng([0, i]) for i in range(len(groups)))
-        pairs = zip(groups, rngs, strict=True)
-        return [take(c, rng, samples=len(c.outputs), references=entry.references) for c, rng in pairs]
-    return list(records(entry.path, entry.root, entry.split))

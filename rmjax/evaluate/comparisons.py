@@ -6,8 +6,8 @@ A row earns a credit in [0, 1]:
 * one best output among N, the others tied: 1 if the best one scores highest; where it shares the
   highest score with others, 1 / (number of outputs that share it); else 0. A record does not tell
   whether it was written as `best`, as `chosen` with several `rejected` or as such `ranks`, so all
-  three are judged by this rule;
-* any other ranking: the mean over all pairs of outputs that the ranking orders, each judged as a
+  three are treated by this rule;
+* any other ranking: the mean over all pairs of outputs that the ranking orders, each treated as a
   pair (Kendall's tau-b without its tie correction, moved to [0, 1]).
 
 Rows whose credit comes from a tie in score are counted in `ties`. Beside these, `pairwise` has the
@@ -18,23 +18,22 @@ prompt do not pass for independent ones.
 import dataclasses
 import logging
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rmjax.data.record import Comparison, select
-from rmjax.evaluate import baselines
-from rmjax.evaluate.bootstrap import Interval, difference, interval
+from rmjax.evaluate.baselines import of_preferences
+from rmjax.evaluate.rows import Row, gain, grouped, mean, of_metric, values
+from rmjax.evaluate.scorers import Baseline, check_scores, checked
+from rmjax.evaluate.statistics import Interval
 
 logger = logging.getLogger(__name__)
 
 Scores = Sequence[Sequence[float]]
-
-
-class ScoreError(ValueError):
-    """A scorer gave too few, too many or non-finite scores for a row, which is named."""
+CREDIT, TIED, PAIR = "credit", "tied", "pair"
 
 
 class Accuracy(TypedDict):
@@ -101,15 +100,7 @@ def unusable(comparison: Comparison) -> str | None:
     return None
 
 
-def check_scores(comparison: Comparison, scores: Sequence[float]) -> None:
-    """Raises ScoreError unless there is one finite score for each output."""
-    if len(scores) != len(comparison.outputs):
-        raise ScoreError(f"{comparison.place}: {len(comparison.outputs)} outputs have {len(scores)} scores")
-    if not np.isfinite(np.asarray(scores, np.float64)).all():
-        raise ScoreError(f"{comparison.place}: a score is not finite ({list(scores)}); the model is broken")
-
-
-def judge(comparison: Comparison, scores: Sequence[float]) -> Verdict | None:
+def evaluate_comparison(comparison: Comparison, scores: Sequence[float]) -> Verdict | None:
     """Credit of one row, or None where `unusable` says so.
 
     Args:
@@ -161,33 +152,58 @@ def evaluate_comparisons(comparisons: Sequence[Comparison], scores: Scores, seed
 
     Returns:
       `overall` and `categories.NAME`, each {accuracy, low, high, n, ties}, by the rule for rows;
-      `pairwise`, the same over pairs; `baselines.NAME` likewise, NAME one of length and
+      `pairwise`, the same over pairs; `baselines.NAME` likewise, NAME one of length, shorter and
       word_overlap, and of longer where a row has a reference; `differences.NAME`, the paired
       difference in accuracy of model minus baseline; `rows`, the number given; `skipped`, reason
       -> number of rows without a known order (in no accuracy); `without_reference`, the number of
-      judged rows that have none.
+      evaluated rows that have none.
 
     Raises:
-      ValueError: scores do not fit the rows, or a score is not finite.
+      ScoreError: scores do not fit the rows, or a score is not finite.
     """
-    if len(comparisons) != len(scores):
-        raise ValueError(f"{len(comparisons)} comparisons have {len(scores)} lists of scores")
-    verdicts = [judge(c, s) for c, s in zip(comparisons, scores, strict=True)]
-    judged = [c for c, verdict in zip(comparisons, verdicts, strict=True) if verdict]
-    model = [verdict for verdict in verdicts if verdict]
-    rivals = _baseline_verdicts(judged)
-    prompts = [comparison.prompt for comparison in judged]
+    model = preference_rows(comparisons, scores)
+    usable = [comparison for comparison in comparisons if not unusable(comparison)]
+    baselines = {
+        name: preference_rows(comparisons, Baseline(name).score(comparisons)) for name in of_preferences(usable)
+    }
     return Evaluation(
-        **_by_row(judged, model, seed),
-        pairwise=_by_pair(judged, model, seed),
-        baselines={name: _by_row(judged, rival, seed) for name, rival in rivals.items()},
+        **_by_row(model, seed),
+        pairwise=_by_pair(model, seed),
+        baselines={name: _by_row(rows, seed) for name, rows in baselines.items()},
         differences={
-            name: difference(_credits(model), _credits(rival), prompts, seed) for name, rival in rivals.items()
+            name: gain(of_metric(model, CREDIT), of_metric(rows, CREDIT), seed) for name, rows in baselines.items()
         },
         rows=len(comparisons),
         skipped=_skipped(comparisons),
-        without_reference=sum(not comparison.references for comparison in judged),
+        without_reference=sum(not comparison.references for comparison in usable),
     )
+
+
+def preference_rows(comparisons: Sequence[Comparison], scores: Scores) -> list[Row]:
+    """In long form: `credit` and `tied` (1 or 0) of every record with a known order, `pair` (credit 0, 1/2 or 1) of its ordered
+    pairs. Column: `category`, where a record has one.
+
+    Raises:
+      ScoreError: as `evaluate_comparisons`.
+    """
+    rows = []
+    for number, (comparison, found) in enumerate(zip(comparisons, checked(comparisons, scores), strict=True)):
+        if verdict := evaluate_comparison(comparison, found):
+            groups = {} if comparison.category is None else {"category": comparison.category}
+            item = comparison.id or comparison.place or str(number)
+            measured = [(CREDIT, verdict.credit), (TIED, float(verdict.tied)), *((PAIR, x) for x in verdict.pairs)]
+            rows += [Row(item, comparison.prompt, metric, value, groups) for metric, value in measured]
+    return rows
+
+
+def credits_of(comparisons: Sequence[Comparison], scores: Scores) -> list[float]:
+    """The credit of every row with a known order, in their order; ScoreError as `evaluate_comparisons`."""
+    return values(of_metric(preference_rows(comparisons, scores), CREDIT))
+
+
+def reasons(comparisons: Sequence[Comparison]) -> dict[str, int]:
+    """Why rows have no accuracy → how many."""
+    return dict(Counter(reason for c in comparisons if (reason := unusable(c))))
 
 
 def paired_gain(comparisons: Sequence[Comparison], first: Scores, second: Scores, seed: int = 0) -> Interval:
@@ -200,26 +216,20 @@ def paired_gain(comparisons: Sequence[Comparison], first: Scores, second: Scores
       seed: of the bootstrap.
 
     Raises:
-      ValueError: as `evaluate_comparisons`.
+      ScoreError: as `evaluate_comparisons`.
     """
-    rows = [
-        (comparison.prompt, judge(comparison, one), judge(comparison, other))
-        for comparison, one, other in zip(comparisons, first, second, strict=True)
-    ]
-    judged = [(prompt, one.credit, other.credit) for prompt, one, other in rows if one and other]
-    prompts, ours, theirs = zip(*judged, strict=True) if judged else ((), (), ())
-    return difference(ours, theirs, prompts, seed)
+    ours, theirs = (of_metric(preference_rows(comparisons, scores), CREDIT) for scores in (first, second))
+    return gain(ours, theirs, seed)
 
 
-def accuracy(
-    credits: Sequence[float],
-    ties: int,
-    clusters: Sequence[Hashable] | None = None,
-    seed: int = 0,
-) -> Accuracy:
-    """Mean credit with its interval, under the names that evaluation files use."""
-    mean = interval(credits, clusters, seed)
-    return Accuracy(accuracy=mean["value"], low=mean["low"], high=mean["high"], n=mean["n"], ties=ties)
+def overall(rows: Sequence[Row], seed: int = 0) -> Accuracy:
+    """Accuracy over `preference_rows`, by the rule for rows."""
+    found = mean(of_metric(rows, CREDIT), seed)
+    return _accuracy(found, ties=int(sum(values(of_metric(rows, TIED)))))
+
+
+def _accuracy(found: Interval, ties: int) -> Accuracy:
+    return Accuracy(accuracy=found["value"], low=found["low"], high=found["high"], n=found["n"], ties=ties)
 
 
 def _is_best_of(ranks_N: NDArray[np.float64]) -> bool:
@@ -232,67 +242,25 @@ def _pair_credits(ranks_N: NDArray[np.float64], scores_N: NDArray[np.float64]) -
     return (order_NN[better_NN] + 1) / 2
 
 
-def _baseline_verdicts(judged: Sequence[Comparison]) -> dict[str, list[Verdict]]:
-    scorers = dict(baselines.BASELINES)
-    if any(comparison.references for comparison in judged):
-        scorers["longer"] = baselines.longer
-    verdicts = {name: [judge(c, scorer(c)) for c in judged] for name, scorer in scorers.items()}
-    return {name: [v for v in row if v is not None] for name, row in verdicts.items()}
-
-
-def _credits(verdicts: Sequence[Verdict]) -> list[float]:
-    return [verdict.credit for verdict in verdicts]
-
-
-def _by_row(judged: Sequence[Comparison], verdicts: Sequence[Verdict], seed: int) -> Breakdown:
-    return _breakdown(
-        [v.credit for v in verdicts],
-        [v.tied for v in verdicts],
-        [c.prompt for c in judged],
-        [c.category for c in judged],
-        seed,
-    )
-
-
-def _by_pair(judged: Sequence[Comparison], verdicts: Sequence[Verdict], seed: int) -> Breakdown:
-    rows = [(c, credit) for c, v in zip(judged, verdicts, strict=True) for credit in v.pairs]
-    return _breakdown(
-        [credit for _, credit in rows],
-        [credit == 0.5 for _, credit in rows],
-        [comparison.prompt for comparison, _ in rows],
-        [comparison.category for comparison, _ in rows],
-        seed,
-    )
-
-
-def _breakdown(
-    credits: Sequence[float],
-    tied: Sequence[bool],
-    prompts: Sequence[str],
-    categories: Sequence[str | None],
-    seed: int,
-) -> Breakdown:
-    members: dict[str, list[int]] = {}
-    for index, category in enumerate(categories):
-        if category is not None:
-            members.setdefault(category, []).append(index)
-
-    def over(indices: Sequence[int]) -> Accuracy:
-        return accuracy(
-            [credits[i] for i in indices],
-            sum(tied[i] for i in indices),
-            [prompts[i] for i in indices],
-            seed,
-        )
-
+def _by_row(rows: Sequence[Row], seed: int) -> Breakdown:
     return Breakdown(
-        overall=over(range(len(credits))),
-        categories={name: over(members[name]) for name in sorted(members)},
+        overall=overall(rows, seed),
+        categories={name: overall(members, seed) for name, members in grouped(rows, "category").items()},
+    )
+
+
+def _by_pair(rows: Sequence[Row], seed: int) -> Breakdown:
+    def over(pairs: Sequence[Row]) -> Accuracy:
+        return _accuracy(mean(pairs, seed), ties=values(pairs).count(0.5))
+
+    pairs = of_metric(rows, PAIR)
+    return Breakdown(
+        overall=over(pairs), categories={name: over(members) for name, members in grouped(pairs, "category").items()}
     )
 
 
 def _skipped(comparisons: Sequence[Comparison]) -> dict[str, int]:
-    reasons = Counter(reason for c in comparisons if (reason := unusable(c)))
-    for reason, count in reasons.items():
+    found = reasons(comparisons)
+    for reason, count in found.items():
         logger.warning("%d of %d rows have no accuracy: %s", count, len(comparisons), reason)
-    return dict(reasons)
+    return found

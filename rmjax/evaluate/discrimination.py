@@ -7,17 +7,19 @@ has learned in general. Scores that tie count 1/2. Intervals resample prompts.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypedDict
 
 import numpy as np
 
 from rmjax.data.record import Comparison, RecordError, require_reference
-from rmjax.evaluate import baselines
-from rmjax.evaluate.bootstrap import Interval, difference, interval
-from rmjax.evaluate.comparisons import check_scores
+from rmjax.evaluate.baselines import OF_POLICIES
+from rmjax.evaluate.rows import Row, gain, grouped, mean, of_metric, values
+from rmjax.evaluate.scorers import Baseline, checked
+from rmjax.evaluate.statistics import Interval
 
 HISTOGRAM_BINS = 40
+CREDIT, SAME, OTHER = "credit", "same_reward", "other_reward"
 
 
 class Cell(TypedDict):
@@ -35,7 +37,7 @@ class Histogram(TypedDict):
     other: list[int]
 
 
-class Scorer(TypedDict):
+class PolicyAccuracy(TypedDict):
     """How well one scorer finds the policy: over all triples and for each policy A."""
 
     overall: Interval
@@ -43,61 +45,43 @@ class Scorer(TypedDict):
     policies: dict[str, Interval]
 
 
-class Discrimination(Scorer):
+class Discrimination(PolicyAccuracy):
     """What `discriminate` returns."""
 
     kinds: dict[str, dict[str, Interval]]
     confusion: dict[str, dict[str, Cell]]
-    baselines: dict[str, Scorer]
+    baselines: dict[str, PolicyAccuracy]
     differences: dict[str, Interval]
     rewards: Histogram
 
 
-@dataclasses.dataclass(frozen=True)
-class Triple:
-    """A scored (reference, positive, negative), the reference left implicit.
+def discrimination_rows(comparisons: Sequence[Comparison], scores: Sequence[Sequence[float]]) -> list[Row]:
+    """In long form, for every triple (the best-ranked output of a record against each of the others): `credit` (1 if the positive
+    scores higher, 1/2 on a tie, else 0), `same_reward` of the positive and `other_reward` of the negative.
 
-    Attributes:
-      prompt: what was answered; triples that share it are resampled together.
-      policy: A, who wrote the reference and the positive.
-      other: B, who wrote the negative.
-      same_reward: of the positive, no unit.
-      other_reward: of the negative, no unit.
-    """
-
-    prompt: str
-    policy: str
-    other: str
-    same_reward: float
-    other_reward: float
-
-    @property
-    def credit(self) -> float:
-        """1 if the positive scores higher, 1/2 on a tie, else 0."""
-        return float((np.sign(self.same_reward - self.other_reward) + 1) / 2)
-
-
-def triples(comparison: Comparison, scores: Sequence[float]) -> list[Triple]:
-    """The triples of one record: its best-ranked output against each of the others.
+    Columns: `policy` A of the reference and the positive, `other` B of the negative.
 
     Args:
-      comparison: one positive (the only output of the lowest rank), at least one negative, and the
+      comparisons: each with a reference, one positive (the only output of the lowest rank), at least one negative, and the
         name of each output's policy.
-      scores: one per output, higher is better.
+      scores: a list per record, one per output, higher is better.
 
     Raises:
       RecordError: a reference, the policies or a single positive are missing, or a negative is by
         the positive's own policy.
       ScoreError: the scores do not fit the outputs or are not finite.
     """
-    positive = _positive(comparison)
-    policies = comparison.policies or ()
-    check_scores(comparison, scores)
-    return [
-        Triple(comparison.prompt, policies[positive], other, scores[positive], scores[index])
-        for index, other in enumerate(policies)
-        if index != positive
-    ]
+    rows = []
+    positives = [_positive(comparison) for comparison in comparisons]
+    for number, (c, found) in enumerate(zip(comparisons, checked(comparisons, scores), strict=True)):
+        same, policies, item = found[positives[number]], c.policies or (), c.id or c.place or str(number)
+        for index, other in enumerate(found):
+            if index != positives[number]:
+                groups = {"policy": policies[positives[number]], "other": policies[index]}
+                credit = float((np.sign(same - other) + 1) / 2)
+                measured = ((CREDIT, credit), (SAME, same), (OTHER, other))
+                rows += [Row(item, c.prompt, metric, value, groups) for metric, value in measured]
+    return rows
 
 
 def discriminate(
@@ -109,7 +93,7 @@ def discriminate(
     """Policy discrimination of a reward model and of the baselines on the same triples.
 
     Args:
-      comparisons: records as `triples` takes them; a record with K negatives is K triples.
+      comparisons: records as `discrimination_rows` takes them; a record with K negatives is K triples.
       scores: a list per record, a score per output.
       kinds: policy -> its kind (persona, temperature, depth, ...), for the table by pairs of kinds.
         None: no such table.
@@ -121,35 +105,32 @@ def discriminate(
       minus baseline), and `rewards`, a histogram of same-policy and other-policy rewards.
 
     Raises:
-      RecordError, ScoreError: as `triples`.
+      RecordError, ScoreError: as `discrimination_rows`.
       ValueError: a policy without a kind where `kinds` is given, or too few lists of scores.
     """
-    if len(comparisons) != len(scores):
-        raise ValueError(f"{len(comparisons)} comparisons have {len(scores)} lists of scores")
-    model = _flat(triples(c, s) for c, s in zip(comparisons, scores, strict=True))
-    rivals = {name: _flat(triples(c, scorer(c)) for c in comparisons) for name, scorer in baselines.BASELINES.items()}
-    prompts = [triple.prompt for triple in model]
+    model = discrimination_rows(comparisons, scores)
+    baselines = {name: discrimination_rows(comparisons, Baseline(name).score(comparisons)) for name in OF_POLICIES}
     return Discrimination(
-        **_scorer(model, seed),
-        kinds=_by_kind(model, kinds, seed) if kinds is not None else {},
-        confusion=_confusion(model),
-        baselines={name: _scorer(rival, seed) for name, rival in rivals.items()},
+        **policy_accuracy(model, seed),
+        kinds=_by_kind(of_metric(model, CREDIT), kinds, seed) if kinds is not None else {},
+        confusion=_confusion(of_metric(model, CREDIT)),
+        baselines={name: policy_accuracy(rows, seed) for name, rows in baselines.items()},
         differences={
-            name: difference(_credits(model), _credits(rival), prompts, seed) for name, rival in rivals.items()
+            name: gain(of_metric(model, CREDIT), of_metric(rows, CREDIT), seed) for name, rows in baselines.items()
         },
         rewards=reward_histogram(model),
     )
 
 
-def reward_histogram(scored: Sequence[Triple], bins: int = HISTOGRAM_BINS) -> Histogram:
+def reward_histogram(rows: Sequence[Row], bins: int = HISTOGRAM_BINS) -> Histogram:
     """How often which reward was given to same-policy and to other-policy outputs.
 
     Args:
-      scored: the triples; none gives an empty histogram.
+      rows: of `discrimination_rows`; none gives an empty histogram.
       bins: number of bins of equal width, from the lowest to the highest reward.
     """
-    same_N = np.asarray([triple.same_reward for triple in scored], np.float64)
-    other_N = np.asarray([triple.other_reward for triple in scored], np.float64)
+    same_N = np.asarray(values(of_metric(rows, SAME)), np.float64)
+    other_N = np.asarray(values(of_metric(rows, OTHER)), np.float64)
     if same_N.size == 0:
         return Histogram(edges=[], same=[], other=[])
     edges_E = np.histogram_bin_edges(np.concatenate([same_N, other_N]), bins)
@@ -177,51 +158,35 @@ def _positive(comparison: Comparison) -> int:
     return positive
 
 
-def _flat(groups: Iterable[list[Triple]]) -> list[Triple]:
-    return [triple for group in groups for triple in group]
-
-
-def _credits(scored: Sequence[Triple]) -> list[float]:
-    return [triple.credit for triple in scored]
-
-
-def _mean(scored: Sequence[Triple], seed: int) -> Interval:
-    return interval(_credits(scored), [triple.prompt for triple in scored], seed)
-
-
-def _scorer(scored: Sequence[Triple], seed: int) -> Scorer:
-    by_policy = _grouped(scored, lambda triple: triple.policy)
-    return Scorer(
-        overall=_mean(scored, seed),
-        ties=sum(triple.credit == 0.5 for triple in scored),
-        policies={name: _mean(members, seed) for name, members in by_policy.items()},
+def policy_accuracy(rows: Sequence[Row], seed: int = 0) -> PolicyAccuracy:
+    """Accuracy over `discrimination_rows`, over all and by the policy that is to be found."""
+    credits = of_metric(rows, CREDIT)
+    return PolicyAccuracy(
+        overall=mean(credits, seed),
+        ties=values(credits).count(0.5),
+        policies={name: mean(members, seed) for name, members in grouped(credits, "policy").items()},
     )
 
 
-def _by_kind(scored: Sequence[Triple], kinds: Mapping[str, str], seed: int) -> dict[str, dict[str, Interval]]:
-    unknown = sorted({name for t in scored for name in (t.policy, t.other)} - kinds.keys())
+def _by_kind(credits: Sequence[Row], kinds: Mapping[str, str], seed: int) -> dict[str, dict[str, Interval]]:
+    unknown = sorted({row.groups[column] for row in credits for column in ("policy", "other")} - kinds.keys())
     if unknown:
         raise ValueError(f"no kind is given for the policies {', '.join(unknown)}")
+
+    def kind(row: Row) -> Row:
+        return dataclasses.replace(row, groups={column: kinds[name] for column, name in row.groups.items()})
+
     return {
-        kind: {
-            other: _mean(cell, seed) for other, cell in _grouped(members, lambda triple: kinds[triple.other]).items()
-        }
-        for kind, members in _grouped(scored, lambda triple: kinds[triple.policy]).items()
+        name: {other: mean(cell, seed) for other, cell in grouped(members, "other").items()}
+        for name, members in grouped([kind(row) for row in credits], "policy").items()
     }
 
 
-def _confusion(scored: Sequence[Triple]) -> dict[str, dict[str, Cell]]:
+def _confusion(credits: Sequence[Row]) -> dict[str, dict[str, Cell]]:
     return {
         policy: {
-            other: Cell(value=float(np.mean(_credits(cell))), n=len(cell))
-            for other, cell in _grouped(members, lambda triple: triple.other).items()
+            other: Cell(value=float(np.mean(values(cell))), n=len(cell))
+            for other, cell in grouped(members, "other").items()
         }
-        for policy, members in _grouped(scored, lambda triple: triple.policy).items()
+        for policy, members in grouped(credits, "policy").items()
     }
-
-
-def _grouped(scored: Sequence[Triple], key: Callable[[Triple], str]) -> dict[str, list[Triple]]:
-    groups: dict[str, list[Triple]] = {}
-    for triple in scored:
-        groups.setdefault(key(triple), []).append(triple)
-    return dict(sorted(groups.items()))

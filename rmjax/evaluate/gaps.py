@@ -1,11 +1,38 @@
 """How far apart a reward model puts samples of one policy: the distribution of |Δr|, as in MetaRM's figure."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 
+from rmjax.data.record import Comparison
+from rmjax.evaluate.rows import Row, of_metric, values
+from rmjax.evaluate.scorers import checked
+
 QUANTILES = (0.1, 0.5, 0.9)
+GAP, REWARD, RESCALED = "gap", "reward", "difference_rescaled"
+
+
+def gap_rows(comparisons: Sequence[Comparison], scores: Sequence[Sequence[float]]) -> list[Row]:
+    """In long form, of the answers to one prompt: `gap`, |r_i − r_j| of every pair, `reward` of each, and `difference_rescaled`,
+    J between its bounds (`losses.difference`), where there are two or more. Rewards and gaps are in units of reward.
+
+    Raises:
+      ScoreError: scores do not fit the records, or a score is not finite.
+    """
+    items = [(c.id or c.place or str(i), c.prompt) for i, c in enumerate(comparisons)]
+    return _rows(items, checked(comparisons, scores))
+
+
+def _rows(items: Sequence[tuple[str, Hashable]], scores: Sequence[Sequence[float]]) -> list[Row]:
+    rows = []
+    for (item, cluster), group in zip(items, scores, strict=True):
+        gaps = reward_gaps([group])
+        measured = [(GAP, float(gap)) for gap in gaps] + [(REWARD, reward) for reward in group]
+        if len(gaps):  # Between the bounds, J of a group is the mean of 2 σ(|Δr|) − 1 = tanh(|Δr| / 2) over its pairs.
+            measured.append((RESCALED, float(np.mean(np.tanh(gaps / 2)))))
+        rows += [Row(item, cluster, metric, value) for metric, value in measured]
+    return rows
 
 
 def reward_gaps(scores: Sequence[Sequence[float]]) -> np.ndarray:
@@ -16,11 +43,17 @@ def reward_gaps(scores: Sequence[Sequence[float]]) -> np.ndarray:
 
 def describe_gaps(scores: Sequence[Sequence[float]]) -> dict[str, float]:
     """Mean and quantiles of |Δr|, in units of reward; `gap_share` is the mean over the standard deviation of all rewards,
-    which a mere change of scale leaves as it is; and J between its bounds (`losses.difference`), averaged over prompts."""
-    gaps = reward_gaps(scores)
-    spread = float(np.std(np.concatenate([np.asarray(group) for group in scores])))
+    which a mere change of scale leaves as it is; and J between its bounds (`losses.difference`), averaged over prompts. Empty
+    where no prompt has two answers."""
+    return gap_summary(_rows([(str(i), i) for i in range(len(scores))], scores))
+
+
+def gap_summary(rows: Sequence[Row]) -> dict[str, float]:
+    """`describe_gaps` of `gap_rows`."""
+    gaps, rewards = np.asarray(values(of_metric(rows, GAP))), values(of_metric(rows, REWARD))
+    if not gaps.size:
+        return {}
+    spread = float(np.std(np.asarray(rewards)))
     found = {f"gap_{round(100 * q)}": float(np.quantile(gaps, q)) for q in QUANTILES}
     found |= {"gap_mean": float(gaps.mean()), "gap_share": float(gaps.mean()) / spread if spread else 0.0}
-    # Between the bounds, J of a group is the mean of 2 σ(|Δr|) − 1 = tanh(|Δr| / 2) over its pairs.
-    rescaled = [float(np.mean(np.tanh(reward_gaps([group]) / 2))) for group in scores if len(group) > 1]
-    return found | {"difference_rescaled": float(np.mean(rescaled))}
+    return found | {RESCALED: float(np.mean(values(of_metric(rows, RESCALED))))}

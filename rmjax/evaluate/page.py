@@ -9,9 +9,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from rmjax.evaluate import plots
-from rmjax.evaluate.bootstrap import Interval
 from rmjax.evaluate.plots import Curve
 from rmjax.evaluate.routing import spread_of
+from rmjax.evaluate.statistics import Interval
 from rmjax.evaluate.table import LABELS, Report, Section, column_names, format_mean, spaced
 from rmjax.terminal import printable
 
@@ -84,7 +84,7 @@ def _results(sections: Sequence[Section]) -> str:
         "<h2>Results</h2>\n"
         "<p>Accuracy, with its 95 % bootstrap interval (prompts resampled). Ties count one half; "
         "chance is 0.5 where two answers are compared. <i>Length</i> and <i>word overlap</i> are "
-        "scorers that read no meaning: a result is one only above them.</p>\n"
+        "trivial baselines: a result is one only above them.</p>\n"
         f'<div class="scroll"><table><thead><tr><th></th>{head}<th>n</th></tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
     )

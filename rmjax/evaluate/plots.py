@@ -20,9 +20,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from numpy.typing import ArrayLike, NDArray
 
-from rmjax.evaluate.bootstrap import Interval
-from rmjax.evaluate.discrimination import Histogram, Scorer
+from rmjax.evaluate.discrimination import Histogram, PolicyAccuracy
 from rmjax.evaluate.scaling import Point, PowerLaw
+from rmjax.evaluate.statistics import Interval
 from rmjax.terminal import printable
 
 BLUE, ORANGE, GREEN, GRAY = "#3f83d1", "#d97a1e", "#2f9e77", "#8a8a8a"
@@ -162,7 +162,7 @@ def gap_distributions(gaps: Mapping[str, ArrayLike]) -> Figure:
 
 
 @matplotlib.rc_context(_STYLE)
-def accuracy_by_policy(scorer: Scorer, baselines: Mapping[str, Scorer]) -> Figure:
+def accuracy_by_policy(scorer: PolicyAccuracy, baselines: Mapping[str, PolicyAccuracy]) -> Figure:
     """A bar per policy A, best on top, with 95 % intervals; each baseline is a marker.
 
     Args:

@@ -27,10 +27,10 @@ import jax
 import numpy as np
 
 from rmjax.evaluate import page
-from rmjax.evaluate.bootstrap import Interval
 from rmjax.evaluate.comparisons import Evaluation
 from rmjax.evaluate.discrimination import Discrimination
 from rmjax.evaluate.plots import Curve
+from rmjax.evaluate.statistics import Interval
 from rmjax.evaluate.table import LABELS, Report, as_interval, spaced, table
 from rmjax.files import write_json, write_text
 

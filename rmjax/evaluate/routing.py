@@ -13,6 +13,7 @@ from numpy import ndarray
 from rmjax.data.formats import Encoder
 from rmjax.data.packing import Tree, pack
 from rmjax.data.record import Comparison
+from rmjax.evaluate.scorers import fitting_shape
 from rmjax.losses.balance import mass
 from rmjax.models.forest import Forest
 from rmjax.models.lora import ROUTING
@@ -20,7 +21,6 @@ from rmjax.models.parameters import flat
 from rmjax.models.reward import RewardTransformer
 from rmjax.models.transformer import TransformerConfig
 from rmjax.reward_model import RewardModel
-from rmjax.scoring import fitting_shape
 
 _log = logging.getLogger(__name__)
 

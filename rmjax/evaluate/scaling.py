@@ -11,7 +11,7 @@ from collections.abc import Hashable, Mapping, Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from rmjax.evaluate.bootstrap import CONFIDENCE, RESAMPLES, cluster_index
+from rmjax.evaluate.statistics import CONFIDENCE, RESAMPLES, cluster_index
 
 
 @dataclasses.dataclass(frozen=True)

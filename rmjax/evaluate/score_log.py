@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import os
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from io import FileIO
 from pathlib import Path
@@ -52,16 +53,18 @@ def fingerprint_comparisons(comparisons: Iterable[Comparison]) -> str:
 
 
 class ScoreLog:
-    """An append-only JSONL file: a header with the fingerprint, then one line per scored row.
+    """An append-only JSONL file: a header with the fingerprint, then a line for every `append`.
 
-    Use as a context manager. `scores` holds what is known: row number -> one score per output.
-    Lines are on disk when `append` returns; a last line that a crash cut short is dropped, and a
-    log of other data, another model or other options is started again, both with a warning.
+    Use as a context manager. `scores` holds what is known: row number -> one score per output;
+    `counts` what encoding these rows had to change. Lines are on disk when `append` returns; a last
+    line that a crash cut short is dropped, and a log of other data, another model or other options
+    is started again, both with a warning.
     """
 
     def __init__(self, path: Path, fingerprint: Mapping[str, str]) -> None:
         self.path = path
         self.scores: dict[int, list[float]] = {}
+        self.counts: Counter[str] = Counter()
         self._header = {"fingerprint": dict(fingerprint)}
         self._file: FileIO | None = None
 
@@ -84,14 +87,15 @@ class ScoreLog:
         if self._file is not None:
             self._file.close()
 
-    def append(self, scored: Mapping[int, list[float]]) -> None:
-        """Writes the scores of some rows down.
+    def append(self, scored: Mapping[int, list[float]], counts: Mapping[str, int] | None = None) -> None:
+        """Writes down the scores of some rows, and what encoding them had to change (name -> number).
 
         Raises:
           OSError: naming the file, say when the disk is full.
         """
-        self._write([{"row": row, "scores": scores} for row, scores in scored.items()])
+        self._write([{"scores": scored, "counts": dict(counts or {})}])  # one line, so that neither is there alone
         self.scores.update(scored)
+        self.counts.update(counts or {})
 
     def _write(self, lines: Iterable[Mapping[str, object]]) -> None:
         if self._file is None:
@@ -113,11 +117,12 @@ class ScoreLog:
             if number == 0 and entry != header:
                 logger.warning("%s is of other data or of another model: from the start", self.path)
                 return 0
-            if entry is None:
+            if entry is None or (number and "counts" not in entry):
                 logger.warning("%s:%d is cut short: rows from here anew", self.path, number + 1)
                 return size
             if number:
-                self.scores[int(entry["row"])] = [float(score) for score in entry["scores"]]
+                self.scores.update({int(row): list(map(float, scores)) for row, scores in entry["scores"].items()})
+                self.counts.update(entry["counts"])
             size += len(line)
         return size
 

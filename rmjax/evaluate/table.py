@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rmjax.evaluate.bootstrap import Interval
 from rmjax.evaluate.comparisons import Accuracy
+from rmjax.evaluate.statistics import Interval
 from rmjax.terminal import printable
 
 Report = Mapping[str, Any]

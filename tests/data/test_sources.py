@@ -13,6 +13,7 @@ from configs.polar import finetune
 from rmjax import config as base
 from rmjax.data import sources
 from rmjax.data.preferences import PREFERENCE_SETS
+from rmjax.evaluate.suites import suite_of
 
 ROOT = Path(__file__).parents[2] / ".." / "shared" / "data"
 needs_real_sets = pytest.mark.skipif(not ROOT.is_dir(), reason=f"the real preference sets are not in {ROOT}")
@@ -63,7 +64,7 @@ def test_a_split_that_does_not_exist_is_an_error(fake_set, tmp_path):
 
 def test_the_split_of_the_config_is_passed(fake_set, tmp_path):
     entry = base.comparisons_eval("fake", root=str(tmp_path), split="test")
-    assert sources.evaluation_set(entry) == list(fake_set("test"))
+    assert suite_of(entry).load(entry).records == list(fake_set("test"))
     config = base.get_config()
     config.data.update(kind="comparisons", path="fake", root=str(tmp_path), split="train", reference="optional")
     comparisons = sources.comparisons(config.data).source
@@ -79,7 +80,7 @@ def test_a_real_set_has_both_splits_and_what_its_config_says(name):
     assert all(c.references for c in comparisons) == (config.data.reference == "required")
     assert max(len(c.outputs) for c in comparisons) <= config.data.candidates
     config.evals.preferences.root = str(ROOT)
-    test = sources.evaluation_set(config.evals.preferences)
+    test = suite_of(config.evals.preferences).load(config.evals.preferences).records
     assert 0.1 < len(test) / (len(test) + len(comparisons)) < 0.3
     assert not {c.prompt for c in test} & {c.prompt for c in comparisons}
 
@@ -122,7 +123,7 @@ def test_the_wrapper_of_the_config_is_that_of_the_draws(tmp_path, wrapper):
     assert found.draw(found.source[0], np.random.default_rng(0)).wrapper == wrapper
     entry = base.pool_eval("seen", path=pool_file(tmp_path), wrapper=wrapper)
     entry.prompts = "seen"
-    assert {c.wrapper for c in sources.evaluation_set(entry)} == {wrapper}
+    assert {c.wrapper for c in suite_of(entry).load(entry).records} == {wrapper}
 
 
 def test_an_unknown_wrapper_is_an_error(tmp_path):

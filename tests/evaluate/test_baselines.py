@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rmjax.data.record import Comparison
-from rmjax.evaluate.baselines import jaccard, length, longer, word_overlap, words
+from rmjax.evaluate.baselines import jaccard, length, longer, of_preferences, shorter, word_overlap, words
 
 
 def test_words_are_lower_cased_runs_of_word_characters():
@@ -22,6 +22,13 @@ def test_length_prefers_the_reference_length_if_there_is_one():
     assert length(Comparison("p", outputs, references=("y" * 12,))) == [-2, -88]
     assert length(Comparison("p", outputs, references=("y" * 12, "y" * 99))) == [-2, -1]
     assert longer(Comparison("p", outputs, references=("y" * 12,))) == [10, 100]
+    assert shorter(Comparison("p", outputs, references=("y" * 12,))) == [-10, -100]
+
+
+def test_longer_is_shown_where_length_is_something_else():
+    rows = [Comparison("p", ("a", "b")), Comparison("p", ("a", "b"), references=("r",))]
+    assert of_preferences(rows[:1]) == ("word_overlap", "length", "shorter")
+    assert of_preferences(rows) == ("word_overlap", "length", "longer", "shorter")
 
 
 def test_word_overlap_is_with_the_nearest_reference_else_with_the_prompt():

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from experiments import report as report_command
 from rmjax.data import sources
 from rmjax.data.preferences import PREFERENCE_SETS
 from rmjax.data.record import RecordError
-from rmjax.evaluate.comparisons import ScoreError
+from rmjax.evaluate.scorers import ScoreError
 from rmjax.locks import InUseError, locked
 from rmjax.train.checkpoint import CheckpointError
 
@@ -27,15 +28,22 @@ DRIVER = """
 import os, signal, sys, types
 from absl import app
 
+from collections import Counter
+
 class RewardModel:
     chunks = 0
+    counts = Counter()
     @classmethod
-    def load(cls, path):
+    def load(cls, path, mesh):
         return cls()
-    def score_groups(self, comparisons, progress=False):
+    @property
+    def scorer(self):
+        return self
+    def score(self, comparisons, progress=False):
         if self.chunks == int(os.environ.get("KILL_AFTER", "-1")):
             os.kill(os.getpid(), signal.SIGKILL)
         self.chunks += 1
+        self.counts["cut"] += self.chunks == 2
         return [[float(len(o)) for o in c.outputs] for c in comparisons]
 
 module = types.ModuleType("rmjax.reward_model")
@@ -48,13 +56,16 @@ app.run(evaluate.main)
 
 
 class LengthScorer:
-    def __init__(self, fail_after=None):
-        self.fail_after, self.seen = fail_after, []
+    name = "length"
 
-    def score_groups(self, comparisons, progress=False):
+    def __init__(self, fail_after=None):
+        self.fail_after, self.seen, self.counts = fail_after, [], Counter()
+
+    def score(self, comparisons, progress=False):
         if self.fail_after is not None and len(self.seen) >= self.fail_after:
             raise KeyboardInterrupt
         self.seen += [comparison.id for comparison in comparisons]
+        self.counts["cut"] += len(comparisons)
         return [[float(len(output)) for output in c.outputs] for c in comparisons]
 
 
@@ -91,7 +102,7 @@ def write_rows(path, content):
 
 
 def use(monkeypatch, scorer):
-    monkeypatch.setattr(command, "load_model", lambda path: scorer)
+    monkeypatch.setattr(command, "load_scorer", lambda path, mesh: scorer)
     return scorer
 
 
@@ -117,7 +128,7 @@ def test_files_and_numbers(options, monkeypatch):
     assert on_disk["overall"]["accuracy"] == pytest.approx(4.5 / 10)
     assert on_disk["overall"]["ties"] == 3
     assert set(on_disk["categories"]) == {"a", "b"}
-    for name in ("length", "word_overlap"):
+    for name in ("length", "longer", "shorter", "word_overlap"):
         assert set(on_disk["baselines"][name]["overall"]) == set(on_disk["overall"])
     for field in ("model", "data", "rows", "without_reference", "seconds", "device", "versions"):
         assert field in on_disk
@@ -145,6 +156,7 @@ def test_a_stopped_run_continues_with_the_rows_that_are_missing(options, monkeyp
     result = command.evaluate(options)
     assert second.seen == ["r6", "r7", "r8", "r9"]
     assert result["resumed_rows"] == 6
+    assert result["encoding"] == {"cut": 10}  # those of the stopped run too
     assert result["overall"]["accuracy"] == pytest.approx(4.5 / 10)
     third = use(monkeypatch, LengthScorer())
     command.evaluate(options)
@@ -210,7 +222,7 @@ def test_broken_rows_can_be_skipped_and_are_counted(options, monkeypatch):
 
 def test_a_score_that_is_not_finite_stops_and_is_not_kept(options, monkeypatch):
     class Broken(LengthScorer):
-        def score_groups(self, comparisons, progress=False):
+        def score(self, comparisons, progress=False):
             return [[float("nan"), 0.0] for _ in comparisons]
 
     use(monkeypatch, Broken())
@@ -221,7 +233,7 @@ def test_a_score_that_is_not_finite_stops_and_is_not_kept(options, monkeypatch):
 
 
 def test_a_real_set_s_split_can_be_named(options, monkeypatch, tmp_path):
-    write_rows(tmp_path / "fake.jsonl", rows(50))
+    write_rows(tmp_path / "fake.jsonl", [*rows(50), {**rows(1)[0], "chosen": ""}])
     entry = dataclasses.replace(PREFERENCE_SETS["hh_harmless"], file="fake.jsonl")
     monkeypatch.setitem(PREFERENCE_SETS, "fake", entry)
     use(monkeypatch, LengthScorer())
@@ -231,6 +243,9 @@ def test_a_real_set_s_split_can_be_named(options, monkeypatch, tmp_path):
         changed = command.Options(**{**vars(options), **changes, "split": split})
         result = command.evaluate(changed)
         assert (result["data"], result["split"], result["unreadable"]) == ("fake", split, {})
+        assert result["dropped"] == {
+            "empty output": 1
+        } and "rows of the set left out when it was read: 1 (empty output)" in list(command._notes(result, changed))
         counts[split] = result["rows"]
     assert counts["train"] + counts["test"] == counts["all"] == 50
     assert 0 < counts["test"] < 25
@@ -247,7 +262,7 @@ def test_a_part_of_the_shipped_corpus_can_be_named(options, monkeypatch, tmp_pat
 def test_a_model_without_an_intact_checkpoint_is_one_clear_error(options, monkeypatch):
     class Damaged:
         @classmethod
-        def load(cls, path):
+        def load(cls, path, mesh):
             raise CheckpointError(f"{path}/checkpoints: no intact checkpoint")
 
     monkeypatch.setattr("rmjax.reward_model.RewardModel", Damaged)
@@ -268,10 +283,10 @@ def test_a_model_without_an_intact_checkpoint_is_one_clear_error(options, monkey
     ],
 )
 def test_bad_paths_are_refused_before_the_model_is_loaded(options, monkeypatch, tmp_path, field, path, message):
-    def load(path):
+    def load(path, mesh):
         raise AssertionError("loaded")
 
-    monkeypatch.setattr(command, "load_model", load)
+    monkeypatch.setattr(command, "load_scorer", load)
     os.mkfifo(tmp_path / "pipe")
     value = tmp_path / path
     changed = {**vars(options), field: str(value) if field == "data" else value}
@@ -304,6 +319,7 @@ def test_the_command_survives_kill_9(options):
     assert json.loads(options.out.read_text())["resumed_rows"] == 6
     assert "0.450" in done.stdout
     assert "scoring" in done.stderr
+    assert "while encoding: 2 × cut" in done.stdout
 
 
 @pytest.mark.parametrize(

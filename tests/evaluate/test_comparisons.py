@@ -7,13 +7,15 @@ from hypothesis import strategies as st
 
 from rmjax.data.record import Comparison, parse
 from rmjax.evaluate.comparisons import (
-    ScoreError,
+    credits_of,
+    evaluate_comparison,
     evaluate_comparisons,
-    judge,
     known_ranks,
     paired_gain,
+    preference_rows,
     with_best_as_reference,
 )
+from rmjax.evaluate.scorers import ScoreError
 
 
 def ranked(ranks, **facts):
@@ -41,7 +43,7 @@ def ranked(ranks, **facts):
     ],
 )
 def test_credit_of_a_row(ranks, scores, credit, tied):
-    verdict = judge(ranked(ranks), scores)
+    verdict = evaluate_comparison(ranked(ranks), scores)
     assert verdict.credit == pytest.approx(credit)
     assert verdict.tied is tied
 
@@ -51,8 +53,8 @@ def test_judging_backwards_gives_the_rest(data):
     count = data.draw(st.integers(2, 5))
     ranks = data.draw(st.permutations(range(count)))
     scores = data.draw(st.lists(st.integers(-3, 3), min_size=count, max_size=count))
-    forward = judge(ranked(ranks), scores)
-    backward = judge(ranked(ranks), [-score for score in scores])
+    forward = evaluate_comparison(ranked(ranks), scores)
+    backward = evaluate_comparison(ranked(ranks), [-score for score in scores])
     if count == 2 or len(set(ranks)) > 2:
         assert forward.credit + backward.credit == pytest.approx(1)
     assert len(forward.pairs) == count * (count - 1) // 2
@@ -65,13 +67,13 @@ def test_all_three_spellings_of_a_best_answer_are_judged_alike():
         {"prompt": "p", "outputs": ["a", "b", "c"], "ranks": [1, 2, 2]},
     ]
     for row in rows:
-        assert judge(parse(row, "f:1"), [2, 2, 1]).credit == 0.5
+        assert evaluate_comparison(parse(row, "f:1"), [2, 2, 1]).credit == 0.5
 
 
 def test_quality_scores_give_the_order_where_ranks_do_not():
     row = Comparison("p", ("a", "b", "c"), scores=(0.1, 0.9, 0.5))
     assert known_ranks(row) == (-0.1, -0.9, -0.5)
-    assert judge(row, (1, 3, 2)).credit == 1
+    assert evaluate_comparison(row, (1, 3, 2)).credit == 1
 
 
 def test_the_shape_of_an_evaluation():
@@ -149,9 +151,9 @@ def test_rows_of_one_prompt_are_resampled_together():
 
 def test_scores_that_do_not_fit_are_refused():
     with pytest.raises(ScoreError, match="f:3: 2 outputs have 1 scores"):
-        judge(ranked((0, 1), place="f:3"), [1])
+        evaluate_comparison(ranked((0, 1), place="f:3"), [1])
     with pytest.raises(ScoreError, match="f:3: a score is not finite"):
-        judge(ranked((0, 1), place="f:3"), [1, float("nan")])
+        evaluate_comparison(ranked((0, 1), place="f:3"), [1, float("nan")])
     with pytest.raises(ValueError, match="1 comparisons have 0"):
         evaluate_comparisons([ranked((0, 1))], [])
 
@@ -164,7 +166,7 @@ def test_the_best_becomes_the_reference():
     assert got.ranks == (2, 1)
     assert got.policies == ("x", "z")
     assert got.votes == ((1, 2), (0, 1))
-    assert judge(got, [0.0, 1.0]).credit == 1
+    assert evaluate_comparison(got, [0.0, 1.0]).credit == 1
 
 
 @pytest.mark.parametrize("ranks", [(0, 1), (0, 0, 1), (0, 1, 1)])
@@ -183,3 +185,22 @@ def test_gain_of_one_model_over_another_is_paired():
     got = paired_gain(rows, [[1, 0], [1, 0], [0, 0]], [[1, 0], [0, 1], [0, 0]])
     assert (got["value"], got["n"]) == (0.5, 2)
     assert paired_gain([], [], [])["n"] == 0
+
+
+def test_where_the_best_answer_is_the_shortest_a_baseline_shows_it():
+    rows = [Comparison("p", ("no", "a longer answer"), ranks=(0, 1))] * 3
+    got = evaluate_comparisons(rows, [[0.0, 0.0]] * 3)["baselines"]
+    assert (got["length"]["overall"]["accuracy"], got["shorter"]["overall"]["accuracy"]) == (0.0, 1.0)
+
+
+def test_rows_in_long_form_are_what_the_accuracies_are_made_of():
+    rows = [ranked((0, 1, 2), id="x", category="c"), Comparison("p", ("a", "b"), place="f:2"), ranked((0, 1))]
+    scores = [[3.0, 1.0, 1.0], [0.0, 0.0], [0.0, 1.0]]
+    found = preference_rows(rows, scores)
+    assert [(r.item, r.metric, round(r.value, 3), dict(r.groups)) for r in found] == [
+        ("x", "credit", 0.833, {"category": "c"}), ("x", "tied", 1.0, {"category": "c"}),
+        *(("x", "pair", value, {"category": "c"}) for value in (1.0, 1.0, 0.5)),
+        ("2", "credit", 0.0, {}), ("2", "tied", 0.0, {}), ("2", "pair", 0.0, {}),
+    ]  # fmt: skip
+    assert {r.cluster for r in found} == {"p"}
+    assert credits_of(rows, scores) == [pytest.approx(5 / 6), 0.0]

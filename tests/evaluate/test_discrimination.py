@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from rmjax.data.record import Comparison, RecordError
-from rmjax.evaluate.discrimination import discriminate, triples
+from rmjax.evaluate.discrimination import discriminate, discrimination_rows
 
 
 def triple(policy, *others, prompt="p", **facts):
@@ -90,4 +90,4 @@ def test_equal_rewards_have_a_histogram_and_no_triples_have_none():
 )
 def test_records_that_are_not_triples_are_refused(facts, message):
     with pytest.raises(RecordError, match=message):
-        triples(triple("a", "b", **facts), [1.0, 0.0])
+        discrimination_rows([triple("a", "b", **facts)], [[1.0, 0.0]])

@@ -14,8 +14,8 @@ FINGERPRINT = {"model": "m", "data": "d"}
 
 def written(path):
     with ScoreLog(path, FINGERPRINT) as log:
-        log.append({0: [1.5, -0.1], 1: [2.0]})
-        log.append({4: [0.1 + 0.2]})
+        log.append({0: [1.5, -0.1], 1: [2.0]}, {"cut": 1})
+        log.append({4: [0.1 + 0.2]}, {"cut": 1, "special_token_in_text": 1})
     return path
 
 
@@ -23,6 +23,7 @@ def test_scores_come_back_exactly(tmp_path):
     path = written(tmp_path / "log")
     with ScoreLog(path, FINGERPRINT) as log:
         assert log.scores == {0: [1.5, -0.1], 1: [2.0], 4: [0.1 + 0.2]}
+        assert log.counts == {"cut": 2, "special_token_in_text": 1}
 
 
 @pytest.mark.parametrize("cut", range(1, 40))
@@ -31,7 +32,7 @@ def test_a_log_cut_anywhere_continues(tmp_path, cut):
     path.write_bytes(path.read_bytes()[:-cut])
     with ScoreLog(path, FINGERPRINT) as log:
         assert log.scores.items() <= {0: [1.5, -0.1], 1: [2.0], 4: [0.1 + 0.2]}.items()
-        assert 4 not in log.scores
+        assert 4 not in log.scores and log.counts == {"cut": 1}
         log.append({4: [9.0]})
     with ScoreLog(path, FINGERPRINT) as log:
         assert log.scores[4] == [9.0]

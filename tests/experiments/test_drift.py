@@ -59,7 +59,7 @@ def test_the_best_of_n_is_what_the_proxy_likes_at_the_same_quality():
 def test_a_proxy_is_no_tested_run(tmp_path, monkeypatch):
     fitted = []
     monkeypatch.setattr(drift.train, "run", lambda config, folder: fitted.append((config.run.seed, folder)))
-    monkeypatch.setattr(drift.RewardModel, "load", lambda folder: folder)
+    monkeypatch.setattr(drift.RewardModel, "load", lambda folder, mesh: folder)
     monkeypatch.setattr(stages, "write_best_of_stages", lambda folder, proxy: fitted.append((folder, proxy)))
     data = [drift.make_data(tmp_path, "best_of_n", seed) for seed in grid.SEEDS]
     assert len(set(data)) == len(grid.SEEDS) and not {seed for seed, _ in fitted[::2]} & set(grid.SEEDS)

@@ -15,6 +15,7 @@ from rmjax import trainer
 from rmjax.data import sources
 from rmjax.data.formats import Format
 from rmjax.data.tokenizer import Tokenizer
+from rmjax.evaluate.suites import suite_of
 from rmjax.models.reward import RewardTransformer
 from rmjax.models.transformer import TransformerConfig
 from rmjax.reward_model import CHECKPOINTS, save_description
@@ -248,7 +249,7 @@ def test_the_shipped_config_has_groups_of_the_form_of_its_preferences(mode):
     assert (config.gradient.name, config.gradient.mode) == ("meta", mode)
     groups = sources.sample_groups(config.meta_data, config.meta_data.kind, "meta_data")
     assert min(len(c.outputs) for c in groups) >= config.meta_data.samples + config.meta_data.references
-    assert all(c.references and len(c.outputs) > 1 for c in sources.evaluation_set(config.evals.gaps))
+    assert all(c.references and len(c.outputs) > 1 for c in suite_of(config.evals.gaps).load(config.evals.gaps).records)
 
 
 def test_an_unknown_mode_is_refused():

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rmjax.evaluate.bootstrap import difference, interval
+from rmjax.evaluate.statistics import difference, interval, over_seeds, paired, ratio
 
 
 def test_nothing_to_average_has_no_value():
@@ -93,3 +93,23 @@ def test_errors_say_what_is_wrong():
         difference([0.0, 1.0], [1.0])
     with pytest.raises(ValueError, match="one number per row"):
         interval([[0.0, 1.0]])
+
+
+def test_a_ratio_is_a_difference_of_logarithms():
+    first, second = [2.0, 8.0, 3.0], [1.0, 2.0, 3.0]
+    got = ratio(first, second)
+    assert got["value"] == pytest.approx(2.0) and got["n"] == 3
+    inverse = ratio(second, first)
+    assert (inverse["value"], inverse["low"]) == (pytest.approx(1 / got["value"]), pytest.approx(1 / got["high"]))
+    assert ratio([], [])["value"] is None
+    with pytest.raises(ValueError, match="not positive"):
+        ratio([1.0], [0.0])
+
+
+def test_values_of_several_seeds():
+    values, items = [[1.0, 0.0], [1.0, 1.0]], [["a", "b"]] * 2
+    got = over_seeds(values, items)
+    assert got["seeds"] == [0.5, 1.0] and got["mean"] == interval([1, 0, 1, 1], ["a", "b", "a", "b"])
+    assert over_seeds(values) == got  # by default a row is one item, the same in all seeds
+    gained = paired(values, [[0.0, 0.0]] * 2, items)
+    assert gained["seeds"] == [0.5, 1.0] and gained["mean"] == got["mean"]

@@ -14,9 +14,17 @@ from rmjax.data.formats import Encoder, Format
 from rmjax.data.packing import ForestShape, Tree, fill, pack
 from rmjax.data.record import Comparison
 from rmjax.data.tokenizer import Tokenizer
+from rmjax.evaluate.scorers import (
+    Baseline,
+    Ensemble,
+    RewardScorer,
+    ScoreError,
+    checked,
+    fitting_shape,
+    score,
+)
 from rmjax.models.forest import Forest
 from rmjax.models.reward import RewardTransformer
-from rmjax.scoring import fitting_shape, score
 
 SPECIAL = ("<split>", "<reward>")
 
@@ -166,3 +174,51 @@ def test_the_model_s_rewards_do_not_depend_on_the_batch_size(encoder, tiny_confi
     i = next(i for i, c in enumerate(records) if len(c.references) == 1)
     alone = rewards(params, fill(ForestShape(1, 256, 1, len(tree.branches)), [[tree]]))[0, 0]
     np.testing.assert_allclose(small[i], alone, atol=1e-5)
+
+
+def test_a_reward_scorer_counts_what_it_cut(encoder):
+    records = [Comparison("p", ("a" * 300, "b"), id="x"), Comparison("p", ("<reward>", "b"))]
+    scorer = RewardScorer(Model(), "params", encoder)
+    other = RewardScorer(Model(), "params", encoder)
+    assert scorer.score(records) == score(Model(), "params", encoder, records, 4096)
+    scorer.score(records)
+    assert scorer.counts == {"cut": 2, "special_token_in_text": 2} and not other.counts
+
+
+PAIR = Comparison("p q", ("q", "longer"), place="f:2")
+
+
+def test_baselines_are_scorers():
+    assert Baseline("shorter").score([PAIR]) == [[-1.0, -6.0]]
+    assert Baseline("word_overlap").score([PAIR, PAIR]) == [[0.5, 0.0]] * 2
+    with pytest.raises(ValueError, match="baseline 'shortest' does not exist; there are word_overlap, length, longer"):
+        Baseline("shortest")
+
+
+@pytest.mark.parametrize(
+    ("combine", "wanted"), [("mean", [0.0, 0.0]), ("minimum", [-1.0, -6.0]), ("disagreement", [1.0, 6.0])]
+)
+def test_an_ensemble_combines_its_scorers(combine, wanted):
+    ensemble = Ensemble([Baseline("longer"), Baseline("shorter")], combine)
+    assert ensemble.score([PAIR]) == [wanted]
+    assert ensemble.name == f"{combine} of longer, shorter" and not ensemble.counts
+
+
+def test_ensembles_that_cannot_be():
+    with pytest.raises(ValueError, match="combine is 'max'; choose mean, minimum, disagreement"):
+        Ensemble([Baseline("longer")], "max")
+    with pytest.raises(ValueError, match="no scorers; give one or more"):
+        Ensemble([])
+
+
+@pytest.mark.parametrize(
+    ("scores", "message"),
+    [
+        ([[0.0, float("inf")]], r"^f:2: a score is not finite \(\[0.0, inf\]\); the model is broken"),
+        ([[0.0]], "^f:2: 2 outputs have 1 scores"),
+        ([], "^1 comparisons have 0 lists of scores"),
+    ],
+)
+def test_scores_that_do_not_fit_leave_no_scorer(scores, message):
+    with pytest.raises(ScoreError, match=message):
+        checked([PAIR], scores)

@@ -1,8 +1,9 @@
-"""Bootstrap intervals: how far a mean could have been off, had other prompts been drawn.
+"""Statistics of measured values: means with intervals, paired differences, ratios, values of several seeds.
 
-Percentile bootstrap (Efron, 1979): resample whole clusters with replacement, take the mean of each
-resample, report the 2.5th and the 97.5th percentile. Rows that answer the same prompt are not
-independent, so a cluster is usually a prompt.
+An interval says how far a mean could have been off, had other prompts been drawn. Percentile
+bootstrap (Efron, 1979): resample whole clusters with replacement, take the mean of each resample,
+report the 2.5th and the 97.5th percentile. Rows that answer the same prompt are not independent, so
+a cluster is usually a prompt.
 """
 
 from collections.abc import Hashable, Sequence
@@ -78,6 +79,77 @@ def difference(
     if first_N.size != second_N.size:
         raise ValueError(f"a paired difference of {first_N.size} and {second_N.size} values")
     return interval(first_N - second_N, clusters, seed)
+
+
+def ratio(
+    first: ArrayLike,
+    second: ArrayLike,
+    clusters: Sequence[Hashable] | None = None,
+    seed: int = 0,
+) -> Interval:
+    """Geometric mean of `first / second`, paired: the mean difference of the logarithms, as a factor.
+
+    A ratio and its inverse then say the same, which a mean of ratios does not.
+
+    Args:
+      first: `(N,)` positive values, say the losses or seconds of one method.
+      second: `(N,)` positive values of the same rows.
+      clusters: as in `interval`.
+      seed: as in `interval`.
+
+    Raises:
+      ValueError: as `difference`, or a value is not positive.
+    """
+    first_N, second_N = _finite_vector(first), _finite_vector(second)
+    if not ((first_N > 0).all() and (second_N > 0).all()):
+        raise ValueError("a ratio has a value that is not positive; give positive ones")
+    logs = difference(np.log(first_N), np.log(second_N), clusters, seed)
+    value, low, high = (None if x is None else float(np.exp(x)) for x in (logs["value"], logs["low"], logs["high"]))
+    return Interval(value=value, low=low, high=high, n=logs["n"])
+
+
+class OverSeeds(TypedDict):
+    """A mean over seeds and items, and the mean of each seed that has values."""
+
+    mean: Interval
+    seeds: list[float]
+
+
+def over_seeds(values: Sequence[Sequence[float]], items: Sequence[Sequence[Hashable]] | None = None) -> OverSeeds:
+    """Of a value per seed and item: the mean with its interval, and each seed's mean.
+
+    Items are resampled, each with all its values.
+
+    Args:
+      values: seed → a value per item.
+      items: seed → a label per value, say prompts. None: the values of all seeds are of the same items, in one order.
+
+    Raises:
+      ValueError: as `interval`.
+    """
+    return {"mean": interval(*_pooled(values, items)), "seeds": [float(np.mean(v)) for v in values if len(v)]}
+
+
+def paired(
+    first: Sequence[Sequence[float]],
+    second: Sequence[Sequence[float]],
+    items: Sequence[Sequence[Hashable]] | None = None,
+) -> OverSeeds:
+    """First minus second, seed by seed and item by item; arguments as of `over_seeds`.
+
+    Raises:
+      ValueError: as `difference`, or the two have different numbers of seeds.
+    """
+    (a, labels), (b, _) = _pooled(first, items), _pooled(second, items)
+    seeds = [float(np.mean(one) - np.mean(other)) for one, other in zip(first, second, strict=True) if len(one)]
+    return {"mean": difference(a, b, labels), "seeds": seeds}
+
+
+def _pooled(
+    values: Sequence[Sequence[float]], items: Sequence[Sequence[Hashable]] | None
+) -> tuple[NDArray[np.float64], list[Hashable]]:
+    labels = [range(len(v)) for v in values] if items is None else items
+    return np.concatenate([np.asarray(v, np.float64) for v in values]), [label for found in labels for label in found]
 
 
 def cluster_index(clusters: Sequence[Hashable]) -> NDArray[np.int64]:
