@@ -6,16 +6,18 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import flax.linen as nn
 import jax
 from jax.sharding import Mesh, NamedSharding
 
+from rmjax import methods
 from rmjax.data.formats import Encoder, Format
 from rmjax.data.record import Comparison, RecordError, parse
 from rmjax.data.tokenizer import Tokenizer
-from rmjax.evaluate.scorers import RewardScorer, batch_tokens, model_rewards
+from rmjax.evaluate.scorers import RewardScorer, batch_tokens, model_rewards, on_mesh
 from rmjax.files import write_text
 from rmjax.hub.adapters import fingerprint, frozen_layers, load_adapter
 from rmjax.models.attention import kernels_for, refusal
@@ -23,7 +25,7 @@ from rmjax.models.lora import AdapterConfig, merged
 from rmjax.models.parameters import ParameterError, check_same, flat, merge
 from rmjax.models.reward import RewardTransformer
 from rmjax.models.transformer import TransformerConfig
-from rmjax.parallel.mesh import RULES, Rules, make_mesh, parameter_shardings
+from rmjax.parallel.mesh import RULES, Rules, make_mesh, parameter_shardings, replicated
 from rmjax.train.checkpoint import Checkpoints
 from rmjax.train.state import initial_params
 
@@ -32,14 +34,26 @@ MODEL_FILE, TOKENIZER_FILE, CHECKPOINTS = "model.json", "tokenizer.json", "check
 
 
 def save_description(
-    directory: Path, config: TransformerConfig, form: Format, tokenizer: Tokenizer, objective: str = "preference"
+    directory: Path,
+    config: TransformerConfig,
+    form: Format,
+    tokenizer: Tokenizer,
+    objective: str = "preference",
+    wrapped: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+    main_role: str = "",
 ) -> None:
     """Writes what a checkpoint needs beside it to be read alone: the architecture, the format, the tokenizer; and what it
-    was trained for, `config.objective`."""
+    was trained for, `config.objective`.
+
+    Args:
+      wrapped: method → what it needs to score with the model (`methods.Chosen.saved`).
+      main_role: where parameters are by role, that of the main model.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     write_text(directory / TOKENIZER_FILE, tokenizer.to_json())
     described = {
-        "transformer": dataclasses.asdict(config), "format": dataclasses.asdict(form), "objective": objective
+        "transformer": dataclasses.asdict(config), "format": dataclasses.asdict(form), "objective": objective,
+        **({"methods": dict(wrapped)} if wrapped else {}), **({"main_role": main_role} if main_role else {}),
     }  # fmt: skip
     write_text(directory / MODEL_FILE, json.dumps(described, indent=1) + "\n")
 
@@ -66,18 +80,27 @@ def load_description(directory: Path) -> tuple[TransformerConfig, Format, Tokeni
 
 def is_language_model(directory: Path) -> bool:
     """Whether a directory that `load_description` can read was trained to write: its reward head is then as it started."""
-    described = json.loads((directory / MODEL_FILE).read_text())
-    return described.get("objective", "preference") == "language_model"  # older descriptions lack it
+    objective = _described(directory).get("objective", "preference")  # older descriptions lack it
+    return methods.named(objective).language_model
 
 
-def load_params(directory: Path, step: int | None = None) -> dict[str, Any]:
-    """All parameters of a training directory's newest intact checkpoint (or that of `step`), on the host."""
+def _described(directory: Path) -> dict[str, Any]:
+    """The facts of a description; none where there is no description."""
+    path = directory / MODEL_FILE
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def load_params(directory: Path, step: int | None = None, *, every_role: bool = False) -> dict[str, Any]:
+    """The main model's parameters of a training directory's newest intact checkpoint (or that of `step`), on the host; those of
+    all its roles with `every_role`."""
     with Checkpoints(directory / CHECKPOINTS) as checkpoints:
         step, tree = checkpoints.metadata(step)
         parts = {
             name: checkpoints.restore_subtree(name, step=step)[1] for name in ("trainable", "frozen") if name in tree
         }
-    return merge(parts.get("trainable", {}), parts.get("frozen", {}))
+    found = merge(parts.get("trainable", {}), parts.get("frozen", {}))
+    main = _described(directory).get("main_role", "")
+    return found[main] if main and not every_role else found
 
 
 def abstract_params(config: TransformerConfig) -> dict[str, Any]:
@@ -132,18 +155,34 @@ class RewardModel:
     """
 
     def __init__(
-        self, config: TransformerConfig, form: Format, tokenizer: Tokenizer, params: Any, mesh: Mesh | str | None = None
+        self,
+        config: TransformerConfig,
+        form: Format,
+        tokenizer: Tokenizer,
+        params: Any,
+        mesh: Mesh | str | None = None,
+        wrapped: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
     ):
+        self.config, self.format, self.tokenizer, self.mesh = config, form, tokenizer, _on_mesh(mesh)
+        self._wrapped = wrapped
+        if wrapped:
+            self.params = jax.device_put(params, replicated(self.mesh) if self.mesh else None)
+            pure = methods.wrapped(wrapped, RewardTransformer(config))[1]
+            rewards = on_mesh(pure, self.mesh) if self.mesh else jax.jit(pure)
+        else:
+            self._check(params)
+            self.params = _placed(config, params, self.mesh)
+            rewards = model_rewards(config, self.mesh)
+        encoder = Encoder(tokenizer, form, row_tokens=2 * form.max_length)
+        tokens = batch_tokens(self.mesh)
+        self.scorer = RewardScorer(rewards, self.params, encoder, tokens)
+
+    def _check(self, params: Any) -> None:
         if not any(path.startswith("head/") for path in flat(params)):
             raise ParameterError(
                 "the checkpoint has no reward head (`head/kernel`): it is a language model, not a reward model"
             )
-        check_same(abstract_params(config), params)
-        self.config, self.format, self.tokenizer, self.mesh = config, form, tokenizer, _on_mesh(mesh)
-        self.params = _placed(config, params, self.mesh)
-        encoder = Encoder(tokenizer, form, row_tokens=2 * form.max_length)
-        rewards, tokens = model_rewards(config, self.mesh), batch_tokens(self.mesh)
-        self.scorer = RewardScorer(rewards, self.params, encoder, tokens)
+        check_same(abstract_params(self.config), params)
 
     @classmethod
     def load(cls, path: str | Path, mesh: Mesh | str | None = None) -> "RewardModel":
@@ -155,13 +194,13 @@ class RewardModel:
           ParameterError: no reward head, or parameters of another architecture than the description's.
         """
         directory = Path(path)
-        described = load_description(directory)
-        if is_language_model(directory):
+        described, wrapped = load_description(directory), _described(directory).get("methods", {})
+        if is_language_model(directory) and not wrapped:
             raise ValueError(
                 f"{directory} is a language model (config.objective=language_model), not a reward model; to make one of it, "
                 "train with --config.model.init and objective=preference"
             )
-        return cls(*described, load_params(directory), mesh)
+        return cls(*described, load_params(directory, every_role=bool(wrapped)), mesh, wrapped)
 
     @functools.cached_property
     def base(self) -> str:
@@ -178,15 +217,22 @@ class RewardModel:
           FileNotFoundError, ValueError: as `hub.adapters.load_adapter`.
           ParameterError: the file's parameters are not those of the adapter that it says it is; the message lists them.
         """
+        self._refuse_wrapped()
         adapter, params = load_adapter(path, self.params, self.base)
         config = dataclasses.replace(self.config, adapter=adapter, frozen_layers=frozen_layers(params))
         return RewardModel(config, self.format, self.tokenizer, params, self.mesh)
 
     def merged(self) -> "RewardModel":
         """The same rewards without an adapter: it is added into the weights. ValueError where that is impossible."""
+        self._refuse_wrapped()
         params = merged(self.params, self._adapter())
         config = dataclasses.replace(self.config, adapter=None)
         return RewardModel(config, self.format, self.tokenizer, params, self.mesh)
+
+    def _refuse_wrapped(self) -> None:
+        if self._wrapped:
+            names = ", ".join(self._wrapped)
+            raise ValueError(f"the model was made by {names}, and an adapter is of a single model; train one without")
 
     def _adapter(self) -> AdapterConfig:
         if self.config.adapter is None:

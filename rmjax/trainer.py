@@ -213,7 +213,10 @@ class Trainer:
             self._check_data(data, contents)
         if jax.process_index() == 0:
             write_json(data, contents)
-            save_description(self.workdir, self.start.config, self.format, self.start.tokenizer, self.config.objective)
+            save_description(
+                self.workdir, self.start.config, self.format, self.start.tokenizer, self.config.objective,
+                self.chosen.saved(), self.program.roles.main if self.program.roles.others else "",
+            )  # fmt: skip
 
     def _writer(self, first: int) -> MetricWriter:
         assert self.workdir
@@ -243,15 +246,19 @@ class Trainer:
         encoder = Encoder(self.start.tokenizer, self.format, row_tokens=2 * self.format.max_length)
         tokens = batch_tokens(self.mesh, self.rules)
 
-        def scorer(params: Any) -> RewardScorer:
-            return RewardScorer(self._score, params, encoder, tokens)
+        def scorer(rewards: methods.Rewards, params: Any) -> RewardScorer:
+            return RewardScorer(rewards, params, encoder, tokens)
 
         def at(measure: Measure, state: State) -> Mapping[str, float]:
             return measure(parameters.merge(state.trainable, state.frozen))
 
+        further = {
+            name: functools.partial(scorer, self._measure(name)) for name in self.chosen.measures(self.program.model)
+        }
+        found = evaluators_from(self.config.evals, functools.partial(scorer, self._score), further)
         return {
             name: (every or self.config.run.steps, functools.partial(at, measure))
-            for name, (every, measure) in evaluators_from(self.config.evals, scorer).items()
+            for name, (every, measure) in found.items()
         }
 
 

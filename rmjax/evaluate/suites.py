@@ -7,6 +7,7 @@ import dataclasses
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -58,7 +59,7 @@ def load_comparisons(path: str, root: str, split: str, on_error: Literal["raise"
       OSError, RecordError, ValueError: as `sources.records`.
     """
     dropped: Counter[str] = Counter()
-    source = sources.records(path, root, split, on_error, dropped)
+    source = sources.records(path, root, split, on_error, dropped=dropped)
     found = [source[i] for i in range(len(source))]
     return Loaded(found, dict(source.skipped) if isinstance(source, RandomAccessSource) else {}, dict(+dropped))
 
@@ -102,7 +103,11 @@ def suite_of(entry: Any) -> Suite:
     return SUITES[entry.kind]
 
 
-def evaluators_from(evals: Mapping[str, Any], scorer: Callable[[Any], Scorer]) -> dict[str, tuple[int, Measure]]:
+def evaluators_from(
+    evals: Mapping[str, Any],
+    scorer: Callable[[Any], Scorer],
+    further: Mapping[str, Callable[[Any], Scorer]] = MappingProxyType({}),
+) -> dict[str, tuple[int, Measure]]:
     """Name → (every so many steps, parameters → numbers), of all entries of `config.evals`; their files are read now.
 
     What an entry leaves out is said once, as is what encoding had to change.
@@ -110,14 +115,19 @@ def evaluators_from(evals: Mapping[str, Any], scorer: Callable[[Any], Scorer]) -
     Args:
       evals: name → entry (`rmjax.settings.EVALUATIONS`).
       scorer: parameters → scorer of the model with these.
+      further: name → the same for numbers that are reported as their mean over candidates (an ensemble's disagreement).
 
     Raises:
       OSError, RecordError, PoolError, ValueError: an entry's files cannot be used; as `Suite.load`.
     """
-    return {name: (entry.every, _measure(name, suite_of(entry), entry, scorer)) for name, entry in evals.items()}
+    return {
+        name: (entry.every, _measure(name, suite_of(entry), entry, scorer, further)) for name, entry in evals.items()
+    }
 
 
-def _measure(name: str, suite: Suite, entry: Any, scorer: Callable[[Any], Scorer]) -> Measure:
+def _measure(
+    name: str, suite: Suite, entry: Any, scorer: Callable[[Any], Scorer], further: Mapping[str, Callable[[Any], Scorer]]
+) -> Measure:
     loaded = suite.load(entry)
     _say(name, "left out", {**loaded.unreadable, **loaded.dropped})
     _say(name, f"of {len(loaded.records)} records without a number", suite.evaluator.left_out(loaded.records))
@@ -126,6 +136,8 @@ def _measure(name: str, suite: Suite, entry: Any, scorer: Callable[[Any], Scorer
     def measure(params: Any) -> Mapping[str, float]:
         made = scorer(params)
         found = suite.evaluator.metrics(made, loaded.records)
+        for number, of in further.items() if found else ():
+            found[number] = float(np.mean(np.concatenate([np.asarray(x) for x in of(params).score(loaded.records)])))
         if not encoded:  # the same at every evaluation
             _say(name, "while encoding", made.counts)
             encoded.append(True)

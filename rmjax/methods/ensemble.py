@@ -186,7 +186,11 @@ def _loaded(config: Config, params: Any) -> Any:
     """What a loaded model has once and members have each, repeated for them, with noise that tells them apart."""
     if np.ndim(params.get("head", {}).get("kernel")) == 3:  # of an ensemble already
         return params
-    own, members, random = member_pattern(_section(config).over), _section(config).members, np.random.default_rng(0)
+    own, members, random = (
+        member_pattern(_section(config).over),
+        _section(config).members,
+        np.random.default_rng(config.run.seed),
+    )
 
     def repeated(leaf: Any) -> np.ndarray:
         leaf = np.asarray(jax.device_get(leaf))

@@ -14,7 +14,9 @@ from ml_collections import ConfigDict
 
 from rmjax import config as base
 from rmjax import methods
+from rmjax.data.readers import open_records
 from rmjax.models.parameters import flat
+from rmjax.reward_model import RewardModel
 from rmjax.trainer import Trainer
 from tests import simulated
 from tests.experiments.running import compiled_into, pool_rows, ranked_rows, text_rows
@@ -194,3 +196,24 @@ def test_eight_devices_take_the_same_step(home, method):
 
     one = losses(1, {"data__rows": 4, "meta_data__rows": 4})
     assert losses(8, changes) == pytest.approx(one, rel=2e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["preference", "dpo", "ensemble"])
+def test_a_saved_model_scores_as_the_trainer_does_and_starts_another_run(home, name, tmp_path):
+    method = methods.METHODS[name]
+    config = configured(home, method)
+    config.evals.ranked = base.comparisons_eval(str(home / "comparisons.jsonl"))
+    trainer = Trainer(config, tmp_path / "run")
+    trainer.run()
+    found = trainer.evaluate()
+    assert {"ranked/accuracy", "ranked/low"} <= set(found)
+    assert ("ranked/disagreement" in found) == (name == "ensemble")
+    model, records = RewardModel.load(tmp_path / "run"), list(open_records(home / "comparisons.jsonl"))
+    scores = model.score_groups(records)
+    assert np.mean([a > b for a, b in scores]) == found["ranked/accuracy"]
+    assert len({round(a - b, 6) for a, b in scores}) > 1
+    again = Trainer(configured(home, method, model__init=str(tmp_path / "run")))
+    for path, leaf in flat(again.params).items():
+        if name != "ensemble" or not path.startswith("head/"):
+            assert np.array_equal(leaf, flat(trainer.params)[path]), path
