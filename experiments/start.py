@@ -23,6 +23,7 @@ from rmjax.parallel import hosts
 from rmjax.terminal import printable
 from rmjax.train.loop import Diverged, Preempted
 
+_OURS = ("rmjax", "experiments", "configs", "__main__", "root")
 _PARTED = (
     "the processes could not work together any longer, most likely because another one ended: its own output says why. "
     "Start all of them again, and the run goes on from its newest checkpoint. What was seen here: "
@@ -32,8 +33,6 @@ _PARTED = (
 def prepare() -> None:
     """One log format, orbax quiet, and compiled programs kept between runs (RMJAX_CACHE, default ~/.cache/rmjax/xla)."""
     _log_to_terminal()
-    for noisy in ("jax", "matplotlib"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
     cache = os.environ.get("RMJAX_CACHE", str(Path.home() / ".cache" / "rmjax" / "xla"))
     jax.config.update("jax_compilation_cache_dir", cache)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
@@ -51,11 +50,13 @@ def _log_to_terminal() -> None:
         root.removeHandler(old)
     root.addHandler(handler)
     root.setLevel(logging.INFO)
-    logging.getLogger("absl").setLevel(logging.WARNING)
 
 
 def _printable(record: logging.LogRecord) -> bool:
-    """Spells out what a terminal would obey: records, field names and file names may hold escape sequences."""
+    """Spells out what a terminal would obey, since records, field names and file names may hold escape sequences. Of other
+    libraries (orbax logs pages of INFO by absl's name, at a level that absl resets) only warnings pass."""
+    if record.levelno < logging.WARNING and record.name.split(".")[0] not in _OURS:
+        return False
     record.msg, record.args = printable(record.getMessage(), keep="\n\t"), ()
     return True
 

@@ -47,7 +47,13 @@ import logging
 from absl import app
 from experiments.start import parse_flags, prepare
 prepare()
-app.run(lambda _: logging.getLogger("rmjax.x").info("left out 3 rows"), flags_parser=parse_flags)
+
+def main(_):
+    logging.getLogger("absl").setLevel(logging.INFO)
+    for name in ("rmjax.x", "absl", "orbax.y"):
+        logging.getLogger(name).info("left out 3 rows")
+
+app.run(main, flags_parser=parse_flags)
 """
 
 

@@ -63,6 +63,8 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 _FITTING: dict[str, tuple[Callable[[Any, TransformerConfig], bool], str]] = {
     "llama.vocab_size": (lambda x, c: x == c.vocab_size, "the number of tokens"),
     "llama.embedding_length_out": (lambda x, c: x in (0, c.width), "the width"),
+    "tokenizer.ggml.bos_token_id": (lambda x, c: 0 <= x < c.vocab_size, "the id of a token"),
+    "tokenizer.ggml.eos_token_id": (lambda x, c: 0 <= x < c.vocab_size, "the id of a token"),
     "llama.rope.dimension_count": (lambda x, c: x == c.head_width, "the head width"),
     "llama.attention.value_length": (lambda x, c: x == c.head_width, "the head width"),
     "llama.attention.sliding_window": (lambda x, c: x == 0 or x >= c.max_positions, "0, or the context length or more"),

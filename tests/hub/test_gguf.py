@@ -160,6 +160,7 @@ def tiny_tensors(tiny_config, random_params) -> dict[str, np.ndarray]:
         ("llama.final_logit_softcapping", 30.0, "is 30.0, supported: 0"),
         ("llama.expert_count", 8, "is 8, supported: 0"),
         ("llama.vocab_size", 96, "is 96, supported: the number of tokens"),
+        ("tokenizer.ggml.eos_token_id", 97, "is 97, supported: the id of a token"),
         ("llama.new_idea", 1, "is 1, an unknown field"),
         ("general.type", "adapter", "is 'adapter', supported: model"),
         ("split.count", 2, "is 2, supported: 0, 1"),
