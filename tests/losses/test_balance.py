@@ -248,7 +248,7 @@ def test_training_tilts_the_routers_toward_the_experts_that_serve_a_type(adapted
         return optax.apply_updates(moving, change), state, terms
 
     state = update.init(moving)
-    for _ in range(80):
+    for _ in range(160):  # a newer compiler's rounding takes another path: after 80 a type may still be at 0.59
         moving, state, terms = step(moving, state)
     share = {name: float(a / b) for name, (a, b) in terms.items() if name.startswith("routing/type")}
     for t in range(2):
