@@ -90,7 +90,7 @@ def define_flags() -> None:
         "becomes the reference and leaves the candidates (POLAR, section 4.2)",
     )
     flags.DEFINE_string(
-        "routing", None, "folder for report.html: where each router of a LoRAMoE adapter sends each `type` of record"
+        "routing", None, "folder for report.html: where each router of an adapter sends each `type` of record"
     )
     flags.DEFINE_enum(
         "mesh", "all", ["one", "all"], "run the model on one device, or the rows of a batch on all of them"
@@ -221,8 +221,8 @@ def _refuse_no_routing(options: Options) -> None:
     from rmjax.reward_model import load_description
 
     adapter = load_description(options.model)[0].adapter
-    if adapter is None or adapter.kind != "loramoe":
-        raise ValueError(f"--routing: {options.model} has no LoRAMoE adapter, so nothing is routed")
+    if adapter is None or not adapter.routed:
+        raise ValueError(f"--routing: {options.model} has no adapter with routers, so nothing is routed")
 
 
 def _score_missing(options: Options, rows: Sequence[Comparison], log: ScoreLog) -> None:

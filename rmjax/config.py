@@ -56,7 +56,7 @@ def comparisons_eval(path: str, every: int = 0, root: str = settings.ROOT, split
 
 
 def samples_eval(path: str, every: int = 0, kind: str = "pool", names: str = "", mixed: bool = False) -> ConfigDict:
-    """An evaluation: the distribution of |Δr| between samples for one prompt, as in MetaRM's figure."""
+    """An evaluation: the distribution of |Δr| between samples for one prompt."""
     return _entry("samples", path=path, every=every, source=kind, names=names, mixed=mixed)
 
 

@@ -1,4 +1,4 @@
-"""Groups of samples of one policy, unlabeled: the meta sets of MetaRM, and sets to look at the spread of rewards on.
+"""Groups of samples of one policy, unlabeled: what a method ascends on, and sets to look at the spread of rewards on.
 
 A group is a `Comparison` without order, from a file of comparisons with `outputs` or from a policy pool.
 """

@@ -1,4 +1,4 @@
-"""How far apart a reward model puts samples of one policy: the distribution of |Δr|, as in MetaRM's figure."""
+"""How far apart a reward model puts samples of one policy: the distribution of |Δr|."""
 
 import itertools
 from collections.abc import Hashable, Sequence

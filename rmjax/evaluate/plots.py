@@ -143,8 +143,7 @@ def reward_histogram(histogram: Histogram) -> Figure:
 
 @matplotlib.rc_context(_STYLE)
 def gap_distributions(gaps: Mapping[str, ArrayLike]) -> Figure:
-    """Shares of reward gaps |Δr| by size, a line per model; every model's gaps are in units of its own largest one, as in
-    MetaRM's figure.
+    """Fractions of reward gaps |Δr| by size, a line per model; every model's gaps are in units of its own largest one.
 
     Args:
       gaps: model → its gaps, any number, >= 0.

@@ -169,7 +169,7 @@ _COLUMNS = (
     Column("ranks", "RGN", fill=math.inf, doc="smaller is better, inf = unknown or absent"),
     Column("weight", "RG", default=1.0, low=0.0, doc="factor on the loss"),
     Column("margin", "RG", doc="subtracted from the difference of rewards, in units of reward"),
-    Column("type", "RG", "int32", fill=-1, doc="LoRAMoE's type label, −1 = none"),
+    Column("type", "RG", "int32", fill=-1, doc="the record's type label, −1 = none"),
     Column("target", "RT", "int32", field="", doc="next token of the same path (language-model losses)"),
     Column("target_weight", "RT", field="", doc="0 where nothing is to be predicted"),
     Column(

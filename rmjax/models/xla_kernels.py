@@ -14,8 +14,8 @@ from jaxtyping import Array, Bool, Float
 
 from rmjax.models.tiles import FLOOR, Marks
 
-# What is not visible is masked before the exponential: after it, it could be infinite, and its derivative NaN (MetaRM's second
-# order differentiates the backward pass).
+# What is not visible is masked before the exponential: after it, it could be infinite, and its derivative NaN (methods of
+# second order differentiate the backward pass).
 
 
 def outputs(
