@@ -33,7 +33,7 @@ from experiments import drift_stages as stages
 from experiments import train
 from experiments.drift_distilled import write_distilled_stages
 from experiments.drift_tables import tables
-from experiments.start import guarded, prepare
+from experiments.start import guarded, parse_flags, prepare
 from rmjax.config import chosen, keep_config
 from rmjax.data.record import Comparison
 from rmjax.data.samples import take
@@ -238,4 +238,4 @@ if __name__ == "__main__":
     flags.DEFINE_string("series", "pool", f"where the writer drifts to: {' | '.join(grid.SERIES)}")
     flags.DEFINE_list("seeds", [str(seed) for seed in grid.SEEDS], "do these only")
     prepare()
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)

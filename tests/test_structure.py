@@ -8,12 +8,13 @@ import pytest
 ROOT = Path(__file__).parents[1]
 BELOW = {
     "files": set(),
+    "terminal": set(),
     "losses": set(),
     "models": set(),
     "parallel": set(),
     "data": {"files", "models", "parallel"},
     "hub": {"files", "models", "data"},
-    "train": {"files", "models", "losses", "parallel", "data"},
+    "train": {"files", "terminal", "models", "losses", "parallel", "data"},
     "policy": {"files", "models", "data", "hub"},
 }
 """Room → the rooms below it that it may import. Rooms that are not listed stand above these and may import all of them."""

@@ -17,6 +17,8 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from rmjax.terminal import printable
+
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 _RESERVED = {"step", "time"}
@@ -207,7 +209,7 @@ class Progress:
         file: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
-        self._total, self._initial, self._label, self._every = total, initial, label, every
+        self._total, self._initial, self._label, self._every = total, initial, printable(label), every
         self._file = sys.stderr if file is None else file
         self._clock = clock
         self._started = self._said = clock()
@@ -216,7 +218,7 @@ class Progress:
         self._quiet = jax.process_index() != 0
         if not self._quiet and self._file.isatty():
             self._bar = tqdm(
-                desc=label,
+                desc=self._label,
                 total=total,
                 initial=initial,
                 unit="step",

@@ -182,7 +182,7 @@ def test_a_resumed_run_goes_on_in_the_same_wandb_run(tmp_path, monkeypatch):
 
 def test_progress_without_a_terminal_is_a_line_now_and_then():
     clock, file = Clock(), io.StringIO()
-    progress = Progress(1000, initial=200, label="pretrain", every=10, file=file, clock=clock)
+    progress = Progress(1000, initial=200, label="pre\x1b[1mtrain", every=10, file=file, clock=clock)
     metrics = {"loss": jnp.float32(0.6931), "accuracy": 0.5, "other": 3.0}
     for step in range(201, 241):
         clock.now += 0.5
@@ -190,8 +190,8 @@ def test_progress_without_a_terminal_is_a_line_now_and_then():
     progress.close()
     first, second = file.getvalue().splitlines()
     assert "\r" not in file.getvalue()
-    assert first == ("pretrain 220/1000 22%  2 step/s  loss 0.693  accuracy 0.5  tokens/s 12.3k  left 06:30")
-    assert second.startswith("pretrain 240/1000 24%") and "tokens/s 12.3k" in second
+    assert first == (r"pre\x1b[1mtrain 220/1000 22%  2 step/s  loss 0.693  accuracy 0.5  tokens/s 12.3k  left 06:30")
+    assert second.startswith(r"pre\x1b[1mtrain 240/1000 24%") and "tokens/s 12.3k" in second
 
 
 def test_progress_says_the_last_step_whenever_it_comes():
