@@ -14,7 +14,9 @@ LINES = Path(__file__).with_name("ten_lines.py").resolve()
 
 def saved(folder: Path) -> list[int]:
     """Steps of the finished checkpoints."""
-    return sorted(int(p.parent.name) for p in folder.glob("polar/checkpoints/*/manifest.json") if p.parent.name.isdigit())
+    return sorted(
+        int(p.parent.name) for p in folder.glob("polar/checkpoints/*/manifest.json") if p.parent.name.isdigit()
+    )
 
 
 def main() -> None:
