@@ -21,6 +21,7 @@ from rmjax.data.columns import Field, file_fields, flat
 from rmjax.data.readers import RandomAccessSource, open_records
 from rmjax.data.record import Comparison, RecordError, to_row, type_label
 from rmjax.data.rows import check_readable, iterate_rows
+from rmjax.models.columns import extra, is_built_in
 
 _SOURCES_FILE = "sources.json"
 _POOL_TEXTS = ("prompt_id", "prompt", "policy", "output")
@@ -166,18 +167,20 @@ def prepare(builder: PolarJsonl | PolicyPool) -> Path:
     """Writes the builder's data set unless it is there, and returns its directory.
 
     Raises:
-      RecordError: a bad source row; or a data set of that name is there, made from other sources
+      RecordError: a bad source row; or a data set of that name is there, made from other sources or columns
         (TFDS itself would silently go on using it).
       FileNotFoundError: a source is absent.
     """
     if not builder.paths:
         raise RecordError(builder.name, "", "no source files", "give the builder its path")
     directory = Path(builder.data_path)
-    sources = {split: _digest(path) for split, path in builder.paths.items()}
+    sources: dict[str, object] = {split: _digest(path) for split, path in builder.paths.items()}
+    if isinstance(builder, PolarJsonl) and (own := sorted(n for n, c in extra().items() if not is_built_in(c))):
+        sources["columns"] = own
     marker = directory / _SOURCES_FILE
     if directory.exists() and _read_marker(marker) != sources:
         remedy = "delete that directory or give another config name"
-        raise RecordError(str(directory), "", "prepared from other or unknown sources", remedy)
+        raise RecordError(str(directory), "", "prepared from other or unknown sources or columns", remedy)
     config = tfds.download.DownloadConfig(try_download_gcs=False)
     builder.download_and_prepare(download_config=config)
     marker.write_text(json.dumps(sources), encoding="utf-8")

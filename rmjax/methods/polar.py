@@ -3,6 +3,8 @@
 A group is drawn from a pool of policies: a reference and a positive by one policy, negatives by others (appendix D.1.1).
 """
 
+from typing import Any
+
 from rmjax.data.sources import Records, pool_groups
 from rmjax.methods.method import Method
 from rmjax.settings import Config
@@ -17,4 +19,11 @@ def _pool(config: Config) -> Records:
     return pool_groups(config.data)
 
 
-METHOD = Method("polar", active=lambda config: config.data.kind == "pool", kinds={"pool": _pool})
+def _check(config: Config, mesh: Any, rules: Any) -> None:
+    del mesh, rules
+    order = config.sections["loss"].order
+    if order != "ranks":
+        raise ValueError(f"config.loss.order is {order!r}, but a pool has ranks only; set it to ranks")
+
+
+METHOD = Method("polar", check=_check, active=lambda config: config.data.kind == "pool", kinds={"pool": _pool})

@@ -25,7 +25,7 @@ class Loss:
     label_smoothing: float = number(0.0, low=0, high=1)  # fraction of flipped labels assumed (bradley_terry only)
     order: str = choice(
         "ranks", *votes.ORDERS
-    )  # votes: the fraction of voters is a soft label | targets: field `pair_target`
+    )  # votes: the fraction of voters is a soft label | targets: `pair_target`
     strength: str = choice("none", *votes.STRENGTHS)  # votes: what the strength of a pair's preference becomes
     strength_measure: str = choice("fraction", *votes.MEASURES)  # fraction: 2p − 1 | values: mean difference of votes
     strength_scale: float = number(1.0, low=0)  # factor of the strength: of a margin in units of reward, or of a weight
@@ -73,8 +73,6 @@ def _check(config: Config, mesh: Any, rules: Any) -> None:
             f"config.loss.label_smoothing is {loss.label_smoothing}, but only the loss bradley_terry has it, not {loss.name}; "
             "make it 0"
         )
-    if loss.order != "ranks" and config.data.kind == "pool":
-        raise ValueError(f"config.loss.order is {loss.order!r}, but a pool has ranks only; set it to ranks")
     if loss.strength != "none" and loss.order != "votes":
         raise ValueError(f"config.loss.strength is {loss.strength!r}, which votes give; set config.loss.order=votes")
 

@@ -15,6 +15,7 @@ from rmjax.data.readers import open_records, write_records
 from rmjax.data.record import RecordError, parse
 from rmjax.data.rows import iterate_rows, row_from_example
 from rmjax.data.sources import pool
+from rmjax.models.columns import Column, declaring
 
 RECORDS = [
     parse(
@@ -128,8 +129,10 @@ def test_preparing_again_reuses_but_never_other_sources(prepared, tmp_path):
     assert prepare(again) == prepared / "polar_jsonl" / "small" / "1.0.0"
     write_records(tmp_path / "other.jsonl", RECORDS[1:])
     other = PolarJsonl({"train": tmp_path / "other.jsonl"}, name="small", data_dir=prepared)
-    with pytest.raises(RecordError, match="prepared from other or unknown sources; delete"):
+    with pytest.raises(RecordError, match="prepared from other or unknown sources or columns; delete"):
         prepare(other)
+    with declaring(Column("later", "RG")), pytest.raises(RecordError, match="sources or columns; delete"):
+        prepare(PolarJsonl(paths, name="small", data_dir=prepared))  # its files lack the column
 
 
 def test_a_bad_source_is_named_and_leaves_nothing(tmp_path):

@@ -12,12 +12,15 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tokenizers import pre_tokenizers
 
 from rmjax.data.columns import tree_columns
+from rmjax.data.formats import Encoder, Format
 from rmjax.data.packing import ForestShape, Tree, fill
 from rmjax.data.readers import open_records, write_records
 from rmjax.data.record import RecordError, parse, select, to_row, unknown_fields
 from rmjax.data.rows import row_from_example
+from rmjax.data.tokenizer import Tokenizer
 from rmjax.models.columns import Column, declare, declared, declaring
 from tests import simulated
 
@@ -168,6 +171,24 @@ def test_trees_lay_columns_out_by_their_letters():
     assert len(jax.tree.leaves(forest)) == 12 + len(COLUMNS)
     with pytest.raises(AttributeError, match="no column nothing_RG; declare it"):
         forest.nothing_RG  # noqa: B018
+
+
+@pytest.mark.usefixtures("columns")
+def test_an_encoder_lays_numbers_per_token_over_the_output_and_cuts_no_such_record():
+    special = ("<split>", "<reward>")
+    tokenizer = Tokenizer.from_bpe([*special, *sorted(pre_tokenizers.ByteLevel.alphabet())], [], special)
+    encoder = Encoder(tokenizer, Format(*special, max_length=64, max_response_length=8), 64)
+    row = {"prompt": "pq", "outputs": ["ab", "c"], "reference": "r"}
+    (tree,) = encoder.trees(parse(row | {"step": [[7, 8], [9]]}, "f:1"))
+    whole = [[*tree.prefix, *branch] for branch in tree.branches]
+    for ids, steps, text, numbers in zip(whole, tree.columns["step_RT"], ("ab", "c"), ([7, 8], [9]), strict=True):
+        assert tokenizer.decode(ids[-1 - len(text) : -1]) == text and len(steps) == len(ids)
+        assert steps.tolist() == [-1] * (len(ids) - 1 - len(text)) + numbers + [-1]
+    with pytest.raises(RecordError, match=r"f:1: field `step\[0\]`: length differs from the output's tokens"):
+        encoder.trees(parse(row | {"step": [[7], [9]]}, "f:1"))
+    long = row | {"outputs": ["a" * 9, "c"], "step": [[1] * 9, [9]]}
+    with pytest.raises(RecordError, match="too long and would be cut; raise max_length"):
+        encoder.trees(parse(long, "f:1"))
 
 
 @pytest.mark.usefixtures("columns")

@@ -75,7 +75,7 @@ def test_what_is_written_is_read_back(tmp_path, suffix):
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
-@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(row=ROWS)
 def test_any_record_survives_any_format(tmp_path, suffix, row):
     path, record = tmp_path / f"f{suffix}", parse(row, "f:1")

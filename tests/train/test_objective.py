@@ -6,7 +6,10 @@ import jax
 import numpy as np
 import pytest
 
+from rmjax.data.columns import tree_columns
 from rmjax.data.packing import ForestShape, Tree, fill
+from rmjax.data.record import Comparison
+from rmjax.data.votes import Order
 from rmjax.methods.language_model import language_model
 from rmjax.methods.preference import preference
 
@@ -107,6 +110,26 @@ def test_a_penalty_is_added_with_its_weight(forest):
     plain, fined = terms_of(batch, rewards), terms_of(batch, rewards, penalty="squared", penalty_weight=0.25)
     assert mean(fined["penalty"]) == pytest.approx(np.mean(there**2), rel=1e-5)
     assert mean(fined["loss"]) == pytest.approx(mean(plain["loss"]) + 0.25 * np.mean(there**2), rel=1e-5)
+
+
+def test_votes_are_soft_labels_from_the_record_to_the_loss():
+    order = Order("votes", "weight")
+    voted = [
+        Comparison("p", ("a", "b"), votes=votes)
+        for votes in (((1, 0),) * 4, ((1, 0),) * 3 + ((0, 1),), ((1, 0), (0, 1)))
+    ]
+    columns = [tree_columns(order.apply(c).columns, [[5, 1], [6, 1]], list, "") for c in voted]
+    trees = [Tree.from_sequences([[5, 1], [6, 1]], [np.inf] * 2, columns=found) for found in columns]
+    batch = fill(ForestShape(1, 12, 3, 2, order.columns), [trees])
+    assert batch.target_RGNN[0, :, 0, 1].tolist() == [1, 0.75, 0.5] and batch.weight_RGNN[0, :, 0, 1].tolist() == [
+        1,
+        0.5,
+        0,
+    ]
+    terms = terms_of(batch, [[[1.0, 0.0]] * 3])
+    losses = np.log1p(np.exp(-1)) + np.array([0, 0.25])  # −log σ(1) + (1 − p) · 1; what is split in half weighs nothing
+    assert terms["loss"] == pytest.approx((losses[0] + losses[1] / 2, 1.5), rel=1e-6)
+    assert terms["accuracy"] == (2, 2)
 
 
 def test_language_model_loss_is_that_of_the_learned_tokens():
