@@ -38,7 +38,7 @@ def tiles_seen(queries_RCBM: Int[Array, "R C B 3"], keys_RDBM: Int[Array, "R D B
 
 
 def apart(marks: Marks) -> Sequence[Int[Array, "R T"]]:
-    """Groups, leaves, columns of queries, then of keys."""
+    """Groups, branches, columns of queries, then of keys."""
     return [found[..., n] for found in marks for n in range(3)]
 
 
