@@ -1,7 +1,8 @@
 """Ranking losses: pure functions of rewards and what is known of their order, one value a group, never a mean.
 
 R rows, G groups a row, N branches a group. All is fp32. `order_RGNN[r, g, i, j]` says that branch i is better than j. Order may
-be soft: a probability for each pair, `target_RGNN`; a plain order is the case of probability 1, with the same values bit for bit.
+be soft: a probability for each pair, `target_RGNN`. A plain order is the case of probability 1 with the same values bit for bit,
+operation by operation; compiled, XLA may fuse the two forms differently and round a gradient's last bit otherwise.
 """
 
 from collections.abc import Mapping
