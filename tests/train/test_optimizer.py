@@ -1,11 +1,14 @@
 """Schedule, AdamW and the paper's hyper-parameter laws."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from rmjax.train.optimizer import adamw, polar_batch_size, polar_learning_rate, schedule
+from rmjax.models.parameters import flat
+from rmjax.settings import Optimizer
+from rmjax.train.optimizer import adamw, parse_rates, polar_batch_size, polar_learning_rate, schedule
 
 # Section 1.7 of the specification: parameters, tokens of the backbone, tokens of POLAR pre-training.
 SMALL, LARGE = (1.8e9, 2.5e12, 0.94e12), (7e9, 4.0e12, 3.6e12)
@@ -71,3 +74,56 @@ def test_all_in_millions_as_printed_is_off_by_an_order_of_magnitude():
     parameters, pretrain, reward = SMALL
     assert polar_learning_rate(parameters, 1e3 * pretrain, 1e3 * reward) == pytest.approx(1.46e-6, rel=5e-3)
     assert polar_batch_size(parameters, 1e3 * reward) == pytest.approx(78_607, abs=1)
+
+
+TREE = {
+    "backbone": {
+        "norm": {"scale": jnp.ones(2)},
+        "up": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2), "lora_a": jnp.ones(2)},
+    },
+    "head": {"kernel": jnp.ones((2, 1))},
+}
+
+
+def moved(**options):
+    """What one step without a gradient leaves of a tree of ones."""
+    update = adamw(lambda step: 0.1, **options)
+    zero = jax.tree.map(jnp.zeros_like, TREE)
+    return flat(optax.apply_updates(TREE, update.update(zero, update.init(TREE), TREE)[0]))
+
+
+def test_decay_leaves_norms_biases_and_head_alone_by_default():
+    found = moved(weight_decay=0.5, decayed=Optimizer.decayed)
+    assert {path for path, leaf in found.items() if not np.allclose(leaf, 1)} == {
+        "backbone/up/kernel", "backbone/up/lora_a",
+    }  # fmt: skip
+    assert all(np.allclose(leaf, 0.95) for leaf in moved(weight_decay=0.5, decayed=".").values())
+
+
+def test_rates_by_path_are_factors_and_the_first_match_counts():
+    rates = parse_rates(("^head/=10", "up/=0", ".=2"))
+    update, ones = adamw(lambda step: 0.1, clip=0.0, rates=rates), jax.tree.map(jnp.ones_like, TREE)
+    found = flat(update.update(ones, update.init(TREE), TREE)[0])
+    assert np.allclose(found["head/kernel"], -1.0, atol=1e-5) and np.allclose(
+        found["backbone/norm/scale"], -0.2, atol=1e-5
+    )
+    assert not np.any(found["backbone/up/kernel"])
+
+
+@pytest.mark.parametrize("entry", ["head", "=2", "(=2", "head=fast", "head=-1", "head=inf"])
+def test_a_rate_that_is_none_is_refused(entry):
+    with pytest.raises(ValueError, match="config.optimizer.rates has .*; give PATTERN=FACTOR"):
+        parse_rates((entry,))
+
+
+def test_clip_0_is_off():
+    update = adamw(lambda step: 0.1, clip=0.0)
+    small, large = ({"x": jnp.full(2, x)} for x in (1.0, 1e6))
+    assert np.allclose(*(update.update(g, update.init(g), g)[0]["x"] for g in (small, large)), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("steps", "warmup", "first"), [(1, 0.03, 1.0), (100, 0.0, 1.0), (14, 0.1, 0.0), (100, 0.03, 0.0)]
+)
+def test_the_first_step_has_rate_0_only_where_there_is_a_warm_up(steps, warmup, first):
+    assert float(schedule(1.0, steps, warmup, 0.1)(0)) == first

@@ -1,0 +1,94 @@
+"""`Trainer`: a run's data may not change under it, runs that can learn nothing are refused, and a notebook can use it."""
+
+import json
+import logging
+
+import numpy as np
+import pytest
+
+from rmjax import Trainer, methods
+from rmjax.models.parameters import flat
+from tests.experiments.starting import save_start
+from tests.methods.test_contract import configured, home  # noqa: F401
+
+PREFERENCE = methods.METHODS["preference"]
+
+
+def rows_of(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def swapped(row):
+    return row | {"chosen": row["rejected"], "rejected": row["chosen"]}
+
+
+@pytest.fixture(scope="module")
+def stopped(home, tmp_path_factory):  # noqa: F811
+    """(folder of a finished run of two steps, its config with more steps to go, its data)."""
+    folder = tmp_path_factory.mktemp("trainer")
+    data = folder / "data.jsonl"
+    data.write_text((home / "comparisons.jsonl").read_text())
+    config = configured(home, PREFERENCE, data__path=str(data), run__steps=2)
+    Trainer(config, folder / "run").run()
+    return folder / "run", config, data
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda rows: rows[::-1], "had 8 records then and has 8 now"),
+        (lambda rows: rows[:5], "had 8 records then and has 5 now"),
+        (lambda rows: [swapped(rows[0]), *rows[1:]], "had 8 records then and has 8 now"),
+    ],
+    ids=["reversed", "shortened", "a label swapped"],
+)
+def test_data_that_changed_under_a_run_is_refused(stopped, change, said):
+    folder, config, data = stopped
+    before = data.read_text()
+    data.write_text("".join(json.dumps(row) + "\n" for row in change(rows_of(data))))
+    try:
+        with pytest.raises(ValueError, match=f"holds a run on other data: stream 'preference' {said} .SHA-256"):
+            Trainer(config, folder).run()
+    finally:
+        data.write_text(before)
+    Trainer(config, folder).run()  # finished, on the same data: nothing to do
+
+
+def test_a_notebook_steps_and_evaluates_without_a_folder(home):  # noqa: F811
+    trainer = Trainer(configured(home, PREFERENCE))
+    before = {path: np.asarray(leaf).copy() for path, leaf in flat(trainer._started().trainable).items()}
+    losses = [trainer.step()["loss"] for _ in range(3)]
+    assert losses[-1] < losses[0] and trainer.evaluate() == {}
+    assert int(trainer.state.step) == 3
+    assert any(not np.array_equal(before[path], leaf) for path, leaf in flat(trainer.state.trainable).items())
+    with pytest.raises(ValueError, match="a run needs a folder to write to; give Trainer"):
+        trainer.run()
+
+
+def test_a_zero_head_that_is_not_trained_is_refused(home, tmp_path):  # noqa: F811
+    config = configured(home, PREFERENCE, model__init=str(save_start(tmp_path / "zero")), trainable="mlp")
+    with pytest.raises(ValueError, match="leaves out the reward head, which is zero: every gradient would be 0; add"):
+        Trainer(config, tmp_path / "run").run()
+    trained = configured(home, PREFERENCE, trainable="mlp")  # of a start whose head is not zero
+    assert Trainer(trained).step()["gradient_norm"] > 0
+
+
+def test_a_run_whose_gradient_is_zero_says_so_once(home, tmp_path, caplog):  # noqa: F811
+    config = configured(home, PREFERENCE, optimizer__clip=0.0)
+    trainer = Trainer(config, tmp_path)
+    draw = trainer.source.next
+
+    def weightless(state, step):
+        forest = draw(state, step)
+        return forest.replace(weight_RG=np.zeros_like(forest.weight_RG))
+
+    trainer.source.next = weightless
+    with caplog.at_level(logging.WARNING):
+        trainer.run()
+    assert caplog.text.count("gradient_norm is 0 in the first 3 steps: nothing is learned") == 1
+
+
+def test_one_step_without_warm_up_learns(home, tmp_path):  # noqa: F811
+    trainer = Trainer(configured(home, PREFERENCE, run__steps=1, optimizer__warmup=0.03), tmp_path)
+    before = flat(trainer._started().trainable)["head/kernel"].copy()
+    assert not np.array_equal(before, flat(trainer.run().trainable)["head/kernel"])
