@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rmjax.data.messages import Conversation, Message
 from rmjax.data.record import (
     Comparison,
     RecordError,
@@ -34,19 +35,26 @@ def test_a_pair_is_ranked_and_carries_its_place():
     assert record == Comparison("p", ("good", "bad"), ranks=(0.0, 1.0), place="f.jsonl:3")
 
 
-def test_messages_are_joined_by_newlines_and_lose_their_roles():
+def said(*turns: tuple[str, str]) -> Conversation:
+    return Conversation([Message(*turn) for turn in turns])
+
+
+def test_messages_keep_their_roles_and_are_joined_by_newlines():
     turns = [USER, message("yes?"), {"content": [{"type": "text", "text": t} for t in "xy"]}]
     row = {"messages": turns, "reference": [message("r")], "output": [message("o"), message("o2")]}
     record = parse(row, "")
-    assert (record.prompt, record.references) == ("hi\nyes?\nx\ny", ("r",))
-    assert (record.outputs, record.ranks) == (("o\no2",), None)
+    assert record.prompt == said(("user", "hi"), ("assistant", "yes?"), ("user", "x\ny"))
+    assert record.references == ("r",)
+    assert (record.outputs, record.ranks) == ((said(("assistant", "o"), ("assistant", "o2")),), None)
+    texts = [str.__str__(record.prompt), record.outputs[0].text]
+    assert texts == ["hi\nyes?\nx\ny", "o\no2"] and len(record.prompt) == 11
 
 
 @pytest.mark.parametrize(
     ("rejected", "outputs"),
     [
         (["b", "c"], ("a", "b", "c")),
-        ([message("b"), message("c")], ("a", "b\nc")),
+        ([message("b"), message("c")], ("a", Conversation([Message("assistant", t) for t in "bc"]))),
         ([[message("b")], "c"], ("a", "b", "c")),
     ],
 )
@@ -108,7 +116,7 @@ BAD_ROWS = [
     ({**PAIR, "prompt": 7}, "prompt", "neither text nor messages"),
     ({**PAIR, "prompt": ["a", "b"]}, "prompt", "neither text nor messages"),
     ({**PAIR, "prompt": [{"role": "user"}]}, "prompt", "message without text content"),
-    ({**PAIR, "prompt": [{"content": [{"type": "image_url"}]}]}, "prompt", "without text content"),
+    ({**PAIR, "prompt": [{"content": [{"type": "image_url"}]}]}, "prompt", "message part that is not text"),
     ({**PAIR, "prompt": "\ud800"}, "prompt", "lone surrogate"),
     ({**PAIR, "messages": [USER]}, "prompt", "exclude each other"),
     ({"prompt": "p"}, "outputs", "missing"),
@@ -137,7 +145,6 @@ BAD_ROWS = [
     ({**GROUP, "votes": []}, "votes", "not a list of lists"),
     ({**GROUP, "votes": [[1, 2]]}, "votes[0]", "length differs"),
     ({**GROUP, "policies": ["x"]}, "policies", "not one name per output"),
-    ({**PAIR, "reference": ""}, "reference", "empty text"),
     ({**PAIR, "references": ["r", ""]}, "references[1]", "empty text"),
     ({**PAIR, "references": [message("r")]}, "references", "not a list of texts"),
     ({**PAIR, "reference": "r", "references": ["s"]}, "references", "exclude each other"),
