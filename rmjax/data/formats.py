@@ -63,9 +63,6 @@ def completed(form: Format, tokenizer: Tokenizer) -> Format:
       ValueError: a chat format without a template, or a template that needs a token and is given none.
     """
     if form.kind != "chat":
-        named = (form.reward_token, form.end_token) if form.kind == "plain" else (form.split_token, form.reward_token)
-        for token in filter(None, named):
-            tokenizer.id(token)
         return form
     source = template_text(form.template) if form.template else tokenizer.chat_template
     if not source:
