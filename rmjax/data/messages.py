@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 USER, ASSISTANT, SYSTEM = "user", "assistant", "system"
@@ -79,6 +79,11 @@ def text_of(messages: Sequence[Message], role: str) -> str:
     if len(messages) == 1 and messages[0] == Message(role, messages[0].content):
         return messages[0].content
     return Conversation(messages)
+
+
+def conversations(texts: Iterable[str]) -> int:
+    """How many of the texts were given as messages."""
+    return sum(isinstance(text, Conversation) for text in texts)
 
 
 def as_value(text: str) -> str | list[dict[str, Any]]:

@@ -25,6 +25,7 @@ from rmjax.data.record import (
     RecordError,
     known_fields,
     parse,
+    require_plain,
     scores_contradict,
     to_row,
     unknown_fields,
@@ -204,7 +205,11 @@ def write_records(path: str | Path, comparisons: Iterable[Comparison]) -> int:
     """
     path = Path(path)
     writer = _writer_for(path)
-    rows = [to_row(comparison) for comparison in comparisons]
+    rows = []
+    for comparison in comparisons:
+        if writer is _write_parquet:
+            require_plain(comparison, "a Parquet file of ours")
+        rows.append(to_row(comparison))
     if not rows:
         raise RecordError(str(path), "", "no records to write", "check what selects them")
     try:

@@ -46,5 +46,5 @@ METHOD = Method(
     language_model=True,
     encode=_encode,
     objective=lambda config, model: language_model(model),
-    example={"objective": "language_model"},
+    example={"objective": "language_model", "format.kind": "plain"},
 )
