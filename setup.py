@@ -19,6 +19,7 @@ INSTALL_REQUIRES = [
     "numpy>=2",
     "jaxtyping>=0.3",
     "tokenizers>=0.21",
+    "jinja2>=3.1",  # chat templates, in its sandbox
     "zstandard>=0.23",
     "pyarrow>=17",
     "tqdm>=4.66",
@@ -56,7 +57,7 @@ setup(
     license_files=["LICENSE", "NOTICE"],
     python_requires=">=3.11",
     packages=find_packages(include=["rmjax", "rmjax.*"]),
-    package_data={"rmjax": ["data/corpus/*.jsonl.zst", "data/corpus/*.json"]},
+    package_data={"rmjax": ["data/corpus/*.jsonl.zst", "data/corpus/*.json", "data/templates/*.jinja"]},
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,
 )

@@ -79,6 +79,8 @@ def training(grid: Any, name: str, seed: int, path: str) -> ConfigDict:
     config.adapter.rank = chosen.rank
     config.adapter.beta = chosen.beta
     config.adapter.delta = chosen.delta
+    config.format.kind = "chat"
+    config.format.template = "chatml"
     config.data.kind = "texts"
     config.data.path = path
     config.data.rows = grid.rows

@@ -19,6 +19,9 @@ def get_config(objective: str = "preference") -> ConfigDict:
     config.adapter.dropout = 0.05
     config.adapter.beta = 0.1
     config.data.kind = "comparisons" if objective == "preference" else "texts"
+    if objective == "language_model":
+        config.format.kind = "chat"
+        config.format.template = "chatml"
     config.data.reference = "optional"
     config.data.candidates = 2 if objective == "preference" else 1
     config.optimizer.learning_rate = 2e-4  # official script, as the next two

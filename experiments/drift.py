@@ -118,7 +118,8 @@ def write_labels(arm: str, seed: int, workdir: Path, data: Path) -> None:
 def seen_by(config: ConfigDict) -> list[int]:
     """The records that a run's batches hold."""
     methods = chosen(config)
-    stream = open_stream(methods, load_start(methods.config.model).tokenizer, format_of(methods))
+    tokenizer = load_start(methods.config.model).tokenizer
+    stream = open_stream(methods, tokenizer, format_of(methods, tokenizer))
     batches = itertools.islice(stream.batches, config.run.steps)
     return sorted({int(i) for forest in batches for i in forest.record_RG.ravel() if i >= 0})
 

@@ -3,7 +3,6 @@
 Each round is a stage. Samples stand on the ladder like all answers; the proxy judges them as they were written.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,12 @@ import numpy as np
 from configs import drift as grid
 from experiments import sample, train
 from experiments.drift_stages import ladder, write_stages, written
+from rmjax.data.messages import as_value
+from rmjax.data.readers import read_all
 from rmjax.data.record import Comparison
+from rmjax.data.samplerows import SAMPLE_FIELDS, parse_sample
 from rmjax.data.samples import from_pool
 from rmjax.files import write_json, write_lines
-from rmjax.policy.policies import turn
 from rmjax.reward_model import RewardModel
 
 
@@ -27,7 +28,7 @@ def write_distilled_stages(folder: Path, proxy: RewardModel) -> None:
     """
     seen, unseen = (written(split, grid.STAGES[grid.FIRST]) for split in ("seen", "unseen"))
     folder.mkdir(parents=True, exist_ok=True)
-    write_lines(folder / "prompts.jsonl", [{"id": c.id, "prompt": c.prompt} for c in (*seen, *unseen)])
+    write_lines(folder / "prompts.jsonl", [{"id": c.id, "prompt": as_value(c.prompt)} for c in (*seen, *unseen)])
     held_out = {c.id for c in unseen}
     tests, rewards, init = {grid.FIRST: unseen}, {grid.FIRST: _mean_reward(unseen, proxy)}, "smollm2"
     for stage in grid.ROUNDS:
@@ -52,15 +53,16 @@ def _next_policy(
     train.run(config, folder / "model")
     sample.run(grid.sampling(folder, prompts, config.run.steps), folder / "samples")
     path = folder / "samples" / f"{grid.DISTILLED}.jsonl"
-    with open(path, "rb") as file:
-        rows = [(f"{path}:{number}", json.loads(line)) for number, line in enumerate(file, 1)]
-    return from_pool(rows, mixed=True)
+    return from_pool(read_all(path, parse_sample, SAMPLE_FIELDS), mixed=True)
 
 
 def liked(groups: Sequence[Comparison], proxy: RewardModel) -> list[dict[str, Any]]:
     """Texts to tune on: of each group the answer with the highest reward."""
     best = [int(np.argmax(rewards)) for rewards in proxy.score_groups(groups, progress=True)]
-    return [{"prompt": turn(c.prompt), "output": c.outputs[i], "id": c.id} for c, i in zip(groups, best, strict=True)]
+    return [
+        {"prompt": as_value(c.prompt), "output": as_value(c.outputs[i]), "id": c.id}
+        for c, i in zip(groups, best, strict=True)
+    ]
 
 
 def _mean_reward(groups: Sequence[Comparison], proxy: RewardModel) -> float:

@@ -13,7 +13,6 @@ import functools
 import json
 import shutil
 import sys
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,11 +26,13 @@ from configs.forgetting import training
 from experiments import skills, train
 from experiments.forgetting_tables import tables
 from experiments.grids import chosen_arms, routing_over_seeds, steps_of, stored
-from experiments.skills import KNOWLEDGE, Skills, Text
+from experiments.skills import KNOWLEDGE, Skills
 from experiments.start import guarded, parse_flags, prepare
 from rmjax.config import keep_config
-from rmjax.data.formats import text_trees
+from rmjax.data.formats import Format
 from rmjax.data.packing import ForestShape
+from rmjax.data.readers import write_records
+from rmjax.data.record import Comparison
 from rmjax.evaluate import environment, interval, write_report
 from rmjax.evaluate.language import LanguageModel, answers, says, score_texts
 from rmjax.evaluate.plots import against_size, svg
@@ -39,7 +40,6 @@ from rmjax.evaluate.routing import describe_routing
 from rmjax.evaluate.statistics import Interval, over_seeds, paired
 from rmjax.files import write_json, write_text
 from rmjax.models import parameters
-from rmjax.policy.policies import turn
 from rmjax.reward_model import CHECKPOINTS, load_description
 from rmjax.start import load_start
 
@@ -57,8 +57,8 @@ Measured = Mapping[str, Sequence[float]]  # measure → a value per text or ques
 class Tests:
     """What every run is judged on."""
 
-    tasks: Sequence[Text]
-    general: Mapping[str, Sequence[Text]]
+    tasks: Sequence[Comparison]
+    general: Mapping[str, Sequence[Comparison]]
     questions: Sequence[Mapping[str, Any]]
     shape: ForestShape
     answer_tokens: int
@@ -70,17 +70,18 @@ def judge(model: LanguageModel, tests: Tests) -> dict[str, list[float]]:
     found = {"task_loss": [s.loss for s in tasks], "task_exact": [float(s.exact) for s in tasks]}
     for kind, texts in tests.general.items():
         found[f"{kind}_loss"] = [s.loss for s in score_texts(model, texts, tests.shape, ended=False)]
-    said = answers(model, [turn(q["prompt"]) for q in tests.questions], tests.answer_tokens)
+    said = answers(model, [q["prompt"] for q in tests.questions], tests.answer_tokens)
     found["facts"] = [float(says(output, q["answers"])) for output, q in zip(said, tests.questions, strict=True)]
     return found
 
 
 def load_base(grid: Any) -> LanguageModel:
     """The model that every arm starts from. ValueError for random weights: they know nothing."""
-    start = load_start(training(grid, next(iter(grid.arms)), 0, "").model)
+    config = training(grid, next(iter(grid.arms)), 0, "")
+    start, form = load_start(config.model), Format(**config.format.to_dict())
     if start.params is None:
         raise ValueError(f"config.init={grid.init}: a model that knows nothing cannot forget; give one with weights")
-    return LanguageModel(start.config, jax.tree.map(jnp.asarray, start.params["backbone"]), start.tokenizer)
+    return LanguageModel(start.config, jax.tree.map(jnp.asarray, start.params["backbone"]), start.tokenizer, form)
 
 
 def judge_base(grid: Any, base: LanguageModel, tests: Tests, path: Path) -> tuple[Tests, dict[str, Any]]:
@@ -109,8 +110,8 @@ def run_one(grid: Any, name: str, size: int, seed: int, workdir: Path, base: Lan
         return found
     state = train.run(config, folder)
     params = parameters.merge(state.trainable, state.frozen)
-    model_config, _, _ = load_description(folder)
-    model = LanguageModel(model_config, params["backbone"], base.tokenizer)
+    model_config, form, _ = load_description(folder)
+    model = LanguageModel(model_config, params["backbone"], base.tokenizer, form)
     found = {"values": judge(model, tests), "judged": _judged(grid), "trained": parameters.count(state.trainable)}
     if model_config.adapter and model_config.adapter.routed:
         found["routing"] = routing(model, tests)
@@ -122,8 +123,8 @@ def run_one(grid: Any, name: str, size: int, seed: int, workdir: Path, base: Lan
 
 def routing(model: LanguageModel, tests: Tests) -> dict[str, Any]:
     """Shares of mass of held-out tasks and of known questions, and how unevenly it is spread."""
-    asked = [{"prompt": turn(q["prompt"]), "output": q["answers"][0], "type": KNOWLEDGE} for q in tests.questions]
-    encode = functools.partial(text_trees, model.tokenizer, model.end_token, tests.shape.row_tokens, Counter())
+    asked = [Comparison(q["prompt"], (q["answers"][0],), type=KNOWLEDGE) for q in tests.questions]
+    encode = model.encoder(tests.shape.row_tokens).language_model_trees
     trees = [tree for i, text in enumerate([*tests.tasks, *asked]) for tree in encode(text, i)]  # cuts: see `judge`
     return describe_routing(model.config, {"backbone": model.params}, trees, ("tasks", "knowledge"))
 
@@ -157,16 +158,14 @@ def make_data(grid: Any, found: Skills, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for size in grid.sizes:
         for seed in grid.seeds:
-            texts = found.mixture(size, grid.knowledge_share, seed)
-            lines = (json.dumps(text, ensure_ascii=False) + "\n" for text in texts)
-            write_text(_data_path(folder.parent, size, seed), "".join(lines))
+            write_records(_data_path(folder.parent, size, seed), found.mixture(size, grid.knowledge_share, seed))
 
 
 def run(grid: Any, workdir: Path) -> None:
     """All arms, sizes and seeds; the summary, the plot, the report."""
     check(grid)
     base = load_base(grid)
-    found = skills.load_skills(grid.tasks, grid.root, base.tokenizer, grid.row_tokens)
+    found = skills.load_skills(grid.tasks, grid.root, base.encoder(grid.row_tokens))
     make_data(grid, found, workdir / "data")
     tests = Tests(
         skills.spread(found.tested, grid.tested_tasks), skills.general_texts(grid.tested_texts),

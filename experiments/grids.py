@@ -24,7 +24,7 @@ def chosen_arms(grid: Any) -> list[str]:
 def steps_of(config: Any, tokenizer: Tokenizer) -> int:
     """Batches in `config.data.epochs` passes over the data."""
     methods = chosen(config)
-    return sum(1 for _ in open_stream(methods, tokenizer, format_of(methods)).batches)
+    return sum(1 for _ in open_stream(methods, tokenizer, format_of(methods, tokenizer)).batches)
 
 
 def stored(path: Path, judged: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -1,6 +1,6 @@
 """New tasks and old knowledge as texts for a language model: what experiments/forgetting.py trains and tests on.
 
-A text is {"prompt", "output", "type", "id"}, its prompt a chat turn. Type 0 is a task, type 1 a closed-book question, as in
+A text is a record of one output with `type` and `id`. Type 0 is a task, type 1 a closed-book question, as in
 LoRAMoE's sample data (there `task_type`).
 """
 
@@ -14,16 +14,17 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from rmjax.data.chat import template_text, written
+from rmjax.data.formats import Encoder
+from rmjax.data.messages import USER, Message
+from rmjax.data.record import Comparison
 from rmjax.data.rows import iterate_rows
 from rmjax.data.sources import choose, located
-from rmjax.data.tokenizer import Tokenizer
-from rmjax.policy.policies import turn
 
 TASKS, KNOWLEDGE = 0, 1
 SOURCES = ("shipped", "loramoe_tiny", "gsm8k_train")
 _FILES = {"loramoe_tiny": "papers/loramoe_tiny.jsonl.zst", "gsm8k_train": "math/gsm8k_train.jsonl.zst"}
 _log = logging.getLogger(__name__)
-Text = dict[str, Any]
 _T = TypeVar("_T")
 
 
@@ -31,11 +32,11 @@ _T = TypeVar("_T")
 class Skills:
     """Texts to learn from and to test with; no prompt is in both."""
 
-    tasks: Sequence[Text]
-    knowledge: Sequence[Text]
-    tested: Sequence[Text]  # tasks
+    tasks: Sequence[Comparison]
+    knowledge: Sequence[Comparison]
+    tested: Sequence[Comparison]  # tasks
 
-    def mixture(self, tasks: int, share: float, seed: int) -> list[Text]:
+    def mixture(self, tasks: int, share: float, seed: int) -> list[Comparison]:
         """`tasks` tasks, and as much knowledge as makes up `share` of all, some of it several times where it is little.
 
         Of one seed, the texts of a smaller size are among those of a larger one.
@@ -54,10 +55,10 @@ class Skills:
         return chosen + known
 
 
-def load_skills(source: str, root: str, tokenizer: Tokenizer, row_tokens: int) -> Skills:
+def load_skills(source: str, root: str, encoder: Encoder) -> Skills:
     """The tasks of `source`, and knowledge of its own or the shipped questions.
 
-    Texts that are longer than a row are left out, counted and logged.
+    Texts that are longer than a row of the encoder's are left out, counted and logged.
 
     Raises:
       FileNotFoundError: the file of a set that does not ship is not under `root`.
@@ -69,10 +70,10 @@ def load_skills(source: str, root: str, tokenizer: Tokenizer, row_tokens: int) -
         tasks, tested = ([_text(r["prompt"], r["answer"], TASKS, r["id"]) for r in rows] for rows in (train, test))
     else:
         texts = [_foreign(source, i, row) for i, row in enumerate(_rows(_present(source, root)))]
-        facts = [text for text in texts if text["type"] == KNOWLEDGE] or facts
-        new = [text for text in texts if text["type"] == TASKS]
-        tasks, tested = ([text for text in new if _kept_out(text["prompt"]) == out] for out in (False, True))
-    whole = (_fitting(texts, tokenizer, row_tokens) for texts in (tasks, facts, tested))
+        facts = [text for text in texts if text.type == KNOWLEDGE] or facts
+        new = [text for text in texts if text.type == TASKS]
+        tasks, tested = ([text for text in new if _kept_out(text.prompt) == out] for out in (False, True))
+    whole = (_fitting(texts, encoder) for texts in (tasks, facts, tested))
     return Skills(*whole)
 
 
@@ -82,19 +83,18 @@ def facts_rows(for_training: bool) -> list[Mapping[str, Any]]:
     return [row for row, digest in digests if (digest[0] % 2 == 0) == for_training]
 
 
-def general_texts(count: int) -> dict[str, list[Text]]:
+def general_texts(count: int) -> dict[str, list[Comparison]]:
     """Texts that nobody trains on: prompts as people write them, and what the language model itself answers to them.
 
     Both are of the shipped policy pool, `count` of each at most, always the same ones.
     """
-    written: dict[str, Text] = {}
-    own: dict[str, Text] = {}
+    written: dict[str, Comparison] = {}
+    own: dict[str, Comparison] = {}
     for row in _rows("shipped:policy_pool"):
         if row["category"] != row["prompt_id"].rsplit("-", 1)[0]:  # not a reasoning-gym task
-            written.setdefault(row["prompt_id"], {"prompt": "", "output": row["prompt"], "id": row["prompt_id"]})
+            written.setdefault(row["prompt_id"], Comparison("", (row["prompt"],), id=row["prompt_id"]))
             if row["policy"] == "plain" and row["output"].strip():
-                text = {"prompt": turn(row["prompt"]), "output": row["output"], "id": row["prompt_id"]}
-                own.setdefault(row["prompt_id"], text)
+                own.setdefault(row["prompt_id"], Comparison(row["prompt"], (row["output"],), id=row["prompt_id"]))
     return {"written": _some(written, count), "own": _some(own, count)}
 
 
@@ -103,8 +103,8 @@ def spread(rows: Sequence[_T], count: int) -> list[_T]:
     return [rows[i] for i in np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int)]
 
 
-def _some(texts: Mapping[str, Text], count: int) -> list[Text]:
-    return sorted(texts.values(), key=lambda text: hashlib.sha256(text["id"].encode()).digest())[:count]
+def _some(texts: Mapping[str, Comparison], count: int) -> list[Comparison]:
+    return sorted(texts.values(), key=lambda text: hashlib.sha256(text.id.encode()).digest())[:count]
 
 
 def _rows(path: str) -> list[Mapping[str, Any]]:
@@ -118,24 +118,26 @@ def _present(source: str, root: str) -> str:
     return str(path)
 
 
-def _foreign(source: str, number: int, row: Mapping[str, Any]) -> Text:
+def _foreign(source: str, number: int, row: Mapping[str, Any]) -> Comparison:
     if source == "gsm8k_train":
         return _text(row["question"], row["solution"], TASKS, row["id"])
     prompt = "\n".join(part for part in (row["instruction"], row["input"]) if part)
     return _text(prompt, row["output"], row["task_type"], f"loramoe{number}")
 
 
-def _text(prompt: str, output: str, kind: int, name: str) -> Text:
-    return {"prompt": turn(prompt), "output": output, "type": kind, "id": name}
+def _text(prompt: str, output: str, kind: int, name: str) -> Comparison:
+    return Comparison(prompt, (output,), type=kind, id=name)
 
 
 def _kept_out(prompt: str) -> bool:
-    return hashlib.sha256(prompt.encode()).digest()[1] % 4 == 0
+    # Of the prompt as a chat turn, as the split was first drawn.
+    asked = written(template_text("chatml"), [Message(USER, prompt)], asked=True)
+    return hashlib.sha256(asked.encode()).digest()[1] % 4 == 0
 
 
-def _fitting(texts: Sequence[Text], tokenizer: Tokenizer, row_tokens: int) -> list[Text]:
-    sizes = [len(tokenizer.encode_marked(t["prompt"])) + len(tokenizer.encode(t["output"])) + 1 for t in texts]
-    kept = [text for text, size in zip(texts, sizes, strict=True) if size <= row_tokens]
+def _fitting(texts: Sequence[Comparison], encoder: Encoder) -> list[Comparison]:
+    sizes = [sum(map(len, encoder.continued(text.prompt, text.outputs[0]))) + 1 for text in texts]
+    kept = [text for text, size in zip(texts, sizes, strict=True) if size <= encoder.row_tokens]
     if len(kept) < len(texts):
         _log.warning("%d of %d texts are longer than a row and left out", len(texts) - len(kept), len(texts))
     return kept

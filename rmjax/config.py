@@ -27,6 +27,8 @@ _MAY_CHANGE = (
 _PARTS = "optimizer.microbatches"
 RENAMED = {"data.leaves": "data.candidates"}
 """Keys of older configs → what they are called now."""
+_MOVED = {"data.end_token": "format.end_token"}
+"""The same of a config that is given. A run that is stored has the key as a default, which meant nothing without texts."""
 
 
 def get_config() -> ConfigDict:
@@ -87,11 +89,13 @@ def complete(config: ConfigDict) -> ConfigDict:
 
 
 def _rename(whole: ConfigDict) -> None:
-    for old, new in RENAMED.items():
-        section, name = old.split(".")
+    for old, new in (RENAMED | _MOVED).items():
+        (section, name), (new_section, new_name) = old.split("."), new.split(".")
         if name in whole.get(section, {}):
             _log.warning("config.%s is called config.%s now", old, new)
-            whole[section][new.split(".")[1]] = whole[section][name]
+            if new_section not in whole:
+                whole[new_section] = ConfigDict()
+            whole[new_section][new_name] = whole[section][name]
             del whole[section][name]
 
 

@@ -14,7 +14,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding
 
 from rmjax import methods
-from rmjax.data.formats import Encoder, Format
+from rmjax.data.formats import Encoder, Format, completed
 from rmjax.data.record import Comparison, RecordError, parse
 from rmjax.data.tokenizer import Tokenizer
 from rmjax.evaluate.scorers import RewardScorer, batch_tokens, model_rewards, on_mesh
@@ -51,8 +51,9 @@ def save_description(
     """
     directory.mkdir(parents=True, exist_ok=True)
     write_text(directory / TOKENIZER_FILE, tokenizer.to_json())
+    whole = completed(form, tokenizer)  # with the template's text: no file beside the model is needed
     described = {
-        "transformer": dataclasses.asdict(config), "format": dataclasses.asdict(form), "objective": objective,
+        "transformer": dataclasses.asdict(config), "format": dataclasses.asdict(whole), "objective": objective,
         **({"methods": dict(wrapped)} if wrapped else {}), **({"main_role": main_role} if main_role else {}),
     }  # fmt: skip
     write_text(directory / MODEL_FILE, json.dumps(described, indent=1) + "\n")
@@ -75,7 +76,9 @@ def load_description(directory: Path) -> tuple[TransformerConfig, Format, Tokeni
         parts = config, Format(**described["format"])
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: not a model description ({error!r})") from error
-    return *parts, Tokenizer.load(directory / TOKENIZER_FILE)
+    tokenizer, form = Tokenizer.load(directory / TOKENIZER_FILE), parts[1]
+    tokenizer.chat_template, tokenizer.bos_token, tokenizer.eos_token = form.template, form.bos_token, form.end_token
+    return *parts, tokenizer
 
 
 def is_language_model(directory: Path) -> bool:

@@ -44,8 +44,14 @@ class Model:
 class FormatSection:
     """`config.format`: see `rmjax.data.formats.Format`."""
 
-    split_token: str = "<file_sep>"  # between the reference half and the candidate half
-    reward_token: str = "<empty_output>"  # read-out
+    kind: str = choice("polar", "polar", "chat", "plain")  # texts joined, POLAR's or plain | messages in a template
+    split_token: str = "<file_sep>"  # polar: between the reference half and the candidate half
+    reward_token: str = "<empty_output>"  # polar, plain: read-out
+    template: str = ""  # chat: a .jinja file, a shipped one (chatml) or Jinja text; empty = the model's own
+    end_token: str = ""  # chat: ends a turn, empty = what the template writes | texts: ends each, empty = nothing does
+    bos_token: str = ""  # chat: the template's `bos_token`; empty = the tokenizer's own
+    read_out: str = choice("end", "end", "last")  # chat: the last turn's end token | what the template writes after it
+    date: str = ""  # chat: YYYY-MM-DD for templates that ask for the day; empty = that of the run's start
     max_length: int = number(1024, low=7)  # tokens: one sequence (POLAR: 16384)
     max_response_length: int = number(384, low=1)  # tokens: reference, candidate (POLAR: 4096)
     response_cut_side: str = choice(
@@ -68,7 +74,6 @@ class Data:
     references: int = number(1, low=1)  # pool: same-policy samples beside the positive
     wrapper: str = choice("sft", *WRAPPERS)  # pool: POLAR wrapper
     reference: str = choice("required", "required", "optional")  # comparisons: whether each record needs a reference
-    end_token: str = "<|im_end|>"  # texts: ends each text; empty = nothing does
     rows: int = number(8, low=1)  # rows a batch (over all devices)
     row_tokens: int = number(512, low=1)  # tokens a row; short rows are fast, a dense mask costs T per token
     groups: int = number(8, low=1)  # groups a row at most

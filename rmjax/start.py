@@ -5,14 +5,14 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from rmjax.data.formats import Format
+from rmjax.data.formats import CHAT_FIELDS, Format
 from rmjax.data.tokenizer import Tokenizer
 from rmjax.hub.gguf import load_gguf, smollm2_path
 from rmjax.methods import Chosen
 from rmjax.models import parameters
 from rmjax.models.presets import PRESETS
 from rmjax.models.transformer import TransformerConfig
-from rmjax.reward_model import load_description, load_params
+from rmjax.reward_model import is_language_model, load_description, load_params
 from rmjax.settings import Model
 
 _log = logging.getLogger(__name__)
@@ -52,11 +52,13 @@ def preset(model: Model) -> TransformerConfig:
 
 
 def check_format(model: Model, form: Format) -> None:
-    """ValueError where `config.model.init` is a run directory trained with other special tokens; lengths may differ."""
-    if not Path(model.init).is_dir():
+    """ValueError where `config.model.init` is the run directory of a reward model that reads another format; lengths may
+    differ. A language model's head is not trained yet."""
+    if not Path(model.init).is_dir() or is_language_model(Path(model.init)):
         return
     theirs = load_description(Path(model.init))[1]
-    for field in ("split_token", "reward_token"):
+    of_kind = {"polar": ("split_token", "reward_token"), "plain": ("reward_token",), "chat": CHAT_FIELDS}
+    for field in ("kind", *of_kind[form.kind]):
         before, now = getattr(theirs, field), getattr(form, field)
         if before != now:
             raise ValueError(

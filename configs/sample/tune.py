@@ -9,6 +9,8 @@ def get_config() -> ConfigDict:
     config = base.get_config()
     config.objective = "language_model"
     config.trainable = "/layers/|final_norm"
+    config.format.kind = "chat"
+    config.format.template = "chatml"
     config.data.kind = "texts"
     config.data.path = "runs/corpus/texts/verne.jsonl"  # lines of {"prompt", "output"}
     config.data.rows = 4

@@ -12,7 +12,6 @@ from importlib import import_module, resources
 import reasoning_gym
 
 from experiments.corpus.tasks import POOL_TASKS
-from rmjax.policy.policies import turn
 
 _MODULES = ("argparse", "collections", "csv", "datetime", "difflib", "email.message", "fractions", "functools", "heapq",
             "inspect", "json", "logging", "mailbox", "os", "pathlib", "pickle", "random", "shutil", "statistics",
@@ -29,8 +28,7 @@ def _verne() -> list[dict[str, str]]:
     text = (resources.files("reasoning_gym") / "data" / "in_the_year_2889.txt").read_text()
     sentences = re.split(r"(?<=[.!?])\s+", " ".join(text.split()))
     return [
-        {"prompt": turn(sentences[i]), "output": " ".join(sentences[i + 1 : i + 4])}
-        for i in range(0, len(sentences) - 4)
+        {"prompt": sentences[i], "output": " ".join(sentences[i + 1 : i + 4])} for i in range(0, len(sentences) - 4)
     ]
 
 
@@ -46,17 +44,17 @@ def _functions():
 
 def _docstrings() -> list[dict[str, str]]:
     texts = {name: inspect.getdoc(function) or "" for name, function in _functions()}
-    return [{"prompt": turn(f"What about {name}?"), "output": text} for name, text in texts.items() if len(text) > 80]
+    return [{"prompt": f"What about {name}?", "output": text} for name, text in texts.items() if len(text) > 80]
 
 
 def _code() -> list[dict[str, str]]:
     sources = {name: textwrap.dedent(inspect.getsource(function)) for name, function in _functions()}
-    return [{"prompt": turn(f"Write {name}."), "output": text} for name, text in sources.items() if len(text) < 900]
+    return [{"prompt": f"Write {name}.", "output": text} for name, text in sources.items() if len(text) < 900]
 
 
 def _tasks() -> list[dict[str, str]]:
     return [
-        {"prompt": turn(entry["question"]), "output": entry["answer"]}
+        {"prompt": entry["question"], "output": entry["answer"]}
         for task in POOL_TASKS
         for entry in reasoning_gym.create_dataset(task, size=40, seed=100)
         if entry["answer"]

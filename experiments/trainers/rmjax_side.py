@@ -171,7 +171,8 @@ def train_steps(job: Mapping[str, Any]) -> dict[str, Any]:
     methods = chosen(config)
     mesh, rules = make_mesh(config.mesh.to_dict()), make_rules(methods.config.sharding)
     check(methods, mesh, rules)
-    start, form = start_of(config), format_of(methods)
+    start = start_of(config)
+    form = format_of(methods, start.tokenizer)
     share = placement.share_of_process(mesh, rules, config.data.rows, config.data.streams)
     stream = open_stream(methods, start.tokenizer, form, share)
     program, times = make_program(methods, start.config, mesh, rules), Times()
@@ -231,7 +232,7 @@ def pack_batches(job: Mapping[str, Any]) -> dict[str, Any]:
     config.data.rows, config.data.prefetch = job["rows"], 0
     start = start_of(config)
     methods = chosen(config)
-    batches = iter(open_stream(methods, start.tokenizer, format_of(methods)).batches)
+    batches = iter(open_stream(methods, start.tokenizer, format_of(methods, start.tokenizer)).batches)
     next(batches)
     seconds = []
     for _ in range(PACKED):

@@ -19,7 +19,7 @@ import tensorflow_datasets as tfds
 
 from rmjax.data.columns import Field, file_fields, flat
 from rmjax.data.readers import RandomAccessSource, open_records
-from rmjax.data.record import Comparison, RecordError, to_row, type_label
+from rmjax.data.record import Comparison, RecordError, require_plain, to_row, type_label
 from rmjax.data.rows import check_readable, iterate_rows
 from rmjax.models.columns import extra, is_built_in
 
@@ -44,6 +44,7 @@ def comparison_features() -> tfds.features.FeaturesDict:
 
 def example_from_comparison(comparison: Comparison) -> dict[str, object]:
     """The inverse of `rows.row_from_example`, with every feature filled."""
+    require_plain(comparison, "a TFDS data set of ours")
     return flat(to_row(comparison))
 
 

@@ -1,93 +1,295 @@
-"""Records to token trees: POLAR's exact format and truncation, and the plain form where no reference is given.
+"""Records to token trees, by a format that is saved with the model, since a score depends on it.
 
-Source: POLAR (arXiv 2507.05197) section 4.1 for the format; the truncation order is that of the official trainer.
-
-    with a reference:  P [\\n] REF <split> P [\\n] CAND <reward>
-    without one:       P [\\n] CAND <reward>
-
-`[\\n]` is there with the wrapper "sft" and absent with "pretrain" (whose prompts are text cut off in mid-sentence) or
-where the answer is empty. The read-out is the reward token.
+* `polar`: POLAR's exact format and truncation (`joined.py`), which drops roles; where no reference is given, its plain form.
+* `plain`: that plain form for every record, whatever references it has.
+* `chat`: a Jinja chat template over the messages (`turns.py`), read at the token that ends the answer's turn.
 """
 
 import dataclasses
+import datetime
+import functools
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Protocol
 
 import numpy as np
 
+from rmjax.data.chat import end_of_turn, template_text
 from rmjax.data.columns import tree_columns, uncut
+from rmjax.data.joined import SPECIALS, Joined, tree_tokens
+from rmjax.data.messages import USER, Conversation, Message, messages_of, text_of
 from rmjax.data.packing import Tree
-from rmjax.data.record import Comparison
+from rmjax.data.record import Comparison, select
 from rmjax.data.tokenizer import Tokenizer
+from rmjax.data.turns import Turns
 
+KINDS = ("polar", "chat", "plain")
+CHAT_FIELDS = ("template", "end_token", "bos_token", "read_out", "date")
 SCORED_TOGETHER = 16  # candidates a tree at most when scoring; more would only make the batch's branch axis longer
-SPECIALS = 4
-"""Tokens that POLAR's budget sets aside: one read-out token, two separators, one reward token."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Format:
-    """How a record becomes tokens; saved with the model, since a score depends on it."""
+    """How a record becomes tokens."""
 
-    split_token: str  # between the reference half and the candidate half
-    reward_token: str  # read-out
+    split_token: str = ""  # polar: between the reference half and the candidate half
+    reward_token: str = ""  # polar, plain: read-out
     max_length: int = 16384  # tokens of one sequence: prefix and one candidate
     max_response_length: int = 4096  # tokens of a reference or a candidate
     response_cut_side: str = "right"  # "right" keeps the head (official trainer), "left" the tail
+    kind: str = "polar"  # one of KINDS; older descriptions lack it
+    template: str = ""  # chat: Jinja text, a file or a shipped template; "" = the model's own
+    end_token: str = ""  # chat: ends a turn, "" = what the template writes | language model: ends a text, "" = nothing
+    bos_token: str = ""  # chat: what the template's `bos_token` stands for; "" = the tokenizer's own
+    read_out: str = "end"  # chat: "end" token of the last turn | "last" token, blanks behind the end token included
+    date: str = ""  # chat: ISO date for a template that asks for it; "" = the day on which the model is made
 
     def __post_init__(self) -> None:
-        if self.response_cut_side not in ("left", "right"):
-            raise ValueError(f"response_cut_side is {self.response_cut_side!r}; choose left or right")
+        for name, choices in (("kind", KINDS), ("response_cut_side", ("left", "right")), ("read_out", ("end", "last"))):
+            if (value := getattr(self, name)) not in choices:
+                raise ValueError(f"format.{name} is {value!r}; choose {', '.join(choices[:-1])} or {choices[-1]}")
         if self.max_response_length < 1:
             raise ValueError(f"max_response_length is {self.max_response_length}; it must be at least 1")
         if self.max_length <= SPECIALS + 2:
             raise ValueError(f"max_length is {self.max_length}; it must leave room for text beside {SPECIALS} specials")
 
 
+def completed(form: Format, tokenizer: Tokenizer) -> Format:
+    """The format with all that was left to the model: the template's text, its tokens, its day. Complete ones stay.
+
+    Raises:
+      FileNotFoundError: no such template.
+      TokenizerError: a token is not in the vocabulary.
+      ValueError: a chat format without a template, or a template that needs a token and is given none.
+    """
+    if form.kind != "chat":
+        return form
+    source = template_text(form.template) if form.template else tokenizer.chat_template
+    if not source:
+        raise ValueError("format.template is empty, and the model has none of its own; name a file, or chatml")
+    end, bos = form.end_token or end_of_turn(source, tokenizer), form.bos_token or tokenizer.bos_token
+    if not end:
+        raise ValueError("format.template writes no special token behind an answer; set format.end_token")
+    if "bos_token" in source and not bos:
+        raise ValueError("format.template asks for bos_token, and the model has none; set format.bos_token")
+    for token in filter(None, (end, bos)):
+        tokenizer.id(token)
+    today = datetime.date.today().isoformat() if "strftime_now" in source else ""
+    return dataclasses.replace(form, template=source, end_token=end, bos_token=bos, date=form.date or today)
+
+
+class Layout(Protocol):
+    """What a kind of format does: one record's token sequences, whole or cut."""
+
+    reads_messages: bool
+    reads_references: bool
+
+    def sequences(self, c: Comparison, reference: str | None) -> list[list[int]]:
+        """A candidate's sequence each, uncut."""
+
+    def fits(self, c: Comparison, reference: str | None, sequences: Sequence[list[int]]) -> bool:
+        """Whether they may stay uncut."""
+
+    def cut(self, c: Comparison, reference: str | None) -> list[list[int]]:
+        """Sequences that fit; ValueError where none do."""
+
+    def begun(self, prompt: str) -> list[int]:
+        """What a language model is given, to go on from it."""
+
+    def answer_tokens(self, c: Comparison) -> list[int]:
+        """Number of tokens of each uncut output, which stand before the read-out; −1 where it shares one with the prompt."""
+
+
 class Encoder:
-    """Turns a record into one tree per reference (one tree in all without references) and counts what it had to cut."""
+    """Turns a record into one tree per reference (one tree in all without references) and counts what it had to change.
+
+    Attributes:
+      form: the format, completed.
+      counts: records that were `cut`, that spell a special token in a text (it stays ordinary text), whose
+        `references_unread` or `message_keys_unread` (tool calls, say) the format has no place for; candidates that are
+        `identical_after_encoding` to another one ranked differently, and `groups_without_pair` that this left.
+    """
 
     def __init__(self, tokenizer: Tokenizer, form: Format, row_tokens: int):
-        self.tokenizer, self.form, self.row_tokens = tokenizer, form, row_tokens
+        self.tokenizer, self.form, self.row_tokens = tokenizer, completed(form, tokenizer), row_tokens
         self.counts: Counter[str] = Counter()
-        self._split = tokenizer.id(form.split_token)
-        self._reward = tokenizer.id(form.reward_token)
+        kind = Turns if form.kind == "chat" else Joined
+        self._layout: Layout = kind(tokenizer, self.form, row_tokens)
 
     def trees(self, c: Comparison, record: int = -1) -> list[Tree]:
-        """`record` is the row's index in its source, kept so that a bad batch can be traced back."""
-        self._count_specials(c)
-        return [self._tree(c, reference, record) for reference in c.references or (None,)]
+        """For training. Candidates of equal tokens that are ranked differently become one, of their mean rank: no pair of
+        them can be learned. A group that this leaves without a pair gives no tree.
 
-    def scoring_trees(self, c: Comparison, record: int = -1) -> list[tuple[list[int], Tree]]:
-        """(which outputs, tree) pairs for scoring, over all references.
+        Args:
+          record: the row's index in its source, kept so that a bad batch can be traced back.
+
+        Raises:
+          ValueError: a group that no cutting makes fit a row, or that the template refuses.
+        """
+        found = []
+        for sequences, cut in self._trained(c):
+            kept, sequences = self._told_apart(c, sequences)
+            if kept is None:
+                continue
+            columns = tree_columns(
+                kept.columns, sequences, functools.partial(self._layout.answer_tokens, kept), c.place
+            )
+            found.append(
+                Tree.from_sequences(
+                    sequences,
+                    ranks=kept.ranks if kept.ranks is not None else [np.inf] * len(sequences),
+                    weight=c.weight,
+                    margin=c.margin,
+                    type=-1 if c.type is None else c.type,
+                    record=record,
+                    columns=uncut(columns, c.place) if cut else columns,
+                )
+            )
+        return found
+
+    def sequences(self, c: Comparison) -> list[list[list[int]]]:
+        """[reference][candidate] → token ids as in training, where a group is cut as one."""
+        return [sequences for sequences, _ in self._trained(c)]
+
+    def _trained(self, c: Comparison) -> list[tuple[list[list[int]], bool]]:
+        """The same, each with whether it is cut."""
+        self._count_texts(c)
+        found = []
+        for reference in self._references(c):
+            sequences = self._layout.sequences(c, reference)
+            cut = not self._layout.fits(c, reference, sequences)
+            self.counts.update(["cut"] * cut)
+            found.append((self._layout.cut(c, reference) if cut else sequences, cut))
+        return found
+
+    def _told_apart(self, c: Comparison, sequences: list[list[int]]) -> tuple[Comparison | None, list[list[int]]]:
+        """The record without orders between candidates of equal tokens, and its sequences; None where no order is left."""
+        alike: dict[tuple[int, ...], list[int]] = {}
+        for n, ids in enumerate(sequences):
+            alike.setdefault(tuple(ids), []).append(n)
+        equal = [members for members in alike.values() if len(members) > 1]
+        targets = c.columns.get("pair_target")
+        if targets is not None:
+            return self._without_targets(c, equal, targets), sequences
+        ranks = c.ranks or ()
+        mixed = [members for members in equal if ranks and len({ranks[n] for n in members}) > 1]
+        if not mixed:
+            return c, sequences
+        self.counts["identical_after_encoding"] += sum(map(len, mixed))
+        mean = {members[0]: sum(ranks[n] for n in members) / len(members) for members in mixed}
+        dropped = {n for members in mixed for n in members[1:]}
+        kept = [n for n in range(len(sequences)) if n not in dropped]
+        new = tuple(mean.get(n, ranks[n]) for n in kept)
+        if len(set(new)) < 2:
+            self.counts["groups_without_pair"] += 1
+            return None, []
+        return dataclasses.replace(select(c, kept), ranks=new), [sequences[n] for n in kept]
+
+    def _without_targets(
+        self, c: Comparison, equal: list[list[int]], targets: Sequence[Sequence[float]]
+    ) -> Comparison | None:
+        """The record whose soft order says nothing (−1) of candidates of equal tokens."""
+        of = {n: members[0] for members in equal for n in members}
+        same = [[i != j and of.get(i, -1) == of.get(j, -2) for j in range(len(targets))] for i in range(len(targets))]
+        mixed = {
+            i
+            for i, row in enumerate(same)
+            for j, is_same in enumerate(row)
+            if is_same and targets[i][j] not in (-1, 0.5)
+        }
+        if not mixed:
+            return c
+        self.counts["identical_after_encoding"] += len(mixed)
+        new = tuple(
+            tuple(-1.0 if is_same else target for target, is_same in zip(*rows, strict=True))
+            for rows in zip(targets, same, strict=True)
+        )
+        if not any(target >= 0 for i, row in enumerate(new) for j, target in enumerate(row) if i != j):
+            self.counts["groups_without_pair"] += 1
+            return None
+        return dataclasses.replace(c, columns={**c.columns, "pair_target": new})
+
+    def scoring_trees(self, c: Comparison, record: int = -1) -> list[tuple[list[list[int]], Tree]]:
+        """(which outputs each branch is of, tree) pairs for scoring, over all references.
 
         Every candidate is cut by itself and outputs are spread over as many trees as their length asks for, so that a reward
-        depends on nothing else in the record. (Training cuts a group as one: POLAR takes the smaller prompt of the pair.)
+        depends on nothing else in the record; candidates of equal tokens are one branch, and so of equal reward. (Training
+        cuts a group as one: POLAR takes the smaller prompt of the pair.)
         """
-        self._count_specials(c)
+        self._count_texts(c)
         found = []
-        for reference in c.references or (None,):
-            whole = self._sequences(c.prompt, reference, c.outputs, c.wrapper)
+        for reference in self._references(c):
+            whole = self._layout.sequences(c, reference)
             alone = [self._alone(c, reference, n, ids) for n, ids in enumerate(whole)]
             self.counts["cut"] += any(ids is not uncut for ids, uncut in zip(alone, whole, strict=True))
-            parts = self._parts(range(len(whole)), alone)
-            found += [(part, self._unranked([alone[n] for n in part], record)) for part in parts]
+            members: dict[tuple[int, ...], list[int]] = {}
+            for n, ids in enumerate(alone):
+                members.setdefault(tuple(ids), []).append(n)
+            branches = list(members.values())
+            sequences = [alone[branch[0]] for branch in branches]
+            for part in self._parts(range(len(branches)), sequences):
+                found.append(([branches[b] for b in part], self._unranked([sequences[b] for b in part], record)))
         return found
 
     def _alone(self, c: Comparison, reference: str | None, n: int, ids: list[int]) -> list[int]:
-        if self._fits([ids], reference, c.outputs[n : n + 1]):
-            return ids
-        return self._cut_sequences(dataclasses.replace(c, outputs=c.outputs[n : n + 1]), reference)[0]
+        one = dataclasses.replace(c, outputs=c.outputs[n : n + 1])
+        return ids if self._layout.fits(one, reference, [ids]) else self._layout.cut(one, reference)[0]
+
+    def language_model_trees(self, c: Comparison, record: int = -1, ended: bool = True) -> list[Tree]:
+        """A tree for language-model training on a record's one output: the loss is on it and the end token.
+
+        The prompt may be empty, and then all of the text is learned. A longer text than a row keeps its head and loses the
+        rest, the end token included: counted as `cut`, and as `prompt_fills_row` where nothing is left to learn from.
+
+        Args:
+          record: the row's index in its source.
+          ended: False for texts that just stop; the end token then is not learned.
+        """
+        before, after = self.continued(c.prompt, c.outputs[0])
+        ids = before + after + ([self.tokenizer.id(self.form.end_token)] if ended and self.form.end_token else [])
+        self._count_texts(c)
+        self.counts["cut"] += len(ids) > self.row_tokens
+        self.counts["prompt_fills_row"] += len(before) >= self.row_tokens
+        facts = {"record": record, "type": -1 if c.type is None else c.type}
+        return [Tree.for_language_model(ids[: self.row_tokens], learned_from=max(1, len(before)), **facts)]
+
+    def continued(self, prompt: str, output: str) -> tuple[list[int], list[int]]:
+        """Ids of a prompt and of what a language model wrote after it, without an end token.
+
+        The two never share a token: a model writes whole ones. An output of several messages is laid out by the template.
+        """
+        before = self.begun(prompt)
+        if not isinstance(output, Conversation) or self.form.kind != "chat":
+            return before, self.tokenizer.encode(output)
+        (whole,) = self._layout.sequences(Comparison(prompt, (output,)), None)
+        if whole[: len(before)] != before:
+            raise ValueError("format.template lays an answer of several messages out otherwise than it begins one")
+        end = len(whole) - whole[::-1].index(self.tokenizer.id(self.form.end_token)) - 1
+        return before, whole[len(before) : end]
+
+    def begun(self, prompt: str) -> list[int]:
+        """Ids that a language model goes on from: with a chat format up to where the assistant speaks; of "" none."""
+        return self._layout.begun(prompt) if prompt else []
+
+    def begun_messages(self, messages: Sequence[Message]) -> list[int]:
+        """The same of messages."""
+        return self.begun(text_of(messages, USER))
+
+    def closed_messages(self, messages: Sequence[Message]) -> list[int]:
+        """Ids of whole turns as they stand before others, chat formats only; of none, none."""
+        if not isinstance(self._layout, Turns):
+            raise ValueError(f"format.kind is {self.form.kind!r}, which has no turns; choose chat")
+        return self._layout.chat.closed(messages)
+
+    def _references(self, c: Comparison) -> Sequence[str | None]:
+        return c.references if c.references and self._layout.reads_references else (None,)
 
     def _parts(self, members: Iterable[int], sequences: list[list[int]]) -> list[list[int]]:
         """Consecutive members together as long as their tree fits the row."""
         parts: list[list[int]] = []
         for n in members:
             together = [*parts[-1], n] if parts else [n]
-            fits = (
-                len(together) <= SCORED_TOGETHER and _tree_tokens([sequences[i] for i in together]) <= self.row_tokens
-            )
+            fits = len(together) <= SCORED_TOGETHER and tree_tokens([sequences[i] for i in together]) <= self.row_tokens
             if parts and fits:
                 parts[-1] = together
             else:
@@ -98,141 +300,12 @@ class Encoder:
     def _unranked(sequences: list[list[int]], record: int) -> Tree:
         return Tree.from_sequences(sequences, ranks=[np.inf] * len(sequences), record=record)
 
-    def _count_specials(self, c: Comparison) -> None:
-        if any(map(self.tokenizer.mentions_special, (c.prompt, *c.references, *c.outputs))):
-            self.counts["special_token_in_text"] += 1
-
-    def _tree(self, c: Comparison, reference: str | None, record: int) -> Tree:
-        sequences = self._sequences(c.prompt, reference, c.outputs, c.wrapper)
-        facts = tree_columns(c.columns, sequences, lambda: self._answer_tokens(c), c.place)
-        if not self._fits(sequences, reference, c.outputs):
-            sequences = self._cut_sequences(c, reference)
-            facts = uncut(facts, c.place)
-            self.counts["cut"] += 1
-        ranks = c.ranks if c.ranks is not None else [np.inf] * len(c.outputs)
-        return Tree.from_sequences(
-            sequences,
-            ranks=ranks,
-            weight=c.weight,
-            margin=c.margin,
-            type=-1 if c.type is None else c.type,
-            record=record,
-            columns=facts,
-        )
-
-    def _answer_tokens(self, c: Comparison) -> list[int]:
-        """Number of tokens of each output behind the prompt."""
-        encode = self.tokenizer.encode
-        before = encode(c.prompt + ("\n" if c.wrapper == "sft" else ""))
-        whole = [half[:-1] for half in self._sequences(c.prompt, None, c.outputs, c.wrapper)]
-        return [len(ids) - len(before) if ids[: len(before)] == before else -1 for ids in whole]
-
-    def _sequences(self, prompt: str, reference: str | None, outputs: Sequence[str], wrapper: str) -> list[list[int]]:
-        def half(answer: str) -> list[int]:
-            return self.tokenizer.encode(prompt + ("\n" if wrapper == "sft" and answer else "") + answer)
-
-        prefix = [] if reference is None else [*half(reference), self._split]
-        return [[*prefix, *half(output), self._reward] for output in outputs]
-
-    def _fits(self, sequences: list[list[int]], reference: str | None, outputs: Sequence[str]) -> bool:
-        if max(map(len, sequences)) > self.form.max_length or _tree_tokens(sequences) > self.row_tokens:
-            return False
-        cap = self.form.max_response_length
-        # A token is at least one byte, so short texts need no tokenizing to be known to fit.
-        texts = [text for text in (reference or "", *outputs) if len(text.encode()) > cap]
-        return all(len(self.tokenizer.encode(text)) <= cap for text in texts)
-
-    def _cut_sequences(self, c: Comparison, reference: str | None) -> list[list[int]]:
-        """POLAR's rule: answers keep `max_response_length` tokens, then the prompt keeps its tail.
-
-        The same rule with the row instead of the sequence as budget makes a whole group fit its row. Where the answers
-        leave less room than 8 prompt tokens (without any, the official code's slice keeps all of the prompt) the
-        longest are cut to an equal share. Parts are decoded and tokenized again, which may merge or split at the
-        borders, so the budget shrinks until the result fits.
-        """
-        spare = 0
-        while True:
-            parts = self._cut_texts(c.prompt, reference, c.outputs, spare)
-            sequences = self._sequences(*parts, c.wrapper)
-            over = max(max(map(len, sequences)) - self.form.max_length, _tree_tokens(sequences) - self.row_tokens)
-            if over <= 0:
-                return sequences
-            spare += over + 1
-            if spare > self.form.max_length + self.row_tokens:
-                raise ValueError(
-                    f"{c.place or c.id}: {len(c.outputs)} candidates cannot fit a row of {self.row_tokens} tokens; "
-                    "raise row_tokens or split the group"
-                )
-
-    def _cut_texts(
-        self, prompt: str, reference: str | None, outputs: Sequence[str], spare: int
-    ) -> tuple[str, str | None, list[str]]:
-        encode, halves = self.tokenizer.encode, 1 if reference is None else 2
-        prompt_ids = encode(prompt)
-        answers = [encode(text) for text in ([] if reference is None else [reference]) + list(outputs)]
-        row_budget = self.row_tokens - halves - len(outputs) - spare
-        pair_budget = self.form.max_length - SPECIALS - spare
-        floor = halves * min(len(prompt_ids), 8)  # a few prompt tokens survive whatever the answers' length
-        lengths = [len(ids) for ids in answers]
-        pair_lengths = [*lengths[: -len(outputs)], max(lengths[-len(outputs) :])]
-        cap = min(
-            self.form.max_response_length,
-            self._equal_share(pair_lengths, pair_budget - floor),
-            self._equal_share(lengths, row_budget - floor),
-        )
-        answers = [self._cut_answer(ids, cap) for ids in answers]
-        longest = max(len(ids) for ids in answers[-len(outputs) :])
-        reference_length = 0 if reference is None else len(answers[0])
-        room = min(
-            (pair_budget - reference_length - longest) // halves, (row_budget - sum(map(len, answers))) // halves
-        )
-        decode = self.tokenizer.decode
-        kept = prompt_ids[-room:] if room > 0 else []  # a slice of [-0:] would keep everything
-        texts = [decode(ids) for ids in answers]
-        return decode(kept), None if reference is None else texts[0], texts[-len(outputs) :]
-
-    def _cut_answer(self, ids: list[int], cap: int) -> list[int]:
-        return ids[:cap] if self.form.response_cut_side == "right" else ids[-cap:]
-
-    @staticmethod
-    def _equal_share(lengths: list[int], budget: int) -> int:
-        """The largest cap with sum(min(length, cap)) <= budget (at least 1)."""
-        low, high = 1, max(lengths, default=1)
-        while low < high:
-            middle = (low + high + 1) // 2
-            fits = sum(min(length, middle) for length in lengths) <= budget
-            low, high = (middle, high) if fits else (low, middle - 1)
-        return low
-
-
-def _tree_tokens(sequences: list[list[int]]) -> int:
-    shared = Tree.shared_length(sequences)
-    return shared + sum(len(s) - shared for s in sequences)
-
-
-def text_trees(
-    tokenizer: Tokenizer,
-    end_token: str,
-    row_tokens: int,
-    counts: Counter[str],
-    text: Mapping[str, Any],
-    record: int,
-) -> list[Tree]:
-    """A tree for language-model training from {"prompt", "output", "type"?}: the loss is on the output and the end token.
-
-    `prompt` is a template in which special tokens count; it may be empty, and then all of the text is learned. An empty
-    `end_token` is none.
-
-    Args:
-      row_tokens: a longer text keeps its head and loses the rest, the end token included.
-      counts: gets one more `cut` for that, `prompt_fills_row` where nothing is left to learn from, and
-        `special_token_in_text` where the output spells a special token, which stays ordinary text.
-      record: the row's index in its source.
-    """
-    before = tokenizer.encode_marked(text.get("prompt", ""))
-    ids = before + tokenizer.encode(text["output"]) + ([tokenizer.id(end_token)] if end_token else [])
-    counts["cut"] += len(ids) > row_tokens
-    counts["prompt_fills_row"] += len(before) >= row_tokens
-    counts["special_token_in_text"] += tokenizer.mentions_special(text["output"])
-    facts = {"record": record, "type": -1 if text.get("type") is None else text["type"]}
-    return [Tree.for_language_model(ids[:row_tokens], learned_from=max(1, len(before)), **facts)]
+    def _count_texts(self, c: Comparison) -> None:
+        texts = (c.prompt, *c.references, *c.outputs)
+        keys = any(message.more for text in texts for message in messages_of(text, USER))
+        found = {
+            "special_token_in_text": any(map(self.tokenizer.mentions_special, texts)),
+            "references_unread": bool(c.references) and not self._layout.reads_references,
+            "message_keys_unread": keys and not self._layout.reads_messages,
+        }
+        self.counts.update(name for name, true in found.items() if true)

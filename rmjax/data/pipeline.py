@@ -27,6 +27,9 @@ HOPELESS = 1000
 """Groups refused while a batch is still empty that are an error: an endless stream would go on refusing."""
 
 
+_NO_PAIR = "its candidates have the same tokens, so that no pair tells them apart"
+
+
 class PackForests(grain.IterDataset):
     """Packs the trees of a finite or endless `MapDataset` of lists of trees into forests."""
 
@@ -53,14 +56,18 @@ class ForestIterator(grain.DatasetIterator):
         while len(self._waiting) <= self._lookahead and self._next < len(self._source):
             index = self._next
             self._next += 1
-            for number, tree in enumerate(self._source[index] or ()):
+            trees = self._source[index]
+            refused = [_NO_PAIR] if trees is not None and not trees else []
+            for number, tree in enumerate(trees or ()):
                 reason = self._shape.refuse(tree)
                 if reason is not None:
-                    self._skip(index, reason)
-                    if self._skipped - refused_before >= HOPELESS and not any(packer.rows):
-                        raise ValueError(f"none of {HOPELESS} groups fits a row, the last because {reason}")
+                    refused.append(reason)
                 elif not packer.offer(tree):
                     self._waiting.append((index, number, tree))
+            for reason in refused:
+                self._skip(index, reason)
+                if self._skipped - refused_before >= HOPELESS and not any(packer.rows):
+                    raise ValueError(f"none of {HOPELESS} groups fits a row, the last because {reason}")
         if not any(packer.rows):
             raise StopIteration
         return packer.forest()

@@ -1,24 +1,23 @@
 """Policy pools: who wrote what. POLAR's pre-training groups are drawn from one.
 
-A pool row is {"prompt_id", "prompt", "policy", "sample", "output"} with optional `kind` (what makes the policy differ),
-`policy_split` and `prompt_split` ("seen" | "unseen"), `category`, `type` (of the prompt: LoRAMoE's label).
+A pool is made of `samplerows.Sample`s.
 """
 
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
-from rmjax.data.record import Comparison, select, type_label
+from rmjax.data.errors import RecordError
+from rmjax.data.record import Comparison, select
+from rmjax.data.samplerows import Sample
 
 _log = logging.getLogger(__name__)
-_NEEDED = ("prompt_id", "prompt", "policy", "output")
 
 
 class PoolError(ValueError):
-    """A pool row is malformed, or the pool cannot give a single triple."""
+    """The pool cannot give what it is asked for."""
 
 
 class PolicyPool:
@@ -26,17 +25,21 @@ class PolicyPool:
 
     A prompt needs one policy with two samples and another policy with one. Rows without text are left out and counted
     in `skipped`, as are prompts that cannot give a triple.
+
+    Raises:
+      RecordError: rows that contradict each other.
+      PoolError: no prompt gives a triple.
     """
 
-    def __init__(self, rows: Iterable[tuple[str, Mapping[str, Any]]]):
+    def __init__(self, samples: Iterable[Sample]):
         self.skipped: Counter[str] = Counter()
         self.prompts: dict[str, str] = {}
         self.category: dict[str, str] = {}
         self.type: dict[str, int | None] = {}
         self.kind: dict[str, str] = {}
         self.outputs: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
-        for place, row in rows:
-            self._add(place, row)
+        for sample in samples:
+            self._add(sample)
         self._ids = [prompt for prompt, by_policy in self.outputs.items() if self._usable(by_policy)]
         self.skipped["prompt_without_triple"] += len(self.outputs) - len(self._ids)
         if not self._ids:
@@ -44,29 +47,20 @@ class PolicyPool:
         if +self.skipped:
             _log.info("policy pool: left out %s", dict(+self.skipped))
 
-    def _add(self, place: str, row: Mapping[str, Any]) -> None:
-        for field in _NEEDED:
-            if not isinstance(row.get(field), str):
-                raise PoolError(f"{place}: field `{field}` is missing or not text; a pool row has {', '.join(_NEEDED)}")
-        if self.prompts.setdefault(row["prompt_id"], row["prompt"]) != row["prompt"]:
-            raise PoolError(
-                f"{place}: field `prompt` differs from that of earlier rows with prompt_id `{row['prompt_id']}`; "
-                "give each prompt its own prompt_id"
-            )
-        self._add_type(place, row["prompt_id"], type_label(row, place))
-        if not row["output"].strip():
+    def _add(self, sample: Sample) -> None:
+        prompt_id = sample.prompt_id
+        if self.prompts.setdefault(prompt_id, sample.prompt) != sample.prompt:
+            problem = f"differs from that of earlier rows with prompt_id `{prompt_id}`"
+            raise RecordError(sample.place, "prompt", problem, "give each prompt its own prompt_id")
+        if self.type.setdefault(prompt_id, sample.type) != sample.type:
+            problem = f"is {sample.type}, and {self.type[prompt_id]} in earlier rows with prompt_id `{prompt_id}`"
+            raise RecordError(sample.place, "type", problem, "give a prompt one type")
+        if not sample.output.strip():
             self.skipped["empty_output"] += 1
             return
-        self.category[row["prompt_id"]] = str(row.get("category") or "")
-        self.kind[row["policy"]] = str(row.get("kind") or "")
-        self.outputs[row["prompt_id"]][row["policy"]].append(row["output"])
-
-    def _add_type(self, place: str, prompt_id: str, value: int | None) -> None:
-        if self.type.setdefault(prompt_id, value) != value:
-            raise PoolError(
-                f"{place}: field `type` is {value}, and {self.type[prompt_id]} in earlier rows with prompt_id `{prompt_id}`; "
-                "give a prompt one type"
-            )
+        self.category[prompt_id] = sample.category
+        self.kind[sample.policy] = sample.kind
+        self.outputs[prompt_id][sample.policy].append(sample.output)
 
     @staticmethod
     def _usable(by_policy: Mapping[str, list[str]]) -> bool:

@@ -7,9 +7,9 @@ import errno
 import json
 import logging
 import operator
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, SupportsIndex
+from typing import Literal, SupportsIndex, TypeVar
 
 import numpy as np
 import pyarrow
@@ -17,23 +17,28 @@ import pyarrow.parquet
 import zstandard
 from array_record.python.array_record_module import ArrayRecordWriter
 
+from rmjax.data import fields
 from rmjax.data.columns import parquet_schema
 from rmjax.data.record import (
+    FIELDS,
     Comparison,
     RecordError,
-    nearest_field,
+    known_fields,
     parse,
+    require_plain,
     scores_contradict,
     to_row,
     unknown_fields,
 )
-from rmjax.data.rows import JsonLines, Rows, open_rows
+from rmjax.data.rows import JsonLines, Rows, iterate_rows, open_rows
+from rmjax.data.texts import Notes
 from rmjax.files import replacing
 
 logger = logging.getLogger(__name__)
 
 _ZSTD_LEVEL = 10
 _ONE_RECORD_PER_GROUP = "group_size:1"  # ArrayRecord: random access without reading neighbors
+_T = TypeVar("_T")
 
 
 class RandomAccessSource:
@@ -44,6 +49,7 @@ class RandomAccessSource:
       skipped: reason -> number of rows left out (blank lines, and bad records where asked for).
       unknown: field name -> number of rows in which it was ignored.
       contradicting: number of records whose scores contradict their ranks, which count.
+      notes: what was done to texts, in words -> how often.
     """
 
     def __init__(
@@ -54,8 +60,10 @@ class RandomAccessSource:
         skipped: dict[str, int],
         unknown: dict[str, int],
         contradicting: int = 0,
+        notes: Mapping[str, int] | None = None,
     ) -> None:
         self.path, self.skipped, self.unknown, self.contradicting = path, skipped, unknown, contradicting
+        self.notes = dict(notes or {})
         self._rows, self._kept = rows, kept
 
     def __len__(self) -> int:
@@ -95,17 +103,18 @@ def open_records(path: str | Path, on_error: Literal["raise", "skip"] = "raise")
     kept: list[int] = []
     errors: list[RecordError] = []
     unknown: collections.Counter[str] = collections.Counter()
-    contradicting = 0
+    contradicting, notes = 0, Notes()
     for i in range(len(rows)):
         try:
             raw = rows.row(i)
-            contradicting += scores_contradict(parse(raw, rows.place(i)))  # type: ignore[arg-type]
+            contradicting += scores_contradict(parse(raw, rows.place(i), notes))  # type: ignore[arg-type]
             unknown.update(unknown_fields(raw))  # type: ignore[arg-type]
             kept.append(i)
         except RecordError as error:
             errors.append(error)
     skipped = _tally(rows, errors)
-    _log_unknown(str(path), unknown, len(rows))
+    _log_unknown(str(path), unknown, len(rows), known_fields())
+    _log_notes(str(path), notes)
     if errors and (on_error == "raise" or not kept):
         raise _first_with_count(errors, len(rows))
     if skipped:
@@ -115,7 +124,37 @@ def open_records(path: str | Path, on_error: Literal["raise", "skip"] = "raise")
             "%s: `scores` contradict the order that is given in %d of %d records; the order counts; correct or drop one"
         )
         logger.warning(message, path, contradicting, len(rows))
-    return RandomAccessSource(str(path), rows, np.asarray(kept, np.int64), skipped, dict(unknown), contradicting)
+    return RandomAccessSource(str(path), rows, np.asarray(kept, np.int64), skipped, dict(unknown), contradicting, notes)
+
+
+def read_all(
+    path: str | Path, parser: Callable[[Mapping[str, object], str, Notes], _T], known: Collection[str] = FIELDS
+) -> list[_T]:
+    """All rows of a file through one of the parsers (`parse_text`, `parse_sample`, `parse_prompt`).
+
+    Args:
+      known: the fields that the parser reads; others are logged with their counts.
+
+    Raises:
+      FileNotFoundError, IsADirectoryError, PermissionError: the file cannot be read.
+      RecordError: the first bad row's, with how many there are; or a file that is empty or damaged.
+    """
+    found: list[_T] = []
+    errors: list[RecordError] = []
+    unknown: collections.Counter[str] = collections.Counter()
+    notes = Notes()
+    for place, row in iterate_rows(path):
+        try:
+            found.append(parser(row, place, notes))  # type: ignore[arg-type]
+            unknown.update(fields.unknown(row, known))  # type: ignore[arg-type]
+        except RecordError as error:
+            errors.append(error)
+    total = len(found) + len(errors)
+    _log_unknown(str(path), unknown, total, known)
+    _log_notes(str(path), notes)
+    if errors:
+        raise _first_with_count(errors, total)
+    return found
 
 
 def _parse_row(rows: Rows, i: int) -> Comparison:
@@ -141,9 +180,14 @@ def _listed(tally: dict[str, int]) -> str:
     return ", ".join(f"{count} × {reason}" for reason, count in sorted(tally.items()))
 
 
-def _log_unknown(path: str, unknown: collections.Counter[str], total: int) -> None:
+def _log_notes(path: str, notes: Notes) -> None:
+    for note, count in sorted(notes.items()):
+        logger.warning("%s: %d × %s", path, count, note)
+
+
+def _log_unknown(path: str, unknown: collections.Counter[str], total: int, known: Collection[str]) -> None:
     for name, count in sorted(unknown.items()):
-        near = nearest_field(name)
+        near = fields.nearest(name, known)
         hint = f" (did you mean `{near}`?)" if near else ""
         message = "%s: unknown field `%s` ignored in %d of %d records%s"
         logger.warning(message, path, name, count, total, hint)
@@ -161,7 +205,11 @@ def write_records(path: str | Path, comparisons: Iterable[Comparison]) -> int:
     """
     path = Path(path)
     writer = _writer_for(path)
-    rows = [to_row(comparison) for comparison in comparisons]
+    rows = []
+    for comparison in comparisons:
+        if writer is _write_parquet:
+            require_plain(comparison, "a Parquet file of ours")
+        rows.append(to_row(comparison))
     if not rows:
         raise RecordError(str(path), "", "no records to write", "check what selects them")
     try:

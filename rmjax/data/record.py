@@ -1,16 +1,22 @@
-"""The one record type: a prompt, its candidates, and whatever is known of their order."""
+"""The one record type: a prompt, its candidates, and whatever is known of their order.
+
+Rows of text corpora, of policy pools and of a sampler's prompts are read by the same functions, with the same checks.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
+from rmjax.data import fields as fields_of_row
 from rmjax.data.columns import number as _number
 from rmjax.data.columns import numbers as _number_list
 from rmjax.data.columns import parse_columns, selected
 from rmjax.data.errors import RecordError as RecordError
+from rmjax.data.fields import given, label, named, one_of
+from rmjax.data.messages import USER, as_value, conversations
+from rmjax.data.texts import Notes, message_list, read_answer, read_text, split_answer, without_answer
 from rmjax.models import columns
 
 _T = TypeVar("_T")
@@ -52,10 +58,13 @@ class Comparison:
     N is the number of outputs, M the number of voters. `parse` validates; the constructor does
     not, so code that makes records itself (a sampler with an empty rollout, say) may hold texts
     that `parse` would refuse.
+
+    A text is a string. One that was given as messages is a `messages.Conversation`: the string of
+    their contents joined by newlines, which keeps them; `messages.messages_of` gives any text's.
     """
 
-    prompt: str  # messages already joined by "\n" (POLAR drops the roles)
-    outputs: tuple[str, ...]  # N >= 1 candidates
+    prompt: str  # one message of the user's unless it is a conversation
+    outputs: tuple[str, ...]  # N >= 1 candidates, of the assistant
     references: tuple[str, ...] = ()  # zero, one or several
     ranks: tuple[float, ...] | None = None  # N values, smaller is better, equal is a tie
     scores: tuple[float, ...] | None = None  # N values, absolute quality, larger is better
@@ -73,38 +82,40 @@ class Comparison:
     """Further declared columns that the record has, by field name: numbers, and tuples of them per output, pair or token."""
 
 
-def parse(row: Mapping[str, object], place: str) -> Comparison:
+def parse(row: Mapping[str, object], place: str, notes: Notes | None = None) -> Comparison:
     """Validates a row and turns it into a `Comparison`.
 
     The prompt is `prompt` or `messages`. A text is a string or a list of messages
-    (`{"role", "content"}`), whose contents are joined by newlines; one list of messages is always
-    one text. References are `reference` (one text) or `references` (a list of texts). Candidates
+    (`{"role", "content"}` and what a chat template may read beside them); one list of messages is
+    always one text. References are `reference` (one text) or `references` (a list of texts). Candidates
     are given in exactly one form:
 
     * `chosen` and `rejected` (one text or a list of strings): ranks 0 and 1;
     * `output`: a single candidate, no order;
     * `outputs` with one of `best` (index: rank 0, all others 1) or `ranks`, or with neither.
 
-    `scores` are kept, and give the ranks where nothing else does. A candidate that repeats the
-    prompt's messages as its first messages (as in HH) loses them. A field that is None counts as
-    absent. Fields that are not in `FIELDS` are ignored here; see `unknown_fields`.
+    `scores` are kept, and give the ranks where nothing else does. A candidate or reference that
+    begins with a copy of the prompt's messages (as in HH) loses them; a prompt that ends with one
+    of its answers loses that. A field that is None counts as absent, and so does a `reference`
+    that is "". Fields that are not in `FIELDS` are ignored here; see `unknown_fields`.
 
     Args:
       row: field name to value, as decoded from JSON.
       place: "file:line", used in error messages and kept in the record.
+      notes: counts what was taken off or is kept for chat templates only.
 
     Raises:
-      RecordError: a missing, empty (no characters but white space) or ill-typed field; `best` out
-        of range; lengths that differ; NaN or infinity; an unknown wrapper; identical candidates
-        with different ranks.
+      RecordError: a missing, empty (no characters but white space) or ill-typed field; a candidate
+        that begins with turns of another prompt; `best` out of range; lengths that differ; NaN or
+        infinity; an unknown wrapper; identical candidates with different ranks.
     """
-    if not isinstance(row, Mapping):
-        raise RecordError(place, "", "not a JSON object", 'write one {"prompt": …} per record')
-    fields = {name: row[name] for name in FIELDS if row.get(name) is not None}
-    prompt_field = _one_of(fields, (("messages",), ("prompt",)), row, place)[0]
-    prompt = _text(fields[prompt_field], place, prompt_field)
-    form = _one_of(fields, _FORMS, row, place)
-    outputs = _candidates(fields, form, _messages(fields[prompt_field]), place)
+    fields = given(row, place, FIELDS)
+    prompt_field = one_of(fields, (("messages",), ("prompt",)), row, place, FIELDS)[0]
+    prompt = read_text(fields[prompt_field], USER, place, prompt_field, notes)
+    form = one_of(fields, _FORMS, row, place, FIELDS)
+    outputs = _candidates(fields, form, prompt, place, notes)
+    references = _references(fields, prompt, place, notes)
+    prompt = without_answer(prompt, (*outputs, *references), notes)
     scores = _numbers(fields, "scores", len(outputs), place)
     ranks = _ranks(fields, form, len(outputs), place)
     if ranks is None and scores is not None:
@@ -113,7 +124,7 @@ def parse(row: Mapping[str, object], place: str) -> Comparison:
     return Comparison(
         prompt=prompt,
         outputs=outputs,
-        references=_references(fields, place),
+        references=references,
         ranks=ranks,
         scores=scores,
         votes=_votes(fields, len(outputs), place),
@@ -153,6 +164,41 @@ def select(comparison: Comparison, indices: Sequence[int]) -> Comparison:
         votes=votes and tuple(tuple(voter[i] for i in indices) for voter in votes),
         columns=selected(comparison.columns, indices),
     )
+
+
+def require_plain(comparison: Comparison, target: str) -> None:
+    """RecordError where a text was given as messages, for files with columns of text."""
+    if conversations((comparison.prompt, *comparison.outputs, *comparison.references)):
+        remedy = "write .jsonl, .jsonl.zst or .array_record, which keep messages"
+        raise RecordError(comparison.place or comparison.id, "", f"has messages, which {target} cannot hold", remedy)
+
+
+def parse_text(row: Mapping[str, object], place: str, notes: Notes | None = None) -> Comparison:
+    """A row of a text corpus: a record with one `output` and a `prompt` that may be absent or "".
+
+    `messages` alone are a conversation whose last turns, the assistant's, are the output.
+
+    Raises:
+      RecordError: as `parse`; or several candidates.
+    """
+    fields = given(row, place, FIELDS)
+    if "output" not in fields and "messages" in fields and not {"chosen", "outputs"} & fields.keys():
+        prompt_field, output_field = "messages", "messages"
+        asked: object
+        said: object
+        asked, said = split_answer(fields["messages"], place, "messages")
+    else:
+        prompt_field = "messages" if "messages" in fields else "prompt"
+        asked, output_field = fields.get(prompt_field, ""), one_of(fields, _FORMS, row, place, FIELDS)[0]
+        outputs = [value for _, value in _named_texts(fields[output_field], output_field, place)]
+        if output_field == "chosen" or len(outputs) > 1:
+            raise RecordError(
+                place, output_field, "several candidates", "a text has one `output` and, if need be, `prompt`"
+            )
+        said = outputs[0]
+    prompt = read_text(asked or "", USER, place, prompt_field, notes, blank=True)
+    output = read_answer(said, prompt, place, output_field, notes)
+    return Comparison(prompt, (output,), place=place, **_facts(fields, place))  # type: ignore[arg-type]
 
 
 def require_order(comparison: Comparison) -> None:
@@ -209,17 +255,17 @@ def _range(types: int) -> str:
 
 def unknown_fields(row: Mapping[str, object]) -> list[str]:
     """The names in a row that `parse` ignores, sorted."""
-    return sorted(set(row) - _known()) if isinstance(row, Mapping) else []
+    return fields_of_row.unknown(row, known_fields())
 
 
-def _known() -> frozenset[str]:
+def known_fields() -> frozenset[str]:
+    """The names that `parse` reads, declared columns among them."""
     return FIELDS | columns.by_field().keys()
 
 
 def nearest_field(name: str) -> str | None:
     """The accepted field that `name` was probably meant to be, or None."""
-    close = difflib.get_close_matches(name.lower(), _known(), n=1, cutoff=0.75)
-    return close[0] if close else None
+    return fields_of_row.nearest(name, known_fields())
 
 
 def scores_contradict(comparison: Comparison) -> bool:
@@ -236,96 +282,16 @@ def ranks_from_scores(scores: Sequence[float]) -> tuple[float, ...]:
     return tuple(float(order[score]) for score in scores)
 
 
-def _one_of(
-    fields: Mapping[str, object],
-    forms: Sequence[tuple[str, ...]],
-    row: Mapping[str, object],
-    place: str,
-) -> tuple[str, ...]:
-    """The one form of which a field is present; raises if that is none, several or half of one."""
-    present = [form for form in forms if any(name in fields for name in form)]
-    if len(present) > 1:
-        given = " and ".join(f"`{'`/`'.join(form)}`" for form in present)
-        raise RecordError(place, present[1][0], f"{given} exclude each other", "keep one of them")
-    if not present:
-        raise RecordError(place, forms[-1][-1], "missing", _add_one_of(forms, row))
-    for name in present[0]:
-        if name not in fields:
-            raise RecordError(place, name, "missing", _add_one_of([(name,)], row))
-    return present[0]
-
-
-def _add_one_of(forms: Sequence[tuple[str, ...]], row: Mapping[str, object]) -> str:
-    wanted = {name for form in forms for name in form}
-    for name in unknown_fields(row):
-        if nearest_field(name) in wanted:
-            return f"did you mean `{nearest_field(name)}` by `{name}`?"
-    return "add " + " or ".join(" and ".join(f"`{name}`" for name in form) for form in forms)
-
-
-def _text(value: object, place: str, field: str) -> str:
-    """Joins messages by newlines, as POLAR does, or takes a string as it is."""
-    messages = _messages(value)
-    if isinstance(value, str):
-        text = value
-    elif messages is not None:
-        text = "\n".join(_content(message, place, field) for message in messages)
-    else:
-        kind = type(value).__name__
-        remedy = "give a string or a list of {role, content} messages"
-        raise RecordError(place, field, "neither text nor messages", remedy, kind)
-    if not text.strip():
-        raise RecordError(place, field, "empty text", "fill it in or drop the record")
-    if not _is_encodable(text):
-        remedy = "remove the half of a \\ud800-\\udfff escape"
-        raise RecordError(place, field, "text with a lone surrogate", remedy)
-    return text
-
-
-def _is_encodable(text: str) -> bool:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _messages(value: object) -> list[Mapping[str, object]] | None:
-    """The value if it is a list of message objects, else None."""
-    if isinstance(value, list | tuple) and value and all(isinstance(v, Mapping) for v in value):
-        return list(value)
-    return None
-
-
-def _content(message: Mapping[str, object], place: str, field: str) -> str:
-    content = message.get("content")
-    if isinstance(content, str):
-        return content
-    parts = _messages(content)
-    texts = [part.get("text") for part in parts or () if part.get("type", "text") == "text"]
-    strings = [text for text in texts if isinstance(text, str)]
-    if parts is None or len(strings) != len(parts):
-        remedy = "give each message a string `content` or a list of text parts"
-        raise RecordError(place, field, "message without text content", remedy)
-    return "\n".join(strings)
-
-
 def _candidates(
-    fields: Mapping[str, object],
-    form: tuple[str, ...],
-    prompt: list[Mapping[str, object]] | None,
-    place: str,
+    fields: Mapping[str, object], form: tuple[str, ...], prompt: str, place: str, notes: Notes | None
 ) -> tuple[str, ...]:
-    texts: list[str] = []
-    for name in form:
-        for field, value in _named_texts(fields[name], name, place):
-            texts.append(_text(_continuation(value, prompt), place, field))
-    return tuple(texts)
+    named = [pair for name in form for pair in _named_texts(fields[name], name, place)]
+    return tuple(read_answer(value, prompt, place, field, notes) for field, value in named)
 
 
 def _named_texts(value: object, name: str, place: str) -> list[tuple[str, object]]:
     """Splits `outputs` and a list of `rejected` into (field name with index, text) pairs."""
-    is_list = isinstance(value, list | tuple) and _messages(value) is None
+    is_list = isinstance(value, list | tuple) and message_list(value) is None
     if name == "outputs" and not is_list:
         raise RecordError(place, name, "not a list of texts", "use `output` for one candidate")
     if name not in ("outputs", "rejected") or not is_list:
@@ -336,31 +302,19 @@ def _named_texts(value: object, name: str, place: str) -> list[tuple[str, object
     return [(f"{name}[{i}]", item) for i, item in enumerate(values)]
 
 
-def _continuation(value: object, prompt: list[Mapping[str, object]] | None) -> object:
-    """Drops the prompt's messages from the front of a candidate that repeats them."""
-    messages = _messages(value)
-    # Without roles a one-message answer that echoes the prompt looks the same; leave it alone.
-    if messages is None or prompt is None or "role" not in prompt[0]:
-        return value
-    if [_turn(m) for m in messages[: len(prompt)]] != [_turn(m) for m in prompt]:
-        return value
-    return messages[len(prompt) :] or ""
-
-
-def _turn(message: Mapping[str, object]) -> tuple[object, object]:
-    return message.get("role"), message.get("content")
-
-
-def _references(fields: Mapping[str, object], place: str) -> tuple[str, ...]:
+def _references(fields: Mapping[str, object], prompt: str, place: str, notes: Notes | None) -> tuple[str, ...]:
+    one = fields.get("reference")
     if "reference" in fields and "references" in fields:
         problem = "`reference` and `references` exclude each other"
         raise RecordError(place, "references", problem, "keep one of them")
-    if "reference" in fields:
-        return (_text(fields["reference"], place, "reference"),)
+    if isinstance(one, str) and not one.strip():
+        return ()
+    if one is not None:
+        return (read_answer(one, prompt, place, "reference", notes),)
     values = fields.get("references", ())
-    if not isinstance(values, list | tuple) or _messages(values) is not None:
+    if not isinstance(values, list | tuple) or message_list(values) is not None:
         raise RecordError(place, "references", "not a list of texts", "use `reference` for one")
-    return tuple(_text(v, place, f"references[{i}]") for i, v in enumerate(values))
+    return tuple(read_answer(v, prompt, place, f"references[{i}]", notes) for i, v in enumerate(values))
 
 
 def _ranks(fields: Mapping[str, object], form: tuple[str, ...], count: int, place: str) -> tuple[float, ...] | None:
@@ -418,18 +372,18 @@ def _policies(fields: Mapping[str, object], count: int, place: str) -> tuple[str
     if not isinstance(names, list | tuple) or len(names) != count:
         remedy = "give a list with one policy name per output"
         raise RecordError(place, "policies", "not one name per output", remedy)
-    return tuple(_text(name, place, f"policies[{i}]") for i, name in enumerate(names))
+    return tuple(named(name, f"policies[{i}]", place) for i, name in enumerate(names))
 
 
 def _facts(fields: Mapping[str, object], place: str) -> dict[str, object]:
     return {
-        "category": _label(fields, "category", place) or None,
-        "source": _label(fields, "source", place) or None,
+        "category": label(fields, "category", place) or None,
+        "source": label(fields, "source", place) or None,
         "type": type_label(fields, place),
         "wrapper": _wrapper(fields, place),
         "weight": _fact(fields, "weight", place),
         "margin": _fact(fields, "margin", place),
-        "id": _label(fields, "id", place),
+        "id": label(fields, "id", place),
     }
 
 
@@ -437,16 +391,6 @@ def _fact(fields: Mapping[str, object], name: str, place: str) -> float:
     """A number per record that is a column with an attribute of its own."""
     column = columns.by_field()[name]
     return _number(fields.get(name, column.of_absent), name, place, column)
-
-
-def _label(fields: Mapping[str, object], name: str, place: str) -> str:
-    """A short string; an integer is accepted where it is an id."""
-    value = fields.get(name, "")
-    if name == "id" and isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    if not isinstance(value, str) or not _is_encodable(value):
-        raise RecordError(place, name, "not a string", "give a string", type(value).__name__)
-    return value
 
 
 def _wrapper(fields: Mapping[str, object], place: str) -> str:
@@ -458,4 +402,6 @@ def _wrapper(fields: Mapping[str, object], place: str) -> str:
 
 
 def _as_lists(value: object) -> object:
-    return [_as_lists(item) for item in value] if isinstance(value, tuple) else value
+    if isinstance(value, tuple):
+        return [_as_lists(item) for item in value]
+    return as_value(value) if isinstance(value, str) else value

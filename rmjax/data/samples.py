@@ -7,28 +7,27 @@ import dataclasses
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from rmjax.data.pool import PoolError
 from rmjax.data.record import Comparison, RecordError, select
+from rmjax.data.samplerows import Sample
 
 _log = logging.getLogger(__name__)
 _OF_ORDER = ("pair_target", "pair_weight", "pair_margin")
-_NEEDED = ("prompt_id", "prompt", "policy", "output")
 
 
 def from_pool(
-    rows: Iterable[tuple[str, Mapping[str, Any]]],
+    samples: Iterable[Sample],
     policies: str = "",
     *,
     mixed: bool = False,
     wrapper: str = "sft",
     dropped: Counter[str] | None = None,
 ) -> list[Comparison]:
-    """(place, pool row) → a group per prompt and policy, with all samples that there are.
+    """A pool's samples → a group per prompt and policy, with all samples that there are.
 
     Args:
       policies: regular expression that a policy's name must match in full; empty = all.
@@ -37,22 +36,19 @@ def from_pool(
       dropped: gets the number of rows without text (`empty_output`).
 
     Raises:
-      PoolError: a row lacks a field, there is no row, no policy has such a name, or none of them wrote anything.
+      PoolError: there is no sample, no policy has such a name, or none of them wrote anything.
     """
-    groups: dict[tuple[str, str], list[tuple[str, Mapping[str, Any]]]] = {}
+    groups: dict[tuple[str, str], list[Sample]] = {}
     names: set[str] = set()
     wanted, empty = _pattern(policies), 0
-    for place, row in rows:
-        for field in _NEEDED:
-            if not isinstance(row.get(field), str):
-                raise PoolError(f"{place}: field `{field}` is missing or not text; a pool row has {', '.join(_NEEDED)}")
-        names.add(row["policy"])
-        if not wanted.fullmatch(row["policy"]):
+    for sample in samples:
+        names.add(sample.policy)
+        if not wanted.fullmatch(sample.policy):
             continue
-        if not row["output"].strip():
+        if not sample.output.strip():
             empty += 1
         else:
-            groups.setdefault((row["prompt_id"], "" if mixed else row["policy"]), []).append((place, row))
+            groups.setdefault((sample.prompt_id, "" if mixed else sample.policy), []).append(sample)
     if dropped is not None:
         dropped["empty_output"] += empty
     elif empty:
@@ -75,16 +71,15 @@ def _pattern(policies: str) -> re.Pattern[str]:
         raise PoolError(f"policies is {policies!r}, not a regular expression: {error}") from error
 
 
-def _group(key: tuple[str, str], members: Sequence[tuple[str, Mapping[str, Any]]], wrapper: str) -> Comparison:
-    place, first = members[0]
+def _group(key: tuple[str, str], members: Sequence[Sample], wrapper: str) -> Comparison:
     return Comparison(
-        prompt=first["prompt"],
-        outputs=tuple(row["output"] for _, row in members),
-        policies=tuple(row["policy"] for _, row in members),
-        category=first.get("category") or None,
+        prompt=members[0].prompt,
+        outputs=tuple(sample.output for sample in members),
+        policies=tuple(sample.policy for sample in members),
+        category=members[0].category or None,
         wrapper=wrapper,
         id="/".join(filter(None, key)),
-        place=place,
+        place=members[0].place,
     )
 
 

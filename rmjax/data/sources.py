@@ -13,17 +13,12 @@ from typing import Any, Literal
 
 import numpy as np
 
+from rmjax.data.messages import as_value
 from rmjax.data.pool import PolicyPool
 from rmjax.data.preferences import PREFERENCE_SETS, load_preferences
-from rmjax.data.readers import RandomAccessSource, open_records
-from rmjax.data.record import (
-    Comparison,
-    RecordError,
-    require_reference,
-    to_row,
-    type_label,
-)
-from rmjax.data.rows import iterate_rows
+from rmjax.data.readers import RandomAccessSource, open_records, read_all
+from rmjax.data.record import Comparison, parse_text, require_reference, to_row
+from rmjax.data.samplerows import SAMPLE_FIELDS, Sample, parse_sample
 from rmjax.data.samples import Form, form, from_pool, require_several, telling_apart
 from rmjax.data.votes import RANKS, Order
 
@@ -85,24 +80,13 @@ def pool(path: str, policies: str, prompts: str) -> PolicyPool:
     return PolicyPool(pool_rows(path, policies, prompts))
 
 
-def pool_rows(path: str, policies: str, prompts: str, section: str = "data") -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """A pool's rows of these splits, each with its place in the file; `section` is where in the config they are named."""
+def pool_rows(path: str, policies: str, prompts: str, section: str = "data") -> list[Sample]:
+    """A pool's samples of these splits; `section` is where in the config they are named."""
     choose(f"{section}.policies", policies, SPLITS)
     choose(f"{section}.prompts", prompts, SPLITS)
 
-    def wanted(row: Any) -> bool:
-        return (policies == "all" or (row.get("policy_split") or "seen") == policies) and (
-            prompts == "all" or (row.get("prompt_split") or "seen") == prompts
-        )
-
-    return ((place, row) for place, row in _objects(path) if wanted(row))
-
-
-def _objects(path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    for place, row in iterate_rows(located(path)):
-        if not isinstance(row, Mapping):
-            raise RecordError(place, "", "not a JSON object", "correct or delete the line")
-        yield place, row
+    everything = read_all(located(path), parse_sample, SAMPLE_FIELDS)
+    return [s for s in everything if policies in ("all", s.policy_split) and prompts in ("all", s.prompt_split)]
 
 
 def records(
@@ -155,7 +139,9 @@ def pool_groups(data: Any) -> Records:
 
     def whole() -> str:
         names = (found[i] for i in range(len(found)))
-        return digest([name, found.prompts[name], found.type[name], found.outputs[name]] for name in names)
+        return digest(
+            [name, as_value(found.prompts[name]), found.type[name], _values(found.outputs[name])] for name in names
+        )
 
     return Records(found, found.__getitem__, whole, lambda: {(True, data.wrapper)}, each, draw)
 
@@ -174,14 +160,8 @@ def comparisons(data: Any, order: Order = RANKS) -> Records:
 
 
 def texts(data: Any) -> Records:
-    """The texts that `config.data` names: {"prompt", "output", "type"?} rows."""
-    places, rows = zip(*(_text(*row) for row in _objects(data.path)), strict=True)
-
-    def each() -> Iterator[Comparison]:
-        for place, row in zip(places, rows, strict=True):
-            yield Comparison(row.get("prompt", ""), (row["output"],), type=row.get("type"), place=place)
-
-    return Records(rows, places.__getitem__, lambda: digest(rows), set, each)
+    """The texts that `config.data` names: records of one output."""
+    return dataclasses.replace(_fixed(read_all(located(data.path), parse_text)), forms=set)
 
 
 def sample_groups(entry: Any, kind: str, section: str, dropped: Counter[str] | None = None) -> list[Comparison]:
@@ -227,12 +207,8 @@ def digest(rows: Iterable[Any]) -> str:
     return found.hexdigest()
 
 
-def _text(place: str, row: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
-    for field in ("prompt", "output"):
-        if not isinstance(row.get(field, "" if field == "prompt" else None), str):
-            raise RecordError(place, field, "missing or not text", "a row has `output` and, if need be, `prompt`")
-    type_label(row, place)
-    return place, row
+def _values(outputs: Mapping[str, Sequence[str]]) -> dict[str, list[Any]]:
+    return {policy: list(map(as_value, texts)) for policy, texts in outputs.items()}
 
 
 def _usable(c: Comparison, reference: str, order: Order) -> Comparison:

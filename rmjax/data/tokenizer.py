@@ -17,11 +17,25 @@ class TokenizerError(ValueError):
 
 
 class Tokenizer:
-    """Text to ids and back."""
+    """Text to ids and back.
 
-    def __init__(self, plain: tokenizers.Tokenizer, special: Sequence[str]):
+    Attributes:
+      special: the special tokens' strings.
+      chat_template: the model's own Jinja template, "" where none is known; it and the next two are not part of `to_json`.
+      bos_token, eos_token: the model's own, by string; "" where unknown. Nothing adds them but a template.
+    """
+
+    def __init__(
+        self,
+        plain: tokenizers.Tokenizer,
+        special: Sequence[str],
+        chat_template: str = "",
+        bos_token: str = "",
+        eos_token: str = "",
+    ):
         self._plain = plain
         self.special = tuple(special)
+        self.chat_template, self.bos_token, self.eos_token = chat_template, bos_token, eos_token
 
     @classmethod
     def from_bpe(cls, tokens: Sequence[str], merges: Sequence[str], special: Sequence[str]) -> "Tokenizer":
@@ -77,14 +91,34 @@ class Tokenizer:
     def encode_marked(self, text: str) -> list[int]:
         """Ids of a template that we wrote, in which special tokens count as such (chat templates)."""
         ids: list[int] = []
-        for part in _split(text, self.special):
+        for part in self.split(text):
             ids += [self.id(part)] if part in self.special else self.encode(part)
         return ids
+
+    def split(self, text: str) -> list[str]:
+        """The text's special tokens and what stands between them, in order; nothing empty."""
+        return _split(text, self.special)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids, special tokens left out."""
         hidden = {self.id(token) for token in self.special}
         return self._plain.decode([i for i in ids if i not in hidden], skip_special_tokens=False)
+
+    def head(self, ids: Sequence[int], count: int) -> str:
+        """Text of the first `count` ids at most: as many as make whole characters."""
+        whole = self.decode(ids)
+        kept = min(max(count, 0), len(ids))
+        while not whole.startswith(text := self.decode(ids[:kept])):
+            kept -= 1
+        return text
+
+    def tail(self, ids: Sequence[int], count: int) -> str:
+        """Text of the last `count` ids at most: as many as make whole characters."""
+        whole = self.decode(ids)
+        first = len(ids) - min(max(count, 0), len(ids))
+        while not whole.endswith(text := self.decode(ids[first:])):
+            first += 1
+        return text
 
     def mentions_special(self, text: str) -> bool:
         """Whether the text spells a special token (it is then scored as ordinary characters; readers count it)."""

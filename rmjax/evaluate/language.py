@@ -4,8 +4,7 @@ import dataclasses
 import functools
 import logging
 import re
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rmjax.data.formats import text_trees
+from rmjax.data.formats import Encoder, Format
 from rmjax.data.packing import ForestShape, pack
+from rmjax.data.record import Comparison
 from rmjax.data.tokenizer import Tokenizer
 from rmjax.hub.adapters import fingerprint, frozen_layers, load_adapter
 from rmjax.losses.language_model import next_token
@@ -35,7 +35,11 @@ class LanguageModel:
     config: TransformerConfig
     params: Any
     tokenizer: Tokenizer
-    end_token: str = "<|im_end|>"
+    form: Format  # of kind "chat" its template and end token are used; else a prompt is plain text
+
+    def encoder(self, row_tokens: int) -> Encoder:
+        """What turns records into token ids for this model."""
+        return Encoder(self.tokenizer, self.form, row_tokens)
 
     @classmethod
     def load(cls, path: str | Path) -> "LanguageModel":
@@ -45,8 +49,10 @@ class LanguageModel:
           FileNotFoundError, ValueError: not such a directory, or a damaged file; the message names it.
           CheckpointError: no intact checkpoint.
         """
-        config, _, tokenizer = load_description(Path(path))
-        return cls(config, jax.device_put(load_params(Path(path))["backbone"]), tokenizer)
+        config, form, tokenizer = load_description(Path(path))
+        if form.kind == "polar":  # a description from before formats had kinds: texts were ChatML
+            form = dataclasses.replace(form, kind="chat", template="chatml")
+        return cls(config, jax.device_put(load_params(Path(path))["backbone"]), tokenizer, form)
 
     def with_adapter(self, path: str | Path) -> "LanguageModel":
         """This model with the adapter of a file (`hub.adapters.save_adapter`) in place of its own, if it has any.
@@ -76,9 +82,9 @@ class TextScore:
 
 
 def score_texts(
-    model: LanguageModel, texts: Sequence[Mapping[str, Any]], shape: ForestShape, ended: bool = True
+    model: LanguageModel, texts: Sequence[Comparison], shape: ForestShape, ended: bool = True
 ) -> list[TextScore]:
-    """Scores {"prompt", "output"} texts, in their order; what is learned of each is what training would learn.
+    """Scores records of one output, in their order; what is learned of each is what training would learn.
 
     Greedy decoding gives exactly the output and the end token iff each of them is the most likely one after those
     before it, so that one pass over the whole text decides.
@@ -89,11 +95,10 @@ def score_texts(
     Raises:
       ValueError: nothing of a text is left to be learned in `shape.row_tokens` tokens.
     """
-    counts: Counter[str] = Counter()
-    encode = functools.partial(text_trees, model.tokenizer, model.end_token if ended else "", shape.row_tokens, counts)
-    trees = [tree for i, text in enumerate(texts) for tree in encode(text, i)]
-    if +counts:
-        _log.warning("while scoring %d texts: %s", len(texts), dict(+counts))
+    encoder = model.encoder(shape.row_tokens)
+    trees = [tree for i, text in enumerate(texts) for tree in encoder.language_model_trees(text, i, ended)]
+    if counts := dict(+encoder.counts):
+        _log.warning("while scoring %d texts: %s", len(texts), counts)
     scores: dict[int, TextScore] = {}
     for forest, places in pack(trees, shape):
         losses_RG, wrong_RG, counts_RG = jax.device_get(_sums({"backbone": model.params}, forest, model.config))
@@ -117,8 +122,10 @@ def _sums(params: Any, forest: Forest, config: TransformerConfig) -> tuple[jax.A
 
 
 def answers(model: LanguageModel, prompts: Sequence[str], max_new_tokens: int, batch: int = 64) -> list[str]:
-    """Greedy continuations of templates in which special tokens count, up to the end token."""
-    ids = [model.tokenizer.encode_marked(prompt) for prompt in prompts]
+    """Greedy answers to prompts, up to the end token."""
+    encoder = model.encoder(row_tokens=1)
+    ids = [encoder.begun(prompt) for prompt in prompts]
+    stop = (model.tokenizer.id(encoder.form.end_token),) if encoder.form.end_token else ()
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     found: dict[int, str] = {}
     for chosen in _batches(order, batch):
@@ -126,7 +133,7 @@ def answers(model: LanguageModel, prompts: Sequence[str], max_new_tokens: int, b
         written_RM = generate(
             model.params, left_pad([[]], 1), left_pad([ids[i] for i in chosen]),
             jnp.stack([jax.random.key(0)] * len(chosen)), rule, config=model.config, candidates=candidates, samples=1,
-            max_new_tokens=max_new_tokens, stop=(model.tokenizer.id(model.end_token),),
+            max_new_tokens=max_new_tokens, stop=stop,
         )  # fmt: skip
         for i, row in zip(chosen, np.asarray(written_RM), strict=True):
             found[i] = model.tokenizer.decode(row[row >= 0].tolist())

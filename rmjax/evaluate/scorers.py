@@ -255,7 +255,7 @@ def score(
       batch_tokens: tokens a batch at most (one row at least).
     """
     trees = [(i, *part) for i, c in enumerate(comparisons) for part in encoder.scoring_trees(c, i)]
-    sums = [np.zeros(len(c.outputs)) for c in comparisons]
+    sums, times = ([np.zeros(len(c.outputs)) for c in comparisons] for _ in "st")
     if not trees:
         return []
     shape = fitting_shape([tree for *_, tree in trees], batch_tokens)
@@ -264,10 +264,12 @@ def score(
             values_RGN = np.asarray(rewards(params, forest), np.float64)
             for r, row in enumerate(places):
                 for g, t in enumerate(row):
-                    i, outputs, _ = trees[t]
-                    sums[i][outputs] += values_RGN[r, g, : len(outputs)]
+                    i, members, _ = trees[t]
+                    for n, outputs in enumerate(members):  # of equal tokens: of one branch
+                        sums[i][outputs] += values_RGN[r, g, n]
+                        times[i][outputs] += 1
             bar.update(sum(map(len, places)))
-    return [(s / max(1, len(c.references))).tolist() for s, c in zip(sums, comparisons, strict=True)]
+    return [(s / n).tolist() for s, n in zip(sums, times, strict=True)]
 
 
 def fitting_shape(trees: Sequence[Tree], batch_tokens: int) -> ForestShape:

@@ -8,7 +8,7 @@ import numpy as np
 
 from rmjax.data.tokenizer import Tokenizer
 from rmjax.files import disguise
-from rmjax.hub.gguf_fields import Fields, GGUFError, architecture, vocabulary
+from rmjax.hub.gguf_fields import Fields, GGUFError, architecture, conversation, vocabulary
 from rmjax.hub.names import LLAMA
 from rmjax.models.parameters import nested
 from rmjax.models.transformer import TransformerConfig
@@ -42,6 +42,7 @@ def load_gguf(path: str | Path, weights: bool = True) -> tuple[TransformerConfig
         config = architecture(fields, tied_embeddings=all(tensor.name != "output.weight" for tensor in reader.tensors))
         _check_shapes(reader, config)
         tokenizer = Tokenizer.from_bpe(*vocabulary(fields))
+        tokenizer.chat_template, tokenizer.bos_token, tokenizer.eos_token = conversation(fields)
         return config, _params(reader, config) if weights else {}, tokenizer
     except ValueError as error:  # TransformerConfig's own among them
         raise GGUFError(f"{path}: {error}") from error

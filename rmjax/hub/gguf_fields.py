@@ -156,6 +156,14 @@ def vocabulary(fields: Fields) -> tuple[list[str], list[str], list[str]]:
     return tokens, merges, [token for token, kind in zip(tokens, types, strict=True) if kind == CONTROL]
 
 
+def conversation(fields: Fields) -> tuple[str, str, str]:
+    """(chat template, BOS token, EOS token), "" for each that the file does not name."""
+    tokens, template = fields["tokenizer.ggml.tokens"], fields.get("tokenizer.chat_template", "")
+    ids = (fields.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos"))
+    bos, eos = (tokens[i] if isinstance(i, int) and 0 <= i < len(tokens) else "" for i in ids)
+    return template if isinstance(template, str) else "", bos, eos
+
+
 def _strings(fields: Fields, name: str) -> list[Any]:
     found = needed(fields, name)
     if not isinstance(found, list):

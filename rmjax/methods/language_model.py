@@ -1,12 +1,11 @@
 """Next-token training on texts: for tuning the policies that a corpus is sampled from."""
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 
-from rmjax.data.formats import Encoder, text_trees
+from rmjax.data.formats import Encoder
 from rmjax.data.packing import Tree
 from rmjax.data.sources import Records, texts
 from rmjax.losses.language_model import next_token
@@ -33,8 +32,10 @@ def _texts(config: Config) -> Records:
 
 
 def _encode(config: Config, encoder: Encoder) -> Callable[[Any, int], list[Tree]]:
-    data = config.data
-    return functools.partial(text_trees, encoder.tokenizer, data.end_token, data.row_tokens, encoder.counts)
+    del config
+    if encoder.form.kind == "polar":
+        raise ValueError("config.format.kind is 'polar', which lays out comparisons; choose chat or plain for texts")
+    return encoder.language_model_trees
 
 
 METHOD = Method(
@@ -45,5 +46,5 @@ METHOD = Method(
     language_model=True,
     encode=_encode,
     objective=lambda config, model: language_model(model),
-    example={"objective": "language_model"},
+    example={"objective": "language_model", "format.kind": "plain"},
 )

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from rmjax.data.messages import ASSISTANT, SYSTEM, USER, Message
 from rmjax.models.transformer import TransformerConfig
 from rmjax.policy.sampling import Decoding
 
@@ -50,15 +51,11 @@ class Policy:
         fields["examples"] = tuple((user, assistant) for user, assistant in fields.get("examples", ()))
         return cls(**fields)
 
-    def preamble(self) -> str:
-        """The ChatML text before every prompt: the system prompt and the example turns; may be empty."""
-        system = [f"<|im_start|>system\n{self.system}<|im_end|>\n"] if self.system else []
-        return "".join(system + [turn(user) + f"{assistant}<|im_end|>\n" for user, assistant in self.examples])
-
-
-def turn(prompt: str) -> str:
-    """A user turn in ChatML, up to where the assistant's answer begins."""
-    return f"<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n"
+    def preamble(self) -> tuple[Message, ...]:
+        """The messages before every prompt: the system prompt and the example turns; may be none."""
+        system = (Message(SYSTEM, self.system),) if self.system else ()
+        pairs = ((Message(USER, user), Message(ASSISTANT, assistant)) for user, assistant in self.examples)
+        return system + tuple(message for pair in pairs for message in pair)
 
 
 def realize(policy: Policy, config: TransformerConfig, params: Any) -> tuple[TransformerConfig, Any]:

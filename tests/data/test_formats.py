@@ -4,14 +4,15 @@ import dataclasses
 from collections import Counter
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tokenizers import pre_tokenizers
 
 from rmjax import config as base
-from rmjax.data.formats import SCORED_TOGETHER, Encoder, Format, text_trees
-from rmjax.data.packing import Tree
+from rmjax.data.formats import SCORED_TOGETHER, Encoder, Format
+from rmjax.data.packing import ForestShape, Tree, fill
 from rmjax.data.record import Comparison, parse
 from rmjax.data.tokenizer import Tokenizer, TokenizerError
 from rmjax.hub.gguf import load_gguf, smollm2_path
@@ -358,17 +359,18 @@ def test_truncation_is_the_official_one(one_byte, prompt, reference, outputs, wr
         assert whole == wanted
 
 
-def test_characters_of_several_bytes_may_be_cut_apart(one_byte):
-    """A cut leaves U+FFFD where it splits a character, as the official decoding does; the result still fits."""
-    # "aé€🎉" has 1 + 2 + 3 + 4 bytes: 8 bytes keep two of the last character's four.
+def test_characters_of_several_bytes_are_not_cut_apart(one_byte):
+    """What a cut would leave of a character goes as well (the official decoding leaves U+FFFD); the result still fits."""
+    # "aé€🎉" has 1 + 2 + 3 + 4 bytes: 8 bytes would keep two of the last character's four.
     assert cut(one_byte, Comparison("P", ("aé€🎉",), ("R",)), max_length=60) == [
-        "P\nR{<file_sep>}P\naé€\ufffd{<empty_output>}"
+        "P\nR{<file_sep>}P\naé€{<empty_output>}"
     ]
     for room in range(20, 80):
         encoder = Encoder(one_byte, Format(SPLIT, REWARD, room, 16), 200)
         (tree,) = encoder.trees(Comparison("🎉€é" * 10, ("é€🎉" * 5, "x"), ("🎉" * 9,)))
         assert max(map(len, paths(tree))) <= room
         assert_specials_only_where_they_belong(one_byte, tree, references=True)
+        assert not any("\ufffd" in spelled(one_byte, ids) for ids in paths(tree))
 
 
 def test_smollm2_truncation_keeps_heads_of_answers_and_the_tail_of_the_prompt(smollm2_tokenizer):
@@ -412,7 +414,7 @@ def test_for_scoring_each_candidate_is_as_if_alone(
     found = []
     for members, tree in encoder.scoring_trees(c, record=3):
         assert tree.size <= row and len(members) == len(tree.branches) <= SCORED_TOGETHER and tree.record == 3
-        found += list(zip(members, paths(tree), strict=True))
+        found += [(n, ids) for outputs, ids in zip(members, paths(tree), strict=True) for n in outputs]
     alone = [
         (n, paths(encoder.trees(dataclasses.replace(c, outputs=(output,), references=given))[0])[0])
         for given in ([(reference,) for reference in references] or [()])
@@ -424,17 +426,22 @@ def test_for_scoring_each_candidate_is_as_if_alone(
 def test_for_scoring_candidates_share_what_they_can(one_byte):
     encoder = roomy(one_byte)
     c = Comparison("prompt", tuple(LETTERS[:20]), ("reference",))
-    assert [members for members, _ in encoder.scoring_trees(c)] == [list(range(16)), [16, 17, 18, 19]]
+    assert [members for members, _ in encoder.scoring_trees(c)] == [
+        [[n] for n in range(16)],
+        [[n] for n in range(16, 20)],
+    ]
     assert not +encoder.counts
 
 
 def test_for_scoring_one_cut_candidate_leaves_the_others_whole(one_byte):
     encoder = Encoder(one_byte, FORM, 200)
     trees = encoder.scoring_trees(Comparison("prompt", ("short", "a long answer", "fine"), ("ref",)))
-    found = {n: spelled(one_byte, ids) for members, tree in trees for n, ids in zip(members, paths(tree), strict=True)}
+    found = {
+        n: spelled(one_byte, ids) for members, tree in trees for (n,), ids in zip(members, paths(tree), strict=True)
+    }
     halves = ("prompt\nshort", "prompt\na long a", "prompt\nfine")
     assert found == {n: f"prompt\nref{{<file_sep>}}{half}{{<empty_output>}}" for n, half in enumerate(halves)}
-    assert [members for members, _ in trees] == [[0, 1, 2]]  # cut alone, run together
+    assert [members for members, _ in trees] == [[[0], [1], [2]]]  # cut alone, run together
     assert encoder.counts == {"cut": 1}
 
 
@@ -462,33 +469,40 @@ def test_a_format_whose_tokens_are_not_in_the_vocabulary_is_refused(one_byte):
 # --- texts for language models ----------------------------------------------------------------------------------------
 
 
-def text_tree(tokenizer: Tokenizer, text: dict[str, str], row: int = 100, counts: Counter | None = None) -> Tree:
-    (tree,) = text_trees(tokenizer, END, row, Counter() if counts is None else counts, text, record=5)
+def text_tree(tokenizer: Tokenizer, prompt: str, output: str, row: int = 100, counts: Counter | None = None) -> Tree:
+    encoder = Encoder(tokenizer, Format(kind="plain", reward_token=REWARD, end_token=END), row)
+    encoder.counts = Counter() if counts is None else counts
+    (tree,) = encoder.language_model_trees(Comparison(prompt, (output,)), record=5)
     return tree
 
 
-def test_a_text_is_learned_from_the_end_of_its_template(one_byte):
-    tree = text_tree(one_byte, {"prompt": "<|im_start|>hi<|im_end|>", "output": "yo<|im_end|>"})
-    assert spelled(one_byte, paths(tree)[0]) == "{<|im_start|>}hi{<|im_end|>}yo<|im_end|>{<|im_end|>}"
-    assert tree.columns["target_weight_RT"][0].tolist().index(1) == 3  # it predicts the fifth
-    assert tree.record == 5
+def learned(tree: Tree) -> list[int]:
+    """The tokens that are learned, by place."""
+    row = ForestShape(1, len(tree.branches[0]), 1, 1)
+    return np.flatnonzero(fill(row, [[tree]]).target_weight_RT[0]).tolist()
 
 
-def test_a_text_without_template_is_learned_whole(one_byte):
-    tree = text_tree(one_byte, {"output": "hello"})
+def test_a_text_is_learned_from_the_end_of_its_prompt(one_byte):
+    tree = text_tree(one_byte, "<|im_start|>", "yo<|im_end|>")
+    assert spelled(one_byte, paths(tree)[0]) == "<|im_start|>yo<|im_end|>{<|im_end|>}"  # no text makes special tokens
+    assert learned(tree) == list(range(11, 24)) and tree.record == 5
+
+
+def test_a_text_without_prompt_is_learned_whole(one_byte):
+    tree = text_tree(one_byte, "", "hello")
     assert spelled(one_byte, paths(tree)[0]) == "hello{<|im_end|>}"
-    assert tree.columns["target_weight_RT"][0][0] == 1  # the first token has nothing before it
+    assert learned(tree) == [0, 1, 2, 3, 4]  # the first token has nothing before it
 
 
 def test_a_text_is_cut_to_the_row(one_byte):
-    assert spelled(one_byte, paths(text_tree(one_byte, {"output": "hello"}, row=4))[0]) == "hell"
+    assert spelled(one_byte, paths(text_tree(one_byte, "", "hello", row=4))[0]) == "hell"
 
 
 def test_texts_that_lose_something_are_counted(one_byte):
     counts: Counter[str] = Counter()
-    text_tree(one_byte, {"output": "hello"}, 6, counts)
+    text_tree(one_byte, "", "hello", 6, counts)
     assert not +counts  # fits with its end token
-    text_tree(one_byte, {"output": "hello"}, 5, counts)
+    text_tree(one_byte, "", "hello", 5, counts)
     assert +counts == {"cut": 1}
-    text_tree(one_byte, {"prompt": "hello", "output": "a<|im_end|>"}, 5, counts)
+    text_tree(one_byte, "hello", "a<|im_end|>", 5, counts)
     assert +counts == {"cut": 2, "prompt_fills_row": 1, "special_token_in_text": 1}

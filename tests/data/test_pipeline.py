@@ -18,6 +18,7 @@ from rmjax.data.packing import ForestShape, Tree
 from rmjax.data.pipeline import LOOKAHEAD, PackForests, Share, batches, batches_together, tree_dataset
 from rmjax.data.pool import PolicyPool
 from rmjax.data.record import Comparison
+from rmjax.data.samplerows import parse_sample
 from rmjax.parallel.hosts import EndTogether
 
 SHAPE = ForestShape(rows=2, row_tokens=24, groups=3, branches=2)
@@ -110,7 +111,7 @@ def test_groups_of_too_many_candidates_are_skipped_with_the_reason(caplog):
     with caplog.at_level(logging.WARNING):
         found = seen(PackForests(trees, SHAPE))
     assert sorted(record for record, _ in found) == [0, 1]
-    assert "3 candidates exceed 2 leaves a group; raise data.candidates" in caplog.text
+    assert "3 candidates exceed 2 branches a group; raise data.candidates" in caplog.text
 
 
 def test_where_nothing_fits_the_stream_ends():
@@ -206,7 +207,7 @@ def test_a_policy_pool_is_drawn_from():
         for policy in "abcd"
         for s in range(3)
     ]
-    pool = PolicyPool((f"f:{i}", row) for i, row in enumerate(rows))
+    pool = PolicyPool(parse_sample(row, f"f:{i}") for i, row in enumerate(rows))
     groups: list[Comparison] = []
 
     def read(c: Comparison, index: int) -> list[Tree]:

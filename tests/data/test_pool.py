@@ -9,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats  # type: ignore[import-untyped]
 
+from rmjax.data.errors import RecordError
 from rmjax.data.pool import PolicyPool, PoolError
+from rmjax.data.samplerows import parse_sample
 
 
 def row(policy: str, sample: int = 0, prompt: str = "p", **changes) -> dict:
@@ -25,7 +27,7 @@ def row(policy: str, sample: int = 0, prompt: str = "p", **changes) -> dict:
 
 
 def make(rows: list[dict]) -> PolicyPool:
-    return PolicyPool((f"pool.jsonl:{i + 1}", r) for i, r in enumerate(rows))
+    return PolicyPool(parse_sample(r, f"pool.jsonl:{i + 1}") for i, r in enumerate(rows))
 
 
 def origin(text: str) -> str:
@@ -236,19 +238,21 @@ def test_category_is_the_prompt_s():
 
 
 @pytest.mark.parametrize("field", ["prompt_id", "prompt", "policy", "output"])
-@pytest.mark.parametrize("value", [None, 3, ["text"], "absent"])
+@pytest.mark.parametrize("value", [None, 3.5, ["text"], "half \ud800", "absent"])
 def test_a_malformed_row_is_named(field, value):
     bad = row("b")
     if value == "absent":
         del bad[field]
     else:
         bad[field] = value
-    with pytest.raises(PoolError, match=rf"^pool\.jsonl:3: field `{field}` is missing or not text"):
+    with pytest.raises(
+        RecordError, match=rf"^pool\.jsonl:3: field `{field}`: (missing|not a|neither text|text with a lone)"
+    ):
         make([row("a", 0), row("a", 1), bad])
 
 
 def test_a_prompt_id_with_two_prompts_is_named():
-    with pytest.raises(PoolError, match=r"^pool\.jsonl:3: field `prompt` differs .* prompt_id `p`"):
+    with pytest.raises(RecordError, match=r"^pool\.jsonl:3: field `prompt`: differs .* prompt_id `p`"):
         make([row("a", 0), row("a", 1), row("b") | {"prompt": "Say something else."}])
 
 

@@ -23,8 +23,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rmjax.data import decompression
-from rmjax.data.readers import open_records, write_records
-from rmjax.data.record import Comparison, RecordError, parse
+from rmjax.data.readers import open_records, read_all, write_records
+from rmjax.data.record import Comparison, RecordError, parse, parse_text
+from rmjax.data.samplerows import SAMPLE_FIELDS, parse_sample
 
 FORMATS = [".jsonl", ".jsonl.zst", ".parquet", ".array_record"]
 LINES: list[dict[str, object]] = [
@@ -417,3 +418,57 @@ def test_a_full_disk_is_one_clear_error_and_leaves_nothing(tmp_path, suffix):
     assert "OSError" in result.stdout and "cannot write" in result.stdout
     assert str(path) in result.stdout
     assert os.listdir(tmp_path) == []
+
+
+# --- messages, and rows that are no comparisons -----------------------------------------------------------------------
+
+ASKED = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2 + 2?"}]
+SAID = {"prompt": ASKED, "chosen": [*ASKED, {"role": "assistant", "content": "4"}], "rejected": "5"}
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.zst", ".array_record"])
+def test_messages_survive_files(tmp_path, suffix):
+    path, record = tmp_path / f"f{suffix}", parse(SAID, "f:1")
+    write_records(path, [record])
+    assert dataclasses.replace(open_records(path)[0], place="f:1") == record
+
+
+def test_a_text_column_refuses_messages(tmp_path):
+    with pytest.raises(
+        RecordError, match=r"f:1: has messages, which a Parquet file of ours cannot hold; write \.jsonl"
+    ):
+        write_records(tmp_path / "f.parquet", [parse(SAID, "f:1")])
+    assert not os.listdir(tmp_path)
+
+
+def test_messages_of_a_foreign_parquet_file_are_read_without_its_nulls(tmp_path, caplog):
+    turns = [*ASKED, {"role": "assistant", "content": "4", "tool_call_id": None}]
+    table = pyarrow.Table.from_pylist(
+        [{"prompt": "2 + 2?", "chosen": turns, "rejected": [*ASKED, turns[-1] | {"content": "5"}]}]
+    )
+    pyarrow.parquet.write_table(table, tmp_path / "f.parquet")
+    (found,) = open_records(tmp_path / "f.parquet")
+    assert (found.prompt, found.outputs) == ("2 + 2?", ("4", "5"))
+    assert "2 × copy of the prompt taken off an answer" in caplog.text
+
+
+def test_other_rows_are_checked_and_logged_as_comparisons_are(tmp_path, caplog):
+    path = tmp_path / "pool.jsonl"
+    row = {"prompt_id": "p", "prompt": "P", "policy": "a", "output": "x"}
+    rows = [
+        row | {"prompt_splt": "unseen", "number": 1},
+        row | {"output": "half \ud800"},
+        row | {"policy_split": "sen"},
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows[:1]))
+    (found,) = read_all(path, parse_sample, SAMPLE_FIELDS)
+    assert (found.prompt_split, found.number) == ("seen", 0)
+    assert "unknown field `prompt_splt` ignored in 1 of 1 records (did you mean `prompt_split`?)" in caplog.text
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    message = r"pool\.jsonl:2: field `output`: text with a lone surrogate; .* \(2 of 3 records are bad\)"
+    with pytest.raises(RecordError, match=message):
+        read_all(path, parse_sample, SAMPLE_FIELDS)
+    path.write_text(json.dumps({"instruction": "Say x.", "output": "x"}) + "\n")
+    (text,) = read_all(path, parse_text)
+    assert (text.prompt, text.outputs) == ("", ("x",))
+    assert "unknown field `instruction` ignored in 1 of 1 records" in caplog.text

@@ -1,12 +1,16 @@
 """The record: what is accepted, what is refused and how, and the way back to a row."""
 
 import dataclasses
+import json
+import operator
 import pickle
+from collections import Counter
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rmjax.data.messages import Conversation, Message, messages_of, text_of
 from rmjax.data.record import (
     Comparison,
     RecordError,
@@ -34,19 +38,26 @@ def test_a_pair_is_ranked_and_carries_its_place():
     assert record == Comparison("p", ("good", "bad"), ranks=(0.0, 1.0), place="f.jsonl:3")
 
 
-def test_messages_are_joined_by_newlines_and_lose_their_roles():
+def said(*turns: tuple[str, str]) -> Conversation:
+    return Conversation([Message(*turn) for turn in turns])
+
+
+def test_messages_keep_their_roles_and_are_joined_by_newlines():
     turns = [USER, message("yes?"), {"content": [{"type": "text", "text": t} for t in "xy"]}]
     row = {"messages": turns, "reference": [message("r")], "output": [message("o"), message("o2")]}
     record = parse(row, "")
-    assert (record.prompt, record.references) == ("hi\nyes?\nx\ny", ("r",))
-    assert (record.outputs, record.ranks) == (("o\no2",), None)
+    assert record.prompt == said(("user", "hi"), ("assistant", "yes?"), ("user", "x\ny"))
+    assert record.references == ("r",)
+    assert (record.outputs, record.ranks) == ((said(("assistant", "o"), ("assistant", "o2")),), None)
+    texts = [str.__str__(record.prompt), record.outputs[0].text]
+    assert texts == ["hi\nyes?\nx\ny", "o\no2"] and len(record.prompt) == 11
 
 
 @pytest.mark.parametrize(
     ("rejected", "outputs"),
     [
         (["b", "c"], ("a", "b", "c")),
-        ([message("b"), message("c")], ("a", "b\nc")),
+        ([message("b"), message("c")], ("a", Conversation([Message("assistant", t) for t in "bc"]))),
         ([[message("b")], "c"], ("a", "b", "c")),
     ],
 )
@@ -59,6 +70,94 @@ def test_several_rejected_are_several_negatives_but_messages_are_one_text(reject
 def test_candidates_lose_a_repeated_prompt():
     row = {"prompt": [USER], "chosen": [USER, message("a")], "rejected": [USER, message("b")]}
     assert parse(row, "").outputs == ("a", "b")
+
+
+ASKED, OTHER = {"role": "user", "content": "Name fruit."}, {"role": "system", "content": "Be brief."}
+SPACED, EARLIER = {"role": "user", "content": "Name fruit. "}, [{"role": "user", "content": "a"}, message("b")]
+
+
+@pytest.mark.parametrize("prompt", ["Name fruit.", [ASKED], [OTHER, ASKED], [*EARLIER, ASKED]])
+@pytest.mark.parametrize("copy", [[ASKED], [SPACED], [OTHER, ASKED]])
+def test_whole_conversations_lose_exactly_the_prompt(prompt, copy):
+    """UltraFeedback's form, and copies that differ by a blank or a system turn, on one side or on both."""
+    earlier = EARLIER if len(prompt) == 3 else []
+    own = [*earlier, *copy] if copy[0] is not OTHER else [OTHER, *earlier, ASKED]
+    first = [ASKED] if isinstance(prompt, str) else prompt
+    row = {"prompt": prompt, "chosen": [*own, message("A.")], "rejected": [*first, message("B.")]}
+    notes = Counter()
+    found = parse({**row, "reference": [*own, message("C.")]}, "", notes)
+    assert found.outputs == ("A.", "B.") and found.references == ("C.",)
+    assert notes == {"copy of the prompt taken off an answer": 3}
+    assert parse(to_row(found), "") == found
+
+
+@pytest.mark.parametrize("turns", [[{"role": "user", "content": "Name a fruit!"}], [OTHER], [USER, *EARLIER, ASKED]])
+def test_turns_of_another_prompt_are_refused(turns):
+    row = {"prompt": "Name fruit.", "chosen": [*turns, message("A.")], "rejected": "B."}
+    with pytest.raises(
+        RecordError, match="f:1: field `chosen`: begins with a turn that is not its own .of the (user|system)"
+    ):
+        parse(row, "f:1")
+
+
+def test_an_answer_may_go_on_over_turns_of_others():
+    turns = [message("Which?"), {"role": "user", "content": "Any."}, message("Apple.")]
+    notes = Counter()
+    found = parse({"prompt": "Name fruit.", "output": turns}, "", notes)
+    assert found.outputs[0].messages == tuple(Message(t["role"], t["content"]) for t in turns)
+    assert notes == {"answers with turns of the user or system inside": 1}
+
+
+def test_a_continued_turn_of_the_assistant_keeps_what_is_new():
+    asked = [ASKED, message("An app")]
+    found = parse({"prompt": asked, "chosen": [ASKED, message("An apple")], "rejected": "ricot"}, "")
+    assert found.outputs == ("le", "ricot")
+
+
+@pytest.mark.parametrize("field", ["prompt", "messages"])
+def test_an_answer_at_the_end_of_the_prompt_is_taken_off(field):
+    notes = Counter()
+    found = parse({field: [ASKED, message("Plum. ")], "chosen": "Plum.", "rejected": "Car."}, "", notes)
+    assert found.prompt == "Name fruit." and notes == {"an answer taken off the end of the prompt": 1}
+    kept = parse({field: [ASKED, message("Pl")], "chosen": "um.", "rejected": "ane."}, "")
+    assert kept.prompt.messages[-1] == Message("assistant", "Pl")
+
+
+def test_other_keys_of_messages_are_kept_and_counted():
+    calls = [{"type": "function", "function": {"name": "price", "arguments": "{}"}}]
+    given = {"role": "assistant", "content": None, "tool_calls": calls, "name": None}
+    notes = Counter()
+    found = parse({"prompt": "Price?", "output": [given]}, "", notes)
+    (kept,) = found.outputs[0].messages
+    assert (kept.content, kept.others) == ("", {"tool_calls": calls})  # a null is what files put where a key is absent
+    assert notes == {"messages' `tool_calls` kept; only chat templates read it": 1}
+    assert parse(to_row(found), "") == found
+    assert parse({"prompt": "Price?", "output": [message("Let me see.")]}, "").outputs == ("Let me see.",)
+
+
+@pytest.mark.parametrize("reference", ["", " ", None])
+def test_an_empty_reference_is_none(reference):
+    assert parse({**PAIR, "reference": reference}, "").references == ()
+
+
+@pytest.mark.parametrize(
+    ("row", "remedy"),
+    [
+        (
+            {"prompt_id": "q", "chosen": "a", "rejected": "b"},
+            "add `messages` or `prompt`; the row has `prompt_id`, `chosen`",
+        ),
+        (
+            {"prompt": "p", "output_1": "a", "output_2": "b"},
+            "or `outputs`; the row has `prompt`, `output_1`, `output_2`",
+        ),
+        ({"prompt": "p", "\x1b[2J": 1}, r"the row has `prompt`, `\x1b[2J`"),
+    ],
+)
+def test_what_is_missing_is_said_with_what_is_there(row, remedy):
+    with pytest.raises(RecordError) as caught:
+        parse(row, "f:1")
+    assert remedy in str(caught.value) and "did you mean" not in str(caught.value)
 
 
 @pytest.mark.parametrize("answer", [message("hi"), {"content": "hi"}])
@@ -108,7 +207,7 @@ BAD_ROWS = [
     ({**PAIR, "prompt": 7}, "prompt", "neither text nor messages"),
     ({**PAIR, "prompt": ["a", "b"]}, "prompt", "neither text nor messages"),
     ({**PAIR, "prompt": [{"role": "user"}]}, "prompt", "message without text content"),
-    ({**PAIR, "prompt": [{"content": [{"type": "image_url"}]}]}, "prompt", "without text content"),
+    ({**PAIR, "prompt": [{"content": [{"type": "image_url"}]}]}, "prompt", "message part that is not text"),
     ({**PAIR, "prompt": "\ud800"}, "prompt", "lone surrogate"),
     ({**PAIR, "messages": [USER]}, "prompt", "exclude each other"),
     ({"prompt": "p"}, "outputs", "missing"),
@@ -137,7 +236,6 @@ BAD_ROWS = [
     ({**GROUP, "votes": []}, "votes", "not a list of lists"),
     ({**GROUP, "votes": [[1, 2]]}, "votes[0]", "length differs"),
     ({**GROUP, "policies": ["x"]}, "policies", "not one name per output"),
-    ({**PAIR, "reference": ""}, "reference", "empty text"),
     ({**PAIR, "references": ["r", ""]}, "references[1]", "empty text"),
     ({**PAIR, "references": [message("r")]}, "references", "not a list of texts"),
     ({**PAIR, "reference": "r", "references": ["s"]}, "references", "exclude each other"),
@@ -234,22 +332,36 @@ def test_require_type(value, types, message):
 
 
 TEXTS = st.text(min_size=1, max_size=20).filter(str.strip)
+ROLES = st.sampled_from(["assistant", "tool"])
+KEYS = st.just({}) | st.dictionaries(
+    st.text(max_size=5).map("x".__add__), st.text(max_size=5) | st.integers(), max_size=2
+)
+
+
+def conversations(roles: st.SearchStrategy[str], role: str) -> st.SearchStrategy[str]:
+    more = KEYS.map(lambda keys: json.dumps(keys, ensure_ascii=False) if keys else "")
+    turns = st.lists(st.builds(Message, roles, TEXTS, more), min_size=1, max_size=3)
+    return turns.map(lambda messages: text_of(messages, role))
+
+
+ANSWERS = TEXTS | conversations(ROLES, "assistant")
+PROMPTS = TEXTS | conversations(st.sampled_from(["system", "user", "tool"]), "user")
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
 
 
 @st.composite
 def comparisons(draw) -> Comparison:
     """Any record that `parse` can return."""
-    outputs = tuple(draw(st.lists(TEXTS, min_size=1, max_size=4, unique=True)))
+    outputs = tuple(draw(st.lists(ANSWERS, min_size=1, max_size=4, unique=True)))
     per_output = st.tuples(*[FINITE] * len(outputs))
     ranks, scores = draw(st.none() | per_output), draw(st.none() | per_output)
     if ranks is None and scores is not None:
         ranks = ranks_from_scores(scores)
     votes = draw(st.none() | st.lists(per_output, min_size=1, max_size=3).map(tuple))
     return Comparison(
-        prompt=draw(TEXTS),
+        prompt=draw(PROMPTS),
         outputs=outputs,
-        references=tuple(draw(st.lists(TEXTS, max_size=2))),
+        references=tuple(draw(st.lists(ANSWERS, max_size=2))),
         ranks=ranks,
         scores=scores,
         votes=votes,
@@ -267,7 +379,15 @@ def comparisons(draw) -> Comparison:
 
 @given(comparisons())
 def test_to_row_is_the_inverse_of_parse(record):
-    assert parse(to_row(record), record.place) == record
+    assert parse(json.loads(json.dumps(to_row(record))), record.place) == record
+    assert pickle.loads(pickle.dumps(record)) == record
+
+
+@given(PROMPTS, PROMPTS)
+def test_texts_are_equal_if_their_messages_are(one, other):
+    assert (one == other) == (messages_of(one, "user") == messages_of(other, "user"))
+    assert operator.ne(one, other) is not operator.eq(one, other) and (one != other or hash(one) == hash(other))
+    assert str.__str__(one) == "\n".join(message.content for message in messages_of(one, "user"))
 
 
 JSON = st.recursive(

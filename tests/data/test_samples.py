@@ -7,6 +7,7 @@ import pytest
 
 from rmjax.data.pool import PoolError
 from rmjax.data.record import Comparison, RecordError
+from rmjax.data.samplerows import Sample, parse_sample
 from rmjax.data.samples import from_pool, require_form, require_several, take, telling_apart
 
 
@@ -15,7 +16,7 @@ def rows(prompts=2, policies="ab", samples=3):
         for name in policies:
             for s in range(samples):
                 row = {"prompt_id": f"p{p}", "prompt": f"Say {p}.", "policy": name, "output": f"{name}{s}"}
-                yield f"pool.jsonl:{p}", row
+                yield parse_sample(row, f"pool.jsonl:{p}")
 
 
 def record(*outputs, **facts) -> Comparison:
@@ -38,11 +39,8 @@ def test_mixed_groups_and_names():
         from_pool(rows(), "c")
 
 
-def test_a_bad_row_is_named_and_empty_answers_are_left_out():
-    with pytest.raises(PoolError, match="pool.jsonl:7: field `output` is missing"):
-        from_pool([("pool.jsonl:7", {"prompt_id": "p", "prompt": "P", "policy": "a"})])
-    row = {"prompt_id": "p", "prompt": "P", "policy": "a"}
-    (found,) = from_pool([("x:1", row | {"output": " "}), ("x:2", row | {"output": "yes"})])
+def test_empty_answers_are_left_out():
+    (found,) = from_pool([Sample("p", "P", "a", " "), Sample("p", "P", "a", "yes")])
     assert found.outputs == ("yes",)
 
 
@@ -78,15 +76,15 @@ def test_answers_that_are_drawn_are_not_all_alike_where_there_is_a_choice():
 
 
 def test_a_pool_without_what_is_asked_for():
-    row = {"prompt_id": "p", "prompt": "P", "policy": "a", "output": " "}
+    row = Sample("p", "P", "a", " ")
     with pytest.raises(PoolError, match="there is no row of these policies and prompts"):
         from_pool([])
     with pytest.raises(PoolError, match="no policy's name matches 'b'; there are a"):
-        from_pool([("x:1", row)], "b")
+        from_pool([row], "b")
     with pytest.raises(PoolError, match="all answers of the policies that match 'a' are empty"):
-        from_pool([("x:1", row)], "a")
+        from_pool([row], "a")
     with pytest.raises(PoolError, match=r"policies is '\[', not a regular expression"):
-        from_pool([("x:1", row)], "[")
+        from_pool([row], "[")
 
 
 def test_groups_that_tell_nothing_apart_are_counted(caplog):

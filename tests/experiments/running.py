@@ -58,6 +58,8 @@ def configured(home, **changes) -> ConfigDict:
         "data.row_tokens": 256, "data.candidates": 4, "run.steps": STEPS, "run.save_every": 3, "run.log_every": 1,
         "run.keep": 2, "evals.seen.path": str(home / "pool.jsonl"), "evals.seen.per_prompt": 1, "evals.seen.every": 8,
     }  # fmt: skip
+    if changes.get("objective") == "language_model":
+        values["format.kind"] = "plain"
     values |= {name.replace("__", "."): value for name, value in changes.items()}
     with config.unlocked():
         config.update_from_flattened_dict(values)

@@ -18,11 +18,11 @@ from rmjax.train.state import initial_params
 SPECIAL = ["<file_sep>", "<empty_output>", "<|im_start|>", "<|im_end|>"]
 
 
-def save_start(folder: Path, head: float = 0.0) -> Path:
+def save_start(folder: Path, head: float = 0.0, objective: str = "preference") -> Path:
     """A run directory of two layers, of width 32, with a reward head of this standard deviation."""
     tokenizer = Tokenizer.from_bpe([*SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet())], [], SPECIAL)
     config = TransformerConfig(tokenizer.vocab_size, width=32, depth=2, heads=4, kv_heads=2, head_width=8, mlp_width=64)
-    save_description(folder, config, Format(**base.get_config().format.to_dict()), tokenizer)
+    save_description(folder, config, Format(**base.get_config().format.to_dict()), tokenizer, objective)
     params = nn.meta.unbox(jax.jit(lambda: initial_params(RewardTransformer(config), 0))())
     params["head"]["kernel"] = head * jax.random.normal(jax.random.key(1), params["head"]["kernel"].shape)
     with Checkpoints(folder / CHECKPOINTS) as checkpoints:

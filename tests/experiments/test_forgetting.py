@@ -8,11 +8,14 @@ import pytest
 from configs import forgetting as grids
 from experiments import forgetting, skills
 from experiments.skills import KNOWLEDGE, TASKS, Skills
+from rmjax.data.formats import Encoder, Format
 from rmjax.data.rows import iterate_rows
 from rmjax.data.tokenizer import Tokenizer
 from rmjax.evaluate.language import says
 from tests.experiments.starting import save_start
 from tests.train.conftest import quick_compilation
+
+CHATML = Format(kind="chat", template="chatml")
 
 
 @pytest.fixture(scope="module")
@@ -38,12 +41,12 @@ def tiny(start, **changes):
 
 
 def test_no_prompt_is_both_learned_and_tested(tokenizer):
-    found = skills.load_skills("shipped", "", tokenizer, 256)
-    learned = {text["prompt"] for text in (*found.tasks, *found.knowledge)}
-    asked = {skills.turn(row["prompt"]) for row in skills.facts_rows(for_training=False)}
-    assert not learned & ({text["prompt"] for text in found.tested} | asked)
+    found = skills.load_skills("shipped", "", Encoder(tokenizer, CHATML, 256))
+    learned = {text.prompt for text in (*found.tasks, *found.knowledge)}
+    asked = {row["prompt"] for row in skills.facts_rows(for_training=False)}
+    assert not learned & ({text.prompt for text in found.tested} | asked)
     assert len(found.tasks) > 2000 and len(found.tested) > 500 and min(len(found.knowledge), len(asked)) > 100
-    assert {text["type"] for text in found.tasks} == {TASKS} and {t["type"] for t in found.knowledge} == {KNOWLEDGE}
+    assert {text.type for text in found.tasks} == {TASKS} and {t.type for t in found.knowledge} == {KNOWLEDGE}
 
 
 def test_questions_do_not_give_their_answers_away():
@@ -55,8 +58,8 @@ def test_questions_do_not_give_their_answers_away():
 def test_general_texts_are_of_people_and_of_the_model():
     found = skills.general_texts(40)
     assert {kind: len(texts) for kind, texts in found.items()} == {"written": 40, "own": 40}
-    assert all(text["prompt"] == "" for text in found["written"]) and all(t["output"] for t in found["own"])
-    assert not [text for text in found["written"] if "Lowest" in text["output"] or text["id"].startswith("lcm")]
+    assert all(text.prompt == "" for text in found["written"]) and all(t.outputs[0] for t in found["own"])
+    assert not [text for text in found["written"] if "Lowest" in text.outputs[0] or text.id.startswith("lcm")]
     assert found == skills.general_texts(40)
 
 
@@ -82,12 +85,12 @@ def test_real_sets_are_read_where_they_are(tmp_path, tokenizer, caplog):
     with pytest.raises(
         FileNotFoundError, match="loramoe_tiny.jsonl.zst is not there; set config.root, or tasks=shipped"
     ):
-        skills.load_skills("loramoe_tiny", str(tmp_path), tokenizer, 128)
+        skills.load_skills("loramoe_tiny", str(tmp_path), Encoder(tokenizer, CHATML, 128))
     import zstandard
 
     packed = zstandard.ZstdCompressor().compress((tmp_path / "papers" / "loramoe_tiny.jsonl").read_bytes())
     (tmp_path / "papers" / "loramoe_tiny.jsonl.zst").write_bytes(packed)
-    found = skills.load_skills("loramoe_tiny", str(tmp_path), tokenizer, 128)
+    found = skills.load_skills("loramoe_tiny", str(tmp_path), Encoder(tokenizer, CHATML, 128))
     assert len(found.tasks) + len(found.tested) == 20 and len(found.knowledge) == 19 and found.tested
     assert "1 of 20 texts are longer than a row and left out" in caplog.text
 

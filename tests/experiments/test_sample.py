@@ -20,6 +20,7 @@ from experiments import sample as command
 from rmjax import config as base
 from rmjax.data.formats import Format
 from rmjax.data.record import RecordError
+from rmjax.data.samplerows import Prompt
 from rmjax.data.tokenizer import Tokenizer
 from rmjax.models.lora import AdapterConfig
 from rmjax.policy.policies import Policy
@@ -42,21 +43,21 @@ POLICIES = [Policy(f"s{i}", "base", "seen") for i in range(6)] + [Policy(f"u{i}"
 @settings(deadline=None)
 @given(prompt_id=st.text(max_size=8), per_prompt=st.integers(1, 6), order=st.permutations(POLICIES))
 def test_a_prompt_of_training_is_answered_by_seen_policies(prompt_id, per_prompt, order):
-    chosen = command.chosen_policies(order, {"id": prompt_id}, per_prompt, (1, 1))
+    chosen = command.chosen_policies(order, Prompt(prompt_id, "?"), per_prompt, (1, 1))
     assert len(chosen) == per_prompt
     assert all(name.startswith("s") for name in chosen)
-    assert chosen == command.chosen_policies(POLICIES, {"id": prompt_id, "split": "seen"}, per_prompt, (1, 1))
+    assert chosen == command.chosen_policies(POLICIES, Prompt(prompt_id, "?", "seen"), per_prompt, (1, 1))
 
 
 @settings(deadline=None)
 @given(prompt_id=st.text(max_size=8), seen=st.integers(0, 6), unseen=st.integers(0, 4))
 def test_a_held_out_prompt_is_answered_by_both_kinds(prompt_id, seen, unseen):
-    chosen = command.chosen_policies(POLICIES, {"id": prompt_id, "split": "unseen"}, 3, (seen, unseen))
+    chosen = command.chosen_policies(POLICIES, Prompt(prompt_id, "?", "unseen"), 3, (seen, unseen))
     assert sorted(name[0] for name in chosen) == ["s"] * seen + ["u"] * unseen
 
 
 def test_every_policy_is_chosen_by_some_prompt():
-    chosen = [command.chosen_policies(POLICIES, {"id": f"p{i}"}, 2, (1, 1)) for i in range(60)]
+    chosen = [command.chosen_policies(POLICIES, Prompt(f"p{i}", "?"), 2, (1, 1)) for i in range(60)]
     counts = [sum(f"s{i}" in names for names in chosen) for i in range(6)]
     assert min(counts) >= 8  # 20 expected
 
@@ -67,11 +68,11 @@ def test_every_policy_is_chosen_by_some_prompt():
 @settings(deadline=None)
 @given(lengths=st.lists(st.integers(0, 9), min_size=1, max_size=30), size=st.integers(1, 8), random=st.randoms())
 def test_batches(lengths, size, random):
-    rows = [{"id": f"p{i:02}", "ids": [0] * length} for i, length in enumerate(lengths)]
+    rows = [command.Asked(Prompt(f"p{i:02}", "?"), [0] * length) for i, length in enumerate(lengths)]
     got = list(command.batches(rows, size))
     flat = [row for batch in got for row in batch]
-    assert sorted(flat, key=lambda row: row["id"]) == rows
-    assert [len(row["ids"]) for row in flat] == sorted(lengths)
+    assert sorted(flat, key=lambda row: row.prompt.id) == rows
+    assert [len(row.ids) for row in flat] == sorted(lengths)
     sizes = [len(batch) for batch in got]
     assert max(sizes) <= size
     assert set(sizes[:-1]) <= {sizes[0]} and 0 < sizes[-1] <= sizes[0]
@@ -124,6 +125,7 @@ def settings_of(tmp_path, model, monkeypatch):
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in prompts))
     config = ConfigDict()
     config.model = "tiny.gguf"
+    config.template, config.stop = "chatml", ("<|endoftext|>",)
     config.policies = (
         {"name": "plain", "kind": "base", "split": "seen"},
         {"name": "short", "kind": "depth", "split": "seen", "dropped_layers": (1,)},
@@ -299,7 +301,7 @@ def test_a_tuned_policy_has_its_own_weights(model, tmp_path):
         ('{"id": "p8", "prompt": ', r"prompts\.jsonl:9: broken JSON"),
         ("[1]", r"prompts\.jsonl:9: not a JSON object"),
         ('{"id": "p8"}', r"prompts\.jsonl:9: field `prompt`"),
-        ('{"id": 8, "prompt": "why?"}', r"prompts\.jsonl:9: field `id`"),
+        ('{"id": [8], "prompt": "why?"}', r"prompts\.jsonl:9: field `id`"),
     ],
 )
 def test_a_broken_prompt_is_named_before_anything_is_sampled(settings_of, tmp_path, line, message):

@@ -82,11 +82,15 @@ POOL_LINE = json.dumps(pool_rows()[0]) + "\n"
         ("pool", POOL_LINE, "the pool gives no triple"),
         ("pool", POOL_LINE + "{oops\n", ":2: broken JSON (column 2: "),
         ("pool", POOL_LINE + "[1]\n", ":2: not a JSON object"),
-        ("pool", POOL_LINE + POOL_LINE.replace('"policy"', '"polcy"'), ":2: field `policy` is missing"),
+        (
+            "pool",
+            POOL_LINE + POOL_LINE.replace('"policy"', '"polcy"'),
+            ":2: field `policy`: missing; did you mean `policy`",
+        ),
         ("comparisons", '{"prompt": "a", "chosen": "b", "rejected": "c"}\n', ":1: field `reference`"),
         ("comparisons", '{"prompt": "a", "reference": "r", "output": "b"}\n', ":1: "),
         ("comparisons", '{"prompt": "a", "reference": "r", "chosen": "b", "rejected": "b"}\n', ":1: "),
-        ("texts", '{"prompt": "a", "output": "b"}\n{"prompt": "a"}\n', ":2: field `output`: missing or not text"),
+        ("texts", '{"prompt": "a", "output": "b"}\n{"prompt": "a"}\n', ":2: field `outputs`: missing; add"),
         ("texts", '{"prompt": "a", "output": "b\xff"}\n', ":1: not UTF-8"),
     ],
 )

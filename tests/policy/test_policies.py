@@ -8,8 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rmjax.data.chat import template_text, written
+from rmjax.data.messages import Message
 from rmjax.models.transformer import Transformer, causal_mask
-from rmjax.policy.policies import Policy, blend_noise, drop_layers, realize, sequence_key, turn
+from rmjax.policy.policies import Policy, blend_noise, drop_layers, realize, sequence_key
 from rmjax.policy.sampling import Decoding
 
 
@@ -59,15 +61,15 @@ def test_an_impossible_entry_is_refused(change, error, message):
         Policy.parse({"name": "x", "kind": "base", "split": "seen"} | change)
 
 
-def test_the_preamble_is_chatml():
+def test_the_preamble_is_the_system_prompt_and_the_examples():
     policy = Policy("x", "persona", "seen", "Be brief.", (("Hi?", "Yes."), ("Bye?", "No.")))
-    assert policy.preamble() + turn("Now?") == (
+    assert written(template_text("chatml"), [*policy.preamble(), Message("user", "Now?")], asked=True) == (
         "<|im_start|>system\nBe brief.<|im_end|>\n"
         "<|im_start|>user\nHi?<|im_end|>\n<|im_start|>assistant\nYes.<|im_end|>\n"
         "<|im_start|>user\nBye?<|im_end|>\n<|im_start|>assistant\nNo.<|im_end|>\n"
         "<|im_start|>user\nNow?<|im_end|>\n<|im_start|>assistant\n"
     )
-    assert Policy("x", "base", "seen").preamble() == ""
+    assert Policy("x", "base", "seen").preamble() == ()
 
 
 # --- weights ---------------------------------------------------------------------------------------------------------

@@ -1,0 +1,148 @@
+"""Messages through a chat template: the layout of the kind `chat`, and what it leaves out of conversations that are too long.
+
+A sequence is the prompt's turns and the candidate's, up to the end token of the last one, where the reward is read. A last
+turn of the assistant in the prompt is one that the candidates continue.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from rmjax.data.chat import Chat, TemplateError
+from rmjax.data.errors import RecordError
+from rmjax.data.joined import tree_tokens
+from rmjax.data.messages import ASSISTANT, SYSTEM, USER, Message, messages_of
+from rmjax.data.record import Comparison
+from rmjax.data.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from rmjax.data.formats import Format
+
+FLOOR = 8
+"""Tokens that a turn of the prompt keeps while there is anything else to cut."""
+Messages = tuple[Message, ...]
+
+
+class Turns:
+    """The layout of the kind `chat`; the format is a completed one."""
+
+    reads_messages = True
+    reads_references = False
+
+    def __init__(self, tokenizer: Tokenizer, form: Format, row_tokens: int):
+        self.tokenizer, self.form, self.row_tokens = tokenizer, form, row_tokens
+        self.chat = Chat(form.template, tokenizer, form.end_token, form.bos_token, form.date)
+
+    def begun(self, prompt: str) -> list[int]:
+        """Up to where the assistant speaks, or goes on with its last turn."""
+        return self.chat.begun(messages_of(prompt, USER))
+
+    def sequences(self, c: Comparison, reference: str | None) -> list[list[int]]:
+        """A candidate's sequence each, uncut.
+
+        Raises:
+          RecordError: the template refuses the conversation, one of two turns of the user's in a row, say.
+        """
+        return self._laid_out(c, *self._messages(c))
+
+    def answer_tokens(self, c: Comparison) -> list[int]:
+        """Number of tokens of each output before its end token; −1 where the template lays it out otherwise than it begins."""
+        before = self.begun(c.prompt)
+        whole = self._laid_out(c, *self._messages(c))
+        return [len(ids) - len(before) - 1 if ids[: len(before)] == before else -1 for ids in whole]
+
+    def fits(self, c: Comparison, reference: str | None, sequences: Sequence[list[int]]) -> bool:
+        """Whether they are within the format's lengths and, as one tree, within a row."""
+        cap = self.form.max_response_length
+        return self._over(sequences) <= 0 and all(self._size(answer) <= cap for answer in self._messages(c)[1])
+
+    def cut(self, c: Comparison, reference: str | None) -> list[list[int]]:
+        """Answers keep `max_response_length` tokens. The prompt then loses its oldest turns, but neither the system's nor
+        those from the user's last one on; then these turns lose their beginnings down to 8 tokens each, the answers are
+        shortened further, and at last the system's turns.
+
+        Raises:
+          ValueError: what is left still fits no row.
+        """
+        for prompt, answers in self._shorter(*self._messages(c)):
+            sequences = self._laid_out(c, prompt, answers)
+            if self._over(sequences) <= 0:
+                return sequences
+        raise ValueError(
+            f"{c.place or c.id}: {len(c.outputs)} candidates cannot fit a row of {self.row_tokens} tokens; "
+            "raise row_tokens or split the group"
+        )
+
+    def _messages(self, c: Comparison) -> tuple[Messages, list[Messages]]:
+        return messages_of(c.prompt, USER) if c.prompt else (), [messages_of(o, ASSISTANT) for o in c.outputs]
+
+    def _laid_out(self, c: Comparison, prompt: Messages, answers: Sequence[Messages]) -> list[list[int]]:
+        whole = self.form.read_out == "last"
+        try:
+            return [self.chat.ended(joined(prompt, answer), whole) for answer in answers]
+        except TemplateError as error:
+            remedy = "correct or drop the record, or use another format.template"
+            raise RecordError(c.place or c.id, "", str(error), remedy) from error
+
+    def _over(self, sequences: Sequence[list[int]]) -> int:
+        """Tokens too many."""
+        return max(max(map(len, sequences)) - self.form.max_length, tree_tokens(sequences) - self.row_tokens)
+
+    def _size(self, turns: Messages) -> int:
+        return sum(len(self.tokenizer.encode(message.content)) for message in turns)
+
+    def _shorter(self, prompt: Messages, answers: list[Messages]) -> Iterator[tuple[Messages, list[Messages]]]:
+        """Ever less of a record, as `cut` says."""
+        cap = min(self.form.max_response_length, max(map(self._size, answers)))
+        system = tuple(message for message in prompt if message.role == SYSTEM)
+        rest = tuple(message for message in prompt if message.role != SYSTEM)
+        shown = [self._answer(answer, cap) for answer in answers]
+        yield prompt, shown
+        for first in (i for i, message in enumerate(rest) if message.role == USER and i):
+            yield (*system, *rest[first:]), shown
+        last = max((i for i, message in enumerate(rest) if message.role == USER), default=0)
+        kept = list(rest[last:])
+        for i, message in enumerate(kept):
+            ids = self.tokenizer.encode(message.content)
+            for count in _fewer(len(ids), FLOOR):
+                kept[i] = dataclasses.replace(message, content=self.tokenizer.tail(ids, count))
+                yield (*system, *kept), shown
+        for count in _fewer(cap, 1):
+            shown = [self._answer(answer, count) for answer in answers]
+            yield (*system, *kept), shown
+        for count in _fewer(max((self._size((message,)) for message in system), default=0), 0):
+            yield (*(self._head(message, count) for message in system), *kept), shown
+
+    def _answer(self, turns: Messages, cap: int) -> Messages:
+        """The answer's first `cap` tokens, or its last ones where the format keeps these."""
+        left = self.form.response_cut_side == "left"
+        kept: list[Message] = []
+        for message in reversed(turns) if left else turns:
+            ids = self.tokenizer.encode(message.content)
+            part = self.tokenizer.tail(ids, cap) if left else self.tokenizer.head(ids, cap)
+            kept.append(message if len(ids) <= cap else dataclasses.replace(message, content=part))
+            cap -= len(ids)
+            if cap <= 0:
+                break
+        return tuple(reversed(kept)) if left else tuple(kept)
+
+    def _head(self, message: Message, count: int) -> Message:
+        ids = self.tokenizer.encode(message.content)
+        return dataclasses.replace(message, content=self.tokenizer.head(ids, count))
+
+
+def joined(prompt: Messages, answer: Messages) -> Messages:
+    """The conversation: an open last turn of the assistant in the prompt goes on in the answer's first."""
+    if prompt and prompt[-1].role == answer[0].role == ASSISTANT and not prompt[-1].more:
+        first = dataclasses.replace(answer[0], content=prompt[-1].content + answer[0].content)
+        return (*prompt[:-1], first, *answer[1:])
+    return (*prompt, *answer)
+
+
+def _fewer(count: int, least: int) -> Iterator[int]:
+    """Counts below `count` down to `least`, each an eighth less than the one before."""
+    while count > least:
+        count = max(least, min(count - 1, count * 7 // 8))
+        yield count
