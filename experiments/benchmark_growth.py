@@ -27,7 +27,7 @@ from experiments.start import guarded, parse_flags, prepare
 from experiments.trainers.results import spread
 from rmjax.data import placement
 from rmjax.data.packing import ForestShape, Tree, fill
-from rmjax.data.pipeline import Share
+from rmjax.data.pipeline import Shard
 from rmjax.evaluate import environment
 from rmjax.evaluate.plots import growth, svg
 from rmjax.files import refuse_unwritable, write_json, write_text
@@ -107,7 +107,7 @@ def measure(case: Case, rounds: int) -> dict[str, Any]:
     config = config_of(case)
     mesh = make_mesh(config.mesh.to_dict())
     forest = random_groups(case, load_start(config.model).config.vocab_size)
-    arm = Arm.make(config, placement.place(forest, placement.forest_shardings(mesh), Share()))
+    arm = Arm.make(config, placement.place(forest, placement.forest_shardings(mesh), Shard()))
     arm.seconds()
     seconds = [arm.seconds() for _ in range(rounds)]
     trained = parameters.count(arm.state.trainable)

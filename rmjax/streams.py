@@ -10,7 +10,7 @@ import grain
 
 from rmjax.data.formats import Encoder, Format, completed
 from rmjax.data.packing import ForestShape, Tree
-from rmjax.data.pipeline import WHOLE, Share, batches, batches_together, tree_dataset
+from rmjax.data.pipeline import WHOLE, Shard, batches, batches_together, tree_dataset
 from rmjax.data.sources import Records
 from rmjax.data.tokenizer import Tokenizer
 from rmjax.methods import MAIN, Chosen
@@ -42,7 +42,7 @@ class Stream:
         return {name: {"records": len(found), "sha256": found.digest()} for name, found in self.records.items()}
 
 
-def open_stream(chosen: Chosen, tokenizer: Tokenizer, form: Format, share: Share = WHOLE) -> Stream:
+def open_stream(chosen: Chosen, tokenizer: Tokenizer, form: Format, share: Shard = WHOLE) -> Stream:
     """This process's share of a config's batches; where methods ask for streams beside the main one, a batch has a forest of
     each by its name."""
     config, shapes = chosen.config, chosen.shapes()

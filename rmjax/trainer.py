@@ -80,7 +80,7 @@ class Trainer:
         self.format = format_of(self.chosen, self.start.tokenizer)
         check_format(self.config.model, self.format)
         data = self.config.data
-        self.share = placement.share_of_process(self.mesh, self.rules, data.rows, data.streams)
+        self.share = placement.shard_of_process(self.mesh, self.rules, data.rows, data.streams)
         self.stream: Stream = open_stream(self.chosen, self.start.tokenizer, self.format, self.share)
         self.program: Program = make_program(self.chosen, self.start.config, self.mesh, self.rules)
         self.chosen.check_start(self.start.params, self.program.rate)

@@ -173,7 +173,7 @@ def train_steps(job: Mapping[str, Any]) -> dict[str, Any]:
     check(methods, mesh, rules)
     start = start_of(config)
     form = format_of(methods, start.tokenizer)
-    share = placement.share_of_process(mesh, rules, config.data.rows, config.data.streams)
+    share = placement.shard_of_process(mesh, rules, config.data.rows, config.data.streams)
     stream = open_stream(methods, start.tokenizer, form, share)
     program, times = make_program(methods, start.config, mesh, rules), Times()
     counted, nothing = count_traces(program.step), NotSaved()

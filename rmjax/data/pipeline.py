@@ -87,7 +87,7 @@ class ForestIterator(grain.DatasetIterator):
 
 
 @dataclasses.dataclass(frozen=True)
-class Share:
+class Shard:
     """Which part of a batch a process makes: of `streams` equal parts of its rows, those numbered `mine`."""
 
     streams: int = 1
@@ -101,7 +101,7 @@ class PackStreams(grain.IterDataset):
     Raises ValueError when the rows do not divide into the streams.
     """
 
-    def __init__(self, parent: grain.MapDataset, shape: ForestShape, share: Share, lookahead: int = LOOKAHEAD):
+    def __init__(self, parent: grain.MapDataset, shape: ForestShape, share: Shard, lookahead: int = LOOKAHEAD):
         super().__init__()
         if shape.rows % share.streams:
             raise ValueError(f"{shape.rows} rows do not divide into {share.streams} streams; change rows or the other")
@@ -163,17 +163,17 @@ def tree_dataset(
     return indexed.random_map(read) if draw is not None else indexed.map(read)
 
 
-WHOLE = Share()
+WHOLE = Shard()
 
 
-def batches(trees: grain.MapDataset, shape: ForestShape, prefetch: int = 2, share: Share = WHOLE) -> grain.IterDataset:
+def batches(trees: grain.MapDataset, shape: ForestShape, prefetch: int = 2, share: Shard = WHOLE) -> grain.IterDataset:
     """Forests, made `prefetch` batches ahead in a thread so that the step does not wait. From several streams they do not
     end, and are empty after the last tree."""
     return _ahead(_packed(trees, shape, share), prefetch)
 
 
 def batches_together(
-    streams: Mapping[str, tuple[grain.MapDataset, ForestShape]], prefetch: int = 2, share: Share = WHOLE
+    streams: Mapping[str, tuple[grain.MapDataset, ForestShape]], prefetch: int = 2, share: Shard = WHOLE
 ) -> grain.IterDataset:
     """A forest of each data set by its name, side by side; ends with the first that does. The state holds the position of
     every one."""
@@ -182,7 +182,7 @@ def batches_together(
     return _ahead(together.map(lambda forests: dict(zip(streams, forests, strict=True))), prefetch)
 
 
-def _packed(trees: grain.MapDataset, shape: ForestShape, share: Share) -> grain.IterDataset:
+def _packed(trees: grain.MapDataset, shape: ForestShape, share: Shard) -> grain.IterDataset:
     return PackForests(trees, shape) if share.streams == 1 else PackStreams(trees, shape, share)
 
 

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from rmjax.data.pipeline import Share
+from rmjax.data.pipeline import Shard
 from rmjax.models.columns import declared
 from rmjax.models.forest import Forest
 from rmjax.parallel.mesh import RULES, Rules
@@ -42,7 +42,7 @@ def matching(shardings: Forest, batch: Forest) -> Forest:
     return dataclasses.replace(shardings, columns={name: getattr(shardings, name) for name in batch.columns})
 
 
-def share_of_process(mesh: Mesh, rules: Rules, rows: int, streams: int) -> Share:
+def shard_of_process(mesh: Mesh, rules: Rules, rows: int, streams: int) -> Shard:
     """The streams that make the rows on this process's devices; `rows` of the global batch, in `streams` equal parts. A
     process that has to pack rows of others as well says so in a warning."""
     sharding: Any = forest_shardings(mesh, rules).record_RG
@@ -54,10 +54,10 @@ def share_of_process(mesh: Mesh, rules: Rules, rows: int, streams: int) -> Share
             "this process holds %d of a batch's %d rows and reads for %d: make data.streams, which is %d, a multiple of %d",
             len(held), rows, len(mine) * rows // streams, streams, rows // len(held),
         )  # fmt: skip
-    return Share(streams, tuple(mine))
+    return Shard(streams, tuple(mine))
 
 
-def place(batch: Forest | Mapping[str, Forest], shardings: Forest, share: Share) -> Any:
+def place(batch: Forest | Mapping[str, Forest], shardings: Forest, share: Shard) -> Any:
     """Host forests, which hold the rows of `share`, as global arrays."""
     if not isinstance(batch, Forest):
         return {name: place(forest, shardings, share) for name, forest in batch.items()}

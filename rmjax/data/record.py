@@ -72,7 +72,7 @@ class Comparison:
     policies: tuple[str, ...] | None = None  # N names: who wrote each output
     category: str | None = None
     source: str | None = None  # data set name
-    type: int | None = None  # LoRAMoE type label
+    type: int | None = None  # type label of the record
     wrapper: str = "sft"  # "sft" or "pretrain" (POLAR)
     weight: float = 1.0  # factor on the loss, >= 0
     margin: float = 0.0  # in units of reward
@@ -244,7 +244,7 @@ def type_label(fields: Mapping[str, object], place: str) -> int | None:
     if value is None:
         return None
     if not isinstance(value, int) or isinstance(value, bool):
-        raise RecordError(place, "type", "not an integer", "give the number of the LoRAMoE type")
+        raise RecordError(place, "type", "not an integer", "give the number of the type")
     _number(value, "type", place, columns.by_field()["type"])
     return value
 

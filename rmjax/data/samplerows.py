@@ -32,7 +32,7 @@ class Sample:
     policy_split: str = SEEN
     prompt_split: str = SEEN
     category: str = ""
-    type: int | None = None  # LoRAMoE type label of the prompt
+    type: int | None = None  # type label of the record of the prompt
     place: str = ""
 
 

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rmjax.data.packing import ForestShape, Tree
-from rmjax.data.pipeline import LOOKAHEAD, PackForests, Share, batches, batches_together, tree_dataset
+from rmjax.data.pipeline import LOOKAHEAD, PackForests, Shard, batches, batches_together, tree_dataset
 from rmjax.data.pool import PolicyPool
 from rmjax.data.record import Comparison
 from rmjax.data.samplerows import parse_sample
@@ -317,7 +317,7 @@ ROWS = ForestShape(rows=8, row_tokens=24, groups=3, branches=2)
 
 def shared(*mine: int, epochs: int | None = None, prefetch: int = 2):
     """The batches of a process that packs these of four streams."""
-    return iter(batches(stream(epochs=epochs), ROWS, prefetch, Share(4, mine)))
+    return iter(batches(stream(epochs=epochs), ROWS, prefetch, Shard(4, mine)))
 
 
 def stacked(*parts):
@@ -365,7 +365,7 @@ def test_another_number_of_processes_goes_on_where_they_stopped():
 def test_data_sets_side_by_side_are_shared_alike():
     def together(*mine):
         both = {"a": (stream(epochs=None), ROWS), "b": (stream(seed=5, epochs=None), dataclasses.replace(ROWS, rows=4))}
-        return itertools.islice(batches_together(both, share=Share(4, mine)), 5)
+        return itertools.islice(batches_together(both, share=Shard(4, mine)), 5)
 
     parts = zip(together(0, 1), together(2, 3), strict=True)
     stuck = [{name: stacked(one[name], other[name]) for name in "ab"} for one, other in parts]
@@ -374,4 +374,4 @@ def test_data_sets_side_by_side_are_shared_alike():
 
 def test_rows_that_do_not_divide_into_streams():
     with pytest.raises(ValueError, match="8 rows do not divide into 3 streams"):
-        batches(stream(), ROWS, share=Share(3, (0,)))
+        batches(stream(), ROWS, share=Shard(3, (0,)))

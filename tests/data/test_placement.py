@@ -8,8 +8,8 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from rmjax.data.packing import ForestShape
-from rmjax.data.pipeline import WHOLE, Share
-from rmjax.data.placement import forest_shardings, matching, place, share_of_process
+from rmjax.data.pipeline import WHOLE, Shard
+from rmjax.data.placement import forest_shardings, matching, place, shard_of_process
 from rmjax.models.forest import Forest
 from rmjax.parallel.mesh import RULES, make_mesh, make_rules
 
@@ -38,13 +38,13 @@ def test_the_rules_say_along_what():
 def test_one_process_has_all_streams():
     mesh = make_mesh({"data": -1})
     rows = 4 * jax.device_count()
-    assert share_of_process(mesh, RULES, rows, 1) == WHOLE
-    assert share_of_process(mesh, RULES, rows, 4) == Share(4, (0, 1, 2, 3))
+    assert shard_of_process(mesh, RULES, rows, 1) == WHOLE
+    assert shard_of_process(mesh, RULES, rows, 4) == Shard(4, (0, 1, 2, 3))
 
 
 def test_placing_changes_no_cell():
     mesh, forest = make_mesh({"data": -1}), numbered(4 * jax.device_count())
-    for share in (WHOLE, Share(4, (0, 1, 2, 3))):
+    for share in (WHOLE, Shard(4, (0, 1, 2, 3))):
         placed = place({"a": forest}, forest_shardings(mesh), share)["a"]
         jax.tree.map(np.testing.assert_array_equal, jax.device_get(placed), forest)
         assert jax.tree.map(lambda x: x.sharding, placed) == matching(forest_shardings(mesh), forest)
@@ -54,4 +54,4 @@ def test_rows_stand_where_their_stream_belongs():
     """Half of a batch, on a mesh that asks for all of it: the other half is another process's."""
     mesh, forest = make_mesh({"data": -1}), numbered(2 * jax.device_count())
     with pytest.raises(KeyError):
-        place(forest, forest_shardings(mesh), Share(4, (0, 1)))
+        place(forest, forest_shardings(mesh), Shard(4, (0, 1)))

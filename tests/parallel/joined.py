@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from rmjax.data.packing import ForestShape, Tree
 from rmjax.data.pipeline import FileSource, batches, tree_dataset
-from rmjax.data.placement import forest_shardings, place, share_of_process
+from rmjax.data.placement import forest_shardings, place, shard_of_process
 from rmjax.parallel import hosts
 from rmjax.parallel.mesh import RULES, batch_sharding, make_mesh, replicated
 from rmjax.train.checkpoint import Checkpoints
@@ -42,7 +42,7 @@ def step(state, forest):
 def run(directory: Path, epochs: int | None = None, seconds: float = 0.0) -> State:
     """From wherever it stopped; `seconds` a step at least, so that there is time to interrupt it."""
     mesh = make_mesh({"data": -1})
-    share = share_of_process(mesh, RULES, SHAPE.rows, STREAMS)
+    share = shard_of_process(mesh, RULES, SHAPE.rows, STREAMS)
     stream = iter(batches(tree_dataset(range(40), encode, seed=0, epochs=epochs), SHAPE, share=share))
     everywhere = replicated(mesh)
     shardings = State(everywhere, {"rows": batch_sharding(mesh), "total": everywhere}, {}, {}, everywhere)
