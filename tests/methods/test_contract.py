@@ -173,29 +173,41 @@ def test_a_stopped_run_ends_in_the_same_bits(home, method, tmp_path):
     assert bits(resumed) == bits(whole)
 
 
-@pytest.mark.slow
-@every
-def test_eight_devices_take_the_same_step(home, method):
-    """In a process of its own: rows over two, parameters over two, heads over two devices."""
-    changes = {"data__rows": 4, "meta_data__rows": 4, "mesh__data": 2, "mesh__fsdp": 2, "mesh__tensor": 2}
-    script = (
-        "import json, sys; from pathlib import Path; from rmjax import methods; from rmjax.trainer import Trainer\n"
-        "from tests.methods.test_contract import configured\n"
-        "home, name, changes = sys.argv[1:]\n"
-        "t = Trainer(configured(Path(home), methods.METHODS[name], **json.loads(changes)))\n"
-        "print(json.dumps([t.step()['loss'] for _ in range(2)]))"
-    )
+MESHES = {1: {}, 8: {"mesh__data": 2, "mesh__fsdp": 2, "mesh__tensor": 2}}
+LOSSES = """
+import json, sys
+from pathlib import Path
+from rmjax import methods
+from rmjax.trainer import Trainer
+from tests.methods.test_contract import configured
 
-    def losses(devices, changes):
+home, changes = Path(sys.argv[1]), json.loads(sys.argv[2])
+for name, method in methods.METHODS.items():
+    trainer = Trainer(configured(home, method, data__rows=4, meta_data__rows=4, **changes))
+    print(json.dumps([name, [trainer.step()["loss"] for _ in range(2)]]), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def losses(home):
+    """Number of devices → method → losses of two steps; a process for each number."""
+
+    def of(devices):
         run = subprocess.run(
-            [sys.executable, "-c", script, str(home), method.name, json.dumps(changes)], text=True, capture_output=True,
+            [sys.executable, "-c", LOSSES, str(home), json.dumps(MESHES[devices])], text=True, capture_output=True,
             env=os.environ | simulated.devices(devices), cwd=Path(__file__).parents[2], check=False,
         )  # fmt: skip
         assert run.returncode == 0, run.stderr[-2000:]
-        return json.loads(run.stdout.splitlines()[-1])
+        return dict(json.loads(line) for line in run.stdout.splitlines() if line.startswith("["))
 
-    one = losses(1, {"data__rows": 4, "meta_data__rows": 4})
-    assert losses(8, changes) == pytest.approx(one, rel=2e-4)
+    return {devices: of(devices) for devices in MESHES}
+
+
+@pytest.mark.slow
+@every
+def test_eight_devices_take_the_same_step(losses, method):
+    """Rows over two, parameters over two, heads over two devices."""
+    assert losses[8][method.name] == pytest.approx(losses[1][method.name], rel=2e-4)
 
 
 @pytest.mark.slow
