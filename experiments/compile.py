@@ -88,7 +88,7 @@ def compile_ahead(config: Any, where: Slice) -> tuple[Program, Mesh, Any]:
 
 
 def _abstract(shape: ForestShape, shardings: Forest) -> Forest:
-    """A batch of no data, as `parallel.batch.place` would lay it out."""
+    """A batch of no data, as `data.placement.place` would lay it out."""
     arrays = jax.eval_shape(shape.empty)
     fitting = matching(shardings, arrays)
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), arrays, fitting)

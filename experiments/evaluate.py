@@ -36,7 +36,7 @@ from rmjax.locks import locked
 from rmjax.terminal import printable
 
 logger = logging.getLogger(__name__)
-_RUN_FILES = ("model.json", "tokenizer.json", "config.json", "metrics.jsonl")
+_RUN_FILES = ("model.json", "tokenizer.json", "config.json", "data.json", "metrics.jsonl")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,6 +160,8 @@ def _evaluate(options: Options) -> dict[str, Any]:
         "seconds": round(time.monotonic() - started, 3),
         **environment(),
     }
+    if measures := _measures(options, rows):
+        result["measures"] = measures
     if options.routing:
         result["routing"] = _routing(options, options.routing, rows)
     if options.scores:
@@ -167,6 +169,17 @@ def _evaluate(options: Options) -> dict[str, Any]:
     write_json(options.out, result)
     options.partial.unlink()
     return result
+
+
+def _measures(options: Options, rows: Sequence[Comparison]) -> dict[str, float]:
+    """Means over candidates of what a model says of them beside its scores: an ensemble's disagreement."""
+    from rmjax.reward_model import RewardModel, has_measures
+
+    if not has_measures(options.model):
+        return {}
+    model = RewardModel.load(options.model, mesh="all" if options.mesh == "all" else None)
+    values = {name: [x for row in scorer.score(rows) for x in row] for name, scorer in model.measures.items()}
+    return {name: sum(found) / len(found) for name, found in values.items()}
 
 
 def main(_: list[str]) -> None:
@@ -271,8 +284,12 @@ def _notes(result: dict[str, Any], options: Options) -> Iterator[str]:
         yield f"{result['without_reference']} rows had no reference and were scored without one"
     if result["reference_from_ranks"]:
         yield f"{result['reference_from_ranks']} rows: the top-ranked output was the reference"
+    for name, value in result.get("measures", {}).items():
+        yield f"{name}: {value:.4g}, a mean over candidates"
     for reason, count in [*result["skipped"].items(), *result["unreadable"].items()]:
         yield f"rows left out: {count} ({reason})"
+    for name, value in result.get("measures", {}).items():
+        yield f"{name}: {value:.4g}, a mean over candidates"
     for reason, count in result["dropped"].items():
         yield f"rows of the set left out when it was read: {count} ({reason})"
     for change, count in result["encoding"].items():

@@ -21,6 +21,7 @@ from rmjax.reward_model import (
     is_language_model,
     load_description,
     load_params,
+    refuse_wrapped,
     save_description,
 )
 from rmjax.train.checkpoint import Checkpoints
@@ -38,6 +39,7 @@ def export(model: Path, to: str, output: Path, base: str = "") -> None:
     if to not in FORMS:
         raise ValueError(f"--to is {to!r}; choose {', '.join(FORMS[:-1])} or {FORMS[-1]}")
     config, form, tokenizer = load_description(model)
+    refuse_wrapped(model)
     if config.adapter is None:
         raise ValueError(f"--model={model} has no adapter; it was trained with config.adapter.kind empty")
     params, writes = load_params(model), is_language_model(model)

@@ -153,7 +153,8 @@ def keep_config(config: ConfigDict, path: Path) -> None:
     """
     now = _flat(json.loads(config.to_json_best_effort()))
     if path.exists():
-        before = _flat(json.loads(get_config().to_json_best_effort())) | _stored(path)
+        stored = _stored(path)
+        before = _flat(json.loads(get_config().to_json_best_effort())) | _meant(stored) | stored
         changed = [
             f"{key}: {before[key]!r} then, {now[key]!r} now"
             for key in sorted(before.keys() & now.keys())
@@ -165,6 +166,12 @@ def keep_config(config: ConfigDict, path: Path) -> None:
             )
     if jax.process_index() == 0:
         write_text(path, config.to_json_best_effort(indent=1) + "\n")  # a kill must not leave half of it
+
+
+def _meant(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run of an older version did where today's default is another one: all its parameters decayed."""
+    older = "optimizer.decayed" not in stored
+    return {"optimizer.decayed": "."} if older and stored.get("optimizer.weight_decay") else {}
 
 
 def _exact(config: ConfigDict) -> bool:

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import logging
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,6 +18,7 @@ from rmjax.models import parameters
 from rmjax.models.attention import PLATFORMS
 from rmjax.models.reward import RewardTransformer
 from rmjax.models.transformer import TransformerConfig
+from rmjax.parallel import hosts
 from rmjax.parallel.mesh import Rules, shards
 from rmjax.roles import Roles
 from rmjax.settings import Config
@@ -77,10 +79,20 @@ def make_program(chosen: Chosen, architecture: TransformerConfig, mesh: Mesh, ru
             "config.model.param_dtype is bfloat16: a step below 1/256 of a weight is lost in rounding; keep float32 for what is "
             "trained (model.dtype may be bfloat16)"
         )
+    _check_rates(config, abstract)
     shardings = state_shardings(abstract, boxed, selected, mesh, rules)
     gradient = chosen.gradient(model, rate, shardings.trainable)
     step = make_step(gradient, update, shardings, mesh, rules)
     return Program(architecture, model, chosen.roles, rate, update, abstract, shardings, step, chosen.rewards(model))
+
+
+def _check_rates(config: Config, abstract: State) -> None:
+    paths = list(parameters.flat(abstract.trainable))
+    for pattern in optimizer.parse_rates(config.optimizer.rates):
+        if not any(re.search(pattern, path) for path in paths):
+            raise ValueError(
+                f"config.optimizer.rates has the pattern {pattern!r}, which matches no trained path; there are {', '.join(paths)}"
+            )
 
 
 def make_rate(config: Config) -> optax.Schedule:
@@ -127,7 +139,7 @@ def refuse_dead_head(chosen: Chosen, state: State) -> None:
     heads = [path for path in (*moving, *frozen) if "head/kernel" in path]
     if chosen.language_model or not heads or any(path in moving for path in heads):
         return
-    if not any(np.any(np.asarray(jax.device_get(frozen[path]))) for path in heads):
+    if not any(np.any(hosts.whole(frozen[path])) for path in heads):
         raise ValueError(
             f"config.trainable is {chosen.config.trainable!r} and leaves out the reward head, which is zero: every gradient "
             "would be 0; add `|^head/` to it, or start from a trained reward model (config.model.init)"
@@ -147,6 +159,11 @@ def check(chosen: Chosen, mesh: Mesh, rules: Rules) -> None:
     config = chosen.config
     if jax.process_count() > 1 and not jax.distributed.is_initialized():
         raise ValueError(f"this is one of {jax.process_count()} processes; set config.hosts.coordinator to auto")
+    if config.hosts.coordinator not in ("", "none") and not jax.distributed.is_initialized():
+        raise ValueError(
+            f"config.hosts.coordinator is {config.hosts.coordinator!r}, but this process has joined no other; call "
+            "rmjax.parallel.hosts.join before anything that needs a device (experiments.train does)"
+        )
     if config.model.attention == "pallas" and (platform := mesh.devices.flat[0].platform) not in PLATFORMS:
         raise ValueError(
             f"config.model.attention is 'pallas', kernels for TPUs and GPUs, and this run is on {platform}; use 'blockwise': "

@@ -17,7 +17,7 @@ from rmjax import methods
 from rmjax.data.formats import Encoder, Format, completed
 from rmjax.data.record import Comparison, RecordError, parse
 from rmjax.data.tokenizer import Tokenizer
-from rmjax.evaluate.scorers import RewardScorer, batch_tokens, model_rewards, on_mesh
+from rmjax.evaluate.scorers import Rewards, RewardScorer, batch_tokens, model_rewards, on_mesh
 from rmjax.files import write_text
 from rmjax.hub.adapters import fingerprint, frozen_layers, load_adapter
 from rmjax.models.attention import kernels_for, refusal
@@ -93,6 +93,19 @@ def _described(directory: Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
+def has_measures(directory: Path) -> bool:
+    """Whether a model's methods say more of a candidate than its reward: `RewardModel.measures` is not empty."""
+    saved = _described(directory).get("methods", {})
+    return bool(saved and methods.wrapped(saved, None).measures)
+
+
+def refuse_wrapped(directory: Path) -> None:
+    """ValueError for a model of several members, whose parameters are not those of one model."""
+    described = _described(directory)
+    if described.get("methods") and not described.get("main_role"):
+        raise ValueError(f"{directory} was made by {', '.join(described['methods'])}, and this is for a single model")
+
+
 def load_params(directory: Path, step: int | None = None, *, every_role: bool = False) -> dict[str, Any]:
     """The main model's parameters of a training directory's newest intact checkpoint (or that of `step`), on the host; those of
     all its roles with `every_role`."""
@@ -150,7 +163,8 @@ class RewardModel:
     Rewards are unbounded fp32 numbers without a fixed zero; only differences between outputs for one prompt (and one
     reference) mean anything. They do not depend on what else is in the call, nor on the mesh, to 1e-5 in fp32.
 
-    `scorer` is the model as one of the scorers of `rmjax.evaluate`.
+    `scorer` is the model as one of the scorers of `rmjax.evaluate`; `measures` are further ones by name, such as an ensemble's
+    `disagreement`.
 
     Args:
       mesh: where it runs: None is the default device; "all" spreads the rows of a batch over all devices of this process;
@@ -168,10 +182,12 @@ class RewardModel:
     ):
         self.config, self.format, self.tokenizer, self.mesh = config, form, tokenizer, _on_mesh(mesh)
         self._wrapped = wrapped
+        measures: Mapping[str, Rewards] = {}
         if wrapped:
             self.params = jax.device_put(params, replicated(self.mesh) if self.mesh else None)
-            pure = methods.wrapped(wrapped, RewardTransformer(config))[1]
-            rewards = on_mesh(pure, self.mesh) if self.mesh else jax.jit(pure)
+            found = methods.wrapped(wrapped, RewardTransformer(config))
+            rewards = self._compiled(found.rewards)
+            measures = {name: self._compiled(measure) for name, measure in found.measures.items()}
         else:
             self._check(params)
             self.params = _placed(config, params, self.mesh)
@@ -179,6 +195,12 @@ class RewardModel:
         encoder = Encoder(tokenizer, form, row_tokens=2 * form.max_length)
         tokens = batch_tokens(self.mesh)
         self.scorer = RewardScorer(rewards, self.params, encoder, tokens)
+        self.measures = {
+            name: RewardScorer(measure, self.params, encoder, tokens, name) for name, measure in measures.items()
+        }
+
+    def _compiled(self, rewards: Rewards) -> Rewards:
+        return on_mesh(rewards, self.mesh) if self.mesh else jax.jit(rewards)
 
     def _check(self, params: Any) -> None:
         if not any(path.startswith("head/") for path in flat(params)):

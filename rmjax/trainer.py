@@ -103,7 +103,6 @@ class Trainer:
         Raises:
           ValueError: no `workdir`, or one that holds a run of another config or other data; or nothing could be learned.
           InUseError: another run is writing to `workdir`.
-          InUseError: another run holds `workdir`.
           Diverged, Preempted: as `rmjax.train.loop.train`.
         """
         if self.workdir is None:
@@ -114,8 +113,11 @@ class Trainer:
             jax.set_mesh(self.mesh),
             Checkpoints(self.workdir / CHECKPOINTS, keep, every, ("frozen",)) as saved,
         ):
-            data, first = self._restore(saved)
-            self._describe_run(first >= 0)
+            state, data, first = self._restore(saved)
+            self._describe_run(resumed=state is not None)
+            if state is not None:
+                self.state = state
+                self.source.set_state(data["iterator"])
             writer = self._writer(first)
             try:
                 self.state = train(
@@ -124,6 +126,10 @@ class Trainer:
                     traces=self._counted, log_every=self.config.run.log_every, save_every=self.config.run.save_every,
                     evaluations=self.evaluations, identify=self.stream.identify, since=data.get("terms"),
                 )  # fmt: skip
+            except BaseException:
+                # The step has given the state's memory away; the next call starts from the newest checkpoint, or afresh.
+                self.state, self.source = None, self._source()
+                raise
             finally:
                 writer.close()
                 if +self.stream.counts:
@@ -179,29 +185,33 @@ class Trainer:
         """One of the methods' measures, on the mesh."""
         return on_mesh(self.chosen.measures(self.program.model)[name], self.mesh, self.rules)
 
-    def _restore(self, saved: Checkpoints) -> tuple[dict[str, Any], int]:
-        """(what was saved beside the state, its step); ({}, −1) where nothing was."""
+    def _restore(self, saved: Checkpoints) -> tuple[State | None, dict[str, Any], int]:
+        """(state, what was saved beside it, its step); (None, {}, −1) where nothing was."""
         abstract, shardings = self.program.abstract, self.program.shardings
         wanted = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
         found = saved.restore(saved_part(wanted))
         if found is None:
-            return {}, -1
+            return None, {}, -1
         step, parts, data = found
         _log.info("going on from step %d", step)
-        self.state = restored(abstract, parts)
-        self.source.set_state(data["iterator"])
-        return data, step
+        return restored(abstract, parts), data, step
 
     def _check_data(self, path: Path, now: Mapping[str, Any]) -> None:
         """ValueError where the run's data is not what it was trained on so far."""
-        before = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            before = {
+                name: (then["records"], then["sha256"][:12]) for name, then in json.loads(path.read_text()).items()
+            }
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
+            raise ValueError(
+                f"{path}: not what a run writes ({error!r}); bring it back, or use a new workdir"
+            ) from error
         for name, found in now.items():
-            then = before.get(name, found)
-            if then != found:
+            then, this = before.get(name, (0, "none")), (found["records"], found["sha256"][:12])
+            if then != this:
                 raise ValueError(
-                    f"{self.workdir} holds a run on other data: stream {name!r} had {then['records']} records then and has "
-                    f"{found['records']} now (SHA-256 {then['sha256'][:12]} and {found['sha256'][:12]}, over records in their "
-                    "order); bring the data back, or use a new workdir"
+                    f"{self.workdir} holds a run on other data: stream {name!r} had {then[0]} records then and has {this[0]} now "
+                    f"(SHA-256 {then[1]} and {this[1]}, over records in their order); bring the data back, or use a new workdir"
                 )
 
     def _describe_run(self, resumed: bool) -> None:

@@ -127,3 +127,14 @@ def test_every_config_of_a_run_settles(path):
     if "optimizer" not in config:
         pytest.skip("not a training run")
     assert base.settle(config).run.steps == config.run.steps
+
+
+def test_an_older_run_that_decayed_everything_does_not_go_on_with_less(tmp_path):
+    now = pretrain.get_config()
+    now.optimizer.weight_decay = 0.1
+    older = ConfigDict(now)
+    del older.optimizer["decayed"]
+    with pytest.raises(ValueError, match="optimizer.decayed: '.' then"):
+        keep(tmp_path, older, now)
+    now.optimizer.decayed = "."
+    keep(tmp_path, older, now)

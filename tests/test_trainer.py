@@ -92,3 +92,43 @@ def test_one_step_without_warm_up_learns(home, tmp_path):  # noqa: F811
     trainer = Trainer(configured(home, PREFERENCE, run__steps=1, optimizer__warmup=0.03), tmp_path)
     before = flat(trainer._started().trainable)["head/kernel"].copy()
     assert not np.array_equal(before, flat(trainer.run().trainable)["head/kernel"])
+
+
+def test_an_interrupted_run_leaves_a_trainer_that_goes_on(home, tmp_path):  # noqa: F811
+    trainer = Trainer(configured(home, PREFERENCE), tmp_path)
+    draw, stopped = trainer.source.next, []
+
+    def interrupted(state, step):
+        if step == 4 and not stopped:
+            stopped.append(step)
+            raise KeyboardInterrupt
+        return draw(state, step)
+
+    trainer.source.next = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run()
+    assert int(trainer.run().step) == 4  # from the checkpoint of step 2
+    assert np.isfinite(trainer.step(trainer.source.next(trainer.state, 5))["loss"])
+
+
+def test_a_damaged_record_of_the_data_is_named(stopped):
+    folder, config, _ = stopped
+    path = folder / "data.json"
+    before = path.read_text()
+    path.write_text("{")
+    try:
+        with pytest.raises(ValueError, match="data.json: not what a run writes"):
+            Trainer(config, folder).run()
+    finally:
+        path.write_text(before)
+
+
+def test_a_rate_for_no_path_and_a_coordinator_that_was_not_joined_are_refused(home):  # noqa: F811
+    with pytest.raises(
+        ValueError, match="config.optimizer.rates has the pattern 'haed', which matches no trained path"
+    ):
+        Trainer(configured(home, PREFERENCE, optimizer__rates=("haed=10",)))
+    with pytest.raises(
+        ValueError, match="config.hosts.coordinator is '10.0.0.1:1', but this process has joined no other"
+    ):
+        Trainer(configured(home, PREFERENCE, hosts__coordinator="10.0.0.1:1"))

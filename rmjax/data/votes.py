@@ -33,7 +33,11 @@ class Order:
 
     @classmethod
     def of(cls, loss: Any) -> Order:
-        """From `config.loss`."""
+        """From `config.loss`. ValueError for a strength without votes."""
+        if loss.strength != "none" and loss.order != "votes":
+            raise ValueError(
+                f"config.loss.strength is {loss.strength!r}, which votes give; set config.loss.order=votes"
+            )
         return cls(loss.order, loss.strength, loss.strength_measure, loss.strength_scale, loss.without_votes)
 
     @property

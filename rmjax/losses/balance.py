@@ -75,7 +75,7 @@ def mass(
     A group's tokens are its prefix, once, and all its branches. Padding has no group and no part; absent groups give 0.
     """
     member_RTG = (group_RT[..., None] == jnp.arange(1, groups + 1)).astype(jnp.float32)
-    mass_MRGN = jnp.einsum("mrtn,rtg->mrgn", weights_MRTN, member_RTG)
+    mass_MRGN = jnp.einsum("mrtn,rtg->mrgn", weights_MRTN, member_RTG, precision="highest")
     if not length_normalized:
         return mass_MRGN
     return mass_MRGN / jnp.maximum(jnp.sum(member_RTG, axis=1), 1)[..., None]

@@ -39,15 +39,21 @@ def path_sums(
     """
     in_group_RTG = (group_RT[..., None] == jnp.arange(1, shape[0] + 1)).astype(jnp.float32)
     on_branch_RTN = (branch_RT[..., None] == jnp.arange(1, shape[1] + 1)) | (branch_RT == 0)[..., None]
-    return jnp.einsum("rt,rtg,rtn->rgn", values_RT, in_group_RTG, on_branch_RTN.astype(jnp.float32))
+    # Highest precision, else a TPU would multiply in bf16.
+    kept_RTN = on_branch_RTN.astype(jnp.float32)
+    return jnp.einsum("rt,rtg,rtn->rgn", values_RT, in_group_RTG, kept_RTN, precision="highest")
 
 
-def ipo(rewards_RGN: Float[Array, "R G N"], order_RGNN: Bool[Array, "R G N N"], beta: float) -> Float[Array, "R G"]:
-    """(h_i − h_j − 1/2β)² averaged over the ordered pairs of a group, with h = reward / β, the log-ratio to the reference.
+def ipo(
+    rewards_RGN: Float[Array, "R G N"], order_RGNN: Bool[Array, "R G N N"], margin_RG: Float[Array, "R G"], beta: float
+) -> Float[Array, "R G"]:
+    """(h_i − h_j − (1/2 + m) / β)² averaged over the ordered pairs of a group, with h = reward / β, the log-ratio to the
+    reference, and m the margin of the rewards, 0 in the paper.
 
     Source: Azar et al. 2023 (arXiv 2310.12036), equation 17.
     """
     ratios_RGN = rewards_RGN.astype(jnp.float32) / beta
-    gap_RGNN = ratios_RGN[..., :, None] - ratios_RGN[..., None, :] - 1 / (2 * beta)
+    wanted_RG11 = ((0.5 + margin_RG) / beta)[..., None, None]
+    gap_RGNN = ratios_RGN[..., :, None] - ratios_RGN[..., None, :] - wanted_RG11
     pairs_RG = jnp.sum(order_RGNN, axis=(-1, -2))
     return jnp.sum(jnp.where(order_RGNN, jnp.square(gap_RGNN), 0.0), axis=(-1, -2)) / jnp.maximum(pairs_RG, 1)

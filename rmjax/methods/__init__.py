@@ -16,7 +16,7 @@ from rmjax.data.packing import ForestShape, Tree
 from rmjax.data.pipeline import Source
 from rmjax.data.sources import Records
 from rmjax.methods import adapters, dpo, ensemble, language_model, metarm, polar, preference
-from rmjax.methods.method import MAIN, Method, Rewards, Setting, SideStream, own_rewards
+from rmjax.methods.method import MAIN, Method, Rewards, Setting, SideStream, Wrapped, own_rewards
 from rmjax.models.transformer import TransformerConfig
 from rmjax.parallel.mesh import Rules
 from rmjax.roles import ONE, Roles
@@ -231,18 +231,18 @@ def choose(config: Config) -> Chosen:
     return Chosen(config, main, others)
 
 
-def wrapped(saved: Mapping[str, Mapping[str, Any]], model: Any) -> tuple[Any, Rewards]:
-    """The model of a description whose methods saved this, and what it is scored with.
+def wrapped(saved: Mapping[str, Mapping[str, Any]], model: Any) -> Wrapped:
+    """The model of a description whose methods saved this.
 
     Raises:
       ValueError: a method that there is not.
     """
-    rewards = own_rewards(model)
+    found = Wrapped(model, own_rewards(model))
     for name, facts in saved.items():
         method = METHODS.get(name)
         if method is None or method.wrapped is None:
             raise ValueError(
                 f"the model was made by the method {name!r}, which is not here; use the version that made it"
             )
-        model, rewards = method.wrapped(facts, model)
-    return model, rewards
+        found = method.wrapped(facts, found.model)
+    return found

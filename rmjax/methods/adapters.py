@@ -135,6 +135,8 @@ class _Recorder:
 
     def __init__(self, model: Any):
         self.model = model
+        self.bare = getattr(model, "bare", model)
+        self.config = model.config
         self.calls: list[Any] = []
 
     def apply(self, variables: Any, *args: Any, **kwargs: Any) -> Any:
@@ -190,7 +192,7 @@ def balance_of(weights_MRTN: jax.Array, forest: Forest, balance: Balance) -> jax
 
 
 def routing_terms(weights_MRTN: jax.Array, forest: Forest, types: int, count: jax.Array) -> Terms:
-    """`routing/type<t>/expert<n>`: share of the mass of type t's groups, averaged over routers; `routing/variation`."""
+    """`routing/type<t>/expert<n>`: fraction of the mass of type t's groups, averaged over routers; `routing/variation`."""
     share_MRGN = constraint.mass(weights_MRTN, forest.group_RT, forest.shape[2])
     share_RGN, present_RG = jnp.mean(share_MRGN, axis=0), jnp.any(forest.readout_RGN >= 0, axis=-1)
     variation = jnp.mean(constraint.variation(share_MRGN, present_RG))

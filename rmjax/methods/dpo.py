@@ -18,7 +18,7 @@ from rmjax.data.votes import Order
 from rmjax.losses import ranking
 from rmjax.losses.direct import ipo, path_sums, predecessors, token_log_probabilities
 from rmjax.losses.reduction import total
-from rmjax.methods.method import Method, Rewards
+from rmjax.methods.method import Method, Rewards, Wrapped
 from rmjax.models.forest import Forest
 from rmjax.roles import Role, Roles
 from rmjax.sections import choice, number
@@ -26,6 +26,8 @@ from rmjax.settings import Config
 from rmjax.train.objective import Objective, Terms, reward_terms
 
 REFERENCE = "reference"
+UNREAD = ("name", "label_smoothing", "penalty", "penalty_weight")
+"""Keys of `config.loss` that are about reward heads."""
 ROLES = Roles("policy", {REFERENCE: Role(anchor=True)})
 
 
@@ -50,9 +52,11 @@ def log_probabilities(model: Any, params: Any, forest: Forest, rng: Any = None) 
 def implicit_rewards(model: Any, beta: float) -> Callable[..., jax.Array]:
     """(parameters by role, forest, rng = None) → β log π / π_ref of every candidate, [R, G, N] (DPO, equation 5)."""
 
+    bare = getattr(model, "bare", model)  # what records the policy's calls is not to see the reference's
+
     def rewards(params: Any, forest: Forest, rng: Any = None) -> jax.Array:
         policy_RT = log_probabilities(model, ROLES.of(params), forest, rng)
-        reference_RT = jax.lax.stop_gradient(log_probabilities(model, ROLES.of(params, REFERENCE), forest))
+        reference_RT = jax.lax.stop_gradient(log_probabilities(bare, ROLES.of(params, REFERENCE), forest))
         # Ratios token by token: sums of log-probabilities are large, and their difference would drown in rounding.
         ratios_RGN = path_sums(policy_RT - reference_RT, forest.group_RT, forest.branch_RT, forest.shape[2:])
         return jnp.where(forest.readout_RGN >= 0, beta * ratios_RGN, 0.0)
@@ -68,7 +72,7 @@ def dpo(model: Any, section: Section) -> Objective:
         rewards_RGN = implicit(params, forest, rng)
         labels = ranking.labels(forest.columns)
         if section.loss == "ipo":
-            loss_RG = ipo(rewards_RGN, labels.order_RGNN, section.beta)
+            loss_RG = ipo(rewards_RGN, labels.order_RGNN, labels.margin, section.beta)
         else:
             smoothing = section.label_smoothing
             loss_RG = ranking.bradley_terry(rewards_RGN, labels.pairs_RGNN, labels.margin, smoothing, **labels.soft)
@@ -86,12 +90,21 @@ def _section(config: Config) -> Section:
 
 def _check(config: Config, mesh: Any, rules: Any) -> None:
     del mesh, rules
-    section = _section(config)
+    section, loss = _section(config), config.sections["loss"]
+    if config.format.kind == "polar":
+        raise ValueError(
+            "config.format.kind is 'polar', which a policy does not write in; choose chat or plain for dpo"
+        )
+    unread = [name for name in UNREAD if getattr(loss, name) != type(loss).__dataclass_fields__[name].default]
+    if unread:
+        raise ValueError(
+            f"config.loss.{unread[0]} is {getattr(loss, unread[0])!r}, which dpo does not read; see config.dpo for its own"
+        )
     if section.loss == "ipo" and section.label_smoothing:
         raise ValueError(
             f"config.dpo.label_smoothing is {section.label_smoothing}, but only dpo.loss=sigmoid has it; make it 0"
         )
-    if section.loss == "ipo" and (order := config.sections["loss"].order) != "ranks":
+    if section.loss == "ipo" and (order := loss.order) != "ranks":
         raise ValueError(f"config.loss.order is {order!r}, but dpo.loss=ipo takes ranks only; use sigmoid")
 
 
@@ -99,8 +112,8 @@ def _rewards(config: Config, model: Any) -> Rewards:
     return implicit_rewards(model, _section(config).beta)
 
 
-def _wrapped(saved: Mapping[str, Any], model: Any) -> tuple[Any, Rewards]:
-    return model, implicit_rewards(model, saved["beta"])
+def _wrapped(saved: Mapping[str, Any], model: Any) -> Wrapped:
+    return Wrapped(model, implicit_rewards(model, saved["beta"]))
 
 
 METHOD = Method(
@@ -116,5 +129,5 @@ METHOD = Method(
     rewards=_rewards,
     saved=lambda config: {"beta": _section(config).beta},
     wrapped=_wrapped,
-    example={"objective": "dpo"},
+    example={"objective": "dpo", "format.kind": "plain"},
 )

@@ -20,7 +20,7 @@ from rmjax.data.pipeline import Source
 from rmjax.data.selection import Selecting
 from rmjax.data.votes import Order
 from rmjax.losses.reduction import total
-from rmjax.methods.method import Build, Method, Rewards
+from rmjax.methods.method import Build, Method, Rewards, Wrapped
 from rmjax.models.forest import Forest
 from rmjax.models.lora import ADAPTER_PATH
 from rmjax.models.parameters import flat, merge, nested
@@ -58,7 +58,7 @@ class Ensemble:
     """A model whose members share all but the leaves that match a pattern; those have the members as their first axis."""
 
     def __init__(self, model: Any, members: int, pattern: str, init_scale: float):
-        self.bare, self.config = model, model.config
+        self.bare, self.config = model, getattr(model, "config", None)
         self.members, self.pattern, self.init_scale = members, pattern, init_scale
 
     def init(self, key: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
@@ -120,8 +120,9 @@ class _Heard:
         self.rewards: Any = None
 
     def apply(self, *args: Any, **kwargs: Any) -> Any:
-        self.rewards = self.model.apply(*args, **kwargs)
-        return self.rewards
+        out = self.model.apply(*args, **kwargs)
+        self.rewards = out[0] if kwargs.get("mutable") else out
+        return out
 
 
 def together(build: Build, ensemble: Ensemble, seen: float) -> Objective:
@@ -186,6 +187,8 @@ def _loaded(config: Config, params: Any) -> Any:
     """What a loaded model has once and members have each, repeated for them, with noise that tells them apart."""
     if np.ndim(params.get("head", {}).get("kernel")) == 3:  # of an ensemble already
         return params
+    if not np.any(np.asarray(params.get("head", {}).get("kernel", 0.0))):  # a language model's: members draw their own
+        params = {name: part for name, part in params.items() if name != "head"}
     own, members, random = (
         member_pattern(_section(config).over),
         _section(config).members,
@@ -209,8 +212,15 @@ def _around(config: Config, build: Build, model: Any) -> Objective:
     return together(build, model, _section(config).seen)
 
 
-def _rewards(config: Config, model: Any) -> Rewards:
-    return lambda params, forest: reduced(model.rewards(params, forest), _section(config).score)
+def _wrap(ensemble: Ensemble, score: str) -> Wrapped:
+    def by(name: str) -> Rewards:
+        return lambda params, forest: reduced(ensemble.rewards(params, forest), name)
+
+    return Wrapped(ensemble, by(score), {"disagreement": by("disagreement")})
+
+
+def _wrapped(saved: Mapping[str, Any], model: Any) -> Wrapped:
+    return _wrap(Ensemble(model, saved["members"], member_pattern(saved["over"]), 1.0), saved["score"])
 
 
 def _around_source(config: Config, source: Source, measure: Callable[[str], Rewards]) -> Source:
@@ -230,16 +240,6 @@ def _around_source(config: Config, source: Source, measure: Callable[[str], Rewa
     return Selecting(source, shape, value, _section(config).oversample)
 
 
-def _measures(config: Config, model: Any) -> dict[str, Rewards]:
-    del config
-    return {"disagreement": lambda params, forest: reduced(model.rewards(params, forest), "disagreement")}
-
-
-def _wrapped(saved: Mapping[str, Any], model: Any) -> tuple[Any, Rewards]:
-    ensemble = Ensemble(model, saved["members"], member_pattern(saved["over"]), 1.0)
-    return ensemble, lambda params, forest: reduced(ensemble.rewards(params, forest), saved["score"])
-
-
 METHOD = Method(
     "ensemble",
     sections={"ensemble": Section},
@@ -250,8 +250,8 @@ METHOD = Method(
     may_miss=lambda config: "^head/",
     around_objective=_around,
     around_source=_around_source,
-    rewards=_rewards,
-    measures=_measures,
+    rewards=lambda config, model: _wrap(model, _section(config).score).rewards,
+    measures=lambda config, model: _wrap(model, _section(config).score).measures,
     saved=lambda config: {
         "members": _section(config).members,
         "over": _section(config).over,

@@ -30,6 +30,21 @@ Build = Callable[[Any], Objective]
 
 
 @dataclasses.dataclass(frozen=True)
+class Wrapped:
+    """A model as its method wraps it, from a description.
+
+    Attributes:
+      model: the model.
+      rewards: what it is scored with.
+      measures: further numbers for each candidate, by name.
+    """
+
+    model: Any
+    rewards: Rewards
+    measures: Mapping[str, Rewards] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
 class Setting:
     """What a gradient is formed for.
 
@@ -107,7 +122,7 @@ class Method:
       rewards: config, model → what evaluations score with; None = the model's own rewards.
       measures: config, model → further numbers for each candidate that evaluations report, by name.
       saved: what `wrapped` needs, for the model's description (JSON).
-      wrapped: what `saved` gave, the bare model → the model as this method wraps it, and what it is scored with.
+      wrapped: what `saved` gave, the bare model → the model as this method wraps it.
       check_streams: config, main records, side streams: an error where they do not go together.
       check_start: config, loaded parameters (None = random), rate, what is trained: ValueError where nothing could be learned.
       describe: adds what is derived from the logged metrics.
@@ -141,7 +156,7 @@ class Method:
     rewards: Callable[[Config, Any], Rewards] | None = None
     measures: Callable[[Config, Any], Mapping[str, Rewards]] = lambda config, model: {}
     saved: Callable[[Config], Mapping[str, Any]] = lambda config: {}
-    wrapped: Callable[[Mapping[str, Any], Any], tuple[Any, Rewards]] | None = None
+    wrapped: Callable[[Mapping[str, Any], Any], Wrapped] | None = None
     check_streams: Callable[[Config, Records, Mapping[str, SideStream]], None] = lambda config, main, sides: None
     check_start: Callable[[Config, Any, optax.Schedule, str], None] = lambda config, params, rate, trainable: None
     describe: Callable[[Mapping[str, float]], Mapping[str, float]] = lambda scalars: {}

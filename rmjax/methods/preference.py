@@ -73,8 +73,7 @@ def _check(config: Config, mesh: Any, rules: Any) -> None:
             f"config.loss.label_smoothing is {loss.label_smoothing}, but only the loss bradley_terry has it, not {loss.name}; "
             "make it 0"
         )
-    if loss.strength != "none" and loss.order != "votes":
-        raise ValueError(f"config.loss.strength is {loss.strength!r}, which votes give; set config.loss.order=votes")
+    _order(config)
 
 
 def _objective(config: Config, model: Any) -> Objective:

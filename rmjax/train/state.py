@@ -95,7 +95,7 @@ def compile_step(
     step: Callable, shardings: State, mesh: Mesh, options: Mapping[str, str] | None = None
 ) -> jax.stages.Wrapped:
     """(state, batch) → (state, terms): `jax.jit` with the state donated and its sharding given; the batch has that which
-    `parallel.batch.place` gave it. `options` are the compiler's own, by name."""
+    `data.placement.place` gave it. `options` are the compiler's own, by name."""
     return jax.jit(
         step,
         in_shardings=(shardings, None),

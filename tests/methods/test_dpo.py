@@ -7,9 +7,11 @@ import jax
 import numpy as np
 import pytest
 
+from rmjax import config as base
 from rmjax.data.packing import ForestShape, Tree, fill
 from rmjax.losses.direct import ipo, path_sums, predecessors
 from rmjax.methods.dpo import ROLES, Section, dpo, implicit_rewards
+from rmjax.parallel.mesh import RULES, make_mesh
 from rmjax.roles import Role, Roles
 from rmjax.train.objective import Terms
 
@@ -84,8 +86,9 @@ def test_the_gradient_reaches_the_policy_alone(model, both, forest):
 
 def test_ipo_by_hand():
     rewards, order = np.array([[[0.2, -0.1]]], np.float32), np.array([[[[False, True], [False, False]]]])
-    assert ipo(rewards, order, 0.1)[0, 0] == pytest.approx((3.0 - 5.0) ** 2)
-    assert ipo(rewards, np.zeros_like(order), 0.1)[0, 0] == 0
+    assert ipo(rewards, order, np.zeros((1, 1)), 0.1)[0, 0] == pytest.approx((3.0 - 5.0) ** 2)
+    assert ipo(rewards, order, np.full((1, 1), 0.2), 0.1)[0, 0] == pytest.approx((3.0 - 7.0) ** 2)
+    assert ipo(rewards, np.zeros_like(order), np.zeros((1, 1)), 0.1)[0, 0] == 0
 
 
 def test_predecessors_and_paths_by_hand():
@@ -122,3 +125,29 @@ def test_a_role_may_be_trained_by_a_pattern_of_its_own():
 def test_one_model_is_not_a_level_deeper():
     assert Roles().spread(PARAMS, "up") == PARAMS == Roles().of(PARAMS) and Roles().selected("up") == "up"
     assert dataclasses.astuple(Roles())[1] == {}
+
+
+# --- what a config may not say -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("format.kind", "polar", "config.format.kind is 'polar', which a policy does not write in"),
+        ("loss.label_smoothing", 0.3, "config.loss.label_smoothing is 0.3, which dpo does not read"),
+        ("loss.name", "focal", "config.loss.name is 'focal', which dpo does not read"),
+        ("loss.strength", "margin", "config.loss.strength is 'margin', which votes give"),
+        ("dpo.loss", "ipo", None),
+    ],
+)
+def test_keys_that_dpo_does_not_read_are_refused(key, value, message):
+    config = base.get_config()
+    config.update_from_flattened_dict(
+        {"objective": "dpo", "format.kind": "plain", "data.kind": "comparisons", key: value}
+    )
+    chosen = base.chosen(config)
+    if message is None:
+        chosen.check(make_mesh({}), RULES)
+        return
+    with pytest.raises(ValueError, match=message):
+        chosen.check(make_mesh({}), RULES)

@@ -1,6 +1,7 @@
 """Ensembles: members are what they would be alone, differ from the start, and say how far they disagree."""
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
@@ -8,8 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rmjax import config as base
+from rmjax.losses.balance import Balance
 from rmjax.losses.reduction import mean
-from rmjax.methods.ensemble import Ensemble, _kept, centered, member_pattern, reduced, together
+from rmjax.methods.adapters import balanced
+from rmjax.methods.ensemble import METHOD, Ensemble, _kept, centered, member_pattern, reduced, together
 from rmjax.methods.preference import preference
 from rmjax.models.lora import AdapterConfig
 from rmjax.models.parameters import flat
@@ -91,3 +95,24 @@ def test_scores_by_hand():
     assert reduced(apart, "mean").tolist() == [[[1.5, -1.5, 0.0]]]
     assert reduced(apart, "minimum").tolist() == [[[1.0, -2.0, 0.0]]]
     assert reduced(apart, "disagreement").tolist() == [[[0.5, 0.5, 0.0]]]
+
+
+def test_members_of_a_mixture_and_of_a_language_model(tiny_config, forest):
+    """The constraint's recorder sees the members' calls; a head of zeros is drawn anew, not repeated."""
+    adapter = AdapterConfig("loramoe", rank=2, experts=2)
+    made = Ensemble(RewardTransformer(dataclasses.replace(tiny_config, adapter=adapter)), 2, "^head/", 1.0)
+    params = nn.meta.unbox(jax.jit(lambda: initial_params(made, 0))())
+    build = functools.partial(balanced, preference, balance=Balance((0, 1), beta=1.0))
+    terms = jax.device_get(jax.jit(together(build, made, 1.0))(params, forest([2, 1]), KEY))
+    assert np.isfinite(terms["loss"][0]) and terms["disagreement"][0] > 0
+
+    config = base.get_config()
+    config.ensemble.members = 3
+    loaded = METHOD.loaded(base.settle(config), {"backbone": {"x": np.ones(2)}, "head": {"kernel": np.zeros((4, 1))}})
+    assert "head" not in loaded
+    loaded = METHOD.loaded(
+        base.settle(config),
+        {"backbone": {"x": np.ones(2)}, "head": {"kernel": np.arange(4.0)[:, None]}},
+    )
+    assert loaded["head"]["kernel"].shape == (3, 4, 1) and loaded["backbone"]["x"].shape == (2,)
+    assert not np.array_equal(loaded["head"]["kernel"][0], loaded["head"]["kernel"][1])
