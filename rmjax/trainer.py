@@ -78,7 +78,8 @@ class Trainer:
             open_workdir(self.workdir)
         self.start: Start = start_of(self.chosen)
         self.format = format_of(self.chosen, self.start.tokenizer)
-        check_format(self.config.model, self.format)
+        if not self.chosen.language_model:  # a reward head is bound to its format
+            check_format(self.config.model, self.format)
         data = self.config.data
         self.share = placement.shard_of_process(self.mesh, self.rules, data.rows, data.streams)
         self.stream: Stream = open_stream(self.chosen, self.start.tokenizer, self.format, self.share)

@@ -132,7 +132,7 @@ def test_every_config_of_a_run_settles(path):
 def test_an_older_run_that_decayed_everything_does_not_go_on_with_less(tmp_path):
     now = pretrain.get_config()
     now.optimizer.weight_decay = 0.1
-    older = ConfigDict(now)
+    older = now.copy_and_resolve_references()
     del older.optimizer["decayed"]
     with pytest.raises(ValueError, match="optimizer.decayed: '.' then"):
         keep(tmp_path, older, now)

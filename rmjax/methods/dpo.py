@@ -100,6 +100,7 @@ def _check(config: Config, mesh: Any, rules: Any) -> None:
         raise ValueError(
             f"config.loss.{unread[0]} is {getattr(loss, unread[0])!r}, which dpo does not read; see config.dpo for its own"
         )
+    Order.of(loss)
     if section.loss == "ipo" and section.label_smoothing:
         raise ValueError(
             f"config.dpo.label_smoothing is {section.label_smoothing}, but only dpo.loss=sigmoid has it; make it 0"
