@@ -74,6 +74,7 @@ class Data:
     references: int = number(1, low=1)  # pool: same-policy samples beside the positive
     wrapper: str = choice("sft", *WRAPPERS)  # pool: POLAR wrapper
     reference: str = choice("required", "required", "optional")  # comparisons: whether each record needs a reference
+    on_error: str = choice("raise", "raise", "skip")  # records that cannot be used: an error | left out and counted
     rows: int = number(8, low=1)  # rows a batch (over all devices)
     row_tokens: int = number(512, low=1)  # tokens a row; short rows are fast, a dense mask costs T per token
     groups: int = number(8, low=1)  # groups a row at most

@@ -38,8 +38,13 @@ class Stream:
         return sum((encoder.counts for encoder in self.encoders), Counter[str]())
 
     def contents(self) -> dict[str, dict[str, Any]]:
-        """What identifies the data that the batches are drawn from: number of records and SHA-256, by name of the forest."""
-        return {name: {"records": len(found), "sha256": found.digest()} for name, found in self.records.items()}
+        """What the batches are drawn from, by name of the forest: number of records and SHA-256, which identify it, and how many
+        rows and records were left out, by reason, where any were."""
+        return {
+            name: {"records": len(found), "sha256": found.digest()}
+            | ({"skipped": dict(found.skipped)} if found.skipped else {})
+            for name, found in self.records.items()
+        }
 
 
 def open_stream(chosen: Chosen, tokenizer: Tokenizer, form: Format, share: Shard = WHOLE) -> Stream:

@@ -18,9 +18,10 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from rmjax.data.columns import Field, file_fields, flat
-from rmjax.data.readers import RandomAccessSource, open_records
+from rmjax.data.readers import RandomAccessSource, log_notes, open_records
 from rmjax.data.record import Comparison, RecordError, require_plain, to_row, type_label
 from rmjax.data.rows import check_readable, iterate_rows
+from rmjax.data.texts import Notes
 from rmjax.models.columns import extra, is_built_in
 
 _SOURCES_FILE = "sources.json"
@@ -66,13 +67,15 @@ def pool_rows_by_split(path: str | Path) -> dict[str, list[dict[str, object]]]:
         `output` is allowed, since a policy may say nothing.
     """
     splits: dict[str, list[dict[str, object]]] = collections.defaultdict(list)
+    notes = Notes()
     for place, row in iterate_rows(path):
-        sample = _checked_sample(row, place)
+        sample = _checked_sample(row, place, notes)
         splits[_pool_split(row, place)].append(sample)  # type: ignore[arg-type]  # checked the line before
+    log_notes(str(path), notes)
     return dict(splits)
 
 
-def _checked_sample(row: object, place: str) -> dict[str, object]:
+def _checked_sample(row: object, place: str, notes: Notes) -> dict[str, object]:
     if not isinstance(row, Mapping):
         raise RecordError(place, "", "not a JSON object", "write one object per line")
     labels = {name: "" if row.get(name) is None else row[name] for name in _POOL_LABELS}
@@ -84,7 +87,7 @@ def _checked_sample(row: object, place: str) -> dict[str, object]:
             raise RecordError(place, name, "not a string", "give a string or leave it out")
     if not isinstance(row.get("sample"), int) or isinstance(row["sample"], bool):
         raise RecordError(place, "sample", "missing or not an integer", "number the samples")
-    label = type_label(row, place)
+    label = type_label(row, notes)
     return {name: row[name] for name in (*_POOL_TEXTS, "sample")} | labels | {"type": [] if label is None else [label]}
 
 

@@ -43,7 +43,10 @@ class PolicyPool:
         self._ids = [prompt for prompt, by_policy in self.outputs.items() if self._usable(by_policy)]
         self.skipped["prompt_without_triple"] += len(self.outputs) - len(self._ids)
         if not self._ids:
-            raise PoolError("the pool gives no triple: want a prompt with two samples of one policy and one of another")
+            raise PoolError(
+                f"the pool gives no triple: none of its {len(self.outputs)} prompts has two samples of one policy and one of "
+                "another; sample each policy twice, or make comparisons of it (docs/data.md, Other layouts)"
+            )
         if +self.skipped:
             _log.info("policy pool: left out %s", dict(+self.skipped))
 

@@ -30,7 +30,7 @@ from rmjax.data.record import (
     to_row,
     unknown_fields,
 )
-from rmjax.data.rows import JsonLines, Rows, iterate_rows, open_rows
+from rmjax.data.rows import JsonLines, Rows, open_rows
 from rmjax.data.texts import Notes
 from rmjax.files import replacing
 
@@ -114,11 +114,11 @@ def open_records(path: str | Path, on_error: Literal["raise", "skip"] = "raise")
             errors.append(error)
     skipped = _tally(rows, errors)
     _log_unknown(str(path), unknown, len(rows), known_fields())
-    _log_notes(str(path), notes)
+    log_notes(str(path), notes)
     if errors and (on_error == "raise" or not kept):
         raise _first_with_count(errors, len(rows))
     if skipped:
-        logger.warning("%s: skipped %s", path, _listed(skipped))
+        logger.warning("%s: skipped %s", path, listed(skipped))
     if contradicting:
         message = (
             "%s: `scores` contradict the order that is given in %d of %d records; the order counts; correct or drop one"
@@ -128,32 +128,44 @@ def open_records(path: str | Path, on_error: Literal["raise", "skip"] = "raise")
 
 
 def read_all(
-    path: str | Path, parser: Callable[[Mapping[str, object], str, Notes], _T], known: Collection[str] = FIELDS
+    path: str | Path,
+    parser: Callable[[Mapping[str, object], str, Notes], _T],
+    known: Collection[str] = FIELDS,
+    on_error: Literal["raise", "skip"] = "raise",
+    skipped: collections.Counter[str] | None = None,
 ) -> list[_T]:
     """All rows of a file through one of the parsers (`parse_text`, `parse_sample`, `parse_prompt`).
 
     Args:
       known: the fields that the parser reads; others are logged with their counts.
+      on_error: as in `open_records`.
+      skipped: gets the number of rows that are left out, by reason.
 
     Raises:
       FileNotFoundError, IsADirectoryError, PermissionError: the file cannot be read.
-      RecordError: the first bad row's, with how many there are; or a file that is empty or damaged.
+      RecordError: as `open_records`.
     """
     found: list[_T] = []
     errors: list[RecordError] = []
     unknown: collections.Counter[str] = collections.Counter()
-    notes = Notes()
-    for place, row in iterate_rows(path):
+    notes, rows = Notes(), open_rows(path)
+    for i in range(len(rows)):
         try:
-            found.append(parser(row, place, notes))  # type: ignore[arg-type]
+            row = rows.row(i)
+            found.append(parser(row, rows.place(i), notes))  # type: ignore[arg-type]
             unknown.update(fields.unknown(row, known))  # type: ignore[arg-type]
         except RecordError as error:
             errors.append(error)
     total = len(found) + len(errors)
     _log_unknown(str(path), unknown, total, known)
-    _log_notes(str(path), notes)
-    if errors:
+    log_notes(str(path), notes)
+    if errors and (on_error == "raise" or not found):
         raise _first_with_count(errors, total)
+    tally = _tally(rows, errors)
+    if tally:
+        logger.warning("%s: skipped %s", path, listed(tally))
+    if skipped is not None:
+        skipped.update(tally)
     return found
 
 
@@ -176,11 +188,13 @@ def _first_with_count(errors: Sequence[RecordError], total: int) -> RecordError:
     return RecordError(first.place, first.field, first.problem, remedy, first.detail)
 
 
-def _listed(tally: dict[str, int]) -> str:
+def listed(tally: Mapping[str, int]) -> str:
+    """Reasons and how often, for messages."""
     return ", ".join(f"{count} × {reason}" for reason, count in sorted(tally.items()))
 
 
-def _log_notes(path: str, notes: Notes) -> None:
+def log_notes(path: str, notes: Notes) -> None:
+    """Warns of what was done to a file's rows, with counts."""
     for note, count in sorted(notes.items()):
         logger.warning("%s: %d × %s", path, count, note)
 

@@ -90,19 +90,20 @@ def parse(row: Mapping[str, object], place: str, notes: Notes | None = None) -> 
     always one text. References are `reference` (one text) or `references` (a list of texts). Candidates
     are given in exactly one form:
 
-    * `chosen` and `rejected` (one text or a list of strings): ranks 0 and 1;
+    * `chosen` and `rejected`, each one text or a list of texts: ranks 0 and 1;
     * `output`: a single candidate, no order;
     * `outputs` with one of `best` (index: rank 0, all others 1) or `ranks`, or with neither.
 
     `scores` are kept, and give the ranks where nothing else does. A candidate or reference that
     begins with a copy of the prompt's messages (as in HH) loses them; a prompt that ends with one
     of its answers loses that. A field that is None counts as absent, and so does a `reference`
-    that is "". Fields that are not in `FIELDS` are ignored here; see `unknown_fields`.
+    that is "". A `type` that is no integer of 32 bits is ignored, and so are fields that are not in `FIELDS`;
+    see `unknown_fields`.
 
     Args:
       row: field name to value, as decoded from JSON.
       place: "file:line", used in error messages and kept in the record.
-      notes: counts what was taken off or is kept for chat templates only.
+      notes: counts what was taken off, is ignored, or is kept for chat templates only.
 
     Raises:
       RecordError: a missing, empty (no characters but white space) or ill-typed field; a candidate
@@ -131,7 +132,7 @@ def parse(row: Mapping[str, object], place: str, notes: Notes | None = None) -> 
         policies=_policies(fields, len(outputs), place),
         place=place,
         columns=parse_columns(row, len(outputs), place),
-        **_facts(fields, place),  # type: ignore[arg-type]
+        **_facts(fields, place, notes),  # type: ignore[arg-type]
     )
 
 
@@ -198,12 +199,14 @@ def parse_text(row: Mapping[str, object], place: str, notes: Notes | None = None
         said = outputs[0]
     prompt = read_text(asked or "", USER, place, prompt_field, notes, blank=True)
     output = read_answer(said, prompt, place, output_field, notes)
-    return Comparison(prompt, (output,), place=place, **_facts(fields, place))  # type: ignore[arg-type]
+    return Comparison(prompt, (output,), place=place, **_facts(fields, place, notes))  # type: ignore[arg-type]
 
 
 def require_order(comparison: Comparison) -> None:
     """Raises RecordError unless at least two candidates are ranked differently."""
-    remedy = "give chosen and rejected, or outputs with best, ranks or scores"
+    remedy = (
+        "give chosen and rejected, or outputs with best, ranks or scores; docs/data.md, Other layouts, has examples"
+    )
     if len(comparison.outputs) < 2:
         raise RecordError(comparison.place, "outputs", "only one candidate", remedy)
     if comparison.ranks is None:
@@ -231,22 +234,26 @@ def require_reference(comparison: Comparison) -> None:
 def require_type(value: object, types: int, place: str) -> None:
     """Raises RecordError unless `value` is a type label, 0 to `types` − 1."""
     if value is None:
-        raise RecordError(place, "type", "missing, and the balancing constraint needs it", f"give {_range(types)}")
+        problem = "missing or not an integer of 32 bits, and the balancing constraint needs it"
+        raise RecordError(place, "type", problem, f"give {_range(types)}")
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < types:
         raise RecordError(
             place, "type", "out of range", f"give {_range(types)}, or set adapter.expert_types", repr(value)
         )
 
 
-def type_label(fields: Mapping[str, object], place: str) -> int | None:
-    """A row's `type`, None where it has none; RecordError where that is not an integer of 32 bits."""
+def type_label(fields: Mapping[str, object], notes: Notes | None = None) -> int | None:
+    """A row's `type`; None where it has none that is an integer of 32 bits.
+
+    Many files have a `type` that means something else, so another value is counted in `notes` and ignored; `require_type` says
+    so where one is needed.
+    """
     value = fields.get("type")
-    if value is None:
-        return None
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise RecordError(place, "type", "not an integer", "give the number of the type")
-    _number(value, "type", place, columns.by_field()["type"])
-    return value
+    if isinstance(value, int) and not isinstance(value, bool) and columns.by_field()["type"].refuses(value) is None:
+        return value
+    if value is not None and notes is not None:
+        notes["`type` ignored, since it is not an integer of 32 bits; only the balancing constraint reads it"] += 1
+    return None
 
 
 def _range(types: int) -> str:
@@ -290,11 +297,11 @@ def _candidates(
 
 
 def _named_texts(value: object, name: str, place: str) -> list[tuple[str, object]]:
-    """Splits `outputs` and a list of `rejected` into (field name with index, text) pairs."""
+    """Splits `outputs` and lists of `chosen` or `rejected` into (field name with index, text) pairs."""
     is_list = isinstance(value, list | tuple) and message_list(value) is None
     if name == "outputs" and not is_list:
         raise RecordError(place, name, "not a list of texts", "use `output` for one candidate")
-    if name not in ("outputs", "rejected") or not is_list:
+    if name not in ("outputs", "chosen", "rejected") or not is_list:
         return [(name, value)]
     values = list(value)  # type: ignore[call-overload]
     if not values:
@@ -325,7 +332,8 @@ def _ranks(fields: Mapping[str, object], form: tuple[str, ...], count: int, plac
         problem = f"`{given[0]}` and `{given[1]}` both give the order"
         raise RecordError(place, given[1], problem, "keep one of them")
     if given == ["chosen"]:
-        return (0.0,) + (1.0,) * (count - 1)
+        chosen = len(_named_texts(fields["chosen"], "chosen", place))
+        return (0.0,) * chosen + (1.0,) * (count - chosen)
     if given == ["best"]:
         best = _best(fields["best"], count, place)
         return tuple(float(i != best) for i in range(count))
@@ -375,11 +383,11 @@ def _policies(fields: Mapping[str, object], count: int, place: str) -> tuple[str
     return tuple(named(name, f"policies[{i}]", place) for i, name in enumerate(names))
 
 
-def _facts(fields: Mapping[str, object], place: str) -> dict[str, object]:
+def _facts(fields: Mapping[str, object], place: str, notes: Notes | None) -> dict[str, object]:
     return {
         "category": label(fields, "category", place) or None,
         "source": label(fields, "source", place) or None,
-        "type": type_label(fields, place),
+        "type": type_label(fields, notes),
         "wrapper": _wrapper(fields, place),
         "weight": _fact(fields, "weight", place),
         "margin": _fact(fields, "margin", place),

@@ -55,7 +55,7 @@ def parse_sample(row: Mapping[str, object], place: str, notes: Notes | None = No
     said = fields["output"]
     blank = isinstance(said, str) and not said.strip()
     return Sample(
-        prompt_id=label(fields, "prompt_id", place), prompt=prompt, number=number, type=type_label(fields, place),
+        prompt_id=label(fields, "prompt_id", place), prompt=prompt, number=number, type=type_label(fields, notes),
         output=said if blank else read_answer(said, prompt, place, "output", notes), place=place, **names, **splits,
     )  # type: ignore[arg-type]  # fmt: skip
 

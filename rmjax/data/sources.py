@@ -13,10 +13,11 @@ from typing import Any, Literal
 
 import numpy as np
 
+from rmjax.data.errors import RecordError
 from rmjax.data.messages import as_value
 from rmjax.data.pool import PolicyPool
 from rmjax.data.preferences import PREFERENCE_SETS, load_preferences
-from rmjax.data.readers import RandomAccessSource, open_records, read_all
+from rmjax.data.readers import RandomAccessSource, listed, open_records, read_all
 from rmjax.data.record import Comparison, parse_text, require_reference, to_row
 from rmjax.data.samplerows import SAMPLE_FIELDS, Sample, parse_sample
 from rmjax.data.samples import Form, form, from_pool, require_several, telling_apart
@@ -26,6 +27,7 @@ SHIPPED = "shipped:"
 SPLITS = ("seen", "unseen", "all")
 RECORD_SPLITS = ("all", "train", "test")
 TEST_FRACTION = 5  # one in five of the prompts of a real set
+OnError = Literal["raise", "skip"]
 _log = logging.getLogger(__name__)
 
 
@@ -40,6 +42,7 @@ class Records:
       digest: SHA-256 over all that a record of it may hold, in order.
       forms: (has a reference, wrapper) of its records.
       each: a fixed record for each element, for checks that concern every one.
+      skipped: reason → number of rows and records that were left out.
     """
 
     source: Any
@@ -48,6 +51,7 @@ class Records:
     forms: Callable[[], set[Form]]
     each: Callable[[], Iterable[Comparison]]
     draw: Callable[..., Comparison] | None = None
+    skipped: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.source)
@@ -75,17 +79,27 @@ def located(path: str) -> str:
 
 
 @functools.cache
-def pool(path: str, policies: str, prompts: str) -> PolicyPool:
-    """A pool of these splits ("seen", "unseen", "all")."""
-    return PolicyPool(pool_rows(path, policies, prompts))
+def pool(path: str, policies: str, prompts: str, on_error: OnError = "raise") -> PolicyPool:
+    """A pool of these splits ("seen", "unseen", "all"); its `skipped` counts bad rows too."""
+    skipped: Counter[str] = Counter()
+    found = PolicyPool(pool_rows(path, policies, prompts, on_error=on_error, skipped=skipped))
+    found.skipped.update(skipped)
+    return found
 
 
-def pool_rows(path: str, policies: str, prompts: str, section: str = "data") -> list[Sample]:
-    """A pool's samples of these splits; `section` is where in the config they are named."""
+def pool_rows(
+    path: str,
+    policies: str,
+    prompts: str,
+    section: str = "data",
+    on_error: OnError = "raise",
+    skipped: Counter[str] | None = None,
+) -> list[Sample]:
+    """A pool's samples of these splits; `section` is where in the config they are named, the rest as in `read_all`."""
     choose(f"{section}.policies", policies, SPLITS)
     choose(f"{section}.prompts", prompts, SPLITS)
 
-    everything = read_all(located(path), parse_sample, SAMPLE_FIELDS)
+    everything = read_all(located(path), parse_sample, SAMPLE_FIELDS, on_error, skipped)
     return [s for s in everything if policies in ("all", s.policy_split) and prompts in ("all", s.prompt_split)]
 
 
@@ -93,7 +107,7 @@ def records(
     path: str,
     root: str = "",
     split: str = "all",
-    on_error: Literal["raise", "skip"] = "raise",
+    on_error: OnError = "raise",
     split_votes: bool = False,
     dropped: Counter[str] | None = None,
 ) -> Sequence[Comparison] | RandomAccessSource:
@@ -125,7 +139,7 @@ def _is_test(prompt: str) -> bool:
 
 def pool_groups(data: Any) -> Records:
     """POLAR's groups, drawn from the pool that `config.data` names."""
-    found = pool(data.path, data.policies, data.prompts)
+    found = pool(data.path, data.policies, data.prompts, data.on_error)
     found.check_numbers(negatives=data.negatives, references=data.references)
     draw = functools.partial(
         found.draw, negatives=data.negatives, hard_negatives=data.hard_negatives, references=data.references,
@@ -143,25 +157,32 @@ def pool_groups(data: Any) -> Records:
             [name, as_value(found.prompts[name]), found.type[name], _values(found.outputs[name])] for name in names
         )
 
-    return Records(found, found.__getitem__, whole, lambda: {(True, data.wrapper)}, each, draw)
+    return Records(found, found.__getitem__, whole, lambda: {(True, data.wrapper)}, each, draw, dict(+found.skipped))
 
 
 def comparisons(data: Any, order: Order = RANKS) -> Records:
-    """The ranked answers that `config.data` names, in the order that is to be learned."""
-    read = records(data.path, data.root, data.split, split_votes=order.kind == "votes")
-    found = [_usable(c, data.reference, order) for c in read]
-    if found and not any(c.weight > 0 for c in found):
-        raise ValueError(f"every record of {data.path} has weight 0, so nothing would be learned; give some a weight")
-    if found and min(len(c.outputs) for c in found) > data.candidates:
-        raise ValueError(
-            f"config.data.candidates is {data.candidates}; every record of {data.path} has more candidates"
-        )
-    return _fixed(found)
+    """The ranked answers that `config.data` names, in the order that is to be learned.
+
+    Raises:
+      RecordError: the first record that cannot be used, with how many there are by reason; with `data.on_error=skip` only
+        where none can be used.
+      ValueError: every record has weight 0, or more candidates than a group may have.
+    """
+    skipped: Counter[str] = Counter()
+    read = records(data.path, data.root, data.split, data.on_error, order.kind == "votes", skipped)
+    if isinstance(read, RandomAccessSource):
+        skipped.update(read.skipped)
+    found = _all_usable(read, data, order, skipped)
+    _look_at_weights(data.path, found)
+    _look_at_sizes(data, found)
+    return dataclasses.replace(_fixed(found), skipped=dict(skipped))
 
 
 def texts(data: Any) -> Records:
     """The texts that `config.data` names: records of one output."""
-    return dataclasses.replace(_fixed(read_all(located(data.path), parse_text)), forms=set)
+    skipped: Counter[str] = Counter()
+    found = read_all(located(data.path), parse_text, on_error=data.on_error, skipped=skipped)
+    return dataclasses.replace(_fixed(found), forms=set, skipped=dict(skipped))
 
 
 def sample_groups(entry: Any, kind: str, section: str, dropped: Counter[str] | None = None) -> list[Comparison]:
@@ -209,6 +230,47 @@ def digest(rows: Iterable[Any]) -> str:
 
 def _values(outputs: Mapping[str, Sequence[str]]) -> dict[str, list[Any]]:
     return {policy: list(map(as_value, texts)) for policy, texts in outputs.items()}
+
+
+def _all_usable(read: Iterable[Comparison], data: Any, order: Order, skipped: Counter[str]) -> list[Comparison]:
+    found: list[Comparison] = []
+    errors: list[RecordError] = []
+    for c in read:
+        try:
+            found.append(_usable(c, data.reference, order))
+        except RecordError as error:
+            errors.append(error)
+    if not errors:
+        return found
+    reasons, total = Counter(error.reason for error in errors), len(found) + len(errors)
+    if data.on_error == "raise" or not found:
+        first = errors[0]
+        choice = ", or set config.data.on_error=skip" if found else ""
+        remedy = f"{first.remedy}{choice} ({listed(reasons)}, of {total} records)"
+        raise RecordError(first.place, first.field, first.problem, remedy, first.detail)
+    _log.warning("%s: left out %s, of %d records", data.path, listed(reasons), total)
+    skipped.update(reasons)
+    return found
+
+
+def _look_at_weights(path: str, found: Sequence[Comparison]) -> None:
+    without = sum(c.weight == 0 for c in found)
+    if found and without == len(found):
+        raise ValueError(f"every record of {path} has weight 0, so nothing would be learned; give some a weight")
+    if without:
+        _log.warning("%s: %d of %d records have weight 0, so nothing is learned from them", path, without, len(found))
+
+
+def _look_at_sizes(data: Any, found: Sequence[Comparison]) -> None:
+    larger = [len(c.outputs) for c in found if len(c.outputs) > data.candidates]
+    if found and len(larger) == len(found):
+        raise ValueError(
+            f"config.data.candidates is {data.candidates}; every record of {data.path} has more candidates, "
+            f"{max(larger)} at most; set it to that"
+        )
+    if larger:
+        message = "%s: %d of %d records have more candidates than config.data.candidates=%d and will be left out; %d takes all"
+        _log.warning(message, data.path, len(larger), len(found), data.candidates, max(larger))
 
 
 def _usable(c: Comparison, reference: str, order: Order) -> Comparison:

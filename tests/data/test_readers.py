@@ -13,6 +13,7 @@ import resource
 import signal
 import subprocess
 import sys
+from collections import Counter
 
 import grain
 import pyarrow
@@ -255,6 +256,9 @@ def test_damaged_files(tmp_path, suffix):
     assert caught.value.place == str(path)
 
 
+GZIPPED = gzip.compress(b"{}", mtime=0)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -264,8 +268,8 @@ def test_damaged_files(tmp_path, suffix):
             "a Git LFS pointer, .*`git lfs pull`",
         ),
         ("f.parquet", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "a Git LFS pointer"),
-        ("f.jsonl.gz", gzip.compress(b"{}"), "a gzip file; unpack it with `gunzip`"),
-        ("f.jsonl", gzip.compress(b"{}"), "a gzip file"),
+        ("f.jsonl.gz", GZIPPED, "a gzip file; unpack it with `gunzip`"),
+        ("f.jsonl", GZIPPED, "a gzip file"),
         ("f.jsonl", zstandard.compress(b"{}"), r"a zstd file; give its name the ending \.jsonl\.zst"),
         ("f.jsonl", '{"prompt": "p"}'.encode("utf-16"), "text in UTF-16; convert it to UTF-8"),
         ("f.parquet", b"PAR1 and no more", "broken Parquet file"),
@@ -277,7 +281,10 @@ def test_damaged_files(tmp_path, suffix):
             ":1: an object over several lines, not JSON lines; .*`jq -c . ",
         ),
     ],
-)
+    ids=[
+        "lfs", "lfs-parquet", "gz", "gzip", "zstd", "utf-16", "half-parquet", "array", "array-over-lines", "object-over-lines",
+    ],
+)  # fmt: skip
 @pytest.mark.parametrize("on_error", ["raise", "skip"])
 def test_what_a_file_is_instead(tmp_path, name, content, message, on_error):
     (tmp_path / name).write_bytes(content)
@@ -472,3 +479,16 @@ def test_other_rows_are_checked_and_logged_as_comparisons_are(tmp_path, caplog):
     (text,) = read_all(path, parse_text)
     assert (text.prompt, text.outputs) == ("", ("x",))
     assert "unknown field `instruction` ignored in 1 of 1 records" in caplog.text
+
+
+def test_bad_rows_of_texts_and_pools_are_left_out_by_choice(tmp_path, caplog):
+    path = tmp_path / "f.jsonl"
+    path.write_text('{"prompt": "p", "output": "a"}\n{broken\n\n{"prompt": "p"}\n{"output": "b"}\n')
+    with pytest.raises(RecordError, match=r"f\.jsonl:2: .*\(2 of 4 records are bad\)$"):
+        read_all(path, parse_text)
+    skipped: Counter[str] = Counter()
+    assert [text.outputs for text in read_all(path, parse_text, on_error="skip", skipped=skipped)] == [("a",), ("b",)]
+    assert skipped.total() == 3 and skipped["blank line"] == skipped["outputs: missing"] == 1
+    assert "skipped 1 × " in caplog.text
+    with pytest.raises(RecordError, match=r"\(4 of 4 records are bad\)$"):
+        read_all(path, parse_sample, SAMPLE_FIELDS, on_error="skip")

@@ -16,6 +16,7 @@ from rmjax.data.record import (
     RecordError,
     nearest_field,
     parse,
+    parse_text,
     ranks_from_scores,
     require_order,
     require_reference,
@@ -23,6 +24,7 @@ from rmjax.data.record import (
     to_row,
     unknown_fields,
 )
+from rmjax.data.samplerows import parse_sample
 
 USER = {"role": "user", "content": "hi"}
 PAIR = {"prompt": "p", "chosen": "good", "rejected": "bad"}
@@ -65,6 +67,34 @@ def test_several_rejected_are_several_negatives_but_messages_are_one_text(reject
     record = parse({"prompt": "p", "chosen": "a", "rejected": rejected}, "")
     assert record.outputs == outputs
     assert record.ranks == (0.0,) + (1.0,) * (len(outputs) - 1)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "outputs", "ranks"),
+    [
+        (["a"], ("a", "x", "y"), (0.0, 1.0, 1.0)),
+        (["a", "b", "c"], ("a", "b", "c", "x", "y"), (0.0, 0.0, 0.0, 1.0, 1.0)),
+        (
+            [message("a"), message("b")],
+            (Conversation([Message("assistant", t) for t in "ab"]), "x", "y"),
+            (0.0, 1.0, 1.0),
+        ),
+    ],
+)
+def test_several_chosen_are_tied_for_the_first_place(chosen, outputs, ranks):
+    record = parse({"prompt": "p", "chosen": chosen, "rejected": ["x", "y"]}, "")
+    assert (record.outputs, record.ranks) == (outputs, ranks)
+
+
+@pytest.mark.parametrize("value", ["helpful", "1", 1.5, True, 2**31, 2**40, -(10**400), ["a"], {"b": 1}])
+@pytest.mark.parametrize("parser", [parse, parse_text, parse_sample])
+def test_a_type_that_is_no_label_is_ignored_and_counted(value, parser):
+    row = {"prompt": "p", "output": "o"} | ({"prompt_id": "i", "policy": "q"} if parser is parse_sample else {})
+    notes = Counter()
+    assert parser({**row, "type": value}, "", notes) == parser(row, "", notes)
+    ((note, count),) = notes.items()
+    assert "`type` ignored" in note and count == 1
+    assert parser({**row, "type": 2**31 - 1}, "", notes).type == 2**31 - 1 and notes.total() == 1
 
 
 def test_candidates_lose_a_repeated_prompt():
@@ -216,7 +246,10 @@ BAD_ROWS = [
     ({**PAIR, "chosen": " \n"}, "chosen", "empty text"),
     ({**PAIR, "rejected": []}, "rejected", "empty list"),
     ({**PAIR, "rejected": ["b", ""]}, "rejected[1]", "empty text"),
-    ({**PAIR, "chosen": ["a", "b"]}, "chosen", "neither text nor messages"),
+    ({**PAIR, "chosen": []}, "chosen", "empty list"),
+    ({**PAIR, "chosen": ["a", ""]}, "chosen[1]", "empty text"),
+    ({**PAIR, "chosen": [["a"]]}, "chosen[0]", "neither text nor messages"),
+    ({**PAIR, "chosen": ["a", "bad"]}, "rejected", "identical candidates ranked differently"),
     ({**PAIR, "rejected": "good"}, "rejected", "identical candidates ranked differently"),
     ({**PAIR, "best": 0}, "best", "both give the order"),
     ({**PAIR, "prompt": [USER], "chosen": [USER]}, "chosen", "empty text"),
@@ -243,10 +276,9 @@ BAD_ROWS = [
     ({**PAIR, "wrapper": ["sft"]}, "wrapper", "unknown wrapper"),
     ({**PAIR, "weight": -1}, "weight", "out of range"),
     ({**PAIR, "weight": 1e39}, "weight", "beyond the range of float32"),
-    ({**PAIR, "type": 2**40}, "type", "beyond 32 bits"),
     ({**PAIR, "weight": float("inf")}, "weight", "not finite"),
-    ({**PAIR, "type": "math"}, "type", "not an integer"),
     ({**PAIR, "category": 3}, "category", "not a string"),
+    ({**PAIR, "category": ["food", "short"]}, "category", "not a string"),
     (["prompt"], "", "not a JSON object"),
 ]
 
@@ -260,6 +292,13 @@ def test_bad_rows_are_refused_by_place_field_and_remedy(row, field, problem):
     assert problem in error.problem
     assert error.remedy
     assert str(error).startswith("data/x.jsonl:12: ") and str(error).endswith(error.remedy)
+
+
+def test_a_field_with_another_meaning_may_be_renamed():
+    with pytest.raises(
+        RecordError, match=r"`category`: not a string \(list\); give a string, or rename or remove the field"
+    ):
+        parse({**PAIR, "category": ["food"]}, "")
 
 
 def test_identical_candidates_may_be_tied():
@@ -317,7 +356,11 @@ def test_require_reference():
 @pytest.mark.parametrize(
     ("value", "types", "message"),
     [
-        (None, 2, "f.jsonl:3: field `type`: missing, and the balancing constraint needs it; give 0 or 1"),
+        (
+            None,
+            2,
+            "f.jsonl:3: field `type`: missing or not an integer of 32 bits, and the balancing constraint needs it; give 0 or 1",
+        ),
         (2, 2, "out of range (2); give 0 or 1, or set adapter.expert_types"),
         (-1, 5, "out of range (-1); give 0 to 4"),
         (True, 2, "out of range (True)"),
@@ -400,7 +443,7 @@ JSON = st.recursive(
 )
 
 
-@given(st.dictionaries(st.sampled_from(["wrapper", "best", "ranks", *PAIR, *GROUP]), JSON))
+@given(st.dictionaries(st.sampled_from(["wrapper", "type", "best", "ranks", *PAIR, *GROUP]), JSON))
 def test_any_json_gives_a_record_or_a_record_error(row):
     try:
         record = parse(row, "f:1")

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from configs.polar import finetune
 from rmjax import config as base
 from rmjax.data import sources
+from rmjax.data.errors import RecordError
 from rmjax.data.preferences import PREFERENCE_SETS
 from rmjax.evaluate.suites import suite_of
 
@@ -83,6 +84,73 @@ def test_a_real_set_has_both_splits_and_what_its_config_says(name):
     test = suite_of(config.evals.preferences).load(config.evals.preferences).records
     assert 0.1 < len(test) / (len(test) + len(comparisons)) < 0.3
     assert not {c.prompt for c in test} & {c.prompt for c in comparisons}
+
+
+# --- records that cannot be used -------------------------------------------------------------------------------------
+
+GOOD = {"prompt": "p", "reference": "r", "outputs": ["a", "b"], "ranks": [0, 1]}
+TIED, ONE = {**GOOD, "ranks": [0, 0]}, {"prompt": "p", "reference": "r", "output": "a"}
+
+
+def ranked(path: str, **changes):
+    config = base.get_config()
+    config.data.update(kind="comparisons", path=path, **changes)
+    return sources.comparisons(config.data)
+
+
+def test_an_error_says_how_many_records_are_unusable_and_how_to_go_on(tmp_path):
+    path = write(tmp_path / "f.jsonl", [GOOD, TIED, ONE, {**GOOD, "reference": ""}, TIED])
+    with pytest.raises(RecordError) as caught:
+        ranked(path)
+    assert str(caught.value).startswith(f"{path}:2: field `ranks`: all candidates are tied; drop the record")
+    assert str(caught.value).endswith(
+        "or set config.data.on_error=skip (1 × outputs: only one candidate, 2 × ranks: all candidates are tied, "
+        "1 × reference: missing, and the input format needs it, of 5 records)"
+    )
+    with pytest.raises(RecordError, match=r"\(1 × ranks: all candidates are tied, of 2 records\)"):
+        ranked(write(tmp_path / "g.jsonl", [GOOD, TIED]))
+
+
+def test_unusable_and_unreadable_records_are_left_out_by_choice_and_counted(tmp_path, caplog):
+    path = write(tmp_path / "f.jsonl", [GOOD, TIED, {**GOOD, "outputs": "a"}, {**GOOD, "reference": ""}, GOOD])
+    found = ranked(path, on_error="skip")
+    assert [c.place for c in found.source] == [f"{path}:1", f"{path}:5"]
+    assert found.skipped == {
+        "outputs: not a list of texts": 1,
+        "ranks: all candidates are tied": 1,
+        "reference: missing, and the input format needs it": 1,
+    }
+    assert "left out 1 × ranks: all candidates are tied, 1 × reference: missing" in caplog.text
+    assert not ranked(write(tmp_path / "g.jsonl", [GOOD]), on_error="skip").skipped
+    with pytest.raises(RecordError, match=r"tied; drop the record or rank its candidates \(1 × "):
+        ranked(write(tmp_path / "g.jsonl", [TIED]), on_error="skip")
+
+
+def test_bad_rows_of_pools_and_texts_are_left_out_by_choice_and_counted(tmp_path):
+    path = pool_file(tmp_path)
+    with open(path, "a") as file:
+        file.write('{"prompt_id": "p"}\n')
+    config = pool_config(path, "sft")
+    with pytest.raises(RecordError, match="pool.jsonl:5: field `prompt`: missing"):
+        sources.pool_groups(config.data)
+    config.data.on_error = "skip"
+    assert sources.pool_groups(config.data).skipped == {"prompt: missing": 1}
+    config.data.path = write(tmp_path / "texts.jsonl", [{"output": "a"}, {"output": ""}])
+    assert sources.texts(config.data).skipped == {"output: empty text": 1}
+
+
+def test_weight_zero_and_large_groups_are_said_before_training(tmp_path, caplog):
+    large = {**GOOD, "outputs": list("abcd"), "ranks": [0, 0, 1, 1]}
+    ranked(write(tmp_path / "f.jsonl", [GOOD, {**GOOD, "weight": 0}, large]))
+    assert "1 of 3 records have weight 0" in caplog.text
+    assert (
+        "1 of 3 records have more candidates than config.data.candidates=2 and will be left out; 4 takes all"
+        in caplog.text
+    )
+    with pytest.raises(ValueError, match="has more candidates, 4 at most; set it to that"):
+        ranked(write(tmp_path / "g.jsonl", [large]))
+    with pytest.raises(ValueError, match="has weight 0, so nothing would be learned"):
+        ranked(write(tmp_path / "g.jsonl", [{**GOOD, "weight": 0}]))
 
 
 # --- configs/polar/finetune.py:NAME ----------------------------------------------------------------------------------

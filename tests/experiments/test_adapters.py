@@ -253,7 +253,7 @@ def test_a_bf16_base_keeps_an_fp32_adapter(home, tmp_path):
         ({"trainable": "("}, "config.trainable is '(', not a regular expression"),
         (
             {"data__kind": "pool", "data__path": "shipped:policy_pool"},
-            "field `type`: missing, and the balancing constraint needs it; give 0 or 1",
+            "field `type`: missing or not an integer of 32 bits, and the balancing constraint needs it; give 0 or 1",
         ),
     ],
     ids=lambda value: "-".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else "",
@@ -266,7 +266,12 @@ def test_values_that_no_run_can_have(home, tmp_path, capsys, changes, message):
 @pytest.mark.parametrize("objective", ["preference", "language_model"])
 @pytest.mark.parametrize(
     ("label", "message"),
-    [({}, "missing, and the"), ({"type": 2}, "out of range (2); give 0 or 1"), ({"type": 1.5}, "not an integer")],
+    [
+        ({}, "missing or not"),
+        ({"type": 2}, "out of range (2); give 0 or 1"),
+        ({"type": 1.5}, "missing or not an integer"),
+        ({"type": "helpful"}, "missing or not an integer"),
+    ],
 )
 def test_labels_are_checked_where_the_constraint_needs_them(home, tmp_path, capsys, objective, label, message):
     row = (

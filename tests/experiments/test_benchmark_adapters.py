@@ -6,7 +6,8 @@ import pytest
 
 from experiments import benchmark_adapters as benchmark
 from experiments import benchmarks
-from rmjax.methods.adapters import adapter_config, trainable_paths
+from rmjax.config import chosen
+from rmjax.methods.adapters import adapter_config
 
 
 @dataclasses.dataclass
@@ -50,7 +51,7 @@ def test_the_single_adapter_has_the_inner_width_of_all_experts():
     made = {name: benchmark.configured(changes, sizes) for name, changes in benchmark.arms(sizes).items()}
     one, several = (adapter_config(made[name].adapter) for name in ("lora", "loramoe"))
     assert one.rank == several.rank * several.experts == 12
-    assert made["full"].adapter.kind == "" and "lora_" not in trainable_paths(made["full"])
+    assert made["full"].adapter.kind == "" and "lora_" not in chosen(made["full"]).trainable
     assert made["loramoe_bf16_base"].model.param_dtype == "bfloat16" and made["lora"].model.param_dtype == "float32"
 
 

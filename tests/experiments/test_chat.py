@@ -60,7 +60,7 @@ def rewards_of(model: RewardModel, ids: list[int]) -> float:
     from rmjax.data.packing import ForestShape, Tree, fill
 
     tree = Tree.from_sequences([ids], ranks=[np.inf])
-    return float(model._rewards(model.params, fill(ForestShape(1, 128, 1, 1), [[tree]]))[0, 0, 0])
+    return float(model.scorer.rewards(model.params, fill(ForestShape(1, 128, 1, 1), [[tree]]))[0, 0, 0])
 
 
 def test_roles_and_tool_calls_make_a_difference(trained):

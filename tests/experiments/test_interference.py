@@ -106,7 +106,7 @@ def test_separate_models_are_made_once_and_for_one_domain(tmp_path, monkeypatch)
         return {"credits": {d: [float(data != "both")] * len(rows) for d, rows in tests.items() if data in ("both", d)}}
 
     monkeypatch.setattr(interference, "run_one", run_one)
-    monkeypatch.setattr(interference.train, "load_start", lambda model: argparse.Namespace(tokenizer=None))
+    monkeypatch.setattr(interference, "load_start", lambda model: argparse.Namespace(tokenizer=None))
     interference.run(tiny(), tmp_path)
     found = json.loads((tmp_path / "results.json").read_text())
     assert len(made) == len(set(made)) == 2 * (4 + 8)  # two seeds; four arms, and full and lora on a domain each, twice

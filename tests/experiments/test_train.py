@@ -172,6 +172,7 @@ def test_a_diverging_run_stops_with_the_ids_of_its_batch(home, tmp_path, capsys)
 
 def test_language_model_training_on_texts(home, tmp_path):
     changes = {"data__kind": "texts", "data__path": str(home / "texts.jsonl"), "objective": "language_model"}
+    changes["format__kind"] = "plain"
     config = configured(home, run__steps=3, optimizer__learning_rate=1e-2, **changes)
     assert execute(config, tmp_path) == 0
     losses = [line["train/loss"] for line in read_metrics(tmp_path / "metrics.jsonl") if "train/loss" in line]

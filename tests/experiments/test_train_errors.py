@@ -32,7 +32,7 @@ def refused(home, workdir, capsys, **changes) -> str:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"objective": "preferences"}, "config.objective is 'preferences'; choose preference or language_model"),
+        ({"objective": "preferences"}, "config.objective is 'preferences'; choose preference, language_model or dpo"),
         ({"loss__name": "bradley"}, "config.loss.name is 'bradley'; choose bradley_terry, focal or listwise"),
         ({"loss__penalty": "log"}, "config.loss.penalty is 'log'; choose '', log_barrier or squared"),
         ({"data__kind": "pools"}, "config.data.kind is 'pools'; choose comparisons, pool or texts"),
@@ -97,8 +97,8 @@ POOL_LINE = json.dumps(pool_rows()[0]) + "\n"
 def test_bad_data_names_file_and_line(home, tmp_path, capsys, kind, content, message):
     path = tmp_path / "data.jsonl"
     path.write_bytes(content.encode("latin-1"))
-    objective = "language_model" if kind == "texts" else "preference"
-    found = refused(home, tmp_path / "run", capsys, data__kind=kind, data__path=str(path), objective=objective)
+    texts = {"objective": "language_model", "format__kind": "plain"} if kind == "texts" else {}
+    found = refused(home, tmp_path / "run", capsys, data__kind=kind, data__path=str(path), **texts)
     assert message in found
     if "no triple" not in message:
         assert found.startswith(f"error: {path}{message if message.startswith(':') else ''}")
@@ -192,7 +192,7 @@ def test_a_workdir_with_another_architecture_is_refused_and_left_as_it_was(home,
         ("--config.optimizer.learing_rate=1", "there is no config key `learing_rate`; did you mean `learning_rate`?"),
         ("--config.optimiser.clip=1", "there is no config key `optimiser`; did you mean `optimizer`?"),
         ("--config.data.rows=many", "invalid literal for int() with base 10: 'many'"),
-        ("--config.objective=rank", "error: config.objective is 'rank'; choose preference or language_model"),
+        ("--config.objective=rank", "error: config.objective is 'rank'; choose preference, language_model or dpo"),
         (
             "--config.model.attention=pallas",
             "is 'pallas', kernels for TPUs and GPUs, and this run is on cpu; use 'blockwise'",

@@ -176,7 +176,7 @@ def test_a_language_model_is_exported_without_head(tmp_path):
 
 def test_what_peft_has_no_form_for(tmp_path):
     model, params = trained(experts())
-    with pytest.raises(ValueError, match="PEFT has no form for LoRAMoE"):
+    with pytest.raises(ValueError, match="PEFT has no form for experts weighed"):
         export_peft(tmp_path, model.config, params)
     with pytest.raises(ValueError, match="no adapter to export"):
         export_peft(tmp_path, dataclasses.replace(model.config, adapter=None), params)
