@@ -27,8 +27,8 @@ def stopped(home, tmp_path_factory):  # noqa: F811
     """(folder of a finished run of two steps, its config with more steps to go, its data)."""
     folder = tmp_path_factory.mktemp("trainer")
     data = folder / "data.jsonl"
-    data.write_text((home / "comparisons.jsonl").read_text())
-    config = configured(home, PREFERENCE, data__path=str(data), run__steps=2)
+    data.write_text((home / "comparisons.jsonl").read_text() + '{"prompt": "p", "reference": "r", "output": "a"}\n')
+    config = configured(home, PREFERENCE, data__path=str(data), data__on_error="skip", run__steps=2)
     Trainer(config, folder / "run").run()
     return folder / "run", config, data
 
@@ -52,6 +52,18 @@ def test_data_that_changed_under_a_run_is_refused(stopped, change, said):
     finally:
         data.write_text(before)
     Trainer(config, folder).run()  # finished, on the same data: nothing to do
+
+
+def test_what_was_left_out_is_in_the_run_and_may_go(stopped):
+    folder, config, data = stopped
+    found = json.loads((folder / "data.json").read_text())["preference"]
+    assert (found["records"], found["skipped"]) == (8, {"outputs: only one candidate": 1})
+    before = data.read_text()
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows_of(data)[:8]))
+    try:
+        Trainer(config, folder).run()
+    finally:
+        data.write_text(before)
 
 
 def test_a_notebook_steps_and_evaluates_without_a_folder(home):  # noqa: F811
