@@ -14,8 +14,9 @@ from configs import loramoe
 from experiments import evaluate, export
 from experiments import train as command
 from rmjax import config as base
-from rmjax import reward_model
 from rmjax.data.packing import ForestShape
+from rmjax.data.record import Comparison
+from rmjax.evaluate import scorers
 from rmjax.evaluate.language import LanguageModel, score_texts
 from rmjax.methods import adapters
 from rmjax.models.lora import AdapterConfig
@@ -105,7 +106,7 @@ def test_the_routing_of_a_run_is_shown_by_layer(home, trained, tmp_path):
     assert share_ZLN.shape[::2] == (2, 4)
     np.testing.assert_allclose(share_ZLN.sum(-1), 1, atol=1e-4)
     assert "mlp/up: coefficient of variation" in (tmp_path / "maps" / "report.html").read_text()
-    with pytest.raises(ValueError, match="--routing: .*start has no LoRAMoE adapter"):
+    with pytest.raises(ValueError, match="--routing: .*start has no adapter with routers"):
         evaluate.evaluate(dataclasses.replace(options, model=home / "start"))
     rows = [{"prompt": "Say 1.", "chosen": "1", "rejected": "No."}]
     with pytest.raises(ValueError, match="no record has a `type`"):
@@ -137,7 +138,8 @@ def test_an_adapted_run_is_trained_further_with_the_same_adapter_only(home, trai
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"adapter__router": "block", "adapter__top_k": 2, "optimizer__microbatches": 2}]
+    "changes",
+    [{}, {"adapter__router": "block", "adapter__top_k": 2, "adapter__beta": 0.0, "optimizer__microbatches": 2}],
 )
 def test_language_models_have_them_too(home, tmp_path, changes):
     assert execute(configured(home, "language_model", **changes), tmp_path) == 0
@@ -173,9 +175,9 @@ def test_export_and_switch(home, tmp_path, kind, capsys):
     bare = RewardModel.load(home / "start").with_adapter(tmp_path / "two.safetensors")
     np.testing.assert_allclose(bare.score(ROWS), two.score(ROWS), atol=1e-5)
     again = bare.with_adapter(tmp_path / "two.safetensors")
-    compiled = reward_model._rewards._cache_size()
+    compiled = scorers._on_device._cache_size()
     assert again.score(ROWS) == bare.score(ROWS) and one.score(ROWS) != two.score(ROWS) == switched.score(ROWS)
-    assert reward_model._rewards._cache_size() == compiled  # one form on the same layers: nothing is compiled anew
+    assert scorers._on_device._cache_size() == compiled  # one form on the same layers: nothing is compiled anew
 
 
 def test_a_language_model_is_exported_as_one(home, tmp_path):
@@ -192,7 +194,7 @@ def test_a_language_model_is_exported_as_one(home, tmp_path):
         RewardModel.load(tmp_path / "merged")
     export.export(tmp_path / "two", "adapter", tmp_path / "two.safetensors")
     one, two, merged = (LanguageModel.load(tmp_path / name) for name in ("one", "two", "merged"))
-    texts, shape = [{"prompt": "Q1:", "output": "A1"}], ForestShape(1, 64, 1, 1)
+    texts, shape = [Comparison("Q1:", ("A1",))], ForestShape(1, 64, 1, 1)
     loss = {
         name: score_texts(model, texts, shape)[0].loss
         for name, model in {
@@ -219,13 +221,13 @@ def test_pools_have_types_too(home, tmp_path, capsys):
     )
     rows[4] |= {"type": 0}
     assert execute(configured(home, data__path=write(tmp_path / "two.jsonl", rows), **changes), tmp_path / "other") == 1
-    assert "two.jsonl:6: field `type` is 1, and 0 in earlier rows with prompt_id `1`; give a prompt one" in error(
+    assert "two.jsonl:6: field `type`: is 1, and 0 in earlier rows with prompt_id `1`; give a prompt one" in error(
         capsys
     )
     for row in rows:
         row["type"] = "law"
     assert execute(configured(home, data__path=write(tmp_path / "law.jsonl", rows), **changes), tmp_path / "other") == 1
-    assert "law.jsonl:1: field `type`: not an integer; give the number" in error(capsys)
+    assert "law.jsonl:1: field `type`: missing or not an integer" in error(capsys)
 
 
 def test_a_bf16_base_keeps_an_fp32_adapter(home, tmp_path):
@@ -239,16 +241,16 @@ def test_a_bf16_base_keeps_an_fp32_adapter(home, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"adapter__kind": "moe"}, "adapter.kind is 'moe'; choose one of lora, rslora, dora, loramoe"),
+        ({"adapter__kind": "moe"}, "config.adapter.kind is 'moe'; choose '', lora, rslora, dora or loramoe"),
         ({"adapter__pattern": "ffn/up"}, "adapter.pattern is 'ffn/up' and matches no Dense; nearest: "),
         ({"adapter__rank": 48}, "adapter.rank is 48, above the width of backbone/layers/mlp/gate (32 to 64); lower it"),
         ({"adapter__experts": 5}, "adapter.experts is 5, which does not make two equal groups; make it even or set"),
         ({"adapter__expert_types": (0, 1)}, "config.adapter.expert_types has 2 entries; give one for each of 4"),
         ({"adapter__alpha": 0.0}, "adapter.alpha is 0.0; it must be above 0"),
         ({"adapter__pattern": ""}, "adapter.pattern is empty, which matches every Dense; give `.`"),
-        ({"adapter__beta": float("nan")}, "beta is nan and delta 0.1; beta is at least 0"),
+        ({"adapter__beta": float("nan")}, "config.adapter.beta is nan; it must be a finite number"),
         ({"adapter__expert_types": (0, 0, 2, 2)}, "no expert serves type 1: number the types from 0"),
-        ({"adapter__balance": "cv"}, "balance form is 'cv'; choose paper or code"),
+        ({"adapter__balance": "cv"}, "config.adapter.balance is 'cv'; choose paper or code"),
         ({"trainable": "final_norm"}, "and matches no parameter"),
         ({"trainable": "("}, "config.trainable is '(', not a regular expression"),
         (

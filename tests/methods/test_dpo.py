@@ -1,6 +1,7 @@
 """DPO and IPO: golden values from the formulas, candidates as sequences of their own, the frozen reference."""
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -27,10 +28,15 @@ def both(params):
     return {**spread, "policy": {**params, "backbone": {**params["backbone"], "layers": moved}}}
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def logits_of(model, params, forest):
+    return model.apply({"params": params}, forest, method="logits")
+
+
 def log_probability(model, params, ids) -> float:
     """Of a sequence by itself, from its second token on."""
     forest = fill(ForestShape(1, len(ids), 1, 1), [[Tree.from_sequences([list(ids)], [math.inf])]])
-    logits = np.asarray(model.apply({"params": params}, forest, method="logits"), np.float64)[0]
+    logits = np.asarray(logits_of(model, params, forest), np.float64)[0]
     normal = logits - np.log(np.sum(np.exp(logits), axis=-1, keepdims=True))
     return sum(normal[t, ids[t + 1]] for t in range(len(ids) - 1))
 
