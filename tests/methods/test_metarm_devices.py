@@ -28,7 +28,7 @@ PROGRAM = textwrap.dedent("""
     from rmjax.models.transformer import TransformerConfig
     from rmjax.parallel.mesh import AXES, RULES, batch_sharding, make_mesh
     from rmjax.methods import metarm as meta
-from rmjax.train import gradient
+    from rmjax.train import gradient
     from rmjax.train.optimizer import adamw
     from rmjax.train.state import compile_step, initial_params, make_state, make_step, state_shardings
     from tests.methods import metarm_reference as meta_reference
