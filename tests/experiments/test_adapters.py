@@ -227,7 +227,7 @@ def test_pools_have_types_too(home, tmp_path, capsys):
     for row in rows:
         row["type"] = "law"
     assert execute(configured(home, data__path=write(tmp_path / "law.jsonl", rows), **changes), tmp_path / "other") == 1
-    assert "law.jsonl:1: field `type`: missing or not an integer" in error(capsys)
+    assert "law.jsonl: prompt_id `0`: field `type`: missing or not an integer" in error(capsys)
 
 
 def test_a_bf16_base_keeps_an_fp32_adapter(home, tmp_path):
