@@ -54,8 +54,10 @@ def _log_to_terminal() -> None:
 
 def _printable(record: logging.LogRecord) -> bool:
     """Spells out what a terminal would obey, since records, field names and file names may hold escape sequences. Of other
-    libraries (orbax logs pages of INFO by absl's name, at a level that absl resets) only warnings pass."""
-    if record.levelno < logging.WARNING and record.name.split(".")[0] not in _OURS:
+    libraries (orbax logs pages of INFO by absl's name, at a level that absl resets) only warnings pass, and what somebody asks
+    for by name (JAX_DEBUG_LOG_MODULES)."""
+    asked = record.name != "absl" and logging.getLogger(record.name).level == logging.DEBUG
+    if record.levelno < logging.WARNING and not asked and record.name.split(".")[0] not in _OURS:
         return False
     record.msg, record.args = printable(record.getMessage(), keep="\n\t"), ()
     return True

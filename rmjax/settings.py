@@ -88,7 +88,7 @@ class Data:
 class Optimizer:
     """`config.optimizer`: AdamW."""
 
-    learning_rate: float = number(1e-5, above=0)  # peak
+    learning_rate: float = number(1e-5, low=0)  # peak; 0 moves nothing
     warmup: float = number(0.03, low=0, high=1)  # fraction of the steps
     final: float = number(0.1, low=0, high=1)  # end of the cosine, fraction of the peak
     b1: float = number(0.9, low=0, below=1)  # fraction kept of the gradient's running mean, per step

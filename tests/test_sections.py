@@ -51,7 +51,7 @@ def test_what_is_taken_is_kept_and_what_is_not_is_named(section, kind, field):
     ("key", "value", "message"),
     [
         ("optimizer.clip", -1.0, "it must be 0 or more"),
-        ("optimizer.learning_rate", -1e-2, "it must be above 0"),
+        ("optimizer.learning_rate", -1e-2, "it must be 0 or more"),
         ("optimizer.b2", 1.5, "it must be 0 or more and below 1"),
         ("optimizer.b1", -0.5, "it must be 0 or more and below 1"),
         ("optimizer.weight_decay", -1.0, "it must be 0 or more"),
