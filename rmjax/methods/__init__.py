@@ -132,8 +132,9 @@ class Chosen:
         )
 
     def architecture(self, base: TransformerConfig) -> TransformerConfig:
-        """That of the run, from the one that it starts from."""
-        return functools.reduce(lambda found, method: method.architecture(self.config, found), self.all, base)
+        """That of the run, from the one that it starts from. All methods are heard: what one of them made of the base may not be
+        there where it is not asked for."""
+        return functools.reduce(lambda found, method: method.architecture(self.config, found), METHODS.values(), base)
 
     def may_miss(self, before: str) -> str:
         """Pattern of the paths that loaded parameters may lack."""
