@@ -91,7 +91,7 @@ def meta(
     warmup_steps: int = 0,
     sharding: Any = None,
 ) -> Gradient:
-    """Wraps `outer`, the gradient of any objective, by an ascent along `inner`, that of `objective.discrimination`.
+    """Wraps `outer`, the gradient of any objective, by an ascent along `inner`, that of `discrimination`.
 
     Args:
       factors: how far the ascent goes; one of the four below.
