@@ -18,8 +18,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from rmjax.data.columns import Field, file_fields, flat
+from rmjax.data.messages import as_strings
 from rmjax.data.readers import RandomAccessSource, log_notes, open_records
-from rmjax.data.record import Comparison, RecordError, require_plain, to_row, type_label
+from rmjax.data.record import Comparison, RecordError, to_row, type_label
 from rmjax.data.rows import check_readable, iterate_rows
 from rmjax.data.texts import Notes
 from rmjax.models.columns import extra, is_built_in
@@ -45,8 +46,7 @@ def comparison_features() -> tfds.features.FeaturesDict:
 
 def example_from_comparison(comparison: Comparison) -> dict[str, object]:
     """The inverse of `rows.row_from_example`, with every feature filled."""
-    require_plain(comparison, "a TFDS data set of ours")
-    return flat(to_row(comparison))
+    return flat(as_strings(to_row(comparison)))
 
 
 def pool_features() -> tfds.features.FeaturesDict:
@@ -110,7 +110,7 @@ class PolarJsonl(tfds.core.GeneratorBasedBuilder):
       **keywords: of the TFDS builder, such as `data_dir`.
     """
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("1.1.0")  # 1.1: messages, and columns beyond a record's own
     code_path = None  # nothing is downloaded; TFDS's lookup of checksums needs a missing package
 
     def __init__(self, paths: Mapping[str, str | Path] | None = None, name: str = "default", **keywords) -> None:

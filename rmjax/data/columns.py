@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow
 
 from rmjax.data.errors import RecordError
+from rmjax.data.messages import IN_COLUMNS
 from rmjax.models import columns
 from rmjax.models.columns import Column
 
@@ -43,8 +44,9 @@ _OWN = (
     Field("weight", "float"),
     Field("margin", "float"),
     Field("id", "text"),
+    Field(IN_COLUMNS, "text"),
 )
-"""What `record.to_row` writes by itself; the declared columns come to it."""
+"""What `record.to_row` writes by itself, and where `messages.as_strings` puts messages; the declared columns come to it."""
 
 
 def file_fields() -> dict[str, Field]:

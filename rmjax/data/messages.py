@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from rmjax.data.errors import RecordError
 
 USER, ASSISTANT, SYSTEM = "user", "assistant", "system"
 
@@ -81,11 +83,63 @@ def text_of(messages: Sequence[Message], role: str) -> str:
     return Conversation(messages)
 
 
-def conversations(texts: Iterable[str]) -> int:
-    """How many of the texts were given as messages."""
-    return sum(isinstance(text, Conversation) for text in texts)
-
-
 def as_value(text: str) -> str | list[dict[str, Any]]:
     """A text as a field of a row: the string, or the list of messages."""
     return [message.as_row() for message in text.messages] if isinstance(text, Conversation) else text
+
+
+# --- files whose columns are text ---------------------------------------------------------------------------------------
+
+IN_COLUMNS = "messages_json"
+"""The field that holds the messages where a file's `prompt`, `outputs` and `references` are columns of strings."""
+
+
+def as_strings(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of `record.to_row` whose texts are strings, for Parquet and TFDS: what was given as messages is their contents
+    joined, and the messages are JSON in `messages_json`, {"prompt": [MESSAGES], "outputs": [null, MESSAGES]}, null for a plain
+    string."""
+    texts = _texts(row)
+    messages = {name: [None if isinstance(t, str) else t for t in found] for name, found in texts.items()}
+    if not any(any(found) for found in messages.values()):
+        return dict(row)
+    strings = {name: [_joined(text) for text in found] for name, found in texts.items()}
+    return {**row, **_fields(strings), IN_COLUMNS: json.dumps(messages, ensure_ascii=False)}
+
+
+def from_strings(row: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """The inverse of `as_strings`; other rows stay as they are.
+
+    Raises:
+      RecordError: the messages are no such JSON, or not those of the texts beside them.
+    """
+    found = {name: value for name, value in row.items() if name != IN_COLUMNS}
+    if not row.get(IN_COLUMNS):
+        return found
+    strings = _texts(found)
+    try:
+        messages = json.loads(row[IN_COLUMNS])
+        texts = {name: [m or s for m, s in zip(messages[name], strings[name], strict=True)] for name in strings}
+        agree = {name: [_joined(text) for text in texts[name]] == list(strings[name]) for name in strings}
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        remedy = f"write the file again with `write_records`, or empty {IN_COLUMNS}"
+        raise RecordError(place, IN_COLUMNS, "not what was written there", remedy, repr(error)) from None
+    for name, same in agree.items():
+        if not same:
+            remedy = f"change both, or empty {IN_COLUMNS} to go by the text"
+            raise RecordError(place, IN_COLUMNS, f"has other messages than the text of `{name}`", remedy)
+    return found | _fields(texts)
+
+
+def _texts(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The texts of a row by field, `prompt` as a list of one."""
+    prompt = {"prompt": [row["prompt"]]} if "prompt" in row else {}
+    return prompt | {name: row[name] for name in ("outputs", "references") if row.get(name)}
+
+
+def _fields(texts: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `_texts`."""
+    return {name: found[0] if name == "prompt" else found for name, found in texts.items()}
+
+
+def _joined(text: Any) -> str:
+    return text if isinstance(text, str) else "\n".join(message["content"] for message in text)

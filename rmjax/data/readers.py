@@ -19,13 +19,13 @@ from array_record.python.array_record_module import ArrayRecordWriter
 
 from rmjax.data import fields
 from rmjax.data.columns import parquet_schema
+from rmjax.data.messages import as_strings
 from rmjax.data.record import (
     FIELDS,
     Comparison,
     RecordError,
     known_fields,
     parse,
-    require_plain,
     scores_contradict,
     to_row,
     unknown_fields,
@@ -219,11 +219,7 @@ def write_records(path: str | Path, comparisons: Iterable[Comparison]) -> int:
     """
     path = Path(path)
     writer = _writer_for(path)
-    rows = []
-    for comparison in comparisons:
-        if writer is _write_parquet:
-            require_plain(comparison, "a Parquet file of ours")
-        rows.append(to_row(comparison))
+    rows = [to_row(comparison) for comparison in comparisons]
     if not rows:
         raise RecordError(str(path), "", "no records to write", "check what selects them")
     try:
@@ -273,7 +269,7 @@ def _write_array_record(path: Path, rows: Sequence[dict[str, object]]) -> None:
 
 
 def _write_parquet(path: Path, rows: Sequence[dict[str, object]]) -> None:
-    table = pyarrow.Table.from_pylist(rows, schema=parquet_schema())
+    table = pyarrow.Table.from_pylist([as_strings(row) for row in rows], schema=parquet_schema())
     pyarrow.parquet.write_table(table, path, compression="zstd", write_page_checksum=True)
 
 

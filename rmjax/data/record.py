@@ -15,7 +15,7 @@ from rmjax.data.columns import numbers as _number_list
 from rmjax.data.columns import parse_columns, selected
 from rmjax.data.errors import RecordError as RecordError
 from rmjax.data.fields import given, label, named, one_of
-from rmjax.data.messages import USER, as_value, conversations
+from rmjax.data.messages import USER, as_value
 from rmjax.data.texts import Notes, message_list, read_answer, read_text, split_answer, without_answer
 from rmjax.models import columns
 
@@ -165,13 +165,6 @@ def select(comparison: Comparison, indices: Sequence[int]) -> Comparison:
         votes=votes and tuple(tuple(voter[i] for i in indices) for voter in votes),
         columns=selected(comparison.columns, indices),
     )
-
-
-def require_plain(comparison: Comparison, target: str) -> None:
-    """RecordError where a text was given as messages, for files with columns of text."""
-    if conversations((comparison.prompt, *comparison.outputs, *comparison.references)):
-        remedy = "write .jsonl, .jsonl.zst or .array_record, which keep messages"
-        raise RecordError(comparison.place or comparison.id, "", f"has messages, which {target} cannot hold", remedy)
 
 
 def parse_text(row: Mapping[str, object], place: str, notes: Notes | None = None) -> Comparison:

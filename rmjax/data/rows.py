@@ -25,6 +25,7 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from rmjax.data.columns import folded
 from rmjax.data.decompression import decompress, sensible_limit, too_large
+from rmjax.data.messages import from_strings
 from rmjax.data.record import RecordError
 from rmjax.files import disguise, refuse_url
 
@@ -223,7 +224,7 @@ class ParquetRows:
         return f"{self.path}:{i + 1}"
 
     def row(self, i: int) -> object:
-        return {name: self._value(i, name) for name in self.table.column_names}
+        return from_strings({name: self._value(i, name) for name in self.table.column_names}, self.place(i))
 
     def _value(self, i: int, name: str) -> object:
         try:
@@ -309,7 +310,7 @@ class TfdsRows:
 
     def row(self, i: int) -> object:
         try:
-            return row_from_example(_read(self.source, i, self.place(i)))
+            return from_strings(row_from_example(_read(self.source, i, self.place(i))), self.place(i))
         except UnicodeDecodeError as error:
             raise _not_utf8(error, self.place(i), "of a text") from None
 

@@ -37,8 +37,8 @@ RECORDS = [
         },
         "",
     ),
-    parse({"prompt": "q", "output": "z"}, ""),
-    parse({"prompt": "q", "outputs": ["z", "y"]}, ""),
+    parse({"prompt": [{"role": "system", "content": "s"}], "output": "z"}, ""),
+    parse({"prompt": "q", "outputs": ["z", [{"role": "assistant", "content": "y", "tool_calls": [{"id": "1"}]}]]}, ""),
 ]
 POOL = [
     {"prompt_id": "1", "prompt": "p", "policy": "a", "sample": 0, "output": "x", "split": "seen"},
@@ -96,7 +96,7 @@ def test_comparisons_come_back_exactly_and_in_order(prepared):
 
 def test_splits_slices_versions_and_the_default_split(prepared):
     assert len(open_records(f"tfds:polar_jsonl/small@{prepared}")) == 3
-    assert len(open_records(f"tfds:polar_jsonl/small:1.0.0:test@{prepared}")) == 1
+    assert len(open_records(f"tfds:polar_jsonl/small:1.1.0:test@{prepared}")) == 1
     assert without_place(open_records(f"tfds:polar_jsonl/small:train[1:]@{prepared}")) == RECORDS[1:]
 
 
@@ -126,7 +126,7 @@ def test_preparing_does_not_import_tensorflow(tmp_path):
 def test_preparing_again_reuses_but_never_other_sources(prepared, tmp_path):
     paths = {"train": prepared / "train.jsonl", "test": prepared / "test.jsonl.zst"}
     again = PolarJsonl(paths, name="small", data_dir=prepared)
-    assert prepare(again) == prepared / "polar_jsonl" / "small" / "1.0.0"
+    assert prepare(again) == prepared / "polar_jsonl" / "small" / "1.1.0"
     write_records(tmp_path / "other.jsonl", RECORDS[1:])
     other = PolarJsonl({"train": tmp_path / "other.jsonl"}, name="small", data_dir=prepared)
     with pytest.raises(RecordError, match="prepared from other or unknown sources or columns; delete"):

@@ -24,8 +24,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rmjax.data import decompression
+from rmjax.data.messages import as_strings
 from rmjax.data.readers import open_records, read_all, write_records
-from rmjax.data.record import Comparison, RecordError, parse, parse_text
+from rmjax.data.record import Comparison, RecordError, parse, parse_text, to_row
 from rmjax.data.samplerows import SAMPLE_FIELDS, parse_sample
 
 FORMATS = [".jsonl", ".jsonl.zst", ".parquet", ".array_record"]
@@ -433,19 +434,30 @@ ASKED = [{"role": "system", "content": "Be brief."}, {"role": "user", "content":
 SAID = {"prompt": ASKED, "chosen": [*ASKED, {"role": "assistant", "content": "4"}], "rejected": "5"}
 
 
-@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.zst", ".array_record"])
+@pytest.mark.parametrize("suffix", FORMATS)
 def test_messages_survive_files(tmp_path, suffix):
     path, record = tmp_path / f"f{suffix}", parse(SAID, "f:1")
     write_records(path, [record])
     assert dataclasses.replace(open_records(path)[0], place="f:1") == record
 
 
-def test_a_text_column_refuses_messages(tmp_path):
+def test_messages_beside_columns_of_text_are_those_of_the_text(tmp_path):
+    row = as_strings(to_row(parse(SAID, "f:1")))
+    assert row["prompt"] == "Be brief.\n2 + 2?" and row["outputs"] == ["4", "5"]
+
+    def read(**changes):
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row | changes]), tmp_path / "f.parquet")
+        return open_records(tmp_path / "f.parquet")[0]
+
+    assert to_row(read()) == to_row(parse(SAID, "f:1"))
+    assert read(prompt="2 + 3?", messages_json=None).prompt == "2 + 3?"
     with pytest.raises(
-        RecordError, match=r"f:1: has messages, which a Parquet file of ours cannot hold; write \.jsonl"
+        RecordError, match="f.parquet:1: .*`messages_json`: has other messages than the text of `prompt`"
     ):
-        write_records(tmp_path / "f.parquet", [parse(SAID, "f:1")])
-    assert not os.listdir(tmp_path)
+        read(prompt="2 + 3?")
+    for damaged in ("{", "[]", '{"prompt": 1}', '{"prompt": [[{}]], "outputs": [null, null]}'):
+        with pytest.raises(RecordError, match="f.parquet:1: .*`messages_json`: not what was written there"):
+            read(messages_json=damaged)
 
 
 def test_messages_of_a_foreign_parquet_file_are_read_without_its_nulls(tmp_path, caplog):
