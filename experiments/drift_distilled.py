@@ -15,7 +15,7 @@ from experiments.drift_stages import ladder, write_stages, written
 from rmjax.data.messages import as_value
 from rmjax.data.readers import read_all
 from rmjax.data.record import Comparison
-from rmjax.data.samplerows import SAMPLE_FIELDS, parse_sample
+from rmjax.data.samplerows import parse_sample, sample_fields
 from rmjax.data.samples import from_pool
 from rmjax.files import write_json, write_lines
 from rmjax.reward_model import RewardModel
@@ -53,7 +53,7 @@ def _next_policy(
     train.run(config, folder / "model")
     sample.run(grid.sampling(folder, prompts, config.run.steps), folder / "samples")
     path = folder / "samples" / f"{grid.DISTILLED}.jsonl"
-    return from_pool(read_all(path, parse_sample, SAMPLE_FIELDS), mixed=True)
+    return from_pool(read_all(path, parse_sample, sample_fields()), mixed=True)
 
 
 def liked(groups: Sequence[Comparison], proxy: RewardModel) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow_datasets as tfds
 
-from rmjax.data.columns import Field, file_fields, flat
+from rmjax.data.columns import Field, file_fields, flat, of_single, parse_single
 from rmjax.data.messages import as_strings
 from rmjax.data.readers import RandomAccessSource, log_notes, open_records
 from rmjax.data.record import Comparison, RecordError, to_row, type_label
@@ -32,16 +32,17 @@ _POOL_LABELS = ("kind", "policy_split", "prompt_split", "category")
 
 def comparison_features() -> tfds.features.FeaturesDict:
     """Features that hold every field of a record file, declared columns included; see `columns.flat` for absent ones."""
+    return tfds.features.FeaturesDict({name: _feature(field) for name, field in file_fields().items()})
+
+
+def _feature(field: Field) -> object:
+    if field.kind == "text":
+        text = tfds.features.Text()
+        return tfds.features.Sequence(text) if field.depth else text
+    if field.kind == "int":
+        return tfds.features.Sequence(np.int64)
     # As bytes: TFDS would otherwise store float32, and near-ties in scores would become ties.
-    float64 = tfds.features.Tensor(shape=(None,), dtype=np.float64, encoding=tfds.features.Encoding.BYTES)
-    text = tfds.features.Text()
-
-    def feature(field: Field) -> object:
-        if field.kind == "text":
-            return tfds.features.Sequence(text) if field.depth else text
-        return tfds.features.Sequence(np.int64) if field.kind == "int" else float64
-
-    return tfds.features.FeaturesDict({name: feature(field) for name, field in file_fields().items()})
+    return tfds.features.Tensor(shape=(None,), dtype=np.float64, encoding=tfds.features.Encoding.BYTES)
 
 
 def example_from_comparison(comparison: Comparison) -> dict[str, object]:
@@ -50,17 +51,20 @@ def example_from_comparison(comparison: Comparison) -> dict[str, object]:
 
 
 def pool_features() -> tfds.features.FeaturesDict:
-    """Features of one sample of a policy pool; an absent label is an empty string, an absent type an empty sequence."""
+    """Features of one sample of a policy pool, declared columns included; an absent label is an empty string, an absent type or
+    column an empty sequence."""
     text = tfds.features.Text()
     texts = dict.fromkeys((*_POOL_TEXTS, *_POOL_LABELS), text)
-    return tfds.features.FeaturesDict({**texts, "sample": np.int64, "type": tfds.features.Sequence(np.int64)})
+    declared = {name: _feature(field) for name, field in file_fields().items() if name in of_single()}
+    own = {"sample": np.int64, "type": tfds.features.Sequence(np.int64)}
+    return tfds.features.FeaturesDict({**texts, **own, **declared})
 
 
 def pool_rows_by_split(path: str | Path) -> dict[str, list[dict[str, object]]]:
     """Reads {"prompt_id", "prompt", "policy", "sample", "output"} rows, by TFDS split.
 
     The split is the row's `split`, else its `prompt_split`, else "seen". The labels `kind`,
-    `policy_split`, `prompt_split`, `category` and `type` are kept, empty where absent.
+    `policy_split`, `prompt_split`, `category` and `type` and the declared columns are kept, empty where absent.
 
     Raises:
       RecordError: a missing or ill-typed field, or a split name TFDS cannot use; an empty
@@ -88,7 +92,13 @@ def _checked_sample(row: object, place: str, notes: Notes) -> dict[str, object]:
     if not isinstance(row.get("sample"), int) or isinstance(row["sample"], bool):
         raise RecordError(place, "sample", "missing or not an integer", "number the samples")
     label = type_label(row, notes)
-    return {name: row[name] for name in (*_POOL_TEXTS, "sample")} | labels | {"type": [] if label is None else [label]}
+    declared = flat(parse_single(row, place))
+    return (
+        {name: row[name] for name in (*_POOL_TEXTS, "sample")}
+        | labels
+        | {"type": [] if label is None else [label]}
+        | {name: declared[name] for name in of_single()}
+    )
 
 
 def _pool_split(row: Mapping, place: str) -> str:
@@ -179,7 +189,7 @@ def prepare(builder: PolarJsonl | PolicyPool) -> Path:
         raise RecordError(builder.name, "", "no source files", "give the builder its path")
     directory = Path(builder.data_path)
     sources: dict[str, object] = {split: _digest(path) for split, path in builder.paths.items()}
-    if isinstance(builder, PolarJsonl) and (own := sorted(n for n, c in extra().items() if not is_built_in(c))):
+    if own := sorted(n for n, c in extra().items() if not is_built_in(c)):
         sources["columns"] = own
     marker = directory / _SOURCES_FILE
     if directory.exists() and _read_marker(marker) != sources:

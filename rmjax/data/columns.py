@@ -136,6 +136,44 @@ def _of_tokens(value: object, field: str, place: str, column: Column) -> tuple[f
     return tuple(_cell(v, f"{field}[{i}]", place, column) for i, v in enumerate(value))
 
 
+def parse_single(row: Mapping[str, object], place: str) -> dict[str, Any]:
+    """The declared columns of a row that is one output alone, as in a pool: a number (a list of one will do) where a record has
+    one per output, a list where it has a list per output. RecordError as `parse_columns`."""
+    found = {}
+    for name, column in of_single().items():
+        value = row.get(name)
+        if value is not None:
+            alone = value if isinstance(value, list | tuple) and column.axes != "RG" else [value]
+            if column.axes == "RT" and not any(isinstance(part, list | tuple) for part in alone):
+                alone = [alone]
+            found[name] = value if column.axes == "RG" else alone
+    return parse_columns(found, 1, place)
+
+
+def of_single() -> dict[str, Column]:
+    """The columns that one output alone can have, by field: all but those of pairs."""
+    return {name: column for name, column in columns.extra().items() if column.axes != "RGNN"}
+
+
+def gathered(outputs: Sequence[Mapping[str, Any]], place: str) -> dict[str, Any]:
+    """The columns of a record made of outputs that were rows of their own; `outputs` are their `parse_single`s, which agree where
+    a column has one value for the record.
+
+    Raises:
+      RecordError: a list per token that some of the outputs lack.
+    """
+    found: dict[str, Any] = {}
+    for name, column in of_single().items():
+        values = [of[name] for of in outputs if name in of]
+        if not values:
+            continue
+        if column.axes == "RT" and len(values) < len(outputs):
+            raise RecordError(place, name, "is missing in some of a prompt's rows", "give it in all of them or in none")
+        default = (column.of_absent,)
+        found[name] = values[0] if column.axes == "RG" else tuple(of.get(name, default)[0] for of in outputs)
+    return found
+
+
 def selected(found: Mapping[str, Any], indices: Sequence[int]) -> dict[str, Any]:
     """The columns of the outputs at `indices`."""
 

@@ -248,9 +248,14 @@ class Encoder:
         before, after = self.continued(c.prompt, c.outputs[0])
         ids = before + after + ([self.tokenizer.id(self.form.end_token)] if ended and self.form.end_token else [])
         self._count_texts(c)
-        self.counts["cut"] += len(ids) > self.row_tokens
+        cut = len(ids) > self.row_tokens
+        self.counts["cut"] += cut
         self.counts["prompt_fills_row"] += len(before) >= self.row_tokens
-        facts = {"record": record, "type": -1 if c.type is None else c.type}
+        columns = tree_columns(c.columns, [[*before, *after, 0]], lambda: [len(after)], c.place)
+        facts = {
+            "record": record, "type": -1 if c.type is None else c.type, "weight": c.weight,
+            "columns": uncut(columns, c.place) if cut else columns,
+        }  # fmt: skip
         return [Tree.for_language_model(ids[: self.row_tokens], learned_from=max(1, len(before)), **facts)]
 
     def continued(self, prompt: str, output: str) -> tuple[list[int], list[int]]:

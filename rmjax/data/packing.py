@@ -58,13 +58,20 @@ class Tree:
         return cls(prefix, branches, _dense(ranks), **facts)
 
     @classmethod
-    def for_language_model(cls, ids: Sequence[int], learned_from: int, **facts) -> "Tree":
-        """A text of which the tokens from number `learned_from` on are predicted, each from those before it."""
+    def for_language_model(
+        cls, ids: Sequence[int], learned_from: int, columns: Mapping[str, Any] | None = None, **facts
+    ) -> "Tree":
+        """A text of which the tokens from number `learned_from` on are predicted, each from those before it; `columns` are further
+        ones, those over tokens as long as `ids` or longer."""
         branch = np.asarray(ids, np.int32)
         predicted = np.arange(1, len(branch) + 1)  # by the token before it; behind the last one nothing is
-        weight = (predicted >= learned_from) & (predicted < len(branch))
-        targets = {"target_RT": [np.append(branch[1:], np.int32(0))], "target_weight_RT": [weight.astype(np.float32)]}
-        return cls(branch[:0], (branch,), np.full(1, np.inf, np.float32), columns=targets, **facts)
+        learned = (predicted >= learned_from) & (predicted < len(branch))
+        targets = {
+            "target_RT": [np.append(branch[1:], np.int32(0))],
+            "target_weight_RT": [learned.astype(np.float32)],
+        }
+        own = {n: [value[0][: len(branch)]] if n.endswith("_RT") else value for n, value in (columns or {}).items()}
+        return cls(branch[:0], (branch,), np.full(1, np.inf, np.float32), columns=own | targets, **facts)
 
 
 _OWN = ("ranks_RGN", "weight_RG", "margin_RG", "type_RG")

@@ -6,14 +6,17 @@ A pool is made of `samplerows.Sample`s.
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 
+from rmjax.data.columns import gathered, of_single
 from rmjax.data.errors import RecordError
 from rmjax.data.record import Comparison, select
 from rmjax.data.samplerows import Sample
 
 _log = logging.getLogger(__name__)
+_T = TypeVar("_T")
 
 
 class PoolError(ValueError):
@@ -38,6 +41,8 @@ class PolicyPool:
         self.type: dict[str, int | None] = {}
         self.kind: dict[str, str] = {}
         self.outputs: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+        self.columns: dict[str, dict[str, list[Mapping[str, Any]]]] = defaultdict(lambda: defaultdict(list))
+        self._shared: dict[str, dict[str, Any]] = {}
         for sample in samples:
             self._add(sample)
         self._ids = [prompt for prompt, by_policy in self.outputs.items() if self._usable(by_policy)]
@@ -61,9 +66,20 @@ class PolicyPool:
         if not sample.output.strip():
             self.skipped["empty_output"] += 1
             return
+        self._check_shared(sample)
         self.category[prompt_id] = sample.category
         self.kind[sample.policy] = sample.kind
         self.outputs[prompt_id][sample.policy].append(sample.output)
+        self.columns[prompt_id][sample.policy].append(sample.columns)
+
+    def _check_shared(self, sample: Sample) -> None:
+        """Columns with one value for a group are the prompt's."""
+        shared = {name: sample.columns.get(name) for name, column in of_single().items() if column.axes == "RG"}
+        before = self._shared.setdefault(sample.prompt_id, shared)
+        for name, value in shared.items():
+            if value != before[name]:
+                problem = f"is {value}, and {before[name]} in earlier rows with prompt_id `{sample.prompt_id}`"
+                raise RecordError(sample.place, name, problem, "give all rows of a prompt the same")
 
     @staticmethod
     def _usable(by_policy: Mapping[str, list[str]]) -> bool:
@@ -116,10 +132,22 @@ class PolicyPool:
         by_policy = self.outputs[prompt_id]
         policy = _pick(rng, [name for name, samples in by_policy.items() if len(samples) > 1])
         order = rng.permutation(len(by_policy[policy]))
-        own = [by_policy[policy][i] for i in order[: 1 + references]]
+        first, *further = order[: 1 + references]
         others = self._others(rng, by_policy, policy, negatives, hard_negatives)
-        outputs = [own[0]] + [_pick(rng, by_policy[name]) for name in others]
-        return _group(self, prompt_id, policy, own, others, outputs, wrapper)
+        drawn = [(policy, first)] + [(name, _pick(rng, range(len(by_policy[name])))) for name in others]
+        return Comparison(
+            prompt=self.prompts[prompt_id],
+            outputs=tuple(by_policy[name][i] for name, i in drawn),
+            references=tuple(by_policy[policy][i] for i in further),
+            ranks=(0.0,) + (1.0,) * len(others),
+            policies=(policy, *others),
+            category=self.category[prompt_id] or None,
+            type=self.type[prompt_id],
+            source="policy_pool",
+            wrapper=wrapper,
+            id=prompt_id,
+            columns=gathered([self.columns[prompt_id][name][i] for name, i in drawn], f"prompt_id `{prompt_id}`"),
+        )
 
     def _others(self, rng, by_policy, policy: str, negatives: int, hard_negatives: float) -> list[str]:
         rest = [name for name in by_policy if name != policy]
@@ -156,22 +184,5 @@ def _without_copies(c: Comparison) -> Comparison:
     return select(c, [0] + [i for i, text in enumerate(c.outputs) if text != c.outputs[0]])
 
 
-def _pick(rng: np.random.Generator, choices: Sequence[str]) -> str:
+def _pick(rng: np.random.Generator, choices: Sequence[_T]) -> _T:
     return choices[int(rng.integers(len(choices)))]
-
-
-def _group(
-    pool: PolicyPool, prompt_id: str, policy: str, own: list[str], others: list[str], outputs, wrapper
-) -> Comparison:
-    return Comparison(
-        prompt=pool.prompts[prompt_id],
-        outputs=tuple(outputs),
-        references=tuple(own[1:]),
-        ranks=(0.0,) + (1.0,) * len(others),
-        policies=(policy, *others),
-        category=pool.category[prompt_id] or None,
-        type=pool.type[prompt_id],
-        source="policy_pool",
-        wrapper=wrapper,
-        id=prompt_id,
-    )

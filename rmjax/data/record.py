@@ -192,7 +192,8 @@ def parse_text(row: Mapping[str, object], place: str, notes: Notes | None = None
         said = outputs[0]
     prompt = read_text(asked or "", USER, place, prompt_field, notes, blank=True)
     output = read_answer(said, prompt, place, output_field, notes)
-    return Comparison(prompt, (output,), place=place, **_facts(fields, place, notes))  # type: ignore[arg-type]
+    found = parse_columns(row, 1, place)
+    return Comparison(prompt, (output,), place=place, columns=found, **_facts(fields, place, notes))  # type: ignore[arg-type]
 
 
 def require_order(comparison: Comparison) -> None:

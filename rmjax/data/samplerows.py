@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
+from rmjax.data.columns import of_single, parse_single
 from rmjax.data.errors import RecordError
 from rmjax.data.fields import add_one_of, given, label, one_of
 from rmjax.data.messages import USER
@@ -34,13 +36,19 @@ class Sample:
     category: str = ""
     type: int | None = None  # type label of the record of the prompt
     place: str = ""
+    columns: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # declared ones, as of a record of this output
+
+
+def sample_fields() -> frozenset[str]:
+    """The names that `parse_sample` reads, declared columns among them."""
+    return SAMPLE_FIELDS | of_single().keys()
 
 
 def parse_sample(row: Mapping[str, object], place: str, notes: Notes | None = None) -> Sample:
     """Validates a pool row.
 
     Raises:
-      RecordError: `prompt_id`, `prompt`, `policy` or `output` is missing; a field is ill-typed or no split.
+      RecordError: `prompt_id`, `prompt`, `policy` or `output` is missing; a field is ill-typed, out of range or no split.
     """
     fields = given(row, place, SAMPLE_FIELDS)
     for name in ("prompt_id", "prompt", "policy", "output"):
@@ -56,7 +64,8 @@ def parse_sample(row: Mapping[str, object], place: str, notes: Notes | None = No
     blank = isinstance(said, str) and not said.strip()
     return Sample(
         prompt_id=label(fields, "prompt_id", place), prompt=prompt, number=number, type=type_label(fields, notes),
-        output=said if blank else read_answer(said, prompt, place, "output", notes), place=place, **names, **splits,
+        output=said if blank else read_answer(said, prompt, place, "output", notes), place=place,
+        columns=parse_single(row, place), **names, **splits,
     )  # type: ignore[arg-type]  # fmt: skip
 
 

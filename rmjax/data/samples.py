@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from rmjax.data.columns import gathered
 from rmjax.data.pool import PoolError
 from rmjax.data.record import Comparison, RecordError, select
 from rmjax.data.samplerows import Sample
@@ -80,6 +81,7 @@ def _group(key: tuple[str, str], members: Sequence[Sample], wrapper: str) -> Com
         wrapper=wrapper,
         id="/".join(filter(None, key)),
         place=members[0].place,
+        columns=gathered([sample.columns for sample in members], members[0].place),
     )
 
 

@@ -18,8 +18,8 @@ from rmjax.data.messages import as_value
 from rmjax.data.pool import PolicyPool
 from rmjax.data.preferences import PREFERENCE_SETS, load_preferences
 from rmjax.data.readers import RandomAccessSource, listed, open_records, read_all
-from rmjax.data.record import Comparison, parse_text, require_reference, to_row
-from rmjax.data.samplerows import SAMPLE_FIELDS, Sample, parse_sample
+from rmjax.data.record import Comparison, known_fields, parse_text, require_reference, to_row
+from rmjax.data.samplerows import Sample, parse_sample, sample_fields
 from rmjax.data.samples import Form, form, from_pool, require_several, telling_apart
 from rmjax.data.votes import RANKS, Order
 
@@ -99,7 +99,7 @@ def pool_rows(
     choose(f"{section}.policies", policies, SPLITS)
     choose(f"{section}.prompts", prompts, SPLITS)
 
-    everything = read_all(located(path), parse_sample, SAMPLE_FIELDS, on_error, skipped)
+    everything = read_all(located(path), parse_sample, sample_fields(), on_error, skipped)
     return [s for s in everything if policies in ("all", s.policy_split) and prompts in ("all", s.prompt_split)]
 
 
@@ -154,7 +154,9 @@ def pool_groups(data: Any) -> Records:
     def whole() -> str:
         names = (found[i] for i in range(len(found)))
         return digest(
-            [name, as_value(found.prompts[name]), found.type[name], _values(found.outputs[name])] for name in names
+            [name, as_value(found.prompts[name]), found.type[name], _values(found.outputs[name])]
+            + ([found.columns[name]] if any(map(any, found.columns[name].values())) else [])
+            for name in names
         )
 
     return Records(found, found.__getitem__, whole, lambda: {(True, data.wrapper)}, each, draw, dict(+found.skipped))
@@ -181,7 +183,8 @@ def comparisons(data: Any, order: Order = RANKS) -> Records:
 def texts(data: Any) -> Records:
     """The texts that `config.data` names: records of one output."""
     skipped: Counter[str] = Counter()
-    found = read_all(located(data.path), parse_text, on_error=data.on_error, skipped=skipped)
+    found = read_all(located(data.path), parse_text, known_fields(), data.on_error, skipped)
+    _look_at_weights(data.path, found)
     return dataclasses.replace(_fixed(found), forms=set, skipped=dict(skipped))
 
 

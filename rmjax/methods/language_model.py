@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from rmjax.data.formats import Encoder
 from rmjax.data.packing import Tree
@@ -17,11 +18,12 @@ from rmjax.train.objective import Objective, Terms, batch_terms
 
 
 def language_model(model: Any) -> Objective:
-    """Next-token loss on the tokens with a target weight; the reward head takes no part."""
+    """Next-token loss on the tokens with a target weight, times the record's; the reward head takes no part."""
 
     def objective(params: Any, forest: Forest, rng: jax.Array) -> Terms:
         logits_RTV: Any = model.apply({"params": params}, forest, rngs={"dropout": rng}, method="logits")
-        loss = total(next_token(logits_RTV, forest.target_RT), forest.target_weight_RT)
+        weight_RT = jnp.take_along_axis(jnp.pad(forest.weight_RG, ((0, 0), (1, 0))), forest.group_RT, axis=1)
+        loss = total(next_token(logits_RTV, forest.target_RT), weight_RT * forest.target_weight_RT)
         return {"loss": loss, **batch_terms(forest)}
 
     return objective

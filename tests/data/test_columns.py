@@ -17,9 +17,12 @@ from tokenizers import pre_tokenizers
 from rmjax.data.columns import tree_columns
 from rmjax.data.formats import Encoder, Format
 from rmjax.data.packing import ForestShape, Tree, fill
+from rmjax.data.pool import PolicyPool
 from rmjax.data.readers import open_records, write_records
-from rmjax.data.record import RecordError, parse, select, to_row, unknown_fields
+from rmjax.data.record import RecordError, parse, parse_text, select, to_row, unknown_fields
 from rmjax.data.rows import row_from_example
+from rmjax.data.samplerows import parse_sample
+from rmjax.data.sources import pool
 from rmjax.data.tokenizer import Tokenizer
 from rmjax.models.columns import Column, declare, declared, declaring
 from tests import simulated
@@ -114,6 +117,67 @@ def test_select_takes_what_is_known_of_each_output():
     assert found.columns == {
         "grade": 1 / 3, "seen": 4, "bonus": (-2, 1), "beats": ((-1, 0), (1, -1)), "step": ((7,), (7,)),
     }  # fmt: skip
+
+
+def of_pool(policy, sample, **columns):
+    return {
+        "prompt_id": "q",
+        "prompt": "Q",
+        "policy": policy,
+        "output": f"{policy}{sample}",
+        "sample": sample,
+    } | columns
+
+
+POOL = [
+    of_pool("a", 0, grade=2, bonus=1, step=[1]),
+    of_pool("a", 1, grade=2, bonus=[2], step=[[2]]),
+    of_pool("b", 0, grade=2, step=[3]),
+]
+
+
+@pytest.mark.usefixtures("columns")
+@pytest.mark.parametrize("kept", ["jsonl", "tfds"])
+def test_a_group_drawn_from_a_pool_has_its_rows_columns(tmp_path, kept, caplog):
+    path = tmp_path / "pool.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in POOL))
+    if kept == "tfds":
+        builders = pytest.importorskip("rmjax.data.builders", reason="the tfds extra is not installed")
+        builders.prepare(builders.PolicyPool(path, name="own", data_dir=tmp_path))
+        path = f"tfds:policy_pool/own:seen@{tmp_path}"
+    for seed in range(4):
+        c = pool(str(path), "all", "all").draw("q", np.random.default_rng(seed))
+        first = int(c.outputs[0][1])
+        assert c.columns == {"grade": 2, "bonus": (first + 1, 0), "step": ((first + 1,), (3,))}
+    assert "unknown field" not in caplog.text
+
+
+@pytest.mark.usefixtures("columns")
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"grade": 3}, "`grade`: is 3.0, and 2.0 in earlier rows with prompt_id `q`"),
+        ({"bonus": [1, 2]}, "`bonus`: length differs from outputs"),
+        ({"grade": [2]}, "`grade`: not a number"),
+        ({"step": None}, "`step`: is missing in some of a prompt's rows"),
+    ],
+)
+def test_columns_of_a_pool_s_rows_that_do_not_fit(change, problem):
+    rows = [parse_sample(row, f"f:{i}") for i, row in enumerate(POOL[:2])]
+    with pytest.raises(RecordError, match=problem):
+        PolicyPool([*rows, parse_sample(POOL[2] | change, "f:2")]).draw("q", np.random.default_rng(0))
+
+
+@pytest.mark.usefixtures("columns")
+@pytest.mark.parametrize("ended", [True, False])
+def test_a_text_s_columns_reach_its_tree(ended):
+    tokenizer = Tokenizer.from_bpe(["<end>", *sorted(pre_tokenizers.ByteLevel.alphabet())], [], ["<end>"])
+    encoder = Encoder(tokenizer, Format("<end>", "<end>", end_token="<end>", kind="plain"), 16)
+    text = {"prompt": "pp", "output": "ab", "weight": 2, "grade": 3, "bonus": [4], "step": [[5, 6]]}
+    (tree,) = encoder.language_model_trees(parse_text(text, "f:1"), ended=ended)
+    assert (tree.weight, tree.columns["grade_RG"], list(tree.columns["bonus_RGN"])) == (2, 3, [4])
+    length = len(tree.branches[0])
+    assert tree.columns["step_RT"][0].tolist() == [-1] * (length - 2 - ended) + [5, 6] + [-1] * ended
 
 
 FLOATS, INTS = st.floats(-1e38, 1e38), st.integers(-(2**31), 2**31 - 1)

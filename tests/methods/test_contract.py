@@ -124,8 +124,6 @@ def test_microbatches_give_the_whole_batch_s_gradient_or_are_refused(case):
 
 
 def test_groups_of_weight_0_teach_nothing(case):
-    if case.method.name == "language_model":
-        pytest.skip("texts have no weight")
     light = of_main(case.batch, lambda forest: forest.replace(weight_RG=np.zeros_like(forest.weight_RG)))
     assert all(not np.any(leaf) for leaf in case.gradient(light).values())
 
