@@ -31,11 +31,13 @@ _PARTED = (
 
 
 def prepare() -> None:
-    """One log format, orbax quiet, and compiled programs kept between runs (RMJAX_CACHE, default ~/.cache/rmjax/xla)."""
+    """One log format, orbax quiet, and compiled programs kept between runs: in RMJAX_CACHE, or else in ~/.cache/rmjax/xla. What
+    JAX's own variables say of the cache holds."""
     _log_to_terminal()
-    cache = os.environ.get("RMJAX_CACHE", str(Path.home() / ".cache" / "rmjax" / "xla"))
-    jax.config.update("jax_compilation_cache_dir", cache)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    cache = os.environ.get("RMJAX_CACHE") or jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", cache or str(Path.home() / ".cache" / "rmjax" / "xla"))
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
 
 def _log_to_terminal() -> None:

@@ -1,6 +1,8 @@
 """Shared fixtures: a tiny architecture, parameters for it, and the one real model that a wheel brings."""
 
 import os
+import shutil
+import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before anything imports jax
 
@@ -16,12 +18,37 @@ from rmjax.hub.gguf import load_gguf, smollm2_path
 from rmjax.models.transformer import Transformer, TransformerConfig, causal_mask
 
 
-def pytest_configure() -> None:
-    """One core for each worker and what it starts: with as many threads as cores in each, they wait for each other."""
+def pytest_configure(config: pytest.Config) -> None:
     worker = os.environ.get("PYTEST_XDIST_WORKER", "")
+    if not worker and config.getoption("numprocesses", None):
+        return  # the workers do all of it
+    _one_core(worker)
+    _quick_compilation(config)
+
+
+def _one_core(worker: str) -> None:
+    """One core for each worker and what it starts: with as many threads as cores in each, they wait for each other."""
     if worker and hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
+
+
+def _quick_compilation(config: pytest.Config) -> None:
+    """Most of a test's time is XLA's. A worker compiles a program once, also for the processes that it starts; the fast tests
+    (`-m "not slow"`) do without XLA's expensive passes, the slow ones, whole runs among them, compile as users do."""
+    folder = tempfile.mkdtemp(prefix="rmjax-compiled-")  # not shared among workers: JAX writes its files in place
+    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+    _set(RMJAX_CACHE=folder, JAX_COMPILATION_CACHE_DIR=folder, JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.1)
+    if config.option.markexpr == "not slow":
+        _set(JAX_DISABLE_MOST_OPTIMIZATIONS=True)
+
+
+def _set(**variables: Any) -> None:
+    """Here, and by the environment for processes that tests start."""
+    for name, value in variables.items():
+        os.environ[name] = str(value)
+        if name.startswith("JAX_"):
+            jax.config.update(name.lower(), value)
 
 
 @pytest.fixture(scope="session")

@@ -252,11 +252,11 @@ class Encoder:
         self.counts["cut"] += cut
         self.counts["prompt_fills_row"] += len(before) >= self.row_tokens
         columns = tree_columns(c.columns, [[*before, *after, 0]], lambda: [len(after)], c.place)
-        facts = {
-            "record": record, "type": -1 if c.type is None else c.type, "weight": c.weight,
-            "columns": uncut(columns, c.place) if cut else columns,
-        }  # fmt: skip
-        return [Tree.for_language_model(ids[: self.row_tokens], learned_from=max(1, len(before)), **facts)]
+        tree = Tree.for_language_model(
+            ids[: self.row_tokens], learned_from=max(1, len(before)), record=record, type=-1 if c.type is None else c.type,
+            weight=c.weight, columns=uncut(columns, c.place) if cut else columns,
+        )  # fmt: skip
+        return [tree]
 
     def continued(self, prompt: str, output: str) -> tuple[list[int], list[int]]:
         """Ids of a prompt and of what a language model wrote after it, without an end token.

@@ -23,11 +23,12 @@ from rmjax.train.state import State, compile_step, initial_params, make_state, m
 @contextlib.contextmanager
 def quick_compilation() -> Iterator[None]:
     """XLA without its expensive passes, which take half of the time of tests like these."""
+    before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)
     try:
         yield
     finally:
-        jax.config.update("jax_disable_most_optimizations", False)
+        jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(scope="module")
