@@ -70,3 +70,26 @@ def test_configs_are_data():
     """A config imports the library and other configs, never a command."""
     for path in (ROOT / "configs").rglob("*.py"):
         assert not [m for m in imports(path.read_text(encoding="utf-8")) if m.startswith("experiments")], path
+
+
+OWN = {
+    "metarm": {"methods/metarm.py", "losses/difference.py", "methods/__init__.py"},
+    "loramoe": {
+        "methods/adapters.py", "losses/balance.py", "models/loramoe.py", "evaluate/routing.py",
+        "models/lora.py", "models/adapters.py",
+    },
+}  # fmt: skip
+"""A method's name → the files of rmjax/ that may have it: its own, and the last one or two, which offer it."""
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_a_method_is_named_in_its_own_files(name):
+    files = {p.relative_to(ROOT / "rmjax").as_posix(): p for p in (ROOT / "rmjax").rglob("*.py")}
+    assert {path for path, p in files.items() if name in p.read_text(encoding="utf-8").lower()} == OWN[name]
+
+
+def test_methods_are_imported_by_the_registry_alone():
+    methods = {f"rmjax.methods.{p.stem}" for p in (ROOT / "rmjax/methods").glob("[!_]*.py")} - {"rmjax.methods.method"}
+    for path in (ROOT / "rmjax").rglob("*.py"):
+        if path.parent.name != "methods":
+            assert not imports(path.read_text(encoding="utf-8")) & methods, path
