@@ -61,8 +61,8 @@ class Tree:
     def for_language_model(
         cls, ids: Sequence[int], learned_from: int, columns: Mapping[str, Any] | None = None, **facts
     ) -> "Tree":
-        """A text of which the tokens from number `learned_from` on are predicted, each from those before it; `columns` are further
-        ones, those over tokens as long as `ids` or longer."""
+        """A text of which the tokens from number `learned_from` on are predicted, each from those before it; `columns` are
+        further ones, those over tokens as long as `ids` or longer."""
         branch = np.asarray(ids, np.int32)
         predicted = np.arange(1, len(branch) + 1)  # by the token before it; behind the last one nothing is
         learned = (predicted >= learned_from) & (predicted < len(branch))
