@@ -41,6 +41,8 @@ def _quick_compilation(config: pytest.Config) -> None:
     _set(RMJAX_CACHE=folder, JAX_COMPILATION_CACHE_DIR=folder, JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.1)
     if config.option.markexpr == "not slow":
         _set(JAX_DISABLE_MOST_OPTIMIZATIONS=True)
+        if jax.__version_info__ < (0, 12):  # whose XLA still has the older emitters, which compile faster
+            os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_use_fusion_emitters=false"
 
 
 def _set(**variables: Any) -> None:
