@@ -13,7 +13,7 @@ from typing import Any
 
 from absl import app, flags
 
-from experiments.start import guarded
+from experiments.start import guarded, parse_flags
 from experiments.tables import markdown
 from rmjax.files import write_text
 
@@ -83,4 +83,4 @@ def main(argv: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     flags.DEFINE_bool("compile", False, "make the reports that are not there")
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)

@@ -13,7 +13,7 @@ from typing import Any
 from absl import app
 
 from experiments.benchmark_growth import PANELS
-from experiments.start import guarded
+from experiments.start import guarded, parse_flags
 from experiments.tables import markdown
 from experiments.trainers.results import table, text
 from rmjax.files import write_text
@@ -158,4 +158,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)

@@ -5,7 +5,6 @@ import json
 import pytest
 
 from tests.experiments.running import (
-    compiled_into,
     configured,
     execute,
     pool_rows,
@@ -17,13 +16,12 @@ from tests.experiments.starting import save_start
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """A tiny reward model to start from, a pool, ranked answers, texts, and a cache of compiled programs for all runs."""
+    """A tiny reward model to start from, a pool, ranked answers, texts."""
     home = tmp_path_factory.mktemp("train")
     save_start(home / "start")
     for name, rows in {"pool": pool_rows(), "ranked": ranked_rows(), "texts": text_rows()}.items():
         (home / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with compiled_into(home / "cache"):
-        yield home
+    return home
 
 
 @pytest.fixture(scope="module")

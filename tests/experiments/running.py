@@ -1,18 +1,15 @@
 """Runs of `python -m experiments.train`, in this process and in others, and what they leave."""
 
-import contextlib
 import functools
 import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 import numpy as np
-from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 
 from configs.polar import pretrain
@@ -124,19 +121,6 @@ def stop_when(process, condition, stop) -> None:
     while process.poll() is None and not condition():
         time.sleep(0.001)
     process.send_signal(stop)
-
-
-@contextlib.contextmanager
-def compiled_into(folder: Path) -> Iterator[None]:
-    """Compiled programs are kept there: runs of the same test file compile once."""
-    before = jax.config.jax_compilation_cache_dir
-    compilation_cache.reset_cache()
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    try:
-        yield
-    finally:
-        compilation_cache.reset_cache()
-        jax.config.update("jax_compilation_cache_dir", before)
 
 
 def refused(config, workdir, capsys) -> str:

@@ -59,8 +59,7 @@ def home(tmp_path_factory):
             checkpoints.save(0, {"trainable": start}, {}, wait=True)
     write(home / "ranked.jsonl", map(ranked, range(40)))
     write(home / "samples.jsonl", map(samples, range(12)))
-    with running.compiled_into(home / "cache"):
-        yield home
+    return home
 
 
 def configured(home, **changes) -> ConfigDict:

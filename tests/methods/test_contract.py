@@ -19,7 +19,7 @@ from rmjax.models.parameters import flat
 from rmjax.reward_model import RewardModel
 from rmjax.trainer import Trainer
 from tests import simulated
-from tests.experiments.running import compiled_into, pool_rows, ranked_rows, text_rows
+from tests.experiments.running import pool_rows, ranked_rows, text_rows
 from tests.experiments.starting import save_start
 from tests.train.conftest import quick_compilation
 
@@ -44,7 +44,7 @@ def home(tmp_path_factory):
     save_start(home / "start", head=0.2)
     for name, rows in FILES.items():
         (home / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows()))
-    with quick_compilation(), compiled_into(home / "cache"):
+    with quick_compilation():
         yield home
 
 
