@@ -234,6 +234,7 @@ def test_the_constraint_moves_the_routers_at_the_start():
     assert slope(Balance((0, 0, 1, 1), beta=0.0)) == 0 < slope(TWO)
 
 
+@pytest.mark.slow
 def test_training_tilts_the_routers_toward_the_experts_that_serve_a_type(adapted_model):
     model, params = adapted_model
     build = functools.partial(preference, loss="bradley_terry")

@@ -348,6 +348,7 @@ def test_eta_0_is_the_plain_step_bit_for_bit(model, boxed, state, batches, plain
     assert bits(moved) != bits(plain_step[0])  # shows that the comparison can fail
 
 
+@pytest.mark.slow
 def test_warm_up_is_the_plain_step_bit_for_bit(model, boxed, state, batches, plain_step):
     found, _ = stepped(wrapped(model, warmup_steps=7), boxed, state, batches[0])  # steps 4, 5 and 6
     assert bits(found) == bits(plain_step[0])
