@@ -17,7 +17,7 @@ from rmjax import methods
 from rmjax.data.formats import Encoder, Format, completed
 from rmjax.data.record import Comparison, RecordError, parse
 from rmjax.data.tokenizer import Tokenizer
-from rmjax.evaluate.scorers import Rewards, RewardScorer, batch_tokens, model_rewards, on_mesh
+from rmjax.evaluate.scorers import OfMembers, Rewards, RewardScorer, batch_tokens, model_rewards, on_mesh
 from rmjax.files import write_text
 from rmjax.hub.adapters import fingerprint, frozen_layers, load_adapter
 from rmjax.models.attention import kernels_for, refusal
@@ -200,7 +200,9 @@ class RewardModel:
         }
 
     def _compiled(self, rewards: Rewards) -> Rewards:
-        return on_mesh(rewards, self.mesh) if self.mesh else jax.jit(rewards)
+        if self.mesh:
+            return on_mesh(rewards, self.mesh)
+        return rewards.compiled(jax.jit) if isinstance(rewards, OfMembers) else jax.jit(rewards)
 
     def _check(self, params: Any) -> None:
         if not any(path.startswith("head/") for path in flat(params)):

@@ -31,7 +31,28 @@ from rmjax.parallel.mesh import RULES, Rules, replicated, shards
 BATCH_TOKENS = 4096
 """Tokens a batch at most (one row at least), on each shard of its rows."""
 Rewards = Callable[[Any, Forest], jax.Array]
+Combine = Callable[[np.ndarray], np.ndarray]
 Scores = list[list[float]]
+
+
+@dataclasses.dataclass(frozen=True)
+class OfMembers:
+    """Rewards of several members as `Rewards`: (params, forest) → [R, G, N, K].
+
+    Attributes:
+      combine: all rewards of a record, [N outputs, K members] → one score per output. It gets whole records, whatever forests
+        their outputs were scored in.
+    """
+
+    rewards: Rewards
+    combine: Combine
+
+    def __call__(self, params: Any, forest: Forest) -> jax.Array:
+        return self.rewards(params, forest)
+
+    def compiled(self, how: Callable[[Rewards], Rewards]) -> "OfMembers":
+        """The same with rewards that `how` compiled."""
+        return dataclasses.replace(self, rewards=how(self.rewards))
 
 
 class ScoreError(ValueError):
@@ -161,6 +182,9 @@ def on_mesh(rewards: Rewards, mesh: Mesh, rules: Rules = RULES) -> Rewards:
       rewards: the same as a pure function, not compiled.
     """
 
+    if isinstance(rewards, OfMembers):
+        return rewards.compiled(lambda of_members: on_mesh(of_members, mesh, rules))
+
     def with_rules(params: Any, forest: Forest) -> jax.Array:
         with nn.logical_axis_rules(rules):
             return rewards(params, forest)
@@ -246,30 +270,37 @@ def score(
     batch_tokens: int,
     progress: bool = False,
 ) -> Scores:
-    """One list of rewards per record, in the order of its outputs; with several references their mean.
+    """One list of rewards per record, in the order of its outputs; with several references their mean; of several members what
+    they combine to.
 
     The records are encoded, packed into forests, run in compiled calls of one shape, and unpacked.
 
     Args:
-      rewards: (params, forest) → rewards_RGN, jitted.
+      rewards: (params, forest) → rewards_RGN, jitted; or `OfMembers`.
       batch_tokens: tokens a batch at most (one row at least).
     """
     trees = [(i, *part) for i, c in enumerate(comparisons) for part in encoder.scoring_trees(c, i)]
-    sums, times = ([np.zeros(len(c.outputs)) for c in comparisons] for _ in "st")
+    sums: list[Any] = [0.0] * len(comparisons)
+    times = [np.zeros(len(c.outputs)) for c in comparisons]
     if not trees:
         return []
     shape = fitting_shape([tree for *_, tree in trees], batch_tokens)
     with tqdm(total=len(trees), desc="scoring", unit="group", disable=not progress) as bar:
         for forest, places in pack([tree for *_, tree in trees], shape):
-            values_RGN = np.asarray(rewards(params, forest), np.float64)
+            values = np.asarray(rewards(params, forest), np.float64)  # [R, G, N] or [R, G, N, K]
             for r, row in enumerate(places):
                 for g, t in enumerate(row):
-                    i, members, _ = trees[t]
-                    for n, outputs in enumerate(members):  # of equal tokens: of one branch
-                        sums[i][outputs] += values_RGN[r, g, n]
+                    i, branches, _ = trees[t]
+                    if not times[i].any():
+                        sums[i] = np.zeros((len(times[i]), *values.shape[3:]))
+                    for n, outputs in enumerate(branches):  # of equal tokens: of one branch
+                        sums[i][outputs] += values[r, g, n]
                         times[i][outputs] += 1
             bar.update(sum(map(len, places)))
-    return [(s / n).tolist() for s, n in zip(sums, times, strict=True)]
+    found = [(s.T / n).T for s, n in zip(sums, times, strict=True)]
+    if isinstance(rewards, OfMembers):
+        found = [rewards.combine(of_members) for of_members in found]
+    return [values.tolist() for values in found]
 
 
 def fitting_shape(trees: Sequence[Tree], batch_tokens: int) -> ForestShape:

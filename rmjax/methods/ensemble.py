@@ -5,6 +5,7 @@ their start. Members start from different draws and may see different records, e
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -19,6 +20,7 @@ from rmjax.data.packing import ForestShape
 from rmjax.data.pipeline import Source
 from rmjax.data.selection import Selecting
 from rmjax.data.votes import Order
+from rmjax.evaluate.scorers import OfMembers
 from rmjax.losses.reduction import total
 from rmjax.methods.method import Build, Method, Rewards, Wrapped
 from rmjax.models.forest import Forest
@@ -46,7 +48,9 @@ class Section:
     oversample: int = number(
         1, low=1
     )  # batches drawn for each; groups on which the members disagree most are trained on
-    score: str = choice("mean", *SCORES)  # of a candidate: over the members' rewards, each less its group's mean
+    score: str = choice(
+        "mean", *SCORES
+    )  # of a candidate: over the members' rewards; but for the mean, each less its record's mean
 
 
 def member_pattern(over: str) -> str:
@@ -87,15 +91,30 @@ class Ensemble:
         """Which leaves `jax.vmap` maps over: 0 or None."""
         return nested({path: 0 if self._is_own(path) else None for path in flat(params)})
 
-    def rewards(self, params: Any, forest: Forest) -> Float[Array, "K R G N"]:
-        """Every member's rewards; those of a group less their mean, since members differ by a constant that means nothing."""
-        each = jax.vmap(lambda p: self.bare.apply({"params": p}, forest), in_axes=(self.axes(params),))
-        return centered(each(params), forest.readout_RGN >= 0)
+    def rewards(self, params: Any, forest: Forest) -> Float[Array, "R G N K"]:
+        """Every member's rewards. Members differ by a constant that means nothing (`centered`)."""
+        each = jax.vmap(lambda p: self.bare.apply({"params": p}, forest), in_axes=(self.axes(params),), out_axes=-1)
+        return each(params)
 
     def apply(self, variables: Mapping[str, Any], forest: Forest, **kwargs: Any) -> Any:
         """As Linen's `apply`, of the mean reward."""
         del kwargs
-        return jnp.mean(self.rewards(variables["params"], forest), axis=0)
+        return jnp.mean(self.rewards(variables["params"], forest), axis=-1)
+
+
+def combined(rewards_NK: np.ndarray, score: str) -> np.ndarray:
+    """One number for each of a record's N candidates, from the rewards of K members: their mean; the minimum, or the standard
+    deviation (disagreement), of their rewards less each member's mean over the candidates.
+
+    Raises:
+      ValueError: the minimum of a single candidate, which has nothing that members' constants could be measured against.
+    """
+    if score == "mean":
+        return rewards_NK.mean(axis=1)
+    if score == "minimum" and len(rewards_NK) == 1:
+        raise ValueError("an ensemble's minimum compares the candidates of a prompt; give two or more of each prompt")
+    apart = rewards_NK - rewards_NK.mean(axis=0)
+    return apart.std(axis=1) if score == "disagreement" else apart.min(axis=1)
 
 
 def centered(rewards_KRGN: Float[Array, "K R G N"], present_RGN: Array) -> Float[Array, "K R G N"]:
@@ -105,11 +124,9 @@ def centered(rewards_KRGN: Float[Array, "K R G N"], present_RGN: Array) -> Float
     return jnp.where(present_RGN, rewards_KRGN - mean_KRG1, 0.0)
 
 
-def reduced(rewards_KRGN: Float[Array, "K R G N"], score: str) -> Float[Array, "R G N"]:
-    """One number a candidate: the members' mean, their minimum, or their standard deviation (disagreement)."""
-    if score == "disagreement":
-        return jnp.std(rewards_KRGN, axis=0)
-    return jnp.mean(rewards_KRGN, axis=0) if score == "mean" else jnp.min(rewards_KRGN, axis=0)
+def spread(rewards_KRGN: Any, present_RGN: Any) -> Float[Array, "R G N"]:
+    """The members' disagreement on each candidate of a group: the standard deviation of their centered rewards."""
+    return jnp.std(centered(rewards_KRGN, present_RGN), axis=0)
 
 
 class _Heard:
@@ -145,7 +162,7 @@ def together(build: Build, ensemble: Ensemble, seen: float) -> Objective:
             params, jnp.arange(ensemble.members)
         )
         present_RGN = forest.readout_RGN >= 0
-        spread_RGN = reduced(centered(jax.lax.stop_gradient(rewards_KRGN), present_RGN), "disagreement")
+        spread_RGN = spread(jax.lax.stop_gradient(rewards_KRGN), present_RGN)
         return jax.tree.map(lambda x: jnp.mean(x, axis=0), each) | {"disagreement": total(spread_RGN, present_RGN)}
 
     return objective
@@ -214,7 +231,7 @@ def _around(config: Config, build: Build, model: Any) -> Objective:
 
 def _wrap(ensemble: Ensemble, score: str) -> Wrapped:
     def by(name: str) -> Rewards:
-        return lambda params, forest: reduced(ensemble.rewards(params, forest), name)
+        return OfMembers(ensemble.rewards, functools.partial(combined, score=name))
 
     return Wrapped(ensemble, by(score), {"disagreement": by("disagreement")})
 
@@ -230,8 +247,9 @@ def _around_source(config: Config, source: Source, measure: Callable[[str], Rewa
     disagreement, data = measure("disagreement"), config.data
 
     def value(state: Any, forest: Forest) -> np.ndarray:
-        spread_RGN = np.asarray(disagreement(merge(state.trainable, state.frozen), forest))
+        rewards_RGNK = np.asarray(disagreement(merge(state.trainable, state.frozen), forest))
         present_RGN = np.asarray(forest.readout_RGN) >= 0
+        spread_RGN = np.asarray(spread(np.moveaxis(rewards_RGNK, -1, 0), present_RGN))
         return np.sum(spread_RGN * present_RGN, axis=-1) / np.maximum(np.sum(present_RGN, axis=-1), 1)
 
     shape = ForestShape(

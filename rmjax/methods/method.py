@@ -24,7 +24,7 @@ from rmjax.train.objective import Objective
 MAIN = "preference"
 """Name of the stream of `config.data` where a batch has several forests."""
 Rewards = Callable[[Any, Forest], jax.Array]
-"""(parameters, forest) → rewards_RGN."""
+"""(parameters, forest) → rewards_RGN; or an `rmjax.evaluate.scorers.OfMembers`."""
 Build = Callable[[Any], Objective]
 """Model → objective."""
 

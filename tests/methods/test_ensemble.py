@@ -8,12 +8,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tokenizers import pre_tokenizers
 
 from rmjax import config as base
+from rmjax.data.formats import Encoder, Format
+from rmjax.data.record import parse
+from rmjax.data.tokenizer import Tokenizer
+from rmjax.evaluate.scorers import OfMembers, RewardScorer
 from rmjax.losses.balance import Balance
 from rmjax.losses.reduction import mean
 from rmjax.methods.adapters import balanced
-from rmjax.methods.ensemble import METHOD, Ensemble, _kept, centered, member_pattern, reduced, together
+from rmjax.methods.ensemble import METHOD, Ensemble, _kept, centered, combined, member_pattern, spread, together
 from rmjax.methods.preference import preference
 from rmjax.models.lora import AdapterConfig
 from rmjax.models.parameters import flat
@@ -51,19 +56,15 @@ def test_members_start_apart_and_share_the_rest(ensemble):
     assert ("backbone/layers/mlp/up/lora_a" in own) == (made.pattern != "^head/")
 
 
-def test_rewards_are_those_of_the_members_alone_less_their_group_s_mean(ensemble, forest):
+def test_rewards_are_those_of_the_members_alone(ensemble, forest):
     made, params = ensemble
     batch = forest([2, 1], branches=3)
     found = np.asarray(jax.jit(made.rewards)(params, batch))
     of_one = jax.jit(lambda own: made.bare.apply({"params": own}, batch))
     for k in range(3):
         alone = of_one(member(made, params, k))
-        present = batch.readout_RGN >= 0
-        for r, g in np.argwhere(present.any(-1)):
-            wanted = alone[r, g][present[r, g]]
-            np.testing.assert_allclose(found[k, r, g][present[r, g]], wanted - wanted.mean(), atol=1e-5)
-    assert np.all(found[:, ~present] == 0)
-    assert np.std(found, axis=0).max() > 1e-3
+        np.testing.assert_allclose(found[..., k], alone, atol=1e-5)
+    assert np.std(found, axis=-1).max() > 1e-3
 
 
 def test_the_loss_is_the_mean_of_the_members_and_each_gets_its_own_gradient(ensemble, forest):
@@ -96,9 +97,35 @@ def test_scores_by_hand():
     present = jnp.array([[[True, True, False]]])
     apart = centered(rewards, present)
     assert apart.tolist() == [[[[1.0, -1.0, 0.0]]], [[[2.0, -2.0, 0.0]]]]
-    assert reduced(apart, "mean").tolist() == [[[1.5, -1.5, 0.0]]]
-    assert reduced(apart, "minimum").tolist() == [[[1.0, -2.0, 0.0]]]
-    assert reduced(apart, "disagreement").tolist() == [[[0.5, 0.5, 0.0]]]
+    assert spread(rewards, present).tolist() == [[[0.5, 0.5, 0.0]]]
+    of_record = np.array([[2.0, 5.0], [0.0, 1.0]])
+    assert combined(of_record, "mean").tolist() == [3.5, 0.5]
+    assert combined(of_record, "minimum").tolist() == [1.0, -2.0]
+    assert combined(of_record, "disagreement").tolist() == [0.5, 0.5]
+    with pytest.raises(ValueError, match="give two or more of each prompt"):
+        combined(of_record[:1], "minimum")
+
+
+@pytest.mark.parametrize("score", ["mean", "minimum", "disagreement"])
+def test_a_record_that_is_scored_in_parts_is_one_record(score):
+    """Longer than a row, or of many candidates, a record is scored in several trees."""
+    tokenizer = Tokenizer.from_bpe(["<end>", *sorted(pre_tokenizers.ByteLevel.alphabet())], [], ["<end>"])
+    record = parse({"prompt": "p", "outputs": [c * (1 + n) for n, c in enumerate("abcdef")]}, "f:1")
+
+    def rewards(params, forest):
+        """Member k likes the last letter k times, and has a zero of its own."""
+        ends = np.maximum(np.asarray(forest.readout_RGN) - 1, 0)
+        letters = np.take_along_axis(np.asarray(forest.tokens_RT)[:, None], ends, axis=-1).astype(float)
+        return np.stack([letters % 7, 10 + letters % 5], axis=-1)
+
+    def scored(row_tokens):
+        encoder = Encoder(tokenizer, Format("<end>", "<end>", end_token="<end>", kind="plain"), row_tokens)
+        of_members = OfMembers(rewards, functools.partial(combined, score=score))
+        return len(encoder.scoring_trees(record)), RewardScorer(of_members, {}, encoder).score([record])
+
+    (parts, found), (one, whole) = scored(12), scored(64)
+    assert parts > one == 1 and len(set(whole[0])) > 1
+    np.testing.assert_allclose(found, whole, atol=1e-12)
 
 
 def test_members_of_a_mixture_and_of_a_language_model(tiny_config, forest):
