@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -15,7 +16,9 @@ from jax.sharding import Mesh, NamedSharding
 
 from rmjax import methods
 from rmjax.data.formats import Encoder, Format, completed
-from rmjax.data.record import Comparison, RecordError, parse
+from rmjax.data.messages import as_value
+from rmjax.data.record import Comparison, RecordError, parse, unknown_fields
+from rmjax.data.texts import Notes
 from rmjax.data.tokenizer import Tokenizer
 from rmjax.evaluate.scorers import OfMembers, Rewards, RewardScorer, batch_tokens, model_rewards, on_mesh
 from rmjax.files import write_text
@@ -30,6 +33,8 @@ from rmjax.train.checkpoint import Checkpoints
 from rmjax.train.state import initial_params
 
 _log = logging.getLogger(__name__)
+_SHARED = ("prompt", "messages", "reference", "references", "wrapper")
+"""Fields that rows must share to be scored as one group."""
 MODEL_FILE, TOKENIZER_FILE, CHECKPOINTS = "model.json", "tokenizer.json", "checkpoints"
 
 
@@ -194,6 +199,7 @@ class RewardModel:
             rewards = model_rewards(config, self.mesh)
         encoder = Encoder(tokenizer, form, row_tokens=2 * form.max_length)
         tokens = batch_tokens(self.mesh)
+        self._said: set[str] = set()
         self.scorer = RewardScorer(rewards, self.params, encoder, tokens)
         self.measures = {
             name: RewardScorer(measure, self.params, encoder, tokens, name) for name, measure in measures.items()
@@ -275,12 +281,19 @@ class RewardModel:
           RecordError: a field is missing or of the wrong kind; the message names the row.
           ScoreError: a reward is not finite; the message names the row and the cause.
         """
-        singles = [self._single(row, f"row {i}") for i, row in enumerate(rows)]
-        groups: dict[tuple, list[int]] = {}
-        for i, c in enumerate(singles):
-            groups.setdefault((c.prompt, c.references, c.wrapper), []).append(i)
+        notes = Notes()
+        singles = [self._single(row, f"row {i}", notes) for i, row in enumerate(rows)]
+        self._log_rows(rows, notes)
+        groups: dict[str, list[int]] = {}
+        for i, row in enumerate(rows):
+            groups.setdefault(json.dumps([row.get(name) for name in _SHARED], default=str), []).append(i)
         merged = [
-            dataclasses.replace(singles[members[0]], outputs=tuple(singles[i].outputs[0] for i in members), ranks=None)
+            # Parsed together, so that what is taken off a prompt is taken off for all of its answers.
+            parse(
+                {name: rows[members[0]][name] for name in _SHARED if rows[members[0]].get(name) is not None}
+                | {"outputs": [as_value(singles[i].outputs[0]) for i in members]},
+                singles[members[0]].place,
+            )
             for members in groups.values()
         ]
         result = [0.0] * len(rows)
@@ -289,9 +302,17 @@ class RewardModel:
                 result[i] = value
         return result
 
+    def _log_rows(self, rows: Sequence[Mapping[str, Any]], notes: Notes) -> None:
+        """Warns of what parsing did and of fields that are not read, each once for a model: scoring may be called in a loop."""
+        unknown = Counter(f"unknown field `{name}` ignored" for row in rows for name in unknown_fields(row))
+        for note, count in sorted((notes + unknown).items()):
+            if note not in self._said:
+                self._said.add(note)
+                _log.warning("rows to be scored: %d × %s", count, note)
+
     @staticmethod
-    def _single(row: Mapping[str, Any], place: str) -> Comparison:
-        c = parse(row, place)
+    def _single(row: Mapping[str, Any], place: str, notes: Notes) -> Comparison:
+        c = parse(row, place, notes)
         if len(c.outputs) != 1:
             raise RecordError(place, "output", f"has {len(c.outputs)} candidates", "give one `output` a row")
         return c

@@ -16,7 +16,7 @@ from tokenizers import pre_tokenizers
 
 from rmjax.data.formats import Format
 from rmjax.data.packing import ForestShape, Tree, fill
-from rmjax.data.record import Comparison, RecordError
+from rmjax.data.record import Comparison, RecordError, parse
 from rmjax.data.tokenizer import Tokenizer
 from rmjax.evaluate.evaluators import EVALUATORS
 from rmjax.evaluate.scorers import Ensemble, ScoreError
@@ -131,6 +131,16 @@ def test_message_lists_are_their_text(model):
         row([{"role": "user", "content": "Name a color."}], [{"role": "assistant", "content": "red"}]),
     ]  # fmt: skip
     np.testing.assert_allclose(model.score(messages), model.score(texts), atol=1e-6)
+
+
+def test_rows_of_one_prompt_lose_the_same_and_say_so_once(model, caplog):
+    prompt = [{"role": "user", "content": "Which fruit?"}, {"role": "assistant", "content": "Plum."}]
+    rows = [{"prompt": prompt, "output": "Plum."}, {"prompt": prompt, "output": "Pear.", "refrence": "Plum."}]
+    record = parse({"prompt": prompt, "outputs": ["Plum.", "Pear."]}, "")
+    assert model.score(rows) == pytest.approx(model.score_groups([record])[0], abs=1e-5)
+    model.score(rows)
+    assert caplog.text.count("an answer taken off the end of the prompt") == 1
+    assert caplog.text.count("unknown field `refrence` ignored") == 1
 
 
 def test_no_rows(model):

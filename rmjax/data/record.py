@@ -16,7 +16,7 @@ from rmjax.data.columns import parse_columns, selected
 from rmjax.data.errors import RecordError as RecordError
 from rmjax.data.fields import given, label, named, one_of
 from rmjax.data.messages import USER, as_value
-from rmjax.data.texts import Notes, message_list, read_answer, read_text, split_answer, without_answer
+from rmjax.data.texts import Notes, copied_prompts, message_list, read_answer, read_text, split_answer, without_answer
 from rmjax.models import columns
 
 _T = TypeVar("_T")
@@ -122,7 +122,7 @@ def parse(row: Mapping[str, object], place: str, notes: Notes | None = None) -> 
     if ranks is None and scores is not None:
         ranks = ranks_from_scores(scores)
     _refuse_contradiction(outputs, ranks, form[-1], place)
-    return Comparison(
+    found = Comparison(
         prompt=prompt,
         outputs=outputs,
         references=references,
@@ -134,6 +134,10 @@ def parse(row: Mapping[str, object], place: str, notes: Notes | None = None) -> 
         columns=parse_columns(row, len(outputs), place),
         **_facts(fields, place, notes),  # type: ignore[arg-type]
     )
+    if notes is not None:
+        notes.update(_contradictions(found))
+        notes.update(copied_prompts(prompt, outputs))
+    return found
 
 
 def to_row(comparison: Comparison) -> dict[str, object]:
@@ -275,6 +279,20 @@ def scores_contradict(comparison: Comparison) -> bool:
         return False
     known = list(zip(comparison.ranks, comparison.scores, strict=True))
     return any(rank < other and score < its for rank, score in known for other, its in known)
+
+
+def _contradictions(c: Comparison) -> list[str]:
+    """Notes on what else of the record orders two of its outputs against their ranks (scores apart: `scores_contradict`)."""
+    if c.ranks is None:
+        return []
+    found = []
+    pairs = [(i, j) for i, a in enumerate(c.ranks) for j, b in enumerate(c.ranks) if a < b]
+    if c.votes and any(sum((v[i] > v[j]) - (v[i] < v[j]) for v in c.votes) < 0 for i, j in pairs):
+        found.append("the majority of `votes` contradicts the order that is given; loss.order says which counts")
+    targets = c.columns.get("pair_target")
+    if targets and any(0 <= targets[i][j] < 0.5 for i, j in pairs):
+        found.append("`pair_target` contradicts the order that is given; loss.order says which counts")
+    return found
 
 
 def ranks_from_scores(scores: Sequence[float]) -> tuple[float, ...]:

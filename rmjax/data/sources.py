@@ -78,9 +78,23 @@ def located(path: str) -> str:
     return str(shipped(path.removeprefix(SHIPPED))) if path.startswith(SHIPPED) else path
 
 
-@functools.cache
 def pool(path: str, policies: str, prompts: str, on_error: OnError = "raise") -> PolicyPool:
-    """A pool of these splits ("seen", "unseen", "all"); its `skipped` counts bad rows too."""
+    """A pool of these splits ("seen", "unseen", "all"), read again only when its file changed; `skipped` counts bad rows too."""
+    return _pool(path, policies, prompts, on_error, _stamp(located(path)))
+
+
+def _stamp(path: str | Path) -> tuple[int, ...]:
+    """What changes when a file is written again; nothing for a TFDS name, whose files are never changed."""
+    try:
+        found = Path(path).stat()
+    except OSError:
+        return ()
+    return found.st_mtime_ns, found.st_size
+
+
+@functools.lru_cache(maxsize=8)
+def _pool(path: str, policies: str, prompts: str, on_error: OnError, stamp: tuple[int, ...]) -> PolicyPool:
+    del stamp
     skipped: Counter[str] = Counter()
     found = PolicyPool(pool_rows(path, policies, prompts, on_error=on_error, skipped=skipped))
     found.skipped.update(skipped)
@@ -154,7 +168,7 @@ def pool_groups(data: Any) -> Records:
     def whole() -> str:
         names = (found[i] for i in range(len(found)))
         return digest(
-            [name, as_value(found.prompts[name]), found.type[name], _values(found.outputs[name])]
+            [name, as_value(found.prompts[name]), found.type[name], _by_policy(found, name)]
             + ([found.columns[name]] if any(map(any, found.columns[name].values())) else [])
             for name in names
         )
@@ -231,8 +245,10 @@ def digest(rows: Iterable[Any]) -> str:
     return found.hexdigest()
 
 
-def _values(outputs: Mapping[str, Sequence[str]]) -> dict[str, list[Any]]:
-    return {policy: list(map(as_value, texts)) for policy, texts in outputs.items()}
+def _by_policy(found: PolicyPool, prompt_id: str) -> list[list[Any]]:
+    """As a list: draws depend on the order of the policies, and on their kinds."""
+    outputs = found.outputs[prompt_id]
+    return [[policy, found.kind[policy], list(map(as_value, texts))] for policy, texts in outputs.items()]
 
 
 def _all_usable(read: Iterable[Comparison], data: Any, order: Order, skipped: Counter[str]) -> list[Comparison]:

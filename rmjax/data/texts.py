@@ -14,6 +14,19 @@ Notes = Counter[str]
 """What was done to the texts of a file's records, in words, and how often."""
 _SYSTEM = (SYSTEM, "developer")
 _NO_TEXT = "give each message a string `content` or a list of text parts"
+_SAYS_NOTHING = ("tool_calls", "function_call")
+"""Keys of a message that may go without content: a call of a tool."""
+_ROLES = (USER, ASSISTANT, *_SYSTEM, "tool", "function")
+_OTHER_NAMES = {
+    "human": USER,
+    "prompter": USER,
+    "gpt": ASSISTANT,
+    "bot": ASSISTANT,
+    "chatgpt": ASSISTANT,
+    "model": ASSISTANT,
+}
+_COPIED = 12
+"""Characters from which on a prompt at the start of an answer is no accident."""
 
 
 def read_text(value: object, role: str, place: str, field: str, notes: Notes | None = None, blank: bool = False) -> str:
@@ -64,6 +77,15 @@ def _message(given: Mapping[str, object], role: str, place: str, field: str) -> 
     role_given = given.get("role", role)
     if not isinstance(role_given, str) or not role_given.strip():
         raise RecordError(place, field, "message with a role that is no word", "give user, assistant, system or tool")
+    if "role" not in given and "from" in given:
+        raise RecordError(
+            place, field, "message with `from` instead of `role`",
+            "rename `from` to `role` and `value` to `content`, with the roles user, assistant and system",
+        )  # fmt: skip
+    known = role_given.strip().lower()
+    if role_given not in _ROLES and (known in _ROLES or known in _OTHER_NAMES):
+        problem = "message with a role by another name"
+        raise RecordError(place, field, problem, f"write {_OTHER_NAMES.get(known, known)!r}", repr(role_given))
     # Columnar files fill keys that a message lacks with nulls.
     others = {key: value for key, value in given.items() if key not in ("role", "content") and value is not None}
     try:
@@ -73,8 +95,11 @@ def _message(given: Mapping[str, object], role: str, place: str, field: str) -> 
             place, field, "message with a key that is not JSON", "remove or rename it", str(error)
         ) from None
     content = given.get("content")
+    if content is None and any(others.get(key) for key in _SAYS_NOTHING):
+        return Message(role_given, "", more)
     if content is None and others:
-        return Message(role_given, "", more)  # a call of a tool says nothing
+        keys = ", ".join(f"`{key}`" for key in others)
+        raise RecordError(place, field, "message without text content", _NO_TEXT, f"it has {keys}"[:80])
     return Message(role_given, _content(content, place, field), more)
 
 
@@ -121,6 +146,19 @@ def read_answer(value: object, prompt: str, place: str, field: str, notes: Notes
     if notes is not None and any(message.role in (USER, *_SYSTEM) for message in own):
         notes["answers with turns of the user or system inside"] += 1
     return text_of(own, ASSISTANT)
+
+
+def copied_prompts(prompt: str, answers: Sequence[str]) -> list[str]:
+    """Notes on plain strings that begin with the whole prompt, which are kept: a text that continues it would begin so, too."""
+    start = prompt.strip()
+    begin = [str(answer).lstrip().startswith(start) for answer in answers]
+    if len(start) < _COPIED or not any(begin):
+        return []
+    if all(begin):
+        return ["answers that begin with the whole prompt, kept as they are; cut it off if it is a copy"]
+    return [
+        "some answers of a record begin with the whole prompt and others do not, which tells them apart; cut it off"
+    ]
 
 
 def _after_copy(answer: Sequence[Message], prompt: Sequence[Message]) -> tuple[Message, ...] | None:

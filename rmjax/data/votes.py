@@ -72,8 +72,8 @@ def _differences(votes: tuple[tuple[float, ...], ...]) -> np.ndarray:
 
 def _from_ranks(order: Order, c: Comparison) -> Comparison:
     require_order(c)
-    if order.kind == "ranks":
-        return c
+    if order.kind == "ranks":  # a soft order is then not read, and must not stand beside ranks
+        return dataclasses.replace(c, columns={n: v for n, v in c.columns.items() if n not in _PAIRS})
     ranks = np.asarray(c.ranks)
     better_NN = ranks[:, None] < ranks[None, :]
     strength = better_NN.astype(float) - better_NN.T

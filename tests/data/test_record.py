@@ -25,6 +25,7 @@ from rmjax.data.record import (
     unknown_fields,
 )
 from rmjax.data.samplerows import parse_sample
+from rmjax.data.texts import Notes
 
 USER = {"role": "user", "content": "hi"}
 PAIR = {"prompt": "p", "chosen": "good", "rejected": "bad"}
@@ -153,6 +154,32 @@ def test_an_answer_at_the_end_of_the_prompt_is_taken_off(field):
     assert kept.prompt.messages[-1] == Message("assistant", "Pl")
 
 
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "note"),
+    [
+        ("Human: Name fruit. Apple.", "Human: Name fruit. Pear.", "answers that begin with the whole prompt, kept"),
+        ("Human: Name fruit. Apple.", "Pear.", "begin with the whole prompt and others do not"),
+        ("Apple.", "Pear.", None),
+    ],
+)
+def test_strings_that_begin_with_the_prompt_are_kept_and_counted(chosen, rejected, note):
+    notes = Notes()
+    row = {"prompt": "Human: Name fruit.", "chosen": chosen, "rejected": rejected}
+    assert parse(row, "", notes).outputs == (chosen, rejected)
+    assert [note in found for found in notes] == ([True] if note else [])
+
+
+def test_what_contradicts_the_order_is_counted():
+    row = {"prompt": "p", "chosen": "a", "rejected": "b"}
+    for more, field in (({"votes": [[0, 1]] * 2}, "votes"), ({"pair_target": [[-1, 0], [1, -1]]}, "pair_target")):
+        notes = Notes()
+        parse(row | more, "", notes)
+        assert any(f"`{field}` contradicts" in note for note in notes)
+    notes = Notes()
+    parse(row | {"votes": [[1, 0], [1, 0], [0, 1]], "pair_target": [[-1, 0.5], [0.5, -1]]}, "", notes)
+    assert not notes
+
+
 def test_other_keys_of_messages_are_kept_and_counted():
     calls = [{"type": "function", "function": {"name": "price", "arguments": "{}"}}]
     given = {"role": "assistant", "content": None, "tool_calls": calls, "name": None}
@@ -238,6 +265,14 @@ BAD_ROWS = [
     ({**PAIR, "prompt": ["a", "b"]}, "prompt", "neither text nor messages"),
     ({**PAIR, "prompt": [{"role": "user"}]}, "prompt", "message without text content"),
     ({**PAIR, "prompt": [{"content": [{"type": "image_url"}]}]}, "prompt", "message part that is not text"),
+    ({**PAIR, "prompt": [{"from": "human", "value": "q"}]}, "prompt", "message with `from` instead of `role`"),
+    (
+        {**PAIR, "prompt": [USER, {"role": "assistant", "value": "lost"}, USER]},
+        "prompt",
+        "message without text content",
+    ),
+    ({**PAIR, "prompt": [{"role": "human", "content": "q"}]}, "prompt", "message with a role by another name"),
+    ({**PAIR, "chosen": [{"role": "Assistant", "content": "a"}]}, "chosen", "message with a role by another name"),
     ({**PAIR, "prompt": "\ud800"}, "prompt", "lone surrogate"),
     ({**PAIR, "messages": [USER]}, "prompt", "exclude each other"),
     ({"prompt": "p"}, "outputs", "missing"),

@@ -197,3 +197,21 @@ def test_the_wrapper_of_the_config_is_that_of_the_draws(tmp_path, wrapper):
 def test_an_unknown_wrapper_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="config.data.wrapper is 'chat'; choose sft or pretrain"):
         base.settle(pool_config(pool_file(tmp_path), "chat"))
+
+
+def test_a_pool_is_what_its_file_says_now(tmp_path):
+    """Draws depend on the order of the policies and on their kinds, so the digest does; and a file may be written again."""
+    path, config = tmp_path / "pool.jsonl", base.get_config()
+    rows = [
+        {"prompt_id": "q", "prompt": "Q", "policy": policy, "sample": i, "output": f"{policy}{i}", "kind": policy}
+        for policy in "abc"
+        for i in range(2)
+    ]
+    config.data.path = str(path)
+
+    def digest(rows):
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return sources.pool_groups(config.data).digest()
+
+    found = [digest(rows), digest(rows[::-1]), digest([row | {"kind": "one"} for row in rows]), digest(rows[:5])]
+    assert len(set(found)) == 4 and digest(rows) == found[0]

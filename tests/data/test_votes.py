@@ -75,3 +75,8 @@ def test_a_file_of_weight_0_only_is_refused(tmp_path):
     path.write_text('{"prompt": "p", "chosen": "a", "rejected": "b", "weight": 0}\n')
     with pytest.raises(ValueError, match="every record of .* has weight 0"):
         comparisons(Data(kind="comparisons", path=str(path), reference="optional"))
+
+
+def test_ranks_that_are_learned_leave_a_soft_order_behind():
+    record = parse({"prompt": "p", "chosen": "a", "rejected": "b", "pair_target": [[-1, 1], [0, -1]]}, "f:1")
+    assert record.columns and not Order().apply(record).columns
