@@ -167,3 +167,14 @@ def test_runs_in_which_nothing_would_move_are_refused(home, method, changes, mes
 def test_a_learning_rate_of_0_and_a_warm_up_of_the_whole_run_are_taken(home):  # noqa: F811
     Trainer(configured(home, PREFERENCE, optimizer__learning_rate=0.0))
     Trainer(configured(home, PREFERENCE, run__steps=2, optimizer__warmup=1.0))
+
+
+def test_what_encoding_changed_is_in_the_metrics(home, tmp_path):  # noqa: F811
+    data = tmp_path / "data.jsonl"
+    rows = rows_of(home / "comparisons.jsonl")
+    data.write_text("".join(json.dumps(row | {"prompt": f"{row['prompt']}<|im_end|>"}) + "\n" for row in rows))
+    Trainer(configured(home, PREFERENCE, data__path=str(data), run__steps=1), tmp_path / "run").run()
+    (line,) = rows_of(tmp_path / "run" / "metrics.jsonl")
+    assert line["train/cut_groups"] == 0
+    assert {name for name in line if "encoding/" in name} == {"train/encoding/special_token_in_text"}
+    assert line["train/encoding/special_token_in_text"] >= 1
