@@ -32,6 +32,7 @@ from rmjax.evaluate import (
     write_report,
 )
 from rmjax.files import write_text
+from rmjax.locks import locked
 from rmjax.reward_model import RewardModel
 from rmjax.train.loop import Preempted
 from rmjax.trainer import open_workdir
@@ -97,8 +98,14 @@ def run(workdir: Path, config: str, seed: int, per_prompt: int) -> None:
 
     Raises:
       Preempted: SIGTERM came. What is trained is kept; there is no report yet.
+      InUseError: another demo is writing to `workdir`.
     """
     open_workdir(workdir)
+    with locked(workdir):
+        _run(workdir, config, seed, per_prompt)
+
+
+def _run(workdir: Path, config: str, seed: int, per_prompt: int) -> None:
     try:
         with _timed(workdir):
             train_all(workdir, config, seed)

@@ -15,6 +15,7 @@ the plain arm's), results.json, results.md with its tables, and for every stage 
 `--seeds=0` does one seed: so several processes share the work, and the command without it sums up.
 """
 
+import contextlib
 import itertools
 import json
 import re
@@ -44,6 +45,7 @@ from rmjax.evaluate.gaps import describe_gaps, reward_gaps
 from rmjax.evaluate.plots import gap_distributions, svg
 from rmjax.evaluate.statistics import over_seeds, paired
 from rmjax.files import write_json, write_text
+from rmjax.locks import locked
 from rmjax.reward_model import CHECKPOINTS, RewardModel
 from rmjax.start import load_start
 from rmjax.streams import format_of, open_stream
@@ -194,9 +196,21 @@ def _means(runs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def run(workdir: Path, series: str, seeds: Sequence[int]) -> None:
-    """The series' arms with these seeds; the summary and the plots where they are all of them."""
+    """The series' arms with these seeds; the summary and the plots where they are all of them.
+
+    Raises:
+      ValueError: a series that there is not, or a `workdir` that has another one's.
+      InUseError: another run is at work on one of these seeds in `workdir`.
+    """
     chosen = [arm for arm in grid.ARMS if re.fullmatch(grid.SERIES[choose("series", series, list(grid.SERIES))], arm)]
     keep_series(workdir, series)
+    with contextlib.ExitStack() as held:
+        for seed in seeds:  # not the whole folder: several processes share the work by seeds
+            held.enter_context(locked(workdir / f"seed{seed}"))
+        _run(workdir, series, seeds, chosen)
+
+
+def _run(workdir: Path, series: str, seeds: Sequence[int], chosen: Sequence[str]) -> None:
     data = {seed: make_data(workdir, series, seed) for seed in seeds}
     results: dict[str, list[dict[str, Any]]] = {arm: [] for arm in chosen}
     for seed, arm in itertools.product(seeds, chosen):

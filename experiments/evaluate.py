@@ -160,6 +160,7 @@ def _evaluate(options: Options) -> dict[str, Any]:
         "seconds": round(time.monotonic() - started, 3),
         **environment(),
     }
+    result |= {name: count for name in ("contradicting", "unknown") if (count := getattr(loaded, name))}
     if measures := _measures(options, rows):
         result["measures"] = measures
     if options.routing:

@@ -39,9 +39,11 @@ from rmjax.evaluate.plots import against_size, svg
 from rmjax.evaluate.routing import describe_routing
 from rmjax.evaluate.statistics import Interval, over_seeds, paired
 from rmjax.files import write_json, write_text
+from rmjax.locks import locked
 from rmjax.models import parameters
 from rmjax.reward_model import CHECKPOINTS, load_description
 from rmjax.start import load_start
+from rmjax.trainer import open_workdir
 
 PANELS = {  # measure, minus that of the base or not → axis
     "facts": (True, "old questions answered"),
@@ -162,8 +164,19 @@ def make_data(grid: Any, found: Skills, folder: Path) -> None:
 
 
 def run(grid: Any, workdir: Path) -> None:
-    """All arms, sizes and seeds; the summary, the plot, the report."""
+    """All arms, sizes and seeds; the summary, the plot, the report.
+
+    Raises:
+      ValueError: a grid that cannot be run, or results in `workdir` that are of another one.
+      InUseError: another run is writing to `workdir`.
+    """
     check(grid)
+    open_workdir(workdir)
+    with locked(workdir):
+        _run(grid, workdir)
+
+
+def _run(grid: Any, workdir: Path) -> None:
     base = load_base(grid)
     found = skills.load_skills(grid.tasks, grid.root, base.encoder(grid.row_tokens))
     make_data(grid, found, workdir / "data")

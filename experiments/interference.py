@@ -42,8 +42,10 @@ from rmjax.evaluate.rows import mean, of_metric
 from rmjax.evaluate.scorers import Baseline
 from rmjax.evaluate.statistics import over_seeds, paired
 from rmjax.files import write_json, write_text
+from rmjax.locks import locked
 from rmjax.reward_model import CHECKPOINTS, RewardModel
 from rmjax.start import load_start
+from rmjax.trainer import open_workdir
 
 JOINT = "both"
 SEPARATE = {
@@ -150,8 +152,19 @@ def compared(grid: Any, tests: Tests, joint: Mapping[str, Sequence[Credits]]) ->
 
 
 def run(grid: Any, workdir: Path) -> None:
-    """All arms and seeds, and the summary."""
+    """All arms and seeds, and the summary.
+
+    Raises:
+      ValueError: a grid that cannot be run, or results in `workdir` that are of another one.
+      InUseError: another run is writing to `workdir`.
+    """
     check(grid)
+    open_workdir(workdir)
+    with locked(workdir):
+        _run(grid, workdir)
+
+
+def _run(grid: Any, workdir: Path) -> None:
     tests = {name: spread(load_domain(grid, name, test=True), grid.tested) for name in grid.domains}
     make_data(grid, workdir)
     tokenizer = load_start(training(grid, next(iter(grid.arms)), 0, "").model).tokenizer

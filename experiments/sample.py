@@ -32,6 +32,7 @@ from rmjax.data.readers import read_all
 from rmjax.data.samplerows import PROMPT_FIELDS, Prompt, parse_prompt
 from rmjax.files import write_text
 from rmjax.hub.gguf import load_gguf, smollm2_path
+from rmjax.locks import locked
 from rmjax.models.transformer import TransformerConfig
 from rmjax.policy.policies import Policy, realize, sequence_key, sequence_seed
 from rmjax.policy.sampling import generate, left_pad, rules
@@ -206,12 +207,22 @@ def language_model(policy: Policy, base: tuple[TransformerConfig, Any, Any], che
 
 
 def run(config: Any, workdir: Path) -> None:
-    """Samples all that `config` wants and that `workdir` does not hold yet."""
+    """Samples all that `config` wants and that `workdir` does not hold yet.
+
+    Raises:
+      ValueError: a number that no run can have, or files in `workdir` that were begun with another config.
+      InUseError: another run is writing to `workdir`.
+    """
     for field in ("samples", "max_new_tokens", "batch_prompts"):
         if config[field] < 1:
             raise ValueError(f"config.{field} is {config[field]}; it must be 1 or more")
     prompts = read_prompts(config.prompts)
     open_workdir(workdir)
+    with locked(workdir):
+        _sample_all(config, workdir, prompts)
+
+
+def _sample_all(config: Any, workdir: Path, prompts: list[Prompt]) -> None:
     everyone = [Policy.parse(row.to_dict() if hasattr(row, "to_dict") else row) for row in config.policies]
     wanted = [p for p in everyone if not config.kinds or p.kind in config.kinds.split(",")]
     architecture, params, tokenizer = load_gguf(config.model or smollm2_path())

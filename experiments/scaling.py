@@ -25,10 +25,12 @@ from rmjax.evaluate import envelope, environment, fit_power_law
 from rmjax.evaluate.plots import scaling_law, svg
 from rmjax.evaluate.scaling import Point, PowerLaw
 from rmjax.files import write_json, write_text
+from rmjax.locks import locked
 from rmjax.models.parameters import count
 from rmjax.reward_model import RewardModel
 from rmjax.train.flops import decoder_flops_per_token
 from rmjax.train.metrics import read_metrics
+from rmjax.trainer import open_workdir
 
 GROUPS_PER_PROMPT, NEGATIVES = 1, 3
 
@@ -72,7 +74,13 @@ def point(layers: int, steps: int, workdir: Path, sets: dict[str, list[Compariso
 
 
 def run(workdir: Path) -> None:
-    """The grid, the fits, the plot."""
+    """The grid, the fits, the plot. InUseError where another run is writing to `workdir`."""
+    open_workdir(workdir)
+    with locked(workdir):
+        _run(workdir)
+
+
+def _run(workdir: Path) -> None:
     sets = {
         split: pool("shipped:policy_pool", split, "unseen").triples(
             seed=0, per_prompt=GROUPS_PER_PROMPT, negatives=NEGATIVES

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import logging
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -61,7 +62,7 @@ def make_program(chosen: Chosen, architecture: TransformerConfig, mesh: Mesh, ru
     """The training step of a config.
 
     Raises:
-      ValueError: `config.trainable` matches frozen layers.
+      ValueError: `config.trainable` matches frozen layers, or nothing that the objective reads would move.
     """
     config = chosen.config
     model, rate, update = chosen.model(RewardTransformer(architecture)), make_rate(config), make_optimizer(config)
@@ -79,20 +80,44 @@ def make_program(chosen: Chosen, architecture: TransformerConfig, mesh: Mesh, ru
             "config.model.param_dtype is bfloat16: a step below 1/256 of a weight is lost in rounding; keep float32 for what is "
             "trained (model.dtype may be bfloat16)"
         )
-    _check_rates(config, abstract)
+    _check_rates(chosen, abstract)
     shardings = state_shardings(abstract, boxed, selected, mesh, rules)
     gradient = chosen.gradient(model, rate, shardings.trainable)
     step = make_step(gradient, update, shardings, mesh, rules)
     return Program(architecture, model, chosen.roles, rate, update, abstract, shardings, step, chosen.rewards(model))
 
 
-def _check_rates(config: Config, abstract: State) -> None:
-    paths = list(parameters.flat(abstract.trainable))
-    for pattern in optimizer.parse_rates(config.optimizer.rates):
+def _check_rates(chosen: Chosen, abstract: State) -> None:
+    config, paths = chosen.config, list(parameters.flat(abstract.trainable))
+    rates = optimizer.parse_rates(config.optimizer.rates)
+    for pattern in rates:
         if not any(re.search(pattern, path) for path in paths):
             raise ValueError(
                 f"config.optimizer.rates has the pattern {pattern!r}, which matches no trained path; there are {', '.join(paths)}"
             )
+    moving = [path for path in paths if optimizer.factor(rates, path)]
+    if not moving:
+        raise ValueError(
+            f"config.optimizer.rates is {config.optimizer.rates!r}, which makes the learning rate of every trained path 0; leave "
+            "one above 0"
+        )
+    if chosen.language_model and all(re.search("(^|/)head/", path) for path in moving):
+        raise ValueError(
+            f"config.trainable is {config.trainable!r}: all that would move is {', '.join(moving)}, the reward head, which "
+            f"objective={config.objective} does not read; name other paths, such as ^backbone/"
+        )
+
+
+def _check_schedule(config: Config) -> None:
+    """ValueError where the learning rate is nowhere what `config.optimizer` asks for: 0 all along, or not finite."""
+    opt, steps = config.optimizer, config.run.steps
+    highest = float(make_rate(config)(optimizer.peak(steps, opt.warmup)))
+    if opt.learning_rate and not 0 < highest < math.inf:
+        raise ValueError(
+            f"config.optimizer.warmup is {opt.warmup} and config.run.steps is {steps}: the learning rate is {highest:g} at its "
+            f"highest (optimizer.learning_rate is {opt.learning_rate:g}), so nothing can be learned; shorten the warm-up, raise "
+            "run.steps or choose another optimizer.learning_rate"
+        )
 
 
 def make_rate(config: Config) -> optax.Schedule:
@@ -172,6 +197,7 @@ def check(chosen: Chosen, mesh: Mesh, rules: Rules) -> None:
     if config.run.compiler_options and mesh.devices.flat[0].platform == jax.default_backend():
         _check_options(compiler_options(config))
     optimizer.parse_rates(config.optimizer.rates)
+    _check_schedule(config)
     chosen.check(mesh, rules)
     _check_divisions(chosen, mesh, rules)
 

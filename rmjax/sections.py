@@ -11,10 +11,12 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeVar
 
+import numpy as np
 from ml_collections import ConfigDict
 
 Section = TypeVar("Section")
 _CHECK = "check"
+_LARGEST = float(np.finfo(np.float32).max)  # runs compute in fp32, where what is larger becomes infinite
 
 
 def _field(default: Any, check: Callable[[Any], str | None]) -> Any:
@@ -126,8 +128,8 @@ def _typed(default: Any, value: Any, place: str) -> Any:
     if kind is tuple and isinstance(value, list | tuple):
         return tuple(value)
     if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
-        if not math.isfinite(value):
-            raise ValueError(f"{place} is {value}; it must be a finite number")
+        if math.isnan(value) or abs(value) > _LARGEST:
+            raise ValueError(f"{place} is {value}; it must be a finite number in fp32, at most {_LARGEST:.7g} in size")
         return float(value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         names = {bool: "True or False", int: "an integer", float: "a number", str: "a string", tuple: "a tuple"}

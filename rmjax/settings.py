@@ -95,8 +95,8 @@ class Optimizer:
     b2: float = number(0.95, low=0, below=1)  # fraction kept of the squared gradient's running mean, per step
     weight_decay: float = number(0.0, low=0)  # fraction of a parameter removed per step, times the learning rate
     decayed: str = pattern(
-        r"^(?!.*head/).*(/kernel|/lora_[ab])$"
-    )  # paths that decay: matrices; not norms, biases, embedding, head
+        r"^(?!.*(head|backbone/output)/).*(/kernel|/lora_[ab])$"
+    )  # paths that decay: matrices; not norms, biases, embedding, reward head, vocabulary head
     clip: float = number(1.0, low=0)  # global gradient norm; 0 = off
     microbatches: int = number(1, low=1)  # parts that a batch is run in, inside one step
     rates: tuple[

@@ -246,11 +246,16 @@ class Trainer:
         def describe(scalars: Mapping[str, float]) -> dict[str, float]:
             speed = scalars.get("tokens_per_second")
             rate = float(self.program.rate(int(scalars["step"]) - 1))
-            more = {"learning_rate": rate, "cut_groups": float(self.stream.counts["cut"])}
-            more |= self.chosen.describe(scalars)
+            more = {"learning_rate": rate, **self._encoded(), **self.chosen.describe(scalars)}
             return more | ({"mfu": mfu(per_token * speed, dtype=self.start.config.dtype)} if speed else {})
 
         return describe
+
+    def _encoded(self) -> dict[str, float]:
+        """What encoding had to change so far: `cut_groups` always, the other counts where there are any."""
+        counts = self.stream.counts
+        others = {f"encoding/{name}": float(count) for name, count in counts.items() if count and name != "cut"}
+        return {"cut_groups": float(counts["cut"])} | others
 
     def _evaluations(self) -> dict[str, Any]:
         """Of `config.evals`, as functions of the state."""

@@ -60,6 +60,8 @@ def test_what_is_taken_is_kept_and_what_is_not_is_named(section, kind, field):
         ("data.epochs", -1, "it must be 0 or more"),
         ("data.prefetch", -1, "it must be 0 or more"),
         ("optimizer.warmup", 1.5, "it must be from 0 to 1"),
+        ("optimizer.learning_rate", 1e39, r"it must be a finite number in fp32, at most 3\.402823e\+38"),
+        ("loss.label_smoothing", 0.5, "it must be 0 or more and below 0.5"),
         ("mesh.fsdp", 0, "it must be 1 or more, or -1 for the rest"),
         ("gradient.order", 3, "it must be 1 or 2"),
         ("gradient.mode", "sgd", "choose plain, parameter_norm, step_norm or preconditioned"),

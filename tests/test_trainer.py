@@ -11,7 +11,7 @@ from rmjax.models.parameters import flat
 from tests.experiments.starting import save_start
 from tests.methods.test_contract import configured, home  # noqa: F401
 
-PREFERENCE = methods.METHODS["preference"]
+PREFERENCE, DPO = methods.METHODS["preference"], methods.METHODS["dpo"]
 
 
 def rows_of(path):
@@ -144,3 +144,37 @@ def test_a_rate_for_no_path_and_a_coordinator_that_was_not_joined_are_refused(ho
         ValueError, match="config.hosts.coordinator is '10.0.0.1:1', but this process has joined no other"
     ):
         Trainer(configured(home, PREFERENCE, hosts__coordinator="10.0.0.1:1"))
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "message"),
+    [
+        (PREFERENCE, {"run__steps": 1, "optimizer__warmup": 0.6},
+         "config.optimizer.warmup is 0.6 and config.run.steps is 1: the learning rate is 0 at its highest"),
+        (PREFERENCE, {"optimizer__learning_rate": 1e-60}, "config.run.steps is .*: the learning rate is 0 at its highest"),
+        (PREFERENCE, {"optimizer__rates": (".*=0",)}, "config.optimizer.rates is .*the learning rate of every trained path 0"),
+        (DPO, {"trainable": "head"},
+         "config.trainable is 'head': all that would move is policy/head/kernel, the reward head, which objective=dpo does not"),
+        (DPO, {"optimizer__rates": ("backbone=0",)}, "config.trainable is .*: all that would move is policy/head/kernel"),
+    ],
+    ids=["warm-up", "underflow", "rates", "head of a policy", "rates of all but the head"],
+)  # fmt: skip
+def test_runs_in_which_nothing_would_move_are_refused(home, method, changes, message):  # noqa: F811
+    with pytest.raises(ValueError, match=message):
+        Trainer(configured(home, method, **changes))
+
+
+def test_a_learning_rate_of_0_and_a_warm_up_of_the_whole_run_are_taken(home):  # noqa: F811
+    Trainer(configured(home, PREFERENCE, optimizer__learning_rate=0.0))
+    Trainer(configured(home, PREFERENCE, run__steps=2, optimizer__warmup=1.0))
+
+
+def test_what_encoding_changed_is_in_the_metrics(home, tmp_path):  # noqa: F811
+    data = tmp_path / "data.jsonl"
+    rows = rows_of(home / "comparisons.jsonl")
+    data.write_text("".join(json.dumps(row | {"prompt": f"{row['prompt']}<|im_end|>"}) + "\n" for row in rows))
+    Trainer(configured(home, PREFERENCE, data__path=str(data), run__steps=1), tmp_path / "run").run()
+    (line,) = rows_of(tmp_path / "run" / "metrics.jsonl")
+    assert line["train/cut_groups"] == 0
+    assert {name for name in line if "encoding/" in name} == {"train/encoding/special_token_in_text"}
+    assert line["train/encoding/special_token_in_text"] >= 1

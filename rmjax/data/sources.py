@@ -182,14 +182,14 @@ def comparisons(data: Any, order: Order = RANKS) -> Records:
     Raises:
       RecordError: the first record that cannot be used, with how many there are by reason; with `data.on_error=skip` only
         where none can be used.
-      ValueError: every record has weight 0, or more candidates than a group may have.
+      ValueError: every record, or every pair that is read, has weight 0; or every record has more candidates than a group may.
     """
     skipped: Counter[str] = Counter()
     read = records(data.path, data.root, data.split, data.on_error, order.kind == "votes", skipped)
     if isinstance(read, RandomAccessSource):
         skipped.update(read.skipped)
     found = _all_usable(read, data, order, skipped)
-    _look_at_weights(data.path, found)
+    _look_at_weights(data.path, found, order)
     _look_at_sizes(data, found)
     return dataclasses.replace(_fixed(found), skipped=dict(skipped))
 
@@ -272,12 +272,26 @@ def _all_usable(read: Iterable[Comparison], data: Any, order: Order, skipped: Co
     return found
 
 
-def _look_at_weights(path: str, found: Sequence[Comparison]) -> None:
+def _look_at_weights(path: str, found: Sequence[Comparison], order: Order = RANKS) -> None:
     without = sum(c.weight == 0 for c in found)
-    if found and without == len(found):
-        raise ValueError(f"every record of {path} has weight 0, so nothing would be learned; give some a weight")
-    if without:
-        _log.warning("%s: %d of %d records have weight 0, so nothing is learned from them", path, without, len(found))
+    split = sum(c.weight != 0 and not _has_weighted_pair(c, order) for c in found)
+    if found and without + split == len(found):
+        kind = f"every record of {path} has weight 0"
+        if split:
+            kind += ", or only pairs of weight 0 (votes that are evenly split, or `pair_weight`)"
+        raise ValueError(f"{kind}, so nothing would be learned; give some a weight")
+    message = "%s: %d of %d records have %s, so nothing is learned from them"
+    for count, what in ((without, "weight 0"), (split, "only pairs of weight 0")):
+        if count:
+            _log.warning(message, path, count, len(found), what)
+
+
+def _has_weighted_pair(c: Comparison, order: Order) -> bool:
+    """Whether the objective reads a pair of the record with a weight above 0; pairs without a target are not read."""
+    if order.kind == "ranks" or "pair_weight" not in c.columns:
+        return True
+    weights_NN, targets_NN = np.asarray(c.columns["pair_weight"]), np.asarray(c.columns["pair_target"])
+    return bool(np.any((weights_NN > 0) & (targets_NN >= 0)))
 
 
 def _look_at_sizes(data: Any, found: Sequence[Comparison]) -> None:

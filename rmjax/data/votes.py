@@ -33,10 +33,14 @@ class Order:
 
     @classmethod
     def of(cls, loss: Any) -> Order:
-        """From `config.loss`. ValueError for a strength without votes."""
+        """From `config.loss`. ValueError for a strength without votes, or for weights that are all 0."""
         if loss.strength != "none" and loss.order != "votes":
             raise ValueError(
                 f"config.loss.strength is {loss.strength!r}, which votes give; set config.loss.order=votes"
+            )
+        if loss.strength == "weight" and not loss.strength_scale:
+            raise ValueError(
+                "config.loss.strength_scale is 0, which gives every pair the weight 0; make it larger, or loss.strength=none"
             )
         return cls(loss.order, loss.strength, loss.strength_measure, loss.strength_scale, loss.without_votes)
 

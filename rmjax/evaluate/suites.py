@@ -32,11 +32,15 @@ class Loaded:
       records: what is scored.
       unreadable: reason → number of rows that were broken (`on_error="skip"`).
       dropped: reason → number of rows, or of what was drawn of them, that are left out by the suite's rules.
+      contradicting: number of records whose scores contradict their ranks, which count.
+      unknown: field name → number of rows in which it was ignored.
     """
 
     records: list[Comparison]
     unreadable: Mapping[str, int] = dataclasses.field(default_factory=dict)
     dropped: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    contradicting: int = 0
+    unknown: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +65,9 @@ def load_comparisons(path: str, root: str, split: str, on_error: Literal["raise"
     dropped: Counter[str] = Counter()
     source = sources.records(path, root, split, on_error, dropped=dropped)
     found = [source[i] for i in range(len(source))]
-    return Loaded(found, dict(source.skipped) if isinstance(source, RandomAccessSource) else {}, dict(+dropped))
+    if not isinstance(source, RandomAccessSource):
+        return Loaded(found, dropped=dict(+dropped))
+    return Loaded(found, dict(source.skipped), dict(+dropped), source.contradicting, dict(source.unknown))
 
 
 def _pool(entry: Any) -> Loaded:

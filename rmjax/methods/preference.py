@@ -22,7 +22,7 @@ class Loss:
     """`config.loss`."""
 
     name: str = choice("bradley_terry", *ranking.LOSSES)  # what a group's rewards are ranked by
-    label_smoothing: float = number(0.0, low=0, high=1)  # fraction of flipped labels assumed (bradley_terry only)
+    label_smoothing: float = number(0.0, low=0, below=0.5)  # fraction of flipped labels assumed (bradley_terry only)
     order: str = choice(
         "ranks", *votes.ORDERS
     )  # votes: the fraction of voters is a soft label | targets: `pair_target`

@@ -24,6 +24,11 @@ def schedule(learning_rate: float, steps: int, warmup: float, final: float) -> o
     )
 
 
+def peak(steps: int, warmup: float) -> int:
+    """The number of updates before the one with the highest rate of `schedule` in a run of `steps`."""
+    return min(round(warmup * steps), steps - 1)
+
+
 def adamw(
     rate: optax.Schedule,
     *,
@@ -52,7 +57,7 @@ def adamw(
     def update(gradient: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         updates, state = inner.update(optax.tree.cast(gradient, jnp.float32), state, params)
         if rates:
-            updates = jax.tree.map(lambda u, f: u * f, updates, _by_path(functools.partial(_factor, rates), updates))
+            updates = jax.tree.map(lambda u, f: u * f, updates, _by_path(functools.partial(factor, rates), updates))
         return updates, state
 
     return optax.GradientTransformation(init, update)
@@ -62,7 +67,8 @@ def _by_path(value: Callable[[str], Any], tree: Any) -> Any:
     return nested({path: value(path) for path in flat(tree)})
 
 
-def _factor(rates: Mapping[str, float], path: str) -> float:
+def factor(rates: Mapping[str, float], path: str) -> float:
+    """That of a path's learning rate, with `rates` as in `adamw`."""
     return next((factor for pattern, factor in rates.items() if re.search(pattern, path)), 1.0)
 
 

@@ -1,11 +1,15 @@
 """Votes as soft order: fractions by hand, strengths, and what is refused."""
 
+import json
+import logging
+
 import numpy as np
 import pytest
 
 from rmjax.data.record import Comparison, RecordError, parse
 from rmjax.data.sources import comparisons
 from rmjax.data.votes import Order, vote_fractions
+from rmjax.methods.preference import Loss
 from rmjax.settings import Data
 
 VOTED = Comparison("p", ("a", "b", "c"), votes=((2, 1, 1), (0, 3, 3), (1, 1, 1), (5, 1, 1)), place="f:3")
@@ -68,6 +72,35 @@ def test_targets_of_a_file(fields, problem):
         return
     with pytest.raises(RecordError, match=problem):
         Order("targets").apply(record)
+
+
+def test_a_weight_that_is_0_for_every_pair_is_refused():
+    with pytest.raises(ValueError, match="config.loss.strength_scale is 0, which gives every pair the weight 0"):
+        Order.of(Loss(order="votes", strength="weight", strength_scale=0.0))
+    assert Order.of(Loss(order="votes", strength="margin", strength_scale=0.0)).scale == 0  # no margin
+
+
+def test_votes_that_are_all_split_weigh_nothing(tmp_path, caplog):
+    path, data = tmp_path / "f.jsonl", Data(kind="comparisons", path=str(tmp_path / "f.jsonl"), reference="optional")
+    split = '{"prompt": "p", "outputs": ["a", "b"], "votes": [[1, 0], [0, 1]]}\n'
+    path.write_text(split)
+    weighed = Order("votes", "weight")
+    with pytest.raises(ValueError, match="has weight 0, or only pairs of weight 0 .votes that are evenly split"):
+        comparisons(data, weighed)
+    assert len(comparisons(data, Order("votes"))) == 1  # a target of one half is something to learn
+    path.write_text(split + split.replace("[0, 1]", "[1, 0]"))
+    with caplog.at_level(logging.WARNING):
+        comparisons(data, weighed)
+    assert "1 of 2 records have only pairs of weight 0, so nothing is learned from them" in caplog.text
+
+
+def test_pair_weights_of_a_file_that_are_all_0_are_refused(tmp_path):
+    path, data = tmp_path / "f.jsonl", Data(kind="comparisons", path=str(tmp_path / "f.jsonl"), reference="optional")
+    row = {"prompt": "p", "chosen": "a", "rejected": "b", "pair_target": [[-1, 0.75], [0.25, -1]]}
+    path.write_text(json.dumps(row | {"pair_weight": [[0, 0], [0, 0]]}) + "\n")
+    with pytest.raises(ValueError, match="only pairs of weight 0"):
+        comparisons(data, Order("targets"))
+    assert len(comparisons(data)) == 1  # ranks read no weights of pairs
 
 
 def test_a_file_of_weight_0_only_is_refused(tmp_path):

@@ -220,6 +220,15 @@ def test_broken_rows_can_be_skipped_and_are_counted(options, monkeypatch):
     assert result["rows"] == 10
 
 
+def test_what_a_file_says_that_is_not_read_is_counted_where_there_is_any(options, monkeypatch):
+    use(monkeypatch, LengthScorer())
+    assert not {"contradicting", "unknown"} & command.evaluate(options).keys()
+    row = {"prompt": "p", "outputs": ["a", "b"], "ranks": [0, 1], "scores": [0.0, 1.0], "colour": "red"}
+    write_rows(Path(options.data), [row, {**rows(1)[0], "colour": "blue"}])
+    result = command.evaluate(options)
+    assert (result["contradicting"], result["unknown"]) == (1, {"colour": 2})
+
+
 def test_a_score_that_is_not_finite_stops_and_is_not_kept(options, monkeypatch):
     class Broken(LengthScorer):
         def score(self, comparisons, progress=False):

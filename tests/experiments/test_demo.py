@@ -8,7 +8,9 @@ import pytest
 
 from experiments import demo
 from experiments.start import guarded
+from rmjax.locks import InUseError, locked
 from rmjax.parallel.mesh import make_mesh
+from rmjax.train.loop import Preempted
 
 LEAF = {"value", "low", "high", "n"}
 SHORT = """
@@ -84,6 +86,22 @@ def test_a_workdir_that_is_a_file_is_one_clear_error(tmp_path, capsys):
     (tmp_path / "file").touch()
     assert guarded(lambda: demo.run(tmp_path / "file", "configs/demo.py", 0, 1)) == 1
     assert f"error: --workdir={tmp_path}/file cannot be written" in capsys.readouterr().err
+
+
+def test_a_workdir_that_another_demo_holds(tmp_path, monkeypatch):
+    """The runs below it have locks of their own, which do not clash with that of the whole."""
+    monkeypatch.setattr(demo, "train_all", lambda *_: pytest.fail("two demos in one folder"))
+    with locked(tmp_path), pytest.raises(InUseError, match="is in use by another run"):
+        demo.run(tmp_path, "configs/demo.py", 0, 1)
+
+    def train_all(workdir, *_):
+        (workdir / "pretrain").mkdir()
+        with locked(workdir / "pretrain"):
+            raise Preempted("its own lock")
+
+    monkeypatch.setattr(demo, "train_all", train_all)
+    with pytest.raises(Preempted, match="its own lock"):
+        demo.run(tmp_path, "configs/demo.py", 0, 1)
 
 
 @pytest.mark.parametrize("path", ["configs/demo.py", "configs/polar/larger.py"])

@@ -14,6 +14,7 @@ from experiments.drift_tables import tables
 from rmjax.data.record import Comparison
 from rmjax.data.sources import records
 from rmjax.evaluate.plots import gap_distributions, svg
+from rmjax.locks import InUseError, locked
 from rmjax.policy.policies import Policy
 
 ANSWER = "one  two\nthree four five six seven eight"
@@ -247,6 +248,17 @@ def test_a_small_grid_runs_and_is_not_run_again(home, tmp_path, monkeypatch):
     monkeypatch.setattr(grid, "RATE", 1.0)
     with pytest.raises(ValueError, match="plain/seed0 holds a run of another config .optimizer.learning_rate: "):
         drift.run(tmp_path, "pool", [0])
+
+
+def test_a_seed_is_of_one_process(tmp_path, monkeypatch):
+    """Processes share a folder by seeds, and the command for all of them waits for none."""
+    monkeypatch.setattr(drift, "make_data", lambda workdir, series, seed: tmp_path)
+    monkeypatch.setattr(drift, "run_one", lambda *_: {})
+    with locked(tmp_path / "seed0"):
+        drift.run(tmp_path, "pool", [1])
+        for seeds in ([0], [1, 0]):
+            with pytest.raises(InUseError, match="seed0 is in use by another run"):
+                drift.run(tmp_path, "pool", seeds)
 
 
 def test_seeds_that_the_grid_has_not():

@@ -12,6 +12,7 @@ from rmjax.data.formats import Encoder, Format
 from rmjax.data.rows import iterate_rows
 from rmjax.data.tokenizer import Tokenizer
 from rmjax.evaluate.language import says
+from rmjax.locks import InUseError, locked
 from tests.experiments.starting import save_start
 from tests.train.conftest import quick_compilation
 
@@ -131,6 +132,11 @@ def test_grids_that_cannot_be_run(start, tmp_path, changes, message):
     with pytest.raises(ValueError) as caught:
         forgetting.run(tiny(start, **changes), tmp_path)
     assert message in str(caught.value)
+
+
+def test_a_workdir_that_another_grid_holds(start, tmp_path):
+    with locked(tmp_path), pytest.raises(InUseError, match="is in use by another run"):
+        forgetting.run(tiny(start), tmp_path)
 
 
 def test_what_a_grid_leaves(tmp_path):

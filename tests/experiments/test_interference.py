@@ -10,6 +10,7 @@ from configs import interference as grids
 from experiments import interference
 from rmjax.data.record import Comparison
 from rmjax.data.sources import records
+from rmjax.locks import InUseError, locked
 from tests.experiments.starting import save_start
 from tests.train.conftest import quick_compilation
 
@@ -96,6 +97,11 @@ def test_grids_that_cannot_be_run(tmp_path):
     with pytest.raises(ValueError, match="configs/interference.py:law is unknown; choose ladder or harmless"):
         grids.get_config("law")
     assert list(grids.get_config("harmless").domains) == ["correct", "harmless"]
+
+
+def test_a_workdir_that_another_grid_holds(tmp_path):
+    with locked(tmp_path), pytest.raises(InUseError, match="is in use by another run"):
+        interference.run(tiny(), tmp_path)
 
 
 def test_separate_models_are_made_once_and_for_one_domain(tmp_path, monkeypatch):

@@ -22,6 +22,7 @@ from rmjax.data.formats import Format
 from rmjax.data.record import RecordError
 from rmjax.data.samplerows import Prompt
 from rmjax.data.tokenizer import Tokenizer
+from rmjax.locks import InUseError, locked
 from rmjax.models.lora import AdapterConfig
 from rmjax.policy.policies import Policy
 from rmjax.reward_model import save_description
@@ -246,6 +247,13 @@ def test_two_samples_of_one_prompt_never_share_their_random_numbers(settings_of,
         ValueError, match="config.seed=0: plain/0 and plain/1 would draw alike for prompt p0; choose another"
     ):
         command.run(settings_of, tmp_path / "run")
+
+
+def test_two_starts_in_one_folder_do_not_both_write(settings_of, tmp_path):
+    (tmp_path / "run").mkdir()
+    with locked(tmp_path / "run"), pytest.raises(InUseError, match="run is in use by another run"):
+        command.run(settings_of, tmp_path / "run")
+    assert not list((tmp_path / "run").iterdir())
 
 
 def test_a_full_disk_names_the_file(settings_of, tmp_path):

@@ -80,6 +80,7 @@ TREE = {
     "backbone": {
         "norm": {"scale": jnp.ones(2)},
         "up": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2), "lora_a": jnp.ones(2)},
+        "output": {"kernel": jnp.ones((2, 3))},
     },
     "head": {"kernel": jnp.ones((2, 1))},
 }
@@ -92,7 +93,7 @@ def moved(**options):
     return flat(optax.apply_updates(TREE, update.update(zero, update.init(TREE), TREE)[0]))
 
 
-def test_decay_leaves_norms_biases_and_head_alone_by_default():
+def test_decay_leaves_norms_biases_and_heads_alone_by_default():
     found = moved(weight_decay=0.5, decayed=Optimizer.decayed)
     assert {path for path, leaf in found.items() if not np.allclose(leaf, 1)} == {
         "backbone/up/kernel", "backbone/up/lora_a",
