@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from rmjax import methods
 from rmjax.config import complete, keep_config, settle
 from rmjax.data import placement
-from rmjax.data.formats import Encoder
+from rmjax.data.formats import Encoder, Format, completed
 from rmjax.data.pipeline import FileSource, Source
 from rmjax.evaluate.scorers import RewardScorer, batch_tokens, on_mesh
 from rmjax.evaluate.suites import Measure, evaluators_from
@@ -26,7 +26,7 @@ from rmjax.models import parameters
 from rmjax.parallel.hosts import EndTogether
 from rmjax.parallel.mesh import Rules, make_mesh, make_rules
 from rmjax.program import Program, check, compiler_options, first_state, flops_per_token, make_program, refuse_dead_head
-from rmjax.reward_model import CHECKPOINTS, save_description
+from rmjax.reward_model import CHECKPOINTS, MODEL_FILE, load_description, save_description
 from rmjax.start import Start, check_format, start_of
 from rmjax.streams import Stream, format_of, open_stream
 from rmjax.train.checkpoint import Checkpoints
@@ -77,7 +77,7 @@ class Trainer:
         if self.workdir:
             open_workdir(self.workdir)
         self.start: Start = start_of(self.chosen)
-        self.format = format_of(self.chosen, self.start.tokenizer)
+        self.format = self._format()
         if not self.chosen.language_model:  # a reward head is bound to its format
             check_format(self.config.model, self.format)
         data = self.config.data
@@ -215,11 +215,34 @@ class Trainer:
                     f"(SHA-256 {then[1]} and {this[1]}, over records in their order); bring the data back, or use a new workdir"
                 )
 
+    def _format(self) -> Format:
+        """That of the config; a day that it leaves open is that of the run's first start."""
+        form = format_of(self.chosen, self.start.tokenizer)
+        if form.date and not self.config.format.date and self.workdir and (self.workdir / MODEL_FILE).is_file():
+            form = dataclasses.replace(form, date=load_description(self.workdir)[1].date or form.date)
+        return form
+
+    def _check_description(self) -> None:
+        """ValueError where a template, a token or the tokenizer is another than the run had so far: its path may be the same."""
+        assert self.workdir
+        _, form, tokenizer = load_description(self.workdir)
+        before, now = dataclasses.asdict(form), dataclasses.asdict(completed(self.format, self.start.tokenizer))
+        other = [f"format.{name}" for name in now if before[name] != now[name]]
+        if tokenizer.to_json() != self.start.tokenizer.to_json():
+            other.append("the tokenizer of model.init")
+        if other:
+            raise ValueError(
+                f"{self.workdir} holds a run with other tokens: {', '.join(other)} changed since it began; bring it back, or use "
+                "a new workdir"
+            )
+
     def _describe_run(self, resumed: bool) -> None:
         """Only now, since a run of another config, architecture or data must keep its own description."""
         assert self.workdir
         keep_config(self._given, self.workdir / "config.json")
         data, contents = self.workdir / DATA_FILE, self.stream.contents()
+        if resumed and (self.workdir / MODEL_FILE).is_file():
+            self._check_description()
         if resumed and data.exists():  # a run of an older version has none
             self._check_data(data, contents)
         if jax.process_index() == 0:

@@ -2,12 +2,16 @@
 
 import json
 import logging
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from rmjax import Trainer, methods
+from rmjax import config as base
+from rmjax.data.formats import Format
 from rmjax.models.parameters import flat
+from rmjax.reward_model import MODEL_FILE
 from tests.experiments.starting import save_start
 from tests.methods.test_contract import configured, home  # noqa: F401
 
@@ -52,6 +56,29 @@ def test_data_that_changed_under_a_run_is_refused(stopped, change, said):
     finally:
         data.write_text(before)
     Trainer(config, folder).run()  # finished, on the same data: nothing to do
+
+
+def test_a_format_that_changed_under_a_run_is_refused(stopped):
+    """A template's file or the model behind `model.init` may change while the config stays."""
+    folder, config, _ = stopped
+    path = folder / MODEL_FILE
+    before = path.read_text()
+    path.write_text(before.replace('"response_cut_side": "right"', '"response_cut_side": "left"'))
+    try:
+        with pytest.raises(ValueError, match=r"holds a run with other tokens: format\.response_cut_side changed"):
+            Trainer(config, folder).run()
+    finally:
+        path.write_text(before)
+
+
+def test_the_day_of_a_template_is_that_of_the_first_start(tmp_path, monkeypatch):
+    run = SimpleNamespace(chosen=None, start=SimpleNamespace(tokenizer=None), config=base.settle(base.get_config()))
+    today, first = (Format(kind="chat", template="t", date=f"2026-11-{day}") for day in (28, 27))
+    monkeypatch.setattr("rmjax.trainer.format_of", lambda *_: today)
+    monkeypatch.setattr("rmjax.trainer.load_description", lambda _: (None, first, None))
+    assert Trainer._format(SimpleNamespace(**vars(run), workdir=tmp_path)) == today
+    (tmp_path / MODEL_FILE).touch()
+    assert Trainer._format(SimpleNamespace(**vars(run), workdir=tmp_path)) == first
 
 
 def test_what_was_left_out_is_in_the_run_and_may_go(stopped):
