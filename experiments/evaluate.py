@@ -97,7 +97,7 @@ def define_flags() -> None:
     )
     flags.DEFINE_enum("on_error", "raise", ["raise", "skip"], "what to do with a broken row")
     flags.DEFINE_integer("rows_per_save", 64, "rows scored between two saves", lower_bound=1)
-    flags.DEFINE_integer("seed", 0, "seed of the bootstrap")
+    flags.DEFINE_integer("seed", 0, "seed of the bootstrap", lower_bound=0)
 
 
 def load_scorer(path: Path, mesh: Literal["one", "all"]) -> Scorer:
@@ -289,8 +289,6 @@ def _notes(result: dict[str, Any], options: Options) -> Iterator[str]:
         yield f"{name}: {value:.4g}, a mean over candidates"
     for reason, count in [*result["skipped"].items(), *result["unreadable"].items()]:
         yield f"rows left out: {count} ({reason})"
-    for name, value in result.get("measures", {}).items():
-        yield f"{name}: {value:.4g}, a mean over candidates"
     for reason, count in result["dropped"].items():
         yield f"rows of the set left out when it was read: {count} ({reason})"
     for change, count in result["encoding"].items():

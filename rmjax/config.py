@@ -72,20 +72,31 @@ def complete(config: ConfigDict) -> ConfigDict:
     """The config with the defaults where a file made for an older version lacks keys.
 
     Raises:
-      ValueError: a key that does not exist (the lock of a config stops such flags, not such files); the message names the
-        nearest one.
+      ValueError: a key that does not exist (the lock of a config stops such flags, not such files), the message names the
+        nearest one; a value where a section belongs.
     """
     whole, known = ConfigDict(config).copy_and_resolve_references(), get_config()
     with whole.unlocked():
         _rename(whole)
         _fill(whole, known, "config")
         for section, default in known.items():
-            if isinstance(default, ConfigDict) and section != "evals":
-                _fill(whole[section], default, f"config.{section}")
+            if isinstance(default, ConfigDict):
+                _require_section(whole[section], f"config.{section}")
+                if section != "evals":
+                    _fill(whole[section], default, f"config.{section}")
         for name, entry in whole.evals.items():
+            _require_section(entry, f"config.evals.{name}")
             if entry.get("kind") in settings.EVALUATIONS:  # else it is refused by `settle`
                 _fill(entry, defaults(settings.EVALUATIONS[entry.kind]), f"config.evals.{name}")
     return whole
+
+
+def _require_section(value: Any, place: str) -> None:
+    if not isinstance(value, ConfigDict):
+        what = (
+            "an entry made by pool_eval, comparisons_eval or samples_eval" if "evals." in place else "a section of keys"
+        )
+        raise ValueError(f"{place} is {value!r}; it must be {what}")
 
 
 def _rename(whole: ConfigDict) -> None:

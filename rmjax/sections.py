@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import math
 import re
+import typing
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeVar
 
@@ -117,6 +118,8 @@ def nearest(name: str, known: Collection[str]) -> str:
 
 def _read(field: dataclasses.Field, given: Any, place: str) -> Any:
     value = _typed(field.default, given, place)
+    if isinstance(value, tuple):
+        _check_entries(field.type, value, place)
     check = field.metadata.get(_CHECK)
     if check is not None and (refusal := check(value)):
         raise ValueError(f"{place} is {given!r}; {refusal}")
@@ -135,6 +138,15 @@ def _typed(default: Any, value: Any, place: str) -> Any:
         names = {bool: "True or False", int: "an integer", float: "a number", str: "a string", tuple: "a tuple"}
         raise ValueError(f"{place} is {value!r}; it must be {names[kind]}")
     return value
+
+
+def _check_entries(kind: Any, values: tuple, place: str) -> None:
+    """ValueError unless all are of the type that the field `tuple[TYPE, ...]` names."""
+    wanted = next(iter(typing.get_args(kind)), object)
+    for value in values:
+        if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
+            names = {int: "integers", str: "strings"}
+            raise ValueError(f"{place} has {value!r}; all of its entries must be {names.get(wanted, wanted.__name__)}")
 
 
 def defaults(kind: type) -> ConfigDict:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -82,12 +83,12 @@ def _changed(start: Start, model: Model) -> Start:
         raise ValueError(
             f"config.model.frozen_layers is {model.frozen_layers}; it must leave one of the {depth} layers"
         )
+    if sizes:
+        sizes["head_width"] = _head_width(vars(start.config) | sizes)
     config = dataclasses.replace(
         start.config, depth=depth, frozen_layers=model.frozen_layers, dtype=model.dtype, param_dtype=model.param_dtype,
         remat=model.remat, attention=model.attention, attention_block=model.attention_block, **sizes,
     )  # fmt: skip
-    if sizes:
-        config = dataclasses.replace(config, head_width=config.width // config.heads)
     params = start.params
     if start.config.adapter and (depth, config.frozen_layers) != (start.config.depth, start.config.frozen_layers):
         raise ValueError(
@@ -97,6 +98,21 @@ def _changed(start: Start, model: Model) -> Start:
     if params is not None and not start.config.adapter:
         params = {**params, "backbone": parameters.first_layers(params["backbone"], depth, model.frozen_layers)}
     return dataclasses.replace(start, config=config, params=params)
+
+
+def _head_width(sizes: Mapping[str, Any]) -> int:
+    """From the sizes of an architecture; ValueError where its heads cannot be of equal, even width."""
+    width, heads, kv_heads = (sizes[name] for name in ("width", "heads", "kv_heads"))
+    if width % heads:
+        raise ValueError(f"config.model.heads is {heads}; it must divide config.model.width, {width}")
+    if width // heads % 2:
+        raise ValueError(
+            f"config.model.width is {width} for {heads} heads of {width // heads}; rotary embeddings need an even head width, "
+            f"so make it a multiple of {2 * heads}"
+        )
+    if heads % kv_heads:
+        raise ValueError(f"config.model.kv_heads is {kv_heads}; it must divide config.model.heads, {heads}")
+    return int(width // heads)
 
 
 def start_of(chosen: Chosen) -> Start:

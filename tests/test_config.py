@@ -56,6 +56,31 @@ def test_a_key_that_a_config_file_invents_is_an_error(path, message):
         complete(config)
 
 
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (
+            "evals",
+            {"x": 3},
+            r"config\.evals\.x is 3; it must be an entry made by pool_eval, comparisons_eval or samples_eval",
+        ),
+        ("evals", 3, r"config\.evals is 3; it must be a section of keys"),
+        ("model", 3, r"config\.model is 3; it must be a section of keys"),
+        ("adapter.expert_types", ("a",), r"config\.adapter\.expert_types has 'a'; all of its entries must be integers"),
+        ("optimizer.rates", (3,), r"config\.optimizer\.rates has 3; all of its entries must be strings"),
+    ],
+)
+def test_a_value_of_another_kind_is_named(path, value, message):
+    values = pretrain.get_config().to_dict()
+    *sections, name = path.split(".")
+    place = values
+    for section in sections:
+        place = place[section]
+    place[name] = value
+    with pytest.raises(ValueError, match=message):
+        base.settle(ConfigDict(values))
+
+
 def keep(tmp_path, stored: ConfigDict, now: ConfigDict) -> None:
     path = tmp_path / "config.json"
     path.write_text(stored.to_json())

@@ -152,8 +152,10 @@ def _render(source: str, rows: list[dict[str, Any]], date: str = "", **names: An
     given = {"add_generation_prompt": False, "tools": None, "documents": None} | names
     try:
         return _compiled(source).render(messages=rows, strftime_now=today.strftime, **given)
-    except (jinja2.TemplateError, TypeError, KeyError, ZeroDivisionError, OverflowError, RecursionError) as error:
+    except jinja2.TemplateError as error:
         raise TemplateError(f"the chat template refuses the conversation ({error})") from error
+    except Exception as error:  # a template calls methods of strings, lists and numbers, which raise what they like
+        raise TemplateError(f"the chat template refuses the conversation ({type(error).__name__}: {error})") from error
 
 
 @functools.lru_cache(maxsize=32)

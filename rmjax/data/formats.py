@@ -48,6 +48,10 @@ class Format:
         for name, choices in (("kind", KINDS), ("response_cut_side", ("left", "right")), ("read_out", ("end", "last"))):
             if (value := getattr(self, name)) not in choices:
                 raise ValueError(f"format.{name} is {value!r}; choose {', '.join(choices[:-1])} or {choices[-1]}")
+        try:
+            _ = self.date and datetime.date.fromisoformat(self.date)
+        except ValueError:
+            raise ValueError(f"config.format.date is {self.date!r}; write YYYY-MM-DD, or leave it empty") from None
         if self.max_response_length < 1:
             raise ValueError(f"max_response_length is {self.max_response_length}; it must be at least 1")
         if self.max_length <= SPECIALS + 2:

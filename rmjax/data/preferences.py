@@ -52,7 +52,7 @@ def load_preferences(
     Raises:
       KeyError: unknown name.
       FileNotFoundError: the directory or the file is absent.
-      RecordError: a row that does not have the set's fields.
+      RecordError: a row that does not have the set's fields, or other values in them.
     """
     if name not in PREFERENCE_SETS:
         raise KeyError(f"{name}: unknown preference set; use one of {', '.join(PREFERENCE_SETS)}")
@@ -67,7 +67,7 @@ def load_preferences(
     row_count = 0
     for place, row in iterate_rows(Path(root) / chosen.file):
         row_count += 1
-        found = chosen.convert(_checked(row, place), place, dropped)
+        found = _converted(chosen, row, place, dropped)
         comparisons.extend(c for c in found if _is_usable(c, split_votes, dropped))
     reasons = ", ".join(f"{count} × {reason}" for reason, count in sorted(dropped.items()))
     logger.info(
@@ -78,6 +78,19 @@ def load_preferences(
         reasons or "none",
     )
     return comparisons
+
+
+def _converted(chosen: PreferenceSet, row: object, place: str, dropped: Dropped) -> Sequence[Comparison]:
+    """The row's comparisons; RecordError where its fields hold something else than the set's do."""
+    try:
+        return chosen.convert(_checked(row, place), place, dropped)
+    except RecordError:
+        raise
+    except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
+        detail = f"{type(error).__name__}: {error}"
+        raise RecordError(
+            place, "", "not a row of this set", "get the file named in MANIFEST.md again", detail
+        ) from error
 
 
 def _is_usable(c: Comparison, split_votes: bool, dropped: Dropped) -> bool:

@@ -32,6 +32,9 @@ from rmjax.files import disguise, refuse_url
 _TFDS_NAME = re.compile(r"tfds:(?P<name>\w+(/[\w.-]+)?(:\d+\.\d+\.\d+)?)(:(?P<split>[^@]+))?(@(?P<directory>.+))?")
 _POOL_LABELS = ("kind", "policy_split", "prompt_split")  # absent where a TFDS example has them empty
 
+_BATCH_ROWS = 1024  # of a Parquet file, decoded at once at most
+_CHUNK_BYTES = 2**24  # of its table in memory
+
 
 class Rows(Protocol):
     """What a reader needs from a storage format."""
@@ -237,14 +240,14 @@ class ParquetRows:
 
 
 def open_parquet(path: Path) -> ParquetRows:
-    """Opens a Parquet file, with checksums verified where it has them; its table is held in memory."""
+    """Opens a Parquet file, with checksums verified where it has them; its table is held in memory.
+
+    Raises:
+      RecordError: the file is damaged, or its table takes more memory than `sensible_limit` gives it.
+    """
     try:
         with pyarrow.parquet.ParquetFile(path, page_checksum_verification=True) as file:
-            groups = range(file.metadata.num_row_groups)
-            size, limit = path.stat().st_size, sensible_limit(path.stat().st_size)
-            if sum(file.metadata.row_group(group).total_byte_size for group in groups) > limit:
-                raise too_large(str(path), size, limit)
-            table = file.read()
+            table = _read_table(file, path)
             _ = table.column_names  # are decoded here
             return ParquetRows(str(path), table)
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
@@ -252,6 +255,55 @@ def open_parquet(path: Path) -> ParquetRows:
             raise
         remedy = "write or download the file again"
         raise RecordError(str(path), "", "broken Parquet file", remedy, _first_line(error)) from None
+
+
+def _read_table(file: pyarrow.parquet.ParquetFile, path: Path) -> pyarrow.Table:
+    """The whole table. A value that is stored once may stand in every row: what counts is the size of what was read."""
+    size, limit = path.stat().st_size, sensible_limit(path.stat().st_size)
+    groups = _least_bytes(file.metadata)
+    if sum(groups) > limit:
+        raise too_large(str(path), size, limit)
+    # Each row may be as large as all that its group stores, and even then a batch is not above the limit.
+    rows = max(1, min(_BATCH_ROWS, limit // max([1, *groups])))
+    schema = file.schema_arrow
+    # Columns that stay dictionaries do not grow, and each batch would have a copy of the dictionary.
+    shared = [field.name for field in schema if pyarrow.types.is_dictionary(field.type)]
+    others = [field for field in schema if field.name not in shared]
+    kept = file.read(columns=shared) if shared else None
+    taken = kept.nbytes if kept is not None else 0
+    chunks = [pyarrow.schema(others, schema.metadata).empty_table()]
+    for chunk in _chunks(file.iter_batches(rows, columns=[field.name for field in others] if shared else None)):
+        taken += chunk.nbytes
+        if taken > limit:
+            raise too_large(str(path), size, limit)
+        chunks.append(chunk)
+    read = pyarrow.concat_tables(chunks)
+    if kept is None:
+        return read
+    return pyarrow.table([(kept if name in shared else read)[name] for name in schema.names], schema=schema)
+
+
+def _least_bytes(metadata: pyarrow.parquet.FileMetaData) -> list[int]:
+    """What each row group takes in memory at least, by the footer: as much as is stored, and a byte a row.
+
+    The footer's columns are left alone: pyarrow ends the process where one of them is damaged.
+    """
+    groups = (metadata.row_group(group) for group in range(metadata.num_row_groups))
+    return [max(group.total_byte_size, group.num_rows) for group in groups]
+
+
+def _chunks(batches: Iterable[pyarrow.RecordBatch]) -> Iterator[pyarrow.Table]:
+    """Batches joined to about `_CHUNK_BYTES`: an access to a row takes time with the number of chunks."""
+    waiting: list[pyarrow.RecordBatch] = []
+    size = 0
+    for batch in batches:
+        waiting.append(batch)
+        size += batch.nbytes
+        if size >= _CHUNK_BYTES:
+            yield pyarrow.Table.from_batches(waiting).combine_chunks()
+            waiting, size = [], 0
+    if waiting:
+        yield pyarrow.Table.from_batches(waiting).combine_chunks()
 
 
 def _first_line(error: Exception) -> str:
@@ -264,6 +316,8 @@ class ArrayRecordRows:
 
     path: str
     source: ArrayRecordDataSource
+    size: int  # bytes of the file
+    limit: int  # bytes that one record may take
 
     def __len__(self) -> int:
         return len(self.source)
@@ -272,7 +326,10 @@ class ArrayRecordRows:
         return f"{self.path}:{i + 1}"
 
     def row(self, i: int) -> object:
-        return decode_json(_read(self.source, i, self.place(i)), self.place(i))
+        record = _read(self.source, i, self.place(i))
+        if len(record) > self.limit:
+            raise too_large(self.place(i), self.size, self.limit)
+        return decode_json(record, self.place(i))
 
 
 def _read(source: Any, i: int, place: str) -> Any:
@@ -289,7 +346,8 @@ def _read(source: Any, i: int, place: str) -> Any:
 def open_array_record(path: Path) -> ArrayRecordRows:
     """Opens an ArrayRecord file whose records are UTF-8 JSON."""
     try:
-        return ArrayRecordRows(str(path), ArrayRecordDataSource(str(path)))
+        size = path.stat().st_size
+        return ArrayRecordRows(str(path), ArrayRecordDataSource(str(path)), size, sensible_limit(size))
     except RuntimeError as error:
         remedy = "write or download the file again"
         raise RecordError(str(path), "", "broken ArrayRecord file", remedy, _first_line(error)) from None

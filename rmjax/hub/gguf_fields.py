@@ -15,6 +15,7 @@ ARCHITECTURES = ("llama",)
 PRE_TOKENIZERS = ("smollm",)  # llama.cpp's names of what `Tokenizer.from_bpe` does
 CONTROL = 3  # GGUF token type of special tokens
 _TOKEN_TYPES = {1: "normal", CONTROL: "control", 5: "unused"}
+_VOCABULARY = {"tokens": str, "token_type": int, "merges": str}  # arrays of the tokenizer → of what
 _SHOWN = 5  # names in a message
 
 # Fields that change nothing that is computed here: names, licenses, how to sample, how the file was made, what stop tokens
@@ -100,7 +101,7 @@ def architecture(fields: Fields, tied_embeddings: bool) -> TransformerConfig:
             "there is no `llama.attention.key_length`; convert the model again"
         )
     config = TransformerConfig(
-        vocab_size=len(_strings(fields, "tokenizer.ggml.tokens")),
+        vocab_size=len(_entries(fields, "tokenizer.ggml.tokens", str)),
         width=width,
         depth=_size(fields, "llama.block_count"),
         heads=heads,
@@ -130,11 +131,12 @@ def vocabulary(fields: Fields) -> tuple[list[str], list[str], list[str]]:
     """(tokens, merges, special tokens) of a byte-level BPE.
 
     Raises:
-      GGUFError: one is missing, tokens occur twice, are of a type that changes how texts are read, or a merge is none.
+      GGUFError: one is missing, has entries of another kind, tokens occur twice, are of a type that changes how texts are
+        read, or a merge is none.
     """
     for name in ("tokenizer.ggml.model", "tokenizer.ggml.pre"):
         needed(fields, name)
-    tokens, types, merges = (_strings(fields, f"tokenizer.ggml.{name}") for name in ("tokens", "token_type", "merges"))
+    tokens, types, merges = (_entries(fields, f"tokenizer.ggml.{name}", kind) for name, kind in _VOCABULARY.items())
     if len(types) != len(tokens):
         raise GGUFError(f"GGUF field `tokenizer.ggml.token_type` has {len(types)} entries for {len(tokens)} tokens")
     known = set(tokens)
@@ -164,10 +166,16 @@ def conversation(fields: Fields) -> tuple[str, str, str]:
     return template if isinstance(template, str) else "", bos, eos
 
 
-def _strings(fields: Fields, name: str) -> list[Any]:
+def _entries(fields: Fields, name: str, kind: type) -> list[Any]:
     found = needed(fields, name)
     if not isinstance(found, list):
         raise GGUFError(f"GGUF field `{name}` is {found!r}; it has to be an array")
+    for number, entry in enumerate(found):
+        if not isinstance(entry, kind):
+            wanted = "a string" if kind is str else "an integer"
+            raise GGUFError(
+                f"GGUF field `{name}`: entry {number}, {_shortened(entry)}, is not {wanted}; convert the model again"
+            )
     return found
 
 

@@ -165,6 +165,22 @@ def test_templates_are_sandboxed(tokenizer, source):
         Chat(source + "{{ messages[0].content.__class__.mro() }}", tokenizer, "</s>").closed([Message("user", "a")])
 
 
+@pytest.mark.parametrize(
+    ("source", "detail"),
+    [
+        ("{{ messages[0].content.index('zz') }}", "ValueError: substring not found"),
+        ("{{ 1 + 'a' }}", "TypeError: "),
+        ("{{ 1 / 0 }}", "ZeroDivisionError: "),
+        ("{{ 'a'.encode('no such') }}", "LookupError: "),
+    ],
+)
+def test_whatever_a_template_raises_is_an_error_of_the_record(tokenizer, source, detail):
+    record = parse({"prompt": "p", "output": "o"}, "f.jsonl:7")
+    form = Format(kind="chat", template=source + "{{ messages[0].content }}", end_token="</s>")
+    with pytest.raises(RecordError, match=rf"^f\.jsonl:7: .*refuses the conversation.*{detail}"):
+        Encoder(tokenizer, form, 100).trees(record)
+
+
 def test_a_broken_template_is_named_by_line():
     with pytest.raises(TemplateError, match="format.template, line 2"):
         written("a\n{% if %}", [])

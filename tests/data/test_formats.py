@@ -453,6 +453,7 @@ def test_for_scoring_one_cut_candidate_leaves_the_others_whole(one_byte):
     [
         ({"response_cut_side": "middle"}, "response_cut_side is 'middle'; choose left or right"),
         ({"max_length": 6}, "max_length is 6"),
+        ({"date": "tomorrow"}, "config.format.date is 'tomorrow'; write YYYY-MM-DD"),
         ({"max_response_length": 0}, "max_response_length is 0"),
     ],
 )

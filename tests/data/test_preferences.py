@@ -1,10 +1,12 @@
 """Adapters of the real preference sets: rules on made-up rows, counts on the real files."""
 
 import collections
+import json
 import logging
 from pathlib import Path
 
 import pytest
+import zstandard
 
 from rmjax.data.preferences import (
     PREFERENCE_SETS,
@@ -142,6 +144,29 @@ def test_unknown_sets_and_absent_data(tmp_path):
         load_preferences("hh_harmless", tmp_path / "absent")
     with pytest.raises(FileNotFoundError, match=r"hh_harmless\.jsonl\.zst: no such file"):
         load_preferences("hh_harmless", tmp_path)
+
+
+VOTED = {**PAIR, "models": "m_n", "model_a": "m", "model_b": "n"}
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "detail"),
+    [
+        ("pandalm_human", {**VOTED, "votes": ["c"]}, "KeyError: 'c'"),
+        ("pandalm_human", {**VOTED, "votes": []}, "ValueError: not enough values to unpack"),
+        ("pandalm_human", {**VOTED, "votes": 3}, "TypeError: "),
+        ("llmfao_crowd", {**VOTED, "votes": [{"worker": "1"}]}, "KeyError: 'winner'"),
+        ("hh_harmless", {"id": "i", "prompt": PROMPT, "chosen": 3, "rejected": "B"}, "AttributeError: "),
+    ],
+)
+def test_a_row_with_other_values_is_named(tmp_path, name, row, detail):
+    good = {**VOTED, "votes": [{"winner": "a"}] if name == "llmfao_crowd" else ["a"], "chosen": "A", "rejected": "B"}
+    file = tmp_path / PREFERENCE_SETS[name].file
+    file.parent.mkdir()
+    file.write_bytes(zstandard.compress("".join(json.dumps(r) + "\n" for r in (good, row)).encode()))
+    with pytest.raises(RecordError, match=f":2: not a row of this set \\({detail}.*MANIFEST") as caught:
+        load_preferences(name, tmp_path)
+    assert caught.value.place == f"{file}:2"
 
 
 # Rows kept, as counted independently of the adapters, and the rows of the file.

@@ -23,7 +23,7 @@ import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rmjax.data import decompression
+from rmjax.data import decompression, rows
 from rmjax.data.messages import as_strings
 from rmjax.data.readers import open_records, read_all, write_records
 from rmjax.data.record import Comparison, RecordError, parse, parse_text, to_row
@@ -347,6 +347,63 @@ def test_a_file_that_grows_beyond_the_limit_says_how_to_raise_it(tmp_path, monke
     monkeypatch.setenv("RMJAX_MAX_DECOMPRESSED", "much")
     with pytest.raises(RecordError, match="RMJAX_MAX_DECOMPRESSED: is 'much', not a number of bytes"):
         open_records(path)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_parquet_file_whose_one_value_stands_in_every_row_is_limited(tmp_path, shared):
+    """Values that are stored once are large only when they are read; a column that stays a dictionary never is."""
+    path = tmp_path / "f.parquet"
+    text = pyarrow.array(["x" * 2**20]).dictionary_encode().take(pyarrow.array([0] * 300))
+    table = pyarrow.table({"output": text if shared else text.cast(pyarrow.string()), "prompt": ["p"] * 300})
+    pyarrow.parquet.write_table(table, path, compression="zstd")
+    assert path.stat().st_size < 5000
+    if shared:
+        assert rows.open_parquet(path).table.equals(table)
+        return
+    with pytest.raises(RecordError, match=r"f\.parquet: takes more memory than is sensible .* more than 67,108,864"):
+        open_records(path, on_error="skip")
+
+
+def test_a_damaged_footer_of_parquet_does_not_end_the_process(tmp_path):
+    """pyarrow aborts where a column of such a footer is asked for its description, so `open_parquet` does not ask."""
+    path = tmp_path / "f.parquet"
+    write_records(path, RECORDS)
+    whole = path.read_bytes()
+    footer = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
+    for at in range(footer, footer + 400):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        with contextlib.suppress(RecordError):
+            rows.open_parquet(path)
+
+
+@pytest.mark.parametrize("count", [0, 1, 5000])
+@pytest.mark.parametrize("group", [700, 10_000])
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_parquet_table_is_as_it_was_written(tmp_path, monkeypatch, count, group, shared):
+    path, names = tmp_path / "f.parquet", pyarrow.array([f"n{i % 7}" for i in range(count)], pyarrow.string())
+    messages = pyarrow.list_(pyarrow.struct({"role": pyarrow.string(), "content": pyarrow.string()}))
+    columns = {
+        "prompt": pyarrow.array([[{"role": "user", "content": str(i)}] for i in range(count)], messages),
+        "source": names.dictionary_encode() if shared else names,
+        "weight": pyarrow.array([None if i % 3 else float(i) for i in range(count)], pyarrow.float64()),
+    }
+    table = pyarrow.table(columns).replace_schema_metadata({"made": "here"})
+    pyarrow.parquet.write_table(table, path, row_group_size=group)
+    monkeypatch.setattr(rows, "_CHUNK_BYTES", 20_000)
+    found = rows.open_parquet(path).table
+    with pyarrow.parquet.ParquetFile(path) as file:
+        assert found.schema.equals(file.read().schema, check_metadata=True)
+    assert found.equals(table) and found.num_rows == count
+
+
+def test_a_record_of_array_record_that_grows_beyond_the_limit_is_one_bad_row(tmp_path, monkeypatch):
+    path = tmp_path / "f.array_record"
+    write_records(path, [RECORDS[0], dataclasses.replace(RECORDS[0], prompt="p" * 100_000)])
+    monkeypatch.setenv("RMJAX_MAX_DECOMPRESSED", "50000")
+    message = r"f\.array_record:2: takes more memory than is sensible \(.* bytes become more than 50,000\)"
+    with pytest.raises(RecordError, match=message):
+        open_records(path)
+    assert len(open_records(path, "skip")) == 1
 
 
 def test_decompression_stops_soon_after_the_limit(tmp_path):

@@ -351,6 +351,20 @@ def test_errors_are_one_line_without_a_traceback(options, content, message):
     assert message in line
 
 
+def test_a_seed_that_the_bootstrap_refuses_is_refused_before_scoring(options):
+    got = run_driver(options, "--seed=-1")
+    assert got.returncode != 0 and "--seed" in got.stderr and "scoring" not in got.stderr
+    assert not options.out.exists() and not options.partial.exists()
+
+
+def test_measures_are_printed_once(options, monkeypatch):
+    use(monkeypatch, LengthScorer())
+    result = {**command.evaluate(options), "measures": {"disagreement": 0.25}}
+    assert [line for line in command._notes(result, options) if "disagreement" in line] == [
+        "disagreement: 0.25, a mean over candidates"
+    ]
+
+
 def test_the_page_is_made_again_from_a_run_folder(tmp_path):
     leaf = {"value": 0.9, "low": 0.8, "high": 1.0, "n": 10}
     (tmp_path / "report.json").write_text(json.dumps({"policy_accuracy": {"seen": leaf}}))

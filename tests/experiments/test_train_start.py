@@ -17,6 +17,7 @@ from rmjax.data.formats import Format
 from rmjax.data.tokenizer import Tokenizer
 from rmjax.parallel.mesh import RULES, make_mesh
 from rmjax.reward_model import save_description
+from rmjax.settings import Model
 
 DEFAULT_FORMAT = Format(**base.get_config().format.to_dict())
 
@@ -98,6 +99,24 @@ def test_a_start_that_is_not_there_is_an_error(name):
     model.init = name
     with pytest.raises(FileNotFoundError, match=f"config.model.init={name}: no such run directory or .gguf file"):
         start.load_start(model)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        (
+            {"width": 6, "heads": 2, "kv_heads": 1},
+            "config.model.width is 6 for 2 heads of 3; .* make it a multiple of 4",
+        ),
+        ({"width": 16, "heads": 3, "kv_heads": 3}, "config.model.heads is 3; it must divide config.model.width, 16"),
+        ({"width": 16, "heads": 4, "kv_heads": 3}, "config.model.kv_heads is 3; it must divide config.model.heads, 4"),
+        ({"width": 2, "heads": 4}, "config.model.heads is 4; it must divide config.model.width, 2"),
+    ],
+)
+def test_sizes_that_no_heads_can_have(tiny_config, sizes, message):
+    model = dataclasses.replace(Model(), init="random", **sizes)
+    with pytest.raises(ValueError, match=message):
+        start._changed(start.Start(tiny_config, None, None, ""), model)
 
 
 def test_the_same_format_passes_in_silence(model, caplog):

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from rmjax.hub.gguf import GGUFError, load_gguf, smollm2_path
+from rmjax.hub.gguf_fields import vocabulary
 from rmjax.models.transformer import Transformer, causal_mask
 from rmjax.policy.sampling import Decoding, generate, left_pad, rules
 
@@ -139,6 +140,9 @@ def tiny_tensors(tiny_config, random_params) -> dict[str, np.ndarray]:
         ("tokenizer.ggml.tokens", "a", "it has to be an array"),
         ("tokenizer.ggml.merges", ["a b", "ab"], "entry 1, 'ab', is not two tokens that make a third"),
         ("tokenizer.ggml.merges", ["b a"], "entry 0, 'b a', is not two tokens"),
+        ("tokenizer.ggml.merges", [1, 2], "entry 0, 1, is not a string; convert the model again"),
+        ("tokenizer.ggml.tokens", list(range(97)), "entry 0, 0, is not a string; convert the model again"),
+        ("tokenizer.ggml.token_type", ["a"] * 97, "entry 0, 'a', is not an integer; convert the model again"),
         ("llama.rope.scaling.type", "yarn", "is 'yarn', supported: none, linear"),
         ("llama.rope.scaling.attn_factor", 2.0, "is 2.0, supported: 0, 1"),
         ("llama.rope.dimension_count", 2, "is 2, supported: the head width"),
@@ -172,6 +176,13 @@ def test_refuses_what_would_silently_be_computed_otherwise(tiny_config, tiny_ten
         load_gguf(path)
     assert str(caught.value).startswith(f"{path}: ")
     assert field in str(caught.value) or "tensor" in str(caught.value)
+
+
+def test_an_array_in_place_of_a_token_is_named():
+    """gguf's reader flattens arrays of arrays today; what it gives is checked all the same."""
+    fields = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "smollm", "tokenizer.ggml.tokens": [["a"], ["b"]]}
+    with pytest.raises(GGUFError, match=r"`tokenizer.ggml.tokens`: entry 0, \['a'\], is not a string"):
+        vocabulary(fields)
 
 
 def test_lists_all_fields_that_it_refuses(tiny_config, tiny_tensors, tmp_path):
