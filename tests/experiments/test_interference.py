@@ -147,7 +147,7 @@ def test_a_tiny_grid(tmp_path, monkeypatch):
     assert set(found["arms"]) == {"lora", "balanced"} and set(found["arms"]["lora"]) == {"correct", "ladder"}
     assert found["arms"]["balanced"]["ladder"]["joint"]["mean"]["n"] == 6
     assert list(found["compared"]) == ["balanced - lora"]
-    assert set(found["baselines"]["correct"]) == {"length", "shorter", "word_overlap"}
+    assert set(found["baselines"]["correct"]) == {"length", "longer", "shorter", "word_overlap"}
     made = {str(path.parent.relative_to(tmp_path / "grid")) for path in (tmp_path / "grid").glob("*/*/result.json")}
     assert set(found["routing"]) == {"balanced"} and set(found["routing"]["balanced"]["served"]) == {
         "correct",

@@ -120,8 +120,9 @@ def test_attention_in_tiles_trains_as_on_one_device(attention):
     arrangements = FEW + ([(1, 1, 8, 1), (1, 1, 1, 8)] if attention == "blockwise" else [])
     report = reported(attention, arrangements)
     for sizes in arrangements:
-        # Adam divides by a gradient's own size: 6e-8 of a gradient near 0 were 1.5e-5 of a parameter that moved by 5e-3.
-        assert_trains_as_one(report, sizes, parameters=3e-5)
+        # Adam divides by a gradient's own size: 1e-7 of a gradient near 0 were 6e-5 of a parameter that moved by 5e-3. What
+        # is exact are gradients and moments.
+        assert_trains_as_one(report, sizes, parameters=1e-4)
 
 
 def test_one_size_may_be_the_rest():
