@@ -190,7 +190,7 @@ def losses(home):
     def of(devices):
         run = subprocess.run(
             [sys.executable, "-c", LOSSES, str(home), json.dumps(MESHES[devices])], text=True, capture_output=True,
-            env=os.environ | simulated.devices(devices), cwd=Path(__file__).parents[2], check=False,
+            env=os.environ | simulated.devices(devices) | simulated.QUICK, cwd=Path(__file__).parents[2], check=False,
         )  # fmt: skip
         assert run.returncode == 0, run.stderr[-2000:]
         return dict(json.loads(line) for line in run.stdout.splitlines() if line.startswith("["))

@@ -111,7 +111,7 @@ ARRANGEMENTS = [(8, 1, 1, 1), (1, 8, 1, 1), (2, 2, 2, 1), (1, 2, 1, 4)]
 
 @pytest.fixture(scope="module")
 def report():
-    environment = os.environ | simulated.devices(8) | {"PYTHONPATH": str(ROOT)}
+    environment = os.environ | simulated.devices(8) | simulated.QUICK | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", PROGRAM, json.dumps(ARRANGEMENTS)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-4000:]
