@@ -265,7 +265,7 @@ def unknown_fields(row: Mapping[str, object]) -> list[str]:
 
 def known_fields() -> frozenset[str]:
     """The names that `parse` reads, declared columns among them."""
-    return FIELDS | columns.by_field().keys()
+    return FIELDS.union(columns.by_field())
 
 
 def nearest_field(name: str) -> str | None:

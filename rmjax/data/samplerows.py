@@ -41,7 +41,7 @@ class Sample:
 
 def sample_fields() -> frozenset[str]:
     """The names that `parse_sample` reads, declared columns among them."""
-    return SAMPLE_FIELDS | of_single().keys()
+    return SAMPLE_FIELDS.union(of_single())
 
 
 def parse_sample(row: Mapping[str, object], place: str, notes: Notes | None = None) -> Sample:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from rmjax.data.columns import of_single
 from rmjax.data.errors import RecordError
 from rmjax.data.messages import as_value
 from rmjax.data.pool import PolicyPool
@@ -79,8 +80,9 @@ def located(path: str) -> str:
 
 
 def pool(path: str, policies: str, prompts: str, on_error: OnError = "raise") -> PolicyPool:
-    """A pool of these splits ("seen", "unseen", "all"), read again only when its file changed; `skipped` counts bad rows too."""
-    return _pool(path, policies, prompts, on_error, _stamp(located(path)))
+    """A pool of these splits ("seen", "unseen", "all"), read again only when its file or the declared columns changed;
+    `skipped` counts bad rows too."""
+    return _pool(path, policies, prompts, on_error, (_stamp(located(path)), *of_single().values()))
 
 
 def _stamp(path: str | Path) -> tuple[int, ...]:
@@ -93,8 +95,8 @@ def _stamp(path: str | Path) -> tuple[int, ...]:
 
 
 @functools.lru_cache(maxsize=8)
-def _pool(path: str, policies: str, prompts: str, on_error: OnError, stamp: tuple[int, ...]) -> PolicyPool:
-    del stamp
+def _pool(path: str, policies: str, prompts: str, on_error: OnError, read_of: tuple[Any, ...]) -> PolicyPool:
+    del read_of  # what it was read from and for
     skipped: Counter[str] = Counter()
     found = PolicyPool(pool_rows(path, policies, prompts, on_error=on_error, skipped=skipped))
     found.skipped.update(skipped)

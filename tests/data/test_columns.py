@@ -152,6 +152,14 @@ def test_a_group_drawn_from_a_pool_has_its_rows_columns(tmp_path, kept, caplog):
     assert "unknown field" not in caplog.text
 
 
+def test_a_pool_is_read_again_for_a_column_that_is_declared_later(tmp_path):
+    path = tmp_path / "pool.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in POOL))
+    assert not pool(str(path), "all", "all").draw("q", np.random.default_rng(0)).columns
+    with declaring(*COLUMNS):
+        assert pool(str(path), "all", "all").draw("q", np.random.default_rng(0)).columns["grade"] == 2
+
+
 @pytest.mark.usefixtures("columns")
 @pytest.mark.parametrize(
     ("change", "problem"),
