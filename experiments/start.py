@@ -34,7 +34,7 @@ def prepare() -> None:
     """One log format, orbax quiet, and compiled programs kept between runs: in RMJAX_CACHE, or else in ~/.cache/rmjax/xla. What
     JAX's own variables say of the cache holds."""
     _log_to_terminal()
-    cache = os.environ.get("RMJAX_CACHE") or jax.config.read("jax_compilation_cache_dir")
+    cache = os.environ.get("RMJAX_CACHE") or os.environ.get("JAX_COMPILATION_CACHE_DIR")
     jax.config.update("jax_compilation_cache_dir", cache or str(Path.home() / ".cache" / "rmjax" / "xla"))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)

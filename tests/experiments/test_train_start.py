@@ -166,3 +166,23 @@ def test_wrong_flags_are_one_line(tmp_path, flag, message):
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1].startswith("error: ") and message in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ({}, "home/.cache/rmjax/xla"),
+        ({"JAX_COMPILATION_CACHE_DIR": "jax"}, "jax"),
+        ({"JAX_COMPILATION_CACHE_DIR": "jax", "RMJAX_CACHE": "ours"}, "ours"),
+    ],
+)
+def test_compiled_programs_are_kept_where_the_environment_says(tmp_path, given, wanted):
+    """In a process of its own, without what the tests themselves set."""
+    names = ("RMJAX_CACHE", "JAX_COMPILATION_CACHE_DIR")
+    own = {name: value for name, value in os.environ.items() if name not in names}
+    code = "import jax; from experiments.start import prepare; prepare(); print(jax.config.jax_compilation_cache_dir)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], text=True, capture_output=True, check=False, cwd=Path(__file__).parents[2],
+        env=own | {"HOME": str(tmp_path / "home")} | {name: str(tmp_path / folder) for name, folder in given.items()},
+    )  # fmt: skip
+    assert done.stdout.split() == [str(tmp_path / wanted)], done.stderr
