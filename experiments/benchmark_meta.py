@@ -78,10 +78,10 @@ def random_groups(config: Any, vocab_size: int) -> Forest:
     return fill(ForestShape(meta.rows, meta.row_tokens, meta.groups, meta.samples), rows)
 
 
-def build(sizes: Sizes) -> dict[str, benchmarks.Arm]:
-    """All arms, compiled."""
+def build(sizes: Sizes, chosen: Mapping[str, Mapping[str, Any]]) -> dict[str, benchmarks.Arm]:
+    """The chosen arms, PLAIN among them, and that of the difference loss alone, compiled."""
     built = {}
-    for name, changes in arms().items():
+    for name, changes in chosen.items():
         config = configured(changes, sizes)
         vocab_size = load_start(config.model).config.vocab_size
         pairs, groups = benchmarks.random_pairs(config, vocab_size), random_groups(config, vocab_size)
@@ -115,7 +115,7 @@ def ratios(seconds: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float]
 def run(out: Path, sizes: Sizes, rounds: int) -> None:
     """Times and planned memory of all arms, to `out`."""
     refuse_unwritable(out)
-    built = build(sizes)
+    built = build(sizes, arms())
     seconds = benchmarks.timed(built, rounds)
     trainable = sum(x.nbytes for x in parameters.flat(built[PLAIN].state.trainable).values())
     planned = {name: arm.planned_bytes()["temporary"] for name, arm in built.items()}

@@ -34,15 +34,14 @@ def _one_core(worker: str) -> None:
 
 
 def _quick_compilation(config: pytest.Config) -> None:
-    """Most of a test's time is XLA's. A worker compiles a program once, also for the processes that it starts; the fast tests
-    (`-m "not slow"`) do without XLA's expensive passes, the slow ones, whole runs among them, compile as users do."""
+    """Most of a test's time is XLA's. A worker compiles a program once, also for the processes that it starts, and without XLA's
+    expensive passes. `make test-wheel` compiles as users do, and so does what asks for `tests.compiling.all_passes`."""
     folder = tempfile.mkdtemp(prefix="rmjax-compiled-")  # not shared among workers: JAX writes its files in place
     config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
     _set(RMJAX_CACHE=folder, JAX_COMPILATION_CACHE_DIR=folder, JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.1)
-    if config.option.markexpr == "not slow":
-        _set(JAX_DISABLE_MOST_OPTIMIZATIONS=True)
-        if jax.__version_info__ < (0, 12):  # whose XLA still has the older emitters, which compile faster
-            os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_use_fusion_emitters=false"
+    _set(JAX_DISABLE_MOST_OPTIMIZATIONS=True)
+    if jax.__version_info__ < (0, 12):  # whose XLA still has the older emitters, which compile faster
+        os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_use_fusion_emitters=false"
 
 
 def _set(**variables: Any) -> None:

@@ -3,8 +3,6 @@
 import os
 
 THREADS = 64
-QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "true"}
-"""Compiles without LLVM's expensive passes, for tests of how the work is cut: each device's code is the same."""
 
 
 def devices(count: int) -> dict[str, str]:

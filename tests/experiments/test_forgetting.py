@@ -14,7 +14,6 @@ from rmjax.data.tokenizer import Tokenizer
 from rmjax.evaluate.language import says
 from rmjax.locks import InUseError, locked
 from tests.experiments.starting import save_start
-from tests.train.conftest import quick_compilation
 
 CHATML = Format(kind="chat", template="chatml")
 
@@ -181,8 +180,7 @@ def test_what_a_grid_leaves(tmp_path):
 @pytest.mark.slow
 def test_a_tiny_grid(start, tmp_path, monkeypatch):
     config = tiny(start)
-    with quick_compilation():
-        forgetting.run(config, tmp_path)
+    forgetting.run(config, tmp_path)
     found = json.loads((tmp_path / "results.json").read_text())
     assert set(found["arms"]) == {"lora", "balanced"}
     assert set(found["arms"]["balanced"]) == {"4", "8"} and set(found["arms"]["lora"]) == {"8"}

@@ -2,7 +2,6 @@
 
 from tests.train.conftest import (  # noqa: F401
     boxed,
-    compiled_quickly,
     forest,
     lay_out,
     learned,

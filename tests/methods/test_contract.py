@@ -21,7 +21,6 @@ from rmjax.trainer import Trainer
 from tests import simulated
 from tests.experiments.running import pool_rows, ranked_rows, text_rows
 from tests.experiments.starting import save_start
-from tests.train.conftest import quick_compilation
 
 STEPS = 4
 KEY = jax.random.key(0)
@@ -44,17 +43,16 @@ def home(tmp_path_factory):
     save_start(home / "start", head=0.2)
     for name, rows in FILES.items():
         (home / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows()))
-    with quick_compilation():
-        yield home
+    return home
 
 
 def configured(home: Path, method: methods.Method, **changes) -> ConfigDict:
     """A small run of the method; `changes` has "__" for "."."""
     kind = {"polar": "pool", "language_model": "texts"}.get(method.name, "comparisons")
     values = {
-        "model.init": str(home / "start"), "data.kind": kind, "data.path": str(home / f"{kind}.jsonl"), "data.rows": 2,
+        "model.init": str(home / "start"), "data.kind": kind, "data.path": str(home / f"{kind}.jsonl"), "data.rows": 4,
         "data.row_tokens": 128, "data.groups": 4, "data.prefetch": 0, "meta_data.path": str(home / "samples.jsonl"),
-        "meta_data.rows": 2, "meta_data.row_tokens": 128, "optimizer.learning_rate": 1e-2, "optimizer.warmup": 0.0,
+        "meta_data.rows": 4, "meta_data.row_tokens": 128, "optimizer.learning_rate": 1e-2, "optimizer.warmup": 0.0,
         "run.steps": STEPS, "run.save_every": 2, "run.log_every": 1,
     }  # fmt: skip
     config = base.get_config()
@@ -168,41 +166,39 @@ def test_a_stopped_run_ends_in_the_same_bits(home, method, tmp_path):
     assert bits(resumed) == bits(whole)
 
 
-MESHES = {1: {}, 8: {"mesh__data": 2, "mesh__fsdp": 2, "mesh__tensor": 2}}
-LOSSES = """
+ON_EIGHT_DEVICES = """
 import json, sys
 from pathlib import Path
 from rmjax import methods
-from rmjax.trainer import Trainer
-from tests.methods.test_contract import configured
+from tests.methods.test_contract import configured, losses
 
-home, changes = Path(sys.argv[1]), json.loads(sys.argv[2])
 for name, method in methods.METHODS.items():
-    trainer = Trainer(configured(home, method, data__rows=4, meta_data__rows=4, **changes))
-    print(json.dumps([name, [trainer.step()["loss"] for _ in range(2)]]), flush=True)
+    found = losses(configured(Path(sys.argv[1]), method, mesh__data=2, mesh__fsdp=2, mesh__tensor=2))
+    print(json.dumps([name, found]), flush=True)
 """
 
 
+def losses(config: ConfigDict) -> list[float]:
+    """Of two steps."""
+    trainer = Trainer(config)
+    return [trainer.step()["loss"] for _ in range(2)]
+
+
 @pytest.fixture(scope="module")
-def losses(home):
-    """Number of devices → method → losses of two steps; a process for each number."""
-
-    def of(devices):
-        run = subprocess.run(
-            [sys.executable, "-c", LOSSES, str(home), json.dumps(MESHES[devices])], text=True, capture_output=True,
-            env=os.environ | simulated.devices(devices) | simulated.QUICK, cwd=Path(__file__).parents[2], check=False,
-        )  # fmt: skip
-        assert run.returncode == 0, run.stderr[-2000:]
-        return dict(json.loads(line) for line in run.stdout.splitlines() if line.startswith("["))
-
-    return {devices: of(devices) for devices in MESHES}
+def losses_of_eight(home):
+    """Method → losses of two steps; rows over two, parameters over two, heads over two devices."""
+    run = subprocess.run(
+        [sys.executable, "-c", ON_EIGHT_DEVICES, str(home)], text=True, capture_output=True,
+        env=os.environ | simulated.devices(8), cwd=Path(__file__).parents[2], check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr[-2000:]
+    return dict(json.loads(line) for line in run.stdout.splitlines() if line.startswith("["))
 
 
 @pytest.mark.slow
 @every
-def test_eight_devices_take_the_same_step(losses, method):
-    """Rows over two, parameters over two, heads over two devices."""
-    assert losses[8][method.name] == pytest.approx(losses[1][method.name], rel=2e-4)
+def test_eight_devices_take_the_same_step(losses_of_eight, home, method):
+    assert losses_of_eight[method.name] == pytest.approx(losses(configured(home, method)), rel=2e-4)
 
 
 @pytest.mark.slow

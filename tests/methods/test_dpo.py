@@ -16,7 +16,6 @@ from rmjax.parallel.mesh import RULES, make_mesh
 from rmjax.roles import Role, Roles
 from rmjax.train.objective import Terms
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
 KEY = jax.random.key(0)
 
 

@@ -25,7 +25,6 @@ from rmjax.models.parameters import flat
 from rmjax.models.reward import RewardTransformer
 from rmjax.train.state import initial_params
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
 KEY = jax.random.key(0)
 
 

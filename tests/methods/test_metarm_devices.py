@@ -19,8 +19,6 @@ PROGRAM = textwrap.dedent("""
     import jax
     import numpy as np
 
-    jax.config.update("jax_disable_most_optimizations", True)
-
     from rmjax.methods.metarm import discrimination
     from rmjax.methods.preference import preference
     from rmjax.data.packing import ForestShape, Tree, fill
@@ -111,7 +109,7 @@ ARRANGEMENTS = [(8, 1, 1, 1), (1, 8, 1, 1), (2, 2, 2, 1), (1, 2, 1, 4)]
 
 @pytest.fixture(scope="module")
 def report():
-    environment = os.environ | simulated.devices(8) | simulated.QUICK | {"PYTHONPATH": str(ROOT)}
+    environment = os.environ | simulated.devices(8) | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", PROGRAM, json.dumps(ARRANGEMENTS)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-4000:]

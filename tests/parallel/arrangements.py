@@ -33,8 +33,6 @@ from rmjax.train.state import compile_step, initial_params, make_state, make_ste
 
 STEPS = 5
 
-jax.config.update("jax_disable_most_optimizations", True)
-
 kind = sys.argv[1]
 adapter = AdapterConfig("loramoe", experts=4, dropout=0.2) if kind == "loramoe" else None
 remat, parts, frozen_layers = ("full", 2, 1) if kind == "everything" else ("none", 1, 0)

@@ -45,7 +45,7 @@ def name(sizes):
 
 
 def reported(kind, arrangements):
-    environment = os.environ | simulated.devices(8) | simulated.QUICK
+    environment = os.environ | simulated.devices(8)
     command = [sys.executable, "-m", "tests.parallel.arrangements", kind, json.dumps(arrangements)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-4000:]

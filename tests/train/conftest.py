@@ -1,8 +1,7 @@
 """Forests of random comparisons for the tiny architecture, and one short training run on such a forest."""
 
-import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -20,23 +19,6 @@ from rmjax.train import gradient, objective
 from rmjax.train.state import State, compile_step, initial_params, make_state, make_step, state_shardings
 
 
-@contextlib.contextmanager
-def quick_compilation() -> Iterator[None]:
-    """XLA without its expensive passes, which take half of the time of tests like these."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    try:
-        yield
-    finally:
-        jax.config.update("jax_disable_most_optimizations", before)
-
-
-@pytest.fixture(scope="module")
-def compiled_quickly() -> Iterator[None]:
-    with quick_compilation():
-        yield
-
-
 @pytest.fixture(scope="session")
 def model(tiny_config) -> RewardTransformer:
     return RewardTransformer(tiny_config)
@@ -45,8 +27,7 @@ def model(tiny_config) -> RewardTransformer:
 @pytest.fixture(scope="session")
 def boxed(model) -> Any:
     """Parameters of the reward model as they are at the start, with their logical axis names."""
-    with quick_compilation():
-        return jax.jit(lambda: initial_params(model, 0))()
+    return jax.jit(lambda: initial_params(model, 0))()
 
 
 @pytest.fixture(scope="session")
@@ -106,7 +87,7 @@ def learned(model, boxed, forest) -> Run:
     shardings = state_shardings(state, boxed, trainable, mesh)
     step = compile_step(make_step(gradient.plain(preference(model)), update, shardings, mesh), shardings, mesh)
     terms, batch = [], forest([4] * 8, seed=3)
-    with jax.set_mesh(mesh), quick_compilation():
+    with jax.set_mesh(mesh):
         for _ in range(60):
             state, found = step(state, batch)
             terms.append(jax.device_get(found))

@@ -13,7 +13,6 @@ from rmjax.train import gradient
 
 KEY = jax.random.key(0)
 TRAINABLE = "layers|final_norm|head"
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ def test_the_head_starts_at_zero_and_nothing_else_does(boxed):
     assert leaves["head/kernel"].dtype == np.float32
 
 
-def test_the_seed_decides_the_parameters(model, boxed, compiled_quickly):
+def test_the_seed_decides_the_parameters(model, boxed):
     again, other = (jax.jit(lambda s=s: initial_params(model, s))() for s in (0, 1))
     for path, leaf in flat(nn.meta.unbox(boxed)).items():
         np.testing.assert_array_equal(leaf, flat(nn.meta.unbox(again))[path])
