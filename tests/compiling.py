@@ -1,17 +1,8 @@
-"""How tests compile: without XLA's expensive passes, but for what is said to be the same bits in a whole step."""
-
-import contextlib
-from collections.abc import Iterator
+"""Tests compile without XLA's expensive passes (tests/conftest.py). Two programs that are to give the same bits need them."""
 
 import jax
 
-
-@contextlib.contextmanager
-def all_passes() -> Iterator[None]:
-    """Compiles as users do."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", False)
-    try:
-        yield
-    finally:
-        jax.config.update("jax_disable_most_optimizations", before)
+AS_USERS = {"xla_backend_optimization_level": "3", "xla_llvm_disable_expensive_passes": "False"}
+"""Compiler options that undo it."""
+if jax.__version_info__ < (0, 12):
+    AS_USERS["xla_cpu_use_fusion_emitters"] = "True"

@@ -35,7 +35,7 @@ def _one_core(worker: str) -> None:
 
 def _quick_compilation(config: pytest.Config) -> None:
     """Most of a test's time is XLA's. A worker compiles a program once, also for the processes that it starts, and without XLA's
-    expensive passes. `make test-wheel` compiles as users do, and so does what asks for `tests.compiling.all_passes`."""
+    expensive passes. `make test-wheel` compiles as users do, and so does what uses `tests.compiling.AS_USERS`."""
     folder = tempfile.mkdtemp(prefix="rmjax-compiled-")  # not shared among workers: JAX writes its files in place
     config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
     _set(RMJAX_CACHE=folder, JAX_COMPILATION_CACHE_DIR=folder, JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.1)

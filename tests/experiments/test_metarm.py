@@ -22,6 +22,7 @@ from rmjax.reward_model import CHECKPOINTS, save_description
 from rmjax.train.checkpoint import Checkpoints
 from rmjax.train.metrics import read_metrics
 from rmjax.train.state import initial_params
+from tests.compiling import AS_USERS
 from tests.experiments import running
 from tests.experiments.running import execute, final, only_error
 
@@ -124,8 +125,9 @@ def test_stopped_it_ends_in_the_same_bits(home, whole, tmp_path, monkeypatch, at
 
 
 def test_eta_0_is_a_plain_run_bit_for_bit(home, tmp_path):
+    options = tuple(f"{name}={value}" for name, value in AS_USERS.items())
     for name, changes in {"zero": {"gradient__inner_learning_rate": 0.0}, "plain": {"gradient__name": "plain"}}.items():
-        assert execute(configured(home, run__steps=4, **changes), tmp_path / name) == 0
+        assert execute(configured(home, run__steps=4, run__compiler_options=options, **changes), tmp_path / name) == 0
     assert final(tmp_path / "zero")[1] == final(tmp_path / "plain")[1]
 
 

@@ -240,7 +240,7 @@ def test_training_tilts_the_routers_toward_the_experts_that_serve_a_type(adapted
     build = functools.partial(preference, loss="bradley_terry")
     form = gradient.plain(balanced(build, model, Balance((0, 0, 1, 1), beta=10.0, delta=0.5)))
     moving, frozen = split(params, "lora_router")
-    update, forest = optax.adam(0.05), labeled_forest()
+    update, forest = optax.adam(0.02), labeled_forest()
 
     @jax.jit
     def step(moving, state):
@@ -249,12 +249,12 @@ def test_training_tilts_the_routers_toward_the_experts_that_serve_a_type(adapted
         return optax.apply_updates(moving, change), state, terms
 
     state = update.init(moving)
-    for _ in range(160):  # a newer compiler's rounding takes another path: after 80 a type may still be at 0.59
+    for _ in range(200):  # to 0.73 of 0.75; at larger rates the path depends on rounding
         moving, state, terms = step(moving, state)
     share = {name: float(a / b) for name, (a, b) in terms.items() if name.startswith("routing/type")}
     for t in range(2):
         own = sum(share[f"routing/type{t}/expert{n}"] for n in range(4) if n // 2 == t)
-        assert own > 0.6
+        assert own > 0.65
 
 
 def test_another_number_of_experts_than_of_their_types(adapted_model):

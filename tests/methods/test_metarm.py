@@ -19,7 +19,7 @@ from rmjax.parallel.mesh import make_mesh
 from rmjax.train import gradient
 from rmjax.train.optimizer import adamw
 from rmjax.train.state import State, compile_step, make_state, make_step, state_shardings
-from tests.compiling import all_passes
+from tests.compiling import AS_USERS
 from tests.methods import metarm_reference as meta_reference
 from tests.models.adapting import moved, started
 
@@ -318,11 +318,11 @@ def test_adapters_ascend_and_their_base_does_not(tiny_config, params, batches, k
 # --- what may not leak: the whole compiled step, with all of XLA's passes ----------------------------------------------
 
 
-def stepped(form, boxed, state, batch, steps=3):
+def stepped(form, boxed, state, batch, steps=3, options=None):
     """The state after some steps of the compiled step, and the last terms."""
     update, mesh = adamw(lambda step: RATE), make_mesh({})
     shardings = state_shardings(state, boxed, TRAINABLE, mesh)
-    step = compile_step(make_step(form, update, shardings, mesh), shardings, mesh)
+    step = compile_step(make_step(form, update, shardings, mesh), shardings, mesh, options)
     state = jax.tree.map(jnp.array, state)  # a copy: the step donates it
     with jax.set_mesh(mesh):
         for _ in range(steps):
@@ -332,15 +332,13 @@ def stepped(form, boxed, state, batch, steps=3):
 
 @pytest.fixture(scope="module")
 def plain_step(model, boxed, state, batches):
-    with all_passes():
-        return stepped(gradient.plain(preference(model)), boxed, state, batches[0]["preference"])
+    return stepped(gradient.plain(preference(model)), boxed, state, batches[0]["preference"], options=AS_USERS)
 
 
 @pytest.mark.slow
 @every_mode
 def test_eta_0_is_the_plain_step_bit_for_bit(model, boxed, state, batches, plain_step, mode):
-    with all_passes():
-        found, terms = stepped(wrapped(model, mode, 0.0), boxed, state, batches[0])
+    found, terms = stepped(wrapped(model, mode, 0.0), boxed, state, batches[0], options=AS_USERS)
     assert bits(found) == bits(plain_step[0])
     for name, term in plain_step[1].items():
         assert bits(term) == bits(terms[name]), name
@@ -349,10 +347,9 @@ def test_eta_0_is_the_plain_step_bit_for_bit(model, boxed, state, batches, plain
 
 @pytest.mark.slow
 def test_warm_up_is_the_plain_step_bit_for_bit(model, boxed, state, batches, plain_step):
-    with all_passes():
-        found, _ = stepped(wrapped(model, warmup_steps=7), boxed, state, batches[0])  # steps 4, 5 and 6
-        assert bits(found) == bits(plain_step[0])
-        found, terms = stepped(wrapped(model, warmup_steps=6), boxed, state, batches[0])
+    found, _ = stepped(wrapped(model, warmup_steps=7), boxed, state, batches[0], options=AS_USERS)  # steps 4, 5 and 6
+    assert bits(found) == bits(plain_step[0])
+    found, terms = stepped(wrapped(model, warmup_steps=6), boxed, state, batches[0], options=AS_USERS)
     assert bits(found) != bits(plain_step[0]) and mean(terms["meta_ascent"]) > 0
 
 
