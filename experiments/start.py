@@ -154,9 +154,10 @@ def _told(environment: Mapping[str, str], where: str, known: tuple[Any, Any, Any
 def _meet(around: doctor.Surroundings, known: tuple[Any, Any, Any], section: Any) -> None:
     failure = None
     try:
-        hosts.join(*known, section.timeout, section.join_timeout)
+        with _ending_after(section.join_timeout, doctor.not_joined(around, section.join_timeout)):
+            hosts.join(*known, section.timeout, section.join_timeout)
     except (RuntimeError, ValueError) as error:
-        failure = doctor.not_joined(around, section.join_timeout, error)
+        failure = f"{doctor.not_joined(around, section.join_timeout)}. What jax says: {error}"
     if failure:  # outside, so that it is not taken for a process that ended later
         raise RuntimeError(failure)
     number, count = jax.process_index(), jax.process_count()
@@ -170,6 +171,23 @@ def _meet(around: doctor.Surroundings, known: tuple[Any, Any, Any], section: Any
         for handler in logging.getLogger().handlers:
             handler.setFormatter(form)
         logging.getLogger().setLevel(logging.WARNING)
+
+
+@contextlib.contextmanager
+def _ending_after(seconds: float, message: str) -> Iterator[None]:
+    """Ends the process with a line where the block takes longer: jax's own time-out aborts it, with a stack trace."""
+
+    def end() -> None:
+        print(error_text(message), file=sys.stderr, flush=True)
+        os._exit(1)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _refuse_too_few(around: doctor.Surroundings) -> None:

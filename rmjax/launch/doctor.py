@@ -250,7 +250,7 @@ def cpus_alone(around: Surroundings, backend: str) -> str | None:
     )
 
 
-def not_joined(around: Surroundings, seconds: int, error: Exception) -> str:
+def not_joined(around: Surroundings, seconds: int) -> str:
     """What to say where the processes did not find each other."""
     address = around.variables.get("RMJAX_COORDINATOR", "auto")
     several = [
@@ -264,12 +264,11 @@ def not_joined(around: Surroundings, seconds: int, error: Exception) -> str:
             or "config.hosts.coordinator or RMJAX_COORDINATOR"
         )
         return (
-            f"jax did not find the other processes of this job, which {told} announces: unset what is left over from another "
-            f"job, or set RMJAX_COORDINATOR, RMJAX_PROCESSES and RMJAX_PROCESS. What it says: {error}"
+            f"jax did not find the other processes of this job within {seconds} s (config.hosts.join_timeout), which {told} "
+            "announces: unset what is left over from another job, or set RMJAX_COORDINATOR, RMJAX_PROCESSES and RMJAX_PROCESS"
         )
     which, of = around.variables.get("RMJAX_PROCESS", "?"), around.variables.get("RMJAX_PROCESSES", "?")
     return (
         f"process {which} of {of} (from 0) did not meet the others at {address} within {seconds} s (config.hosts.join_timeout): "
-        f"see whether all {of} run, whether process 0 is at that address, and whether its port is free and open. "
-        f"What jax says: {error}"
+        f"see whether all {of} run, whether process 0 is at that address, and whether its port is free and open"
     )

@@ -22,13 +22,13 @@ lock={spec.workdir}/launch/lock # held by every process of the run
 group={spec.workdir}/launch/group # its process group; holds as long as the lock is held
 
 running() {{
-  [[ -e $lock ]] && ! flock --nonblock "$lock" true
+  [[ -e $lock ]] && ! flock --shared --nonblock "$lock" true
 }}
 
 {_attempt(spec, stored)}
 run() {{
   exec 9> "$lock"
-  flock --nonblock 9 || {{
+  flock --timeout 5 9 || {{ # who asks for the status holds it for a moment
     echo "{spec.name} is running already" >&2
     exit 1
   }}
@@ -47,7 +47,7 @@ case "${{1:-}}" in
     if running; then
       echo "{spec.name} RUNNING group $(cat "$group")"
     else
-      echo "{spec.name} ENDED $(tail -n 1 "$here/supervisor.log")"
+      echo "{spec.name} ENDED $(tail -n 1 "$here/supervisor.log" 2> /dev/null)"
     fi
     ;;
   stop)

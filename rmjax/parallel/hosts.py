@@ -22,7 +22,7 @@ def join(coordinator: str | None, processes: int | None, index: int | None, time
       coordinator: ADDRESS:PORT of process 0, whose port must be free; with it, the number of processes and this one's
         index. None for what jax finds out by itself (Cloud TPU, SLURM, Open MPI, Kubernetes).
       timeout: seconds without a sign of life after which a process counts as dead, and the others end too.
-      join_timeout: seconds within which all processes must have come.
+      join_timeout: seconds within which all processes must have come; a little later jax aborts this one.
 
     Raises RuntimeError or ValueError where jax finds nothing out, or the others do not come.
     """
@@ -33,7 +33,7 @@ def join(coordinator: str | None, processes: int | None, index: int | None, time
         index,
         # What jax finds out for itself would also give each task of a Slurm node one GPU; who is told the address has all.
         cluster_detection_method="deactivate" if coordinator else None,
-        initialization_timeout=join_timeout,
+        initialization_timeout=join_timeout + 30,
         heartbeat_timeout_seconds=timeout,
         shutdown_timeout_seconds=timeout,
     )

@@ -6,6 +6,8 @@ import json
 import random
 import signal
 import socket
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -18,6 +20,7 @@ from rmjax.train.loop import Preempted
 from rmjax.train.metrics import read_metrics
 from tests import simulated
 from tests.experiments.running import (
+    ROOT,
     configured,
     execute,
     final,
@@ -274,6 +277,27 @@ def test_processes_that_do_not_meet_are_told_what_to_look_at(monkeypatch):
     ) as failure:
         join_hosts(ConfigDict(section), {})
     assert failure.value.__context__ is None  # or `guarded` would speak of a process that ended
+
+
+def test_a_process_that_waits_for_others_in_vain_ends_with_a_line():
+    """jax's own time-out would abort it, with a stack trace."""
+    program = """
+from ml_collections import ConfigDict
+from experiments.start import guarded, join_hosts, leave
+section = {"coordinator": "localhost:PORT", "processes": 2, "index": INDEX, "timeout": 10, "join_timeout": 2}
+leave(lambda: guarded(lambda: join_hosts(ConfigDict(section), {})))
+"""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    for index in (0, 1):
+        text = program.replace("PORT", str(port)).replace("INDEX", str(index))
+        done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, timeout=100, cwd=ROOT)
+        assert done.returncode == 1, done.stderr
+        said = done.stderr.strip().splitlines()[-1]
+        assert said.startswith(
+            f"error: process {index} of 2 (from 0) did not meet the others at localhost:{port} within 2 s"
+        ), said
 
 
 @pytest.mark.parametrize(("code", "wanted"), [({}, 0), ({"RMJAX_STOPPED_CODE": "75"}, 75)])

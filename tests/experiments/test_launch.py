@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -60,11 +61,8 @@ def test_a_dry_run_shows_all_and_writes_nothing(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "give a spec or `doctor`"),
-        (("launch/host.py", "--submit", "--cancel"), "one of --dry_run"),
-        (("launch/nothing.py",), "launch/nothing.py is no file; name a spec"),
+        (("launch/host.py", "--submit", "--cancel"), "give a spec or `doctor`, and one of --dry_run"),
         (("launch/slurm.py", "--target=queued"), "spec.gpus is 8, which target queued cannot do; leave it out"),
-        (("launch/slurm.py", "--set=partitoin=a"), "did you mean `partition`"),
     ],
 )
 def test_a_wrong_command_line_is_one_line(arguments, message):
@@ -75,17 +73,16 @@ def test_a_wrong_command_line_is_one_line(arguments, message):
 
 def test_two_processes_are_submitted_asked_and_cancelled(tmp_path):
     program = "import os, sys, time; open(f'{sys.argv[1]}/' + os.environ['RMJAX_PROCESS'], 'w'); time.sleep(60)"
-    spec = written(tmp_path, ("-c", program, "{workdir}"), "processes=2")
-    done = command(spec, "--set=owner=ada", "--submit")
+    path = written(tmp_path, ("-c", program, "{workdir}"), "processes=2")
+    done = command(path, "--set=owner=ada", "--submit")
     assert done.returncode == 0, done.stderr
     assert "ada-x is submitted to host: 2 processes on 1 hosts" in done.stdout
+    spec, target = launch.chosen(Path(path), None, ["owner=ada"], [])
     until(lambda: (tmp_path / "run/0").exists() and (tmp_path / "run/1").exists())
     (tmp_path / "run/metrics.jsonl").write_text('{"step": 12}\n')
-    assert (
-        "ada-x: RUNNING" in (said := command(spec, "--set=owner=ada", "--status").stdout) and "step 12, written" in said
-    )
-    assert "ada-x is cancelled on host" in command(spec, "--set=owner=ada", "--cancel").stdout
-    until(lambda: "ada-x: ENDED" in command(spec, "--set=owner=ada", "--status").stdout)
+    assert "ada-x: RUNNING" in (said := launch.status(target, spec)) and "step 12, written" in said
+    assert "ada-x is cancelled on host" in command(path, "--set=owner=ada", "--cancel").stdout
+    until(lambda: "ada-x: ENDED" in launch.status(target, spec))
 
 
 def test_the_doctor_lists_its_checks_and_fails_where_one_finds_something(tmp_path):
@@ -106,7 +103,7 @@ def test_a_file_that_git_does_not_track_is_said_before_anything(tmp_path, monkey
         subprocess.run(["git", *arguments], check=True)
     (tmp_path / "mine.py").touch()
     path = written(tmp_path, ("-m", "experiments.train", "--config=mine.py:small", "--workdir={workdir}"))
-    spec, target = launch.chosen(tmp_path / path, None, ["owner=ada"], [])
+    spec, target = launch.chosen(Path(path), None, ["owner=ada"], [])
     with pytest.raises(ValueError, match="spec.command names mine.py, which git does not track, .*git add it"):
         launch.submit(target, spec, tmp_path)
     assert not (tmp_path / "run").exists()
