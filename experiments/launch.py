@@ -77,7 +77,7 @@ def submit(target: Target, spec: JobSpec, records: Path) -> str:
     if problem := tools.missing(target):
         raise FileNotFoundError(problem)
     code = snapshot.take(Path.cwd())
-    snapshot.check_files(spec, code)
+    snapshot.check_files(spec, code, Path.cwd())
     stored = tools.place(target, spec, code, records)
     before = tools.submit(target, spec, code, stored)
     replaced = f" (in place of one that was {before})" if before else ""
@@ -146,7 +146,7 @@ def act(arguments: Sequence[str]) -> str:
     action = asked[0] if asked else "dry_run"
     if action == "dry_run":
         code = snapshot.take(Path.cwd())
-        snapshot.check_files(spec, code)
+        snapshot.check_files(spec, code, Path.cwd())
         return f"{dry_run(target, spec, tools.place(target, spec, code, records))}\n{describe(code, target, spec)}"
     if action == "submit":
         return submit(target, spec, records)

@@ -4,6 +4,7 @@ import dataclasses
 import gzip
 import hashlib
 import io
+import os
 import subprocess
 import tarfile
 from pathlib import Path
@@ -47,13 +48,18 @@ def take(root: Path) -> Snapshot:
     )
 
 
-def check_files(spec: JobSpec, snapshot: Snapshot) -> None:
-    """ValueError where the command names a file of this checkout that the snapshot lacks: the job would not find it."""
+def check_files(spec: JobSpec, snapshot: Snapshot, root: Path) -> None:
+    """ValueError where the command names a relative path that is here and not in the snapshot: the job would not find it."""
+    if not snapshot.archive:
+        return
     for argument in spec.command:
-        path = argument.rpartition("=")[2].split(":")[0]
-        if path in snapshot.untracked:
+        path = os.path.normpath(argument.rpartition("=")[2].split(":")[0])
+        if os.path.isabs(path) or not ("/" in path or Path(path).suffix) or not (root / path).exists():
+            continue
+        if path not in snapshot.files and not any(file.startswith(f"{path}/") for file in snapshot.files):
             raise ValueError(
-                f"spec.command names {path}, which git does not track, so the job would not have it; git add it"
+                f"spec.command names {path}, which git does not track, so the job's copy of the code lacks it; git add it, or give an "
+                "absolute path that the job sees"
             )
 
 

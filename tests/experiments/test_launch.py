@@ -94,21 +94,6 @@ def test_the_doctor_lists_its_checks_and_fails_where_one_finds_something(tmp_pat
     assert "programs of slurm: sbatch is not on PATH" in bad.stderr
 
 
-def test_a_file_that_git_does_not_track_is_said_before_anything(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for arguments in (
-        ["init", "-q"],
-        ["-c", "user.name=a", "-c", "user.email=a@b.c", "commit", "-q", "--allow-empty", "-m", "x"],
-    ):
-        subprocess.run(["git", *arguments], check=True)
-    (tmp_path / "mine.py").touch()
-    path = written(tmp_path, ("-m", "experiments.train", "--config=mine.py:small", "--workdir={workdir}"))
-    spec, target = launch.chosen(Path(path), None, ["owner=ada"], [])
-    with pytest.raises(ValueError, match="spec.command names mine.py, which git does not track, .*git add it"):
-        launch.submit(target, spec, tmp_path)
-    assert not (tmp_path / "run").exists()
-
-
 @pytest.mark.slow
 def test_two_processes_train_are_preempted_and_go_on_by_themselves(home, tmp_path):
     """SIGTERM to one of them, as a host gets it that is taken away: all save, and the script starts them again."""
