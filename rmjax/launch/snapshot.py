@@ -58,8 +58,8 @@ def check_files(spec: JobSpec, snapshot: Snapshot, root: Path) -> None:
             continue
         if path not in snapshot.files and not any(file.startswith(f"{path}/") for file in snapshot.files):
             raise ValueError(
-                f"spec.command names {path}, which git does not track, so the job's copy of the code lacks it; git add it, or give an "
-                "absolute path that the job sees"
+                f"spec.command names {path}, which git does not track, so the job's copy of the code lacks it; git add it, or "
+                "give an absolute path that the job sees"
             )
 
 
