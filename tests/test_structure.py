@@ -16,6 +16,7 @@ BELOW = {
     "hub": {"files", "models", "data"},
     "train": {"files", "terminal", "models", "losses", "parallel", "data"},
     "policy": {"files", "models", "data", "hub"},
+    "launch": {"files", "sections"},
 }
 """Room → the rooms below it that it may import. Rooms that are not listed stand above these and may import all of them."""
 UPPER = "evaluate"

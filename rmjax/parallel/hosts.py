@@ -15,19 +15,27 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 
-def join(coordinator: str | None, processes: int | None, index: int | None, timeout: int) -> None:
+def join(coordinator: str | None, processes: int | None, index: int | None, timeout: int, join_timeout: int) -> None:
     """Makes this process one of several; before anything that needs a device.
 
     Args:
       coordinator: ADDRESS:PORT of process 0, whose port must be free; with it, the number of processes and this one's
         index. None for what jax finds out by itself (Cloud TPU, SLURM, Open MPI, Kubernetes).
       timeout: seconds without a sign of life after which a process counts as dead, and the others end too.
+      join_timeout: seconds within which all processes must have come; a little later jax aborts this one.
 
     Raises RuntimeError or ValueError where jax finds nothing out, or the others do not come.
     """
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(
-        coordinator, processes, index, heartbeat_timeout_seconds=timeout, shutdown_timeout_seconds=timeout
+        coordinator,
+        processes,
+        index,
+        # What jax finds out for itself would also give each task of a Slurm node one GPU; who is told the address has all.
+        cluster_detection_method="deactivate" if coordinator else None,
+        initialization_timeout=join_timeout + 30,
+        heartbeat_timeout_seconds=timeout,
+        shutdown_timeout_seconds=timeout,
     )
 
 

@@ -6,17 +6,21 @@ import json
 import random
 import signal
 import socket
+import subprocess
+import sys
 import time
 
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from experiments.start import join_hosts
+from experiments.start import guarded, join_hosts
 from rmjax.parallel import hosts
+from rmjax.train.loop import Preempted
 from rmjax.train.metrics import read_metrics
 from tests import simulated
 from tests.experiments.running import (
+    ROOT,
     configured,
     execute,
     final,
@@ -106,9 +110,10 @@ def streams(workdir) -> dict[str, dict]:
 def test_two_processes_train_as_one(home, settings, alone):
     workdir = home / "two"
     job = start(home, settings, workdir, 2)
-    (code, _), (other_code, other_said) = ended(job)
+    (code, said), (other_code, other_said) = ended(job)
     assert (code, other_code) == (0, 0)
     assert not [line for line in other_said.splitlines() if line.startswith(("INFO", "two "))], other_said
+    assert "process 0/2 (from 0) on" in said and "process 1/2 (from 0) on" in other_said
     assert_alike(workdir, alone)
     assert streams(workdir) == streams(alone) and len(streams(workdir)) == 4
     data = json.loads((workdir / "checkpoints" / str(STEPS) / "data_1.json").read_text())
@@ -197,12 +202,13 @@ def joined(monkeypatch, environment, **section):
     """What `hosts.join` is called with, None where it is not."""
     calls = []
     monkeypatch.setattr(hosts, "join", lambda *args: calls.append(args))
-    join_hosts(ConfigDict({"coordinator": "", "processes": 0, "index": -1, "timeout": 7} | section), environment)
+    values = {"coordinator": "", "processes": 0, "index": -1, "timeout": 7, "join_timeout": 9}
+    join_hosts(ConfigDict(values | section), environment)
     return calls[0] if calls else None
 
 
 HERE = {"RMJAX_COORDINATOR": "a:1", "RMJAX_PROCESSES": "4", "RMJAX_PROCESS": "3"}
-AUTOMATIC = (None, None, None, 7)
+AUTOMATIC = (None, None, None, 7, 9)
 
 
 @pytest.mark.parametrize(
@@ -210,9 +216,9 @@ AUTOMATIC = (None, None, None, 7)
     [
         ({}, {}, None),
         ({}, {"coordinator": "auto"}, AUTOMATIC),
-        ({}, {"coordinator": "b:2", "processes": 2, "index": 0}, ("b:2", 2, 0, 7)),
-        (HERE, {}, ("a:1", 4, 3, 7)),
-        (HERE, {"coordinator": "b:2", "index": 0}, ("b:2", 4, 0, 7)),
+        ({}, {"coordinator": "b:2", "processes": 2, "index": 0}, ("b:2", 2, 0, 7, 9)),
+        (HERE, {}, ("a:1", 4, 3, 7, 9)),
+        (HERE, {"coordinator": "b:2", "index": 0}, ("b:2", 4, 0, 7, 9)),
         (HERE, {"coordinator": "none"}, None),
         ({"SLURM_STEP_NUM_TASKS": "8"}, {}, AUTOMATIC),
         ({"SLURM_STEP_NUM_TASKS": "1"}, {}, None),
@@ -240,3 +246,66 @@ def test_config_goes_before_environment(monkeypatch, environment, section, wante
 def test_which_of_how_many_must_be_known(monkeypatch, section, message):
     with pytest.raises(ValueError, match=message):
         joined(monkeypatch, {}, **section)
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"RMJAX_EXPECT_PROCESSES": "4"}, "1 process where the job has 4"),
+        (HERE | {"RMJAX_EXPECT_PROCESSES": "8"}, "4 processes where the job has 8"),
+        (
+            HERE | {"RMJAX_COORDINATOR": "127.0.0.1:1", "RMJAX_EXPECT_HOSTS": "4"},
+            "this machine itself, on each of 4 hosts",
+        ),
+        ({"MEGASCALE_COORDINATOR_ADDRESS": "t0"}, "unset MEGASCALE_COORDINATOR_ADDRESS"),
+        ({"RMJAX_EXPECT_DEVICES": "64"}, "devices .cpu. where the job has 64"),
+    ],
+)
+def test_a_start_that_would_go_wrong_ends_with_the_remedy(monkeypatch, environment, message):
+    with pytest.raises(ValueError, match=message):
+        joined(monkeypatch, environment)
+
+
+def test_processes_that_do_not_meet_are_told_what_to_look_at(monkeypatch):
+    def join(*_):
+        raise RuntimeError("DEADLINE_EXCEEDED")
+
+    monkeypatch.setattr(hosts, "join", join)
+    section = {"coordinator": "a:1", "processes": 4, "index": 3, "timeout": 7, "join_timeout": 9}
+    with pytest.raises(
+        RuntimeError, match=r"process 3 of 4 .* did not meet the others at a:1 within 9 s.*DEADLINE"
+    ) as failure:
+        join_hosts(ConfigDict(section), {})
+    assert failure.value.__context__ is None  # or `guarded` would speak of a process that ended
+
+
+def test_a_process_that_waits_for_others_in_vain_ends_with_a_line():
+    """jax's own time-out would abort it, with a stack trace."""
+    program = """
+from ml_collections import ConfigDict
+from experiments.start import guarded, join_hosts, leave
+section = {"coordinator": "localhost:PORT", "processes": 2, "index": INDEX, "timeout": 10, "join_timeout": 2}
+leave(lambda: guarded(lambda: join_hosts(ConfigDict(section), {})))
+"""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    for index in (0, 1):
+        text = program.replace("PORT", str(port)).replace("INDEX", str(index))
+        done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, timeout=100, cwd=ROOT)
+        assert done.returncode == 1, done.stderr
+        said = done.stderr.strip().splitlines()[-1]
+        assert said.startswith(
+            f"error: process {index} of 2 (from 0) did not meet the others at localhost:{port} within 2 s"
+        ), said
+
+
+@pytest.mark.parametrize(("code", "wanted"), [({}, 0), ({"RMJAX_STOPPED_CODE": "75"}, 75)])
+def test_who_starts_a_command_again_can_tell_a_stop_from_the_end(monkeypatch, code, wanted):
+    def job():
+        raise Preempted("asked to stop")
+
+    monkeypatch.delenv("RMJAX_STOPPED_CODE", raising=False)
+    for name, value in code.items():
+        monkeypatch.setenv(name, value)
+    assert guarded(job, resumes=True) == wanted
