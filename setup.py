@@ -38,6 +38,10 @@ EXTRAS_REQUIRE = {
     "wandb": ["wandb>=0.18"],
     # Only to make the shipped corpus again. Its pycosat has no wheel: a C compiler and Python's headers are needed.
     "corpus": ["reasoning-gym==0.1.25"],
+    "docs": [
+        "zensical>=0.0.73,<0.1",  # later ones need zensical-ui, which pip did not find
+        "griffelib>=2.4,<3",
+    ],
     "test": [
         "pytest>=8",
         "pytest-timeout>=2.3",
@@ -45,6 +49,8 @@ EXTRAS_REQUIRE = {
         "hypothesis>=6.100",
         "ruff>=0.17,<0.18",
         "mypy>=2.4,<3",
+        "markdown-it-py>=3",
+        "pyyaml>=6",
     ],
 }
 
