@@ -19,6 +19,8 @@ _MODULE = re.compile(r"python -m ((?:experiments|tools)[.\w]*)(.*)")
 _MAKE = re.compile(r"(?:^|&& )make( .*|$)")
 _END = re.compile(r"(?:^| )(?:#|&&|[|;&])(?: |$)|;")
 _PLACEHOLDER = re.compile(r"[A-Z][A-Z_0-9]*\b|[…$]|\.\.\.")
+_OURS = re.compile(r"(configs|launch|notebooks)/[\w./]+$")
+"""Files of the checkout that a command may read."""
 _OWN_FLAGS = {"help", "helpfull"}
 
 
@@ -41,6 +43,9 @@ def _module_faults(line: str) -> Iterator[str]:
             yield f"{module} is no module"
             continue
         words = [word.strip("[]\"'") for word in _words(_END.split(rest)[0])]
+        for path in (word.rpartition("=")[2].partition(":")[0] for word in words):
+            if _OURS.match(path) and not (ROOT / path).exists():
+                yield f"{module}: {path} is not there"
         values = dict(word[2:].partition("=")[::2] for word in words if word.startswith("--"))
         known = flags_of(source)
         for name in values:

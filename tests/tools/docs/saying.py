@@ -151,6 +151,11 @@ def no_votes(home: Path, folder: Path) -> None:
     begin(home, folder, PAIR, loss__order="votes")
 
 
+@says
+def no_type(home: Path, folder: Path) -> None:
+    begin(home, folder, PAIR, adapter__kind="loramoe", adapter__beta=0.1)
+
+
 # --- training --------------------------------------------------------------------------------------------------------------
 
 
