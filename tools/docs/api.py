@@ -30,22 +30,29 @@ def pages(root: Path = ROOT) -> dict[str, str]:
 def _page(title: str, modules: list[griffe.Module]) -> str:
     parts = [f"# {title}\n"]
     for module in sorted(modules, key=lambda module: module.path):
-        members = [member for member in module.members.values() if _is_public(member)]
+        members = _public(module)
         if members or len(modules) == 1:
             parts += [f"## {module.path}\n", _docstring(module), *(_member(member) for member in members)]
     return "\n".join(parts)
 
 
-def _is_public(member: griffe.Object | griffe.Alias) -> bool:
-    """Whether it is defined here, for others, and documented."""
-    return not member.is_alias and not member.name.startswith("_") and not member.is_module and member.has_docstring
+def _public(owner: griffe.Object) -> list[griffe.Object]:
+    """What is defined there, for others, and documented."""
+    return [
+        member
+        for name, member in owner.members.items()
+        if isinstance(member, griffe.Object)
+        and not name.startswith("_")
+        and not member.is_module
+        and member.has_docstring
+    ]
 
 
 def _member(member: griffe.Object, level: int = 3) -> str:
     name = member.name if level == 3 else f"{member.parent.name}.{member.name}"  # type: ignore[union-attr]
-    inner = member.members.values() if member.is_class else ()
+    inner = [part for part in _public(member) if part.is_function] if member.is_class else []
     parts = [f"{'#' * level} {name}\n", _signature(member), _docstring(member)]
-    return "\n".join([*parts, *(_member(part, level + 1) for part in inner if _is_public(part) and part.is_function)])
+    return "\n".join([*parts, *(_member(part, level + 1) for part in inner)])
 
 
 def _signature(member: griffe.Object) -> str:
