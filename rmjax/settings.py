@@ -148,7 +148,7 @@ class Run:
 class PoolEval:
     """An entry of `config.evals`: same policy against other policies on held-out prompts."""
 
-    kind: str = "pool"
+    kind: str = "pool"  # what is evaluated, and so which keys the entry has
     path: str = "shipped:policy_pool"  # pool file
     policies: str = choice("all", *SPLITS)  # policies that may write
     prompts: str = choice("unseen", *SPLITS)  # prompts that may be answered
@@ -161,7 +161,7 @@ class PoolEval:
 class ComparisonsEval:
     """An entry of `config.evals`: preference accuracy on ranked answers."""
 
-    kind: str = "comparisons"
+    kind: str = "comparisons"  # what is evaluated, and so which keys the entry has
     path: str = ""  # file, shipped:NAME, or a real set's name
     root: str = ROOT  # where the real sets lie
     split: str = choice("all", *RECORD_SPLITS)  # real sets
@@ -172,7 +172,7 @@ class ComparisonsEval:
 class SamplesEval:
     """An entry of `config.evals`: the distribution of |Δr| between samples for one prompt."""
 
-    kind: str = "samples"
+    kind: str = "samples"  # what is evaluated, and so which keys the entry has
     source: str = choice("pool", "pool", "comparisons")  # what the file has
     path: str = "shipped:policy_pool"  # as data.path
     root: str = ROOT  # where the real sets lie

@@ -20,7 +20,7 @@ BELOW = {
 }
 """Room → the rooms below it that it may import. Rooms that are not listed stand above these and may import all of them."""
 UPPER = "evaluate"
-TOP = {"experiments", "configs"}
+TOP = {"experiments", "configs", "tools"}
 
 
 def imports(text: str) -> set[str]:

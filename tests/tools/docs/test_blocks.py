@@ -1,0 +1,86 @@
+"""Blocks of code on the pages: Python is run, page by page, or says why it is not; JSON is JSON."""
+
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import pytest
+import zstandard
+
+from experiments.evaluate import Options, evaluate
+from rmjax.models import columns
+from tests.experiments.starting import save_start
+from tests.tools.docs.saying import write
+from tools.docs.pages import ROOT, Block, all_pages, blocks, shown
+
+LANGUAGES = {"", "bash", "json", "python", "text"}
+ALL = [block for page in all_pages() for block in blocks(page)]
+PYTHON = sorted({block.page for block in ALL if block.language == "python"})
+MODELS = ("runs/demo/finetune", "runs/a", "runs/b", "runs/mine/model")
+"""Run directories that pages speak of."""
+PAIRS = [
+    {"prompt": f"What is {i} + {i}?", "reference": f"{2 * i}", "chosen": f"It is {2 * i}.", "rejected": "No."}
+    for i in range(9)
+]
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory) -> Path:
+    """A folder with what the pages take for granted: tiny models by those names, files with a few rows."""
+    folder = tmp_path_factory.mktemp("pages")
+    for name in MODELS:
+        shutil.copytree(
+            save_start(folder / "start", head=0.02) if name == MODELS[0] else folder / MODELS[0], folder / name
+        )
+    mine = folder / "runs/mine"
+    write(mine / "preferences.jsonl", *PAIRS)
+    write(
+        mine / "answers.jsonl",
+        *({"prompt": p["prompt"], "output": p[name]} for p in PAIRS for name in ("chosen", "rejected")),
+    )
+    evaluate(Options(mine / "model", str(mine / "preferences.jsonl"), mine / "test.json"))
+    write(folder / "my.jsonl", *PAIRS)
+    write(folder / "pointwise.jsonl", *({"prompt": "a", "output": str(i), "score": i} for i in range(3)))
+    write(folder / "labeled.jsonl", {"prompt": "a", "output_1": "b", "output_2": "c", "label": 2})
+    write(folder / "pool.jsonl", *({"prompt": "a", "policy": name, "output": name} for name in ("better", "worse")))
+    rows = "".join(json.dumps(row) + "\n" for row in PAIRS)
+    (folder / "hh.jsonl.zst").write_bytes(zstandard.compress(rows.encode()))
+    return folder
+
+
+@pytest.mark.parametrize("page", PYTHON, ids=shown)
+def test_python_runs(page, prepared, monkeypatch):
+    monkeypatch.chdir(prepared)
+    monkeypatch.setattr(columns, "_declared", dict(columns._declared))  # a page may declare some
+    names: dict[str, object] = {"__name__": "page"}
+    for block in blocks(page):
+        if block.language == "python":
+            code = compile("\n" * (block.line - 1) + block.text, shown(page), "exec")
+            if block.mark != "not run":
+                exec(code, names)
+
+
+def test_the_first_hour_leaves_what_it_says(prepared, monkeypatch, caplog):
+    caplog.set_level(logging.ERROR)
+    test_python_runs(ROOT / "docs/first-hour.md", prepared, monkeypatch)
+    mine = prepared / "runs/mine"
+    sides = [
+        {json.loads(line)["prompt"] for line in (mine / f"{name}.jsonl").read_text().splitlines()}
+        for name in ("train", "test")
+    ]
+    assert not sides[0] & sides[1] and len(sides[0] | sides[1]) == len(PAIRS)
+    scored = [json.loads(line) for line in (mine / "scored.jsonl").read_text().splitlines()]
+    assert len(scored) == 2 * len(PAIRS) and scored[0]["reward"] >= scored[1]["reward"]
+    assert "Which answer is better?" in (mine / "report/report.html").read_text()
+
+
+@pytest.mark.parametrize("block", [b for b in ALL if b.language == "json"], ids=lambda block: block.place)
+def test_json_is_json(block: Block):
+    for line in block.text.splitlines():
+        assert isinstance(json.loads(line), dict)
+
+
+def test_every_block_is_of_a_known_language_and_gives_a_reason_where_it_is_not_run():
+    assert [block.place for block in ALL if block.language not in LANGUAGES] == []
+    assert [block.place for block in ALL if block.mark == "not run" and block.language != "python"] == []

@@ -1,0 +1,1 @@
+"""What keeps the documentation true: checks of blocks and links, and the pages that are made from the code."""
