@@ -165,9 +165,9 @@ if __name__ == "__main__":
         "records", "runs/launch", "folder for what is submitted to clouds; other targets keep it in the workdir"
     )
     flags.DEFINE_string("workdir", None, "doctor: the folder that must be writable")
-    for name, text in zip(
-        ACTIONS, ("show scripts and commands", "submit", "say what became of it", "delete it"), strict=True
-    ):
-        flags.DEFINE_bool(name, False, text)
+    flags.DEFINE_bool("dry_run", False, "show scripts and commands")
+    flags.DEFINE_bool("submit", False, "submit the job")
+    flags.DEFINE_bool("status", False, "say what became of it")
+    flags.DEFINE_bool("cancel", False, "delete it")
     prepare()
     app.run(main, flags_parser=parse_flags)

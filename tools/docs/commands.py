@@ -17,7 +17,7 @@ from tools.docs.pages import ROOT
 
 _MODULE = re.compile(r"python -m ((?:experiments|tools)[.\w]*)(.*)")
 _MAKE = re.compile(r"(?:^|&& )make( .*|$)")
-_END = re.compile(r"(?:^| )(?:#|&&|[|;&])(?: |$)|;")
+_END = re.compile(r"(?:^| )(?:#|&&|--|[|;&])(?: |$)|;")
 _PLACEHOLDER = re.compile(r"[A-Z][A-Z_0-9]*\b|[…$]|\.\.\.")
 _OURS = re.compile(r"(configs|launch|notebooks)/[\w./]+$")
 """Files of the checkout that a command may read."""
@@ -65,13 +65,24 @@ def _words(text: str) -> list[str]:
 @functools.cache
 def flags_of(source: Path) -> dict[str, Any]:
     """The flags that a command's file defines, with their defaults where these are written out."""
-    calls = [node for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
+    tree = ast.parse(source.read_text(encoding="utf-8"))
     found: dict[str, Any] = dict.fromkeys(_OWN_FLAGS)
-    for call in calls:
+    for shared in _without_command(tree):
+        found |= flags_of(shared)
+    for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
         if isinstance(call.func, ast.Attribute) and call.func.attr.startswith(("DEFINE_", "add_argument")):
             name, *rest = [part.value if isinstance(part, ast.Constant) else None for part in call.args]
             found[str(name).removeprefix("--")] = rest[0] if rest else None
     return found
+
+
+def _without_command(tree: ast.Module) -> Iterator[Path]:
+    """Files of experiments/ that a command imports and that are none themselves: the flags that they define are its own."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module == "experiments":
+            for path in (ROOT / "experiments" / f"{alias.name}.py" for alias in node.names):
+                if path.is_file() and "__main__" not in path.read_text(encoding="utf-8"):
+                    yield path
 
 
 def _config_faults(values: dict[str, str], default: Any) -> list[str]:
