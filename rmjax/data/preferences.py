@@ -36,6 +36,11 @@ class PreferenceSet:
     convert: Callable[[Mapping, str, Dropped], Sequence[Comparison]]
 
 
+def set_path(name: str, root: str | Path) -> Path:
+    """The file of one of `PREFERENCE_SETS` under the data root."""
+    return Path(root) / PREFERENCE_SETS[name].file
+
+
 def load_preferences(
     name: str, root: str | Path, split_votes: bool = False, dropped: Dropped | None = None
 ) -> list[Comparison]:
@@ -65,7 +70,7 @@ def load_preferences(
     dropped = collections.Counter() if dropped is None else dropped
     comparisons: list[Comparison] = []
     row_count = 0
-    for place, row in iterate_rows(Path(root) / chosen.file):
+    for place, row in iterate_rows(set_path(name, root)):
         row_count += 1
         found = _converted(chosen, row, place, dropped)
         comparisons.extend(c for c in found if _is_usable(c, split_votes, dropped))

@@ -28,7 +28,7 @@ from rmjax.terminal import printable
 BLUE, ORANGE, GREEN, GRAY = "#3f83d1", "#d97a1e", "#2f9e77", "#8a8a8a"
 LN2 = math.log(2)
 _INK = "#0a0b0c"  # becomes the page's text color
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.size": 10,
     "axes.titlesize": 11,
@@ -48,7 +48,7 @@ _STYLE: dict[Any, Any] = {
     "legend.fontsize": 9,
     "svg.fonttype": "none",
 }
-_WIDTH = 5.2  # inches
+WIDTH = 5.2  # inches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +68,7 @@ def svg(figure: Figure, label: str) -> str:
     """
     label = printable(label)
     buffer = io.StringIO()
-    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": label}):
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": label}):
         figure.savefig(
             buffer,
             format="svg",
@@ -83,7 +83,7 @@ def svg(figure: Figure, label: str) -> str:
     return text.replace("<svg ", f'<svg role="img" aria-label="{_attribute(label)}" ', 1)
 
 
-@matplotlib.rc_context(_STYLE)
+@matplotlib.rc_context(STYLE)
 def learning_curves(curves: Mapping[str, Curve], loss_limits: tuple[float, float] | None = None) -> Figure:
     """Loss and accuracy of one run over its steps, training and evaluation.
 
@@ -117,7 +117,7 @@ def has_learning_curves(curves: Mapping[str, Curve]) -> bool:
     return bool(_ending(curves, "loss") or _ending(curves, "accuracy"))
 
 
-@matplotlib.rc_context(_STYLE)
+@matplotlib.rc_context(STYLE)
 def reward_histogram(histogram: Histogram) -> Figure:
     """Rewards of same-policy and of other-policy outputs: the further apart the better."""
     figure, (axes,) = _figure(3.1)
@@ -141,7 +141,7 @@ def reward_histogram(histogram: Histogram) -> Figure:
     return figure
 
 
-@matplotlib.rc_context(_STYLE)
+@matplotlib.rc_context(STYLE)
 def gap_distributions(gaps: Mapping[str, ArrayLike]) -> Figure:
     """Fractions of reward gaps |Δr| by size, a line per model; every model's gaps are in units of its own largest one.
 
@@ -160,7 +160,7 @@ def gap_distributions(gaps: Mapping[str, ArrayLike]) -> Figure:
     return figure
 
 
-@matplotlib.rc_context(_STYLE)
+@matplotlib.rc_context(STYLE)
 def accuracy_by_policy(scorer: PolicyAccuracy, baselines: Mapping[str, PolicyAccuracy]) -> Figure:
     """A bar per policy A, best on top, with 95 % intervals; each baseline is a marker.
 
@@ -189,7 +189,7 @@ def accuracy_by_policy(scorer: PolicyAccuracy, baselines: Mapping[str, PolicyAcc
     return figure
 
 
-@matplotlib.rc_context(_STYLE)
+@matplotlib.rc_context(STYLE)
 def kind_matrix(kinds: Mapping[str, Mapping[str, Interval]]) -> Figure:
     """Accuracy by kind of the reference's policy (rows) and of the other policy (columns)."""
     rows, columns = list(kinds), sorted({other for cells in kinds.values() for other in cells})
@@ -212,7 +212,7 @@ def kind_matrix(kinds: Mapping[str, Mapping[str, Interval]]) -> Figure:
     return figure
 
 
-@matplotlib.rc_context(_STYLE)
+@matplotlib.rc_context(STYLE)
 def routing_map(shares_ZLN: ArrayLike, types: Sequence[str] = ()) -> Figure:
     """Share of the routers' mass (%) by layer and expert, a panel for each type; white is an even spread.
 
@@ -222,7 +222,7 @@ def routing_map(shares_ZLN: ArrayLike, types: Sequence[str] = ()) -> Figure:
     """
     percent_ZLN = 100 * np.asarray(shares_ZLN, np.float64)
     Z, L, N = percent_ZLN.shape
-    figure = Figure(figsize=(_WIDTH, 1.3 + 0.14 * max(L, 8)), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 1.3 + 0.14 * max(L, 8)), layout="constrained")
     panels = figure.subplots(1, Z, sharey=True, squeeze=False)[0]
     spread = max(1.0, float(np.nanmax(np.abs(percent_ZLN - 100 / N), initial=0.0)))
     for z, axes in enumerate(panels):
@@ -237,7 +237,7 @@ def routing_map(shares_ZLN: ArrayLike, types: Sequence[str] = ()) -> Figure:
     return figure
 
 
-@matplotlib.rc_context(_STYLE)
+@matplotlib.rc_context(STYLE)
 def against_size(sizes: Sequence[int], panels: Mapping[str, Mapping[str, Sequence[Interval]]]) -> Figure:
     """Measures against the amount of data (logarithmic), a panel for each, a line with 95 % intervals for each arm.
 
@@ -266,7 +266,7 @@ def against_size(sizes: Sequence[int], panels: Mapping[str, Mapping[str, Sequenc
     return figure
 
 
-@matplotlib.rc_context(_STYLE)
+@matplotlib.rc_context(STYLE)
 def growth(panels: Mapping[str, Sequence[tuple[float, Mapping[str, float]]]]) -> Figure:
     """Speed against what makes it change, both logarithmic, a panel for each.
 
@@ -291,7 +291,7 @@ def growth(panels: Mapping[str, Sequence[tuple[float, Mapping[str, float]]]]) ->
     return figure
 
 
-@matplotlib.rc_context(_STYLE)
+@matplotlib.rc_context(STYLE)
 def scaling_law(
     runs: Mapping[str, tuple[ArrayLike, ArrayLike]],
     points: Sequence[Point],
@@ -330,7 +330,7 @@ def scaling_law(
 
 
 def _figure(height: float, rows: int = 1, sharex: bool = False) -> tuple[Figure, tuple[Axes, ...]]:
-    figure = Figure(figsize=(_WIDTH, height), layout="constrained")
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
     axes = figure.subplots(rows, 1, sharex=sharex, squeeze=False)
     return figure, tuple(axes[:, 0])
 

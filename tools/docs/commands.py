@@ -47,12 +47,24 @@ def _module_faults(line: str) -> Iterator[str]:
             if _OURS.match(path) and not (ROOT / path).exists():
                 yield f"{module}: {path} is not there"
         values = dict(word[2:].partition("=")[::2] for word in words if word.startswith("--"))
+        if module == "experiments.study":
+            yield from _study_faults(words, values)
         known = flags_of(source)
         for name in values:
             if name.split(".")[0] not in known:
                 yield f"{module} has no flag --{name}; it has {', '.join(sorted(known))}"
         if "config" in known:
             yield from _config_faults(values, known["config"])
+
+
+def _study_faults(words: Sequence[str], values: dict[str, str]) -> Iterator[str]:
+    """A study's name stands before the flags, and gives the config."""
+    name, _, argument = next((word for word in words if not word.startswith("-")), "").partition(":")
+    folder = Path("experiments/studies") / name
+    if (ROOT / folder / "config.py").is_file():
+        values.setdefault("config", f"{folder}/config.py{':' + argument if argument else ''}")
+    elif not _PLACEHOLDER.match(name):
+        yield f"there is no study {name}"
 
 
 def _words(text: str) -> list[str]:

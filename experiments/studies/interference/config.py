@@ -1,7 +1,5 @@
-"""The grid of experiments/interference.py: one reward model for two kinds of preference, against a model for each.
-
-`--config=configs/interference.py:harmless` takes the human choices of hh_harmless (docs/data.md) as the second kind.
-"""
+"""The arms, domains and sizes of the study. `interference:harmless` takes the human choices of hh_harmless (docs/data.md) as the
+second kind of preference."""
 
 from typing import Any
 
@@ -20,9 +18,10 @@ VARIED = {  # arm → where it differs from `balanced`
 
 
 def get_config(second: str = "ladder") -> ConfigDict:
+    """With `ladder` or `harmless` as the second kind."""
     domains = {"correct": correct(), "ladder": ladder(), "harmless": harmless()}
     if second not in domains or second == "correct":
-        raise ValueError(f"configs/interference.py:{second} is unknown; choose ladder or harmless")
+        raise ValueError(f"interference:{second} is unknown; choose ladder or harmless")
     config = ConfigDict()
     config.init = "smollm2"  # as model.init in configs/base.py
     config.layers = 18  # first k layers

@@ -1,0 +1,121 @@
+"""The flags of `experiments.sweep` and `experiments.study` that say where cells run, and what these commands do with them."""
+
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import jax
+from absl import flags
+
+from rmjax.study import engines, stopping
+from rmjax.study.run import EarlyStop, Options, results, run, unfinished
+from rmjax.study.slurm import write_scripts
+from rmjax.study.study import Result, Study, claim_folder, run_cell
+
+_OF_THE_PARENT = ("engine", "parallel", "retries", "ray_address", "sbatch", "stop", "stop_metric", "stop_after", "stop_factor",
+                  "stop_smallest", "cell", "metric")  # fmt: skip
+
+
+def define() -> None:
+    """Defines the flags."""
+    where = "local: processes here; inprocess: one after the other in this process; ray: a cluster; slurm: scripts; "
+    flags.DEFINE_enum("engine", "local", engines.ENGINES, where + "print: the commands; none: tables of what is there")
+    flags.DEFINE_integer("parallel", 0, "cells at a time; 0: one for each accelerator, one on a CPU", lower_bound=0)
+    flags.DEFINE_integer("retries", 1, "further attempts for a cell that failed", lower_bound=0)
+    flags.DEFINE_string("ray_address", "", "of a Ray cluster (auto, HOST:PORT); empty: one on this machine")
+    flags.DEFINE_string("sbatch", "", 'options for Slurm, such as "--partition=gpu --gpus-per-node=1 --time=8:00:00"')
+    flags.DEFINE_enum("stop", "", ("", "median", "halving"), "early stopping of cells that are behind")
+    flags.DEFINE_string("stop_metric", "train/loss", "what early stopping compares, a metric of metrics.jsonl")
+    flags.DEFINE_bool("stop_smallest", None, "whether smaller is better; by default for names that end in loss")
+    flags.DEFINE_integer("stop_after", 0, "steps before the first cell may be stopped; halving: of its first rung")
+    flags.DEFINE_integer("stop_factor", 3, "halving: one in so many goes on")
+    flags.DEFINE_string("cell", "", "run this cell only, in this process")
+
+
+def execute(study: Study, workdir: Path, module: str) -> dict[str, Result] | None:
+    """Does what the flags say; all results, or None where there is nothing to show yet (slurm, print, one cell).
+
+    Args:
+      study: what is run.
+      workdir: its folder.
+      module: the command's, to be called again for each cell.
+
+    Raises:
+      ValueError: flags that do not fit each other, another study in the folder, …
+    """
+    given = flags.FLAGS
+    if given.cell:
+        _one(study, given.cell, workdir)
+        return None
+    command = _command(module)
+    if given.engine == "print":
+        print("\n".join(shlex.join(command(cell.name)) for cell in study.cells))
+        return None
+    if given.engine == "slurm":
+        claim_folder(study, workdir)
+        study.prepare(workdir)
+        path = write_scripts(study, workdir, command, shlex.split(given.sbatch), given.parallel)
+        print(f"wrote the job arrays; submit them by: bash {path}\nthen see the tables with --engine=none")
+        return None
+    if given.engine == "none":
+        claim_folder(study, workdir)
+        return results(study, workdir)
+    options = Options(command, given.retries, _early_stop(), every=0.2 if given.engine == "inprocess" else 1.0)
+    return run(study, workdir, _engine(study, workdir), options)
+
+
+def _one(study: Study, name: str, workdir: Path) -> None:
+    if name not in study.by_name:
+        raise ValueError(f"--cell={name}: no such cell; there are {', '.join(study.by_name)}")
+    engines.end_with_parent()
+    claim_folder(study, workdir)
+    run_cell(study, name, workdir)
+
+
+def _command(module: str) -> Callable[[str], list[str]]:
+    """This command again, for one cell."""
+    kept = [flag for flag in sys.argv[1:] if flag.lstrip("-").split("=")[0].removeprefix("no") not in _OF_THE_PARENT]
+    return lambda name: [sys.executable, "-m", module, *kept, f"--cell={name}"]
+
+
+def _engine(study: Study, workdir: Path) -> engines.Engine:
+    given = flags.FLAGS
+    if given.engine == "inprocess":
+        return engines.InProcess(lambda name: run_cell(study, name, workdir))
+    jax.config.update("jax_platforms", "cpu")  # this process only waits, and must not take the accelerators
+    cores, accelerators, variable = engines.this_machine()
+    if given.engine == "ray":
+        each = max(1.0, len(cores) / max(given.parallel, len(accelerators), 1))
+        return engines.Ray(given.ray_address, each, 1.0 if accelerators else 0.0, given.retries)
+    return engines.Local(engines.slots(given.parallel, cores, accelerators, variable))
+
+
+def _early_stop() -> EarlyStop | None:
+    given = flags.FLAGS
+    if not given.stop:
+        return None
+    if given.engine not in ("local", "ray"):
+        raise ValueError(
+            f"--stop={given.stop} needs --engine=local or ray, which watch the cells; here it is {given.engine}"
+        )
+    smallest = given.stop_metric.endswith("loss") if given.stop_smallest is None else given.stop_smallest
+    if given.stop == "median":
+        return EarlyStop(stopping.median(given.stop_after), given.stop_metric, smallest)
+    return EarlyStop(stopping.halving(given.stop_after, given.stop_factor), given.stop_metric, smallest)
+
+
+def refuse_unfinished(found: Mapping[str, Result]) -> None:
+    """Raises RuntimeError, which names the cells that failed, or are missing, with their last error."""
+    left = unfinished(found)
+    if left:
+        said = "; ".join(f"{name}: {found[name].why or found[name].status}" for name in left[:5])
+        more = f"; {len(left) - 5} more" if len(left) > 5 else ""
+        raise RuntimeError(
+            f"{len(left)} of {len(found)} cells have no result ({said}{more}); run the same command to try again"
+        )
+
+
+def listed(flag: Sequence[str] | str) -> list[str]:
+    """A flag's names between commas."""
+    return [name for name in (flag.split(",") if isinstance(flag, str) else flag) if name]

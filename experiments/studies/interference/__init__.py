@@ -1,0 +1,1 @@
+"""Do two kinds of preference get in each other's way in one reward model?"""

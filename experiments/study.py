@@ -1,0 +1,120 @@
+"""A claim's study: `python -m experiments.study NAME [--workdir=DIR] [--engine=local|ray|slurm|print|inprocess|none]`.
+
+NAME is a folder of experiments/studies, or the path of one, with `config.py` (get_config) and `measure.py` (get_claim);
+`NAME:ARGUMENT` gives the argument to get_config. Runs the cells that are not done, and writes results.json and tables.md in DIR.
+`--publish` puts the results where the claim's page has them and writes the page; `--page` writes the page from the committed
+results; `--check` says whether it does not say what they say.
+"""
+
+import functools
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+
+from absl import app, flags
+from ml_collections import ConfigDict, config_flags
+
+from experiments import engines
+from experiments.start import guarded, parse_flags, prepare
+from rmjax.files import write_text
+from rmjax.study.claim import Claim, about, check_page, write_page
+from rmjax.study.summary import write_summary
+
+STUDIES = Path(__file__).parent / "studies"
+
+
+def folder_of(name: str) -> Path:
+    """The folder of a study.
+
+    Raises:
+      ValueError: there is no such study; the message lists them.
+    """
+    folder = Path(name) if "/" in name else STUDIES / name
+    if not (folder / "measure.py").is_file():
+        known = sorted(path.parent.name for path in STUDIES.glob("*/measure.py"))
+        raise ValueError(
+            f"{name}: there is no such study; there are {', '.join(known)}, or give a folder with measure.py"
+        )
+    return folder
+
+
+def module_of(folder: Path) -> ModuleType:
+    """Its measure.py; a folder elsewhere is imported as a package of its own name."""
+    if folder.parent == STUDIES:
+        return importlib.import_module(f"experiments.studies.{folder.name}.measure")
+    sys.path.insert(0, str(folder.resolve().parent))
+    return importlib.import_module(f"{folder.name}.measure")
+
+
+def claim_of(name: str, config: ConfigDict) -> Claim:
+    """The claim of a study's config."""
+    return module_of(folder_of(name)).get_claim(config)
+
+
+def run(claim: Claim, config: ConfigDict, workdir: Path, command: str, publish: bool) -> None:
+    """Runs the study and summarizes it.
+
+    Raises:
+      RuntimeError: cells failed; nothing is summarized.
+    """
+    found = engines.execute(claim.study, workdir, "experiments.study")
+    if found is None:
+        return
+    engines.refuse_unfinished(found)
+    lines = claim.summarize(found)
+    write_summary(workdir / "results.json", claim.study.name, about(config, command), lines)
+    tables = "\n\n".join(f"## {name}\n\n{text}" for name, text in claim.parts(lines).items())
+    write_text(workdir / "tables.md", tables + "\n")
+    print(tables)
+    if publish:
+        write_summary(claim.results, claim.study.name, about(config, command), lines)
+        write_page(claim, Path())
+
+
+def check(claim: Claim) -> None:
+    """RuntimeError where the page does not say what the committed results say."""
+    if different := check_page(claim, Path()):
+        raise RuntimeError(
+            f"{claim.page} does not say what {claim.results} says at {', '.join(different)}; write it again with --page"
+        )
+    print(f"{claim.page} says what {claim.results} says")
+
+
+def _named(argv: Sequence[str]) -> str:
+    """The study in the command line, before its flags are read: they depend on it."""
+    return next((argument for argument in argv[1:] if not argument.startswith("-")), "")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Reads the flags."""
+    given, name = flags.FLAGS, _named(argv)
+    if given.page or given.check:
+        job = write_page if given.page else lambda claim, root: check(claim)
+        sys.exit(guarded(lambda: job(claim_of(name.split(":")[0], given.config), Path())))
+    workdir = Path(given.workdir or f"runs/{name.replace(':', '-').rsplit('/', 1)[-1]}")
+    command = f"python -m experiments.study {name}"
+
+    def whole() -> None:
+        run(claim_of(name.split(":")[0], given.config), given.config, workdir, command, given.publish)
+
+    sys.exit(guarded(whole, resumes=True))
+
+
+def _define(name: str) -> None:
+    study, _, argument = name.partition(":")
+    default = f"{folder_of(study) / 'config.py'}{':' + argument if argument else ''}"
+    config_flags.DEFINE_config_file("config", default, "the study's config", lock_config=True)
+    flags.DEFINE_string("workdir", "", "folder of the cells; by default runs/NAME")
+    flags.DEFINE_bool("publish", False, "write the claim's results and its page")
+    flags.DEFINE_bool("page", False, "write the page from the committed results, and run nothing")
+    flags.DEFINE_bool("check", False, "compare the page with the committed results, and run nothing")
+    engines.define()
+
+
+if __name__ == "__main__":
+    if code := guarded(functools.partial(_define, _named(sys.argv))):
+        sys.exit(code)
+    prepare()
+    app.run(main, flags_parser=parse_flags)

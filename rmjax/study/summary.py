@@ -1,0 +1,150 @@
+"""What is committed of a study: lines in long form, each a mean over seeds and items, or a paired difference of two such.
+
+A line is a dict: its axes (`arm`, `domain`, …), `metric`, `value`, `low`, `high`, `n`, and `seeds`, each seed's own mean.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rmjax.evaluate.rows import Row, clusters, of_metric, values
+from rmjax.evaluate.statistics import OverSeeds, over_seeds, paired
+from rmjax.files import write_text
+from rmjax.study.table import Table, interval_cell, seeds_cell
+
+Line = dict[str, Any]
+Runs = Sequence[Sequence[Row]]
+"""One list of rows for each seed."""
+
+
+def selected(runs: Runs, metric: str, groups: Mapping[str, str]) -> list[list[Row]]:
+    """Of each seed the rows of a metric whose groups have these values."""
+    return [[row for row in of_metric(rows, metric) if groups.items() <= row.groups.items()] for rows in runs]
+
+
+def mean_line(axes: Mapping[str, Any], metric: str, runs: Runs) -> Line:
+    """The mean over seeds and items, clusters resampled. Each seed has the same items.
+
+    Raises:
+      ValueError: no rows, or other items in another seed.
+    """
+    _require_same_items(axes, metric, runs)
+    return _line(axes, metric, over_seeds([values(rows) for rows in runs], [clusters(rows) for rows in runs]))
+
+
+def difference_line(axes: Mapping[str, Any], metric: str, first: Runs, second: Runs) -> Line:
+    """The mean of first minus second, paired by item and seed, clusters resampled; errors as `mean_line`."""
+    _require_same_items(axes, metric, [*first, *second])
+    pairs = [values(rows) for rows in first], [values(rows) for rows in second]
+    return _line(axes, metric, paired(*pairs, [clusters(rows) for rows in first]))
+
+
+def _require_same_items(axes: Mapping[str, Any], metric: str, runs: Runs) -> None:
+    items = [[row.item for row in rows] for rows in runs]
+    if not items or not items[0] or any(found != items[0] for found in items):
+        raise ValueError(f"{metric} of {dict(axes)}: the runs have no rows, or rows of different items")
+
+
+def _line(axes: Mapping[str, Any], metric: str, found: OverSeeds) -> Line:
+    return {**axes, "metric": metric, **found["mean"], "seeds": list(found["seeds"])}
+
+
+def pivot(
+    lines: Iterable[Line],
+    rows: Sequence[str],
+    columns: Sequence[tuple[str, str]] | str,
+    cell: Callable[[Line], str] = lambda line: line_cell(line),
+) -> Table:
+    """Lines as a table.
+
+    Args:
+      lines: each combination of `rows` and column once.
+      rows: axes, whose values begin each line of the table.
+      columns: [(metric, head), …], in this order, or the axis whose values are the heads.
+      cell: of a line.
+
+    Raises:
+      ValueError: two lines for one cell.
+    """
+    found: dict[tuple[str, ...], dict[str, str]] = {}
+    heads = {} if isinstance(columns, str) else dict(columns)
+    for line in lines:
+        head = str(line[columns]) if isinstance(columns, str) else heads.get(line["metric"])
+        if head is None:
+            continue
+        if isinstance(columns, str):
+            heads[head] = head
+        place = found.setdefault(tuple(str(line[axis]) for axis in rows), {})
+        if head in place:
+            raise ValueError(f"two lines for {head} of {dict(zip(rows, (line[axis] for axis in rows), strict=True))}")
+        place[head] = cell(line)
+    shown = list(dict.fromkeys(heads.values()))
+    return [[*rows, *shown], *([*key, *(place.get(head, "–") for head in shown)] for key, place in found.items())]
+
+
+def line_cell(line: Line, sign: str = "") -> str:
+    """`0.912 (0.880 to 0.940); 0.9 0.92`: mean, interval, each seed's own."""
+    return seeds_cell({"mean": line, "seeds": line["seeds"]}, sign)
+
+
+def mean_cell(line: Line) -> str:
+    """The same without the seeds."""
+    return interval_cell({"value": line["value"], "low": line["low"], "high": line["high"], "n": line["n"]})
+
+
+def signed_cell(line: Line) -> str:
+    """The same of a difference, with its sign."""
+    return line_cell(line, "+")
+
+
+def spread_cell(line: Line) -> str:
+    """Each seed's own mean."""
+    return " ".join("–" if value is None else f"{value:.3f}" for value in line["seeds"])
+
+
+# --- the file that is committed ----------------------------------------------------------------------------------------
+
+
+def write_summary(path: Path, study: str, about: Mapping[str, Any], lines: Sequence[Line]) -> None:
+    """A line of the file for each line of the summary.
+
+    Args:
+      path: of the file.
+      study: its name.
+      about: config, device, versions, command: what makes the numbers again.
+      lines: of the summary.
+    """
+    head = json.dumps({"study": study, "about": about}, ensure_ascii=False)[:-1]
+    body = ",\n".join(json.dumps(_rounded(line), ensure_ascii=False) for line in lines)
+    write_text(path, f'{head}, "lines": [\n{body}\n]}}\n')
+
+
+def _rounded(line: Line) -> Line:
+    """Six digits: more than any table shows and any interval means."""
+    return {key: _six(value) for key, value in line.items()}
+
+
+def _six(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_six(each) for each in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
+def read_summary(path: Path, study: str) -> tuple[dict[str, Any], list[Line]]:
+    """(about, lines) of a file that `write_summary` wrote.
+
+    Raises:
+      ValueError: it is of another study, or no summary.
+      FileNotFoundError: there is none.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        name, about, lines = found["study"], found["about"], found["lines"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path}: not the results of a study ({error}); bring it back, or run the study again"
+        ) from error
+    if name != study:
+        raise ValueError(f"{path} has the results of the study {name!r}, not of {study!r}; name another file")
+    return about, lines

@@ -1,0 +1,113 @@
+"""`python -m experiments.sweep` on a tiny model: what it refuses before anything starts, what it writes, and that it resumes."""
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from experiments import sweep as command
+from rmjax.study.study import RESULT
+from tests.experiments.running import ROOT, configured, lines_written
+
+SWEEP = "from rmjax.study.sweeps import product, seeds, sweep\ndef get_sweep():\n    return {}\n"
+
+
+def write_sweep(home, name, text):
+    path = home / f"{name}.py"
+    path.write_text(SWEEP.format(text))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "sweep('optimizer.learning_rat', (1e-3,))",
+            "member 0: the config has no key optimizer.learning_rat; did you mean",
+        ),
+        ("sweep('optimizer.learning_rate', ('high',))", "optimizer.learning_rate is 'high'; it must be of type float"),
+        (
+            "sweep('optimizer.learning_rate', (1e-3, -1.0))",
+            r"member 1 \(learning_rate=-1\): config.optimizer.learning_rate",
+        ),
+        ("sweep('objective', ('preference', 'x'))", r"member 1 \(objective=x\): config.objective is 'x'"),
+        ("seeds(2) + seeds(1)", r"member 2 is the same as an earlier one \(seed=0\)"),
+        ("[]", "the sweep has no members"),
+        ("{'run.seed': 1}", "get_sweep gives dict; it must give a list of dicts"),
+    ],
+)
+def test_what_is_refused_before_anything_starts(home, text, message):
+    with pytest.raises(ValueError, match=message):
+        command.study_of(configured(home), command.load_sweep(write_sweep(home, "bad", text)), "s", "train")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("nothing", "there is no experiments/nothing.py"), ("start", "has no run")]
+)
+def test_an_experiment_that_is_none(home, name, message):
+    with pytest.raises(ValueError, match=message):
+        command.study_of(configured(home), [{"run.seed": 1}], "s", name)
+
+
+def test_a_sweep_file_that_is_none(tmp_path):
+    with pytest.raises(FileNotFoundError, match="--sweep=.*absent.py: no such file"):
+        command.load_sweep(tmp_path / "absent.py")
+    (tmp_path / "empty.py").write_text("")
+    with pytest.raises(ValueError, match="has no function get_sweep"):
+        command.load_sweep(tmp_path / "empty.py")
+
+
+@pytest.fixture(scope="module")
+def config_file(home):
+    values = json.loads(configured(home, run__steps=12, run__save_every=2).to_json())
+    path = home / "swept.py"
+    path.write_text(f"from ml_collections import ConfigDict\ndef get_config(): return ConfigDict({values!r})\n")
+    return path
+
+
+def start(config_file, sweep, workdir, *flags):
+    arguments = [f"--config={config_file}", f"--sweep={sweep}", f"--workdir={workdir}", *flags]
+    return subprocess.Popen(
+        [sys.executable, "-m", "experiments.sweep", *arguments], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+
+
+def test_the_commands_are_printed_and_nothing_starts(home, config_file, tmp_path):
+    said, _ = start(config_file, write_sweep(home, "two", "seeds(2)"), tmp_path / "s", "--engine=print").communicate()
+    assert [line.split()[-1] for line in said.splitlines()] == ["--cell=seed=0", "--cell=seed=1"]
+    assert "--engine" not in said and not (tmp_path / "s").exists()
+
+
+@pytest.mark.slow
+def test_killed_it_goes_on_and_reports_what_failed(home, config_file, tmp_path):
+    """Two seeds, and a member whose file is not there."""
+    sweep = write_sweep(home, "some", f"seeds(2) + sweep('data.path', ('{home}/absent.jsonl',))")
+    workdir = tmp_path / "sweep"
+    process = start(config_file, sweep, workdir)
+    while not (found := [p for p in workdir.glob("*/metrics.jsonl") if lines_written(p.parent) > 3]):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    first = found[0].parent
+    stopped = lines_written(first)
+    out, err = (process := start(config_file, sweep, workdir)).communicate(timeout=600)
+    assert process.returncode == 1 and err.splitlines()[-1].startswith("error: 1 of 3 cells have no result (")
+    assert "absent.jsonl" in err.splitlines()[-1] and "Traceback" not in err
+    found = json.loads((workdir / "sweep.json").read_text())["members"]
+    assert sorted(member["status"] for member in found.values()) == ["done", "done", "failed"]
+    assert lines_written(first) > stopped
+    rows = list(csv.DictReader((workdir / "sweep.csv").open()))
+    assert len(rows) == 3 and {row["status"] for row in rows} == {"done", "failed"}
+    long = [json.loads(line) for line in (workdir / "rows.jsonl").read_text().splitlines()]
+    assert {row["metric"] for row in long} >= {"train/loss", "eval/seen/accuracy", "steps"} and "train/loss" in out
+    assert "<svg" in (workdir / "run.seed.svg").read_text()
+    before = {path: path.stat().st_mtime_ns for path in workdir.glob(f"*/{RESULT}") if "failed" not in path.read_text()}
+    out, _ = start(config_file, sweep, workdir, "--engine=none", "--metric=train/loss").communicate(timeout=600)
+    assert out.splitlines()[0].split()[-2:] == ["status", "train/loss"]
+    assert before == {path: path.stat().st_mtime_ns for path in before}

@@ -1,0 +1,42 @@
+"""Pages between markers."""
+
+from pathlib import Path
+
+import pytest
+
+from rmjax.study.page import differing, filled
+
+OTHER = "rest <!-- made: t/z --> <!-- end: t/z -->\n"
+PAGE = f"# Title\n\n<!-- made: s/a -->old<!-- end: s/a -->\n\n<!-- made: s/b.d -->\n\n| x |\n\n<!-- end: s/b.d -->\n{OTHER}"
+PARTS = {"s/a": "new", "s/b.d": "| y |\n| - |"}
+AT = Path("page.md")
+
+
+def test_what_is_between_the_markers_is_written_and_the_rest_stays():
+    found = filled(PAGE, PARTS, AT, "s")
+    first, second = (
+        "<!-- made: s/a -->new<!-- end: s/a -->",
+        "<!-- made: s/b.d -->\n\n| y |\n| - |\n\n<!-- end: s/b.d -->",
+    )
+    assert found == f"# Title\n\n{first}\n\n{second}\n{OTHER}"
+    assert filled(found, PARTS, AT, "s") == found and differing(found, PARTS, AT, "s") == []
+
+
+@pytest.mark.parametrize("edit", ["new<", "| y |"])
+def test_a_page_that_was_edited_by_hand_is_found(edit):
+    page = filled(PAGE, PARTS, AT, "s").replace(edit, f"1{edit}")
+    assert differing(page, PARTS, AT, "s") == ["s/a" if edit == "new<" else "s/b.d"]
+
+
+@pytest.mark.parametrize(
+    ("page", "parts", "message"),
+    [
+        (PAGE, PARTS | {"s/c": ""}, "page.md has no place for s/c; add <!-- made: s/c --> and its end"),
+        (PAGE + PAGE, PARTS, "page.md has the markers of s/a, s/b.d, t/z twice"),
+        (PAGE, {"s/a": ""}, "page.md has markers of s/b.d, which nothing makes"),
+        (PAGE.replace("end: s/a", "end: x"), PARTS, "page.md has no place for s/a"),
+    ],
+)
+def test_pages_without_a_place(page, parts, message):
+    with pytest.raises(ValueError, match=message):
+        filled(page, parts, AT, "s")
