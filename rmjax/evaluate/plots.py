@@ -80,7 +80,14 @@ def svg(figure: Figure, label: str) -> str:
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r'<g id="[A-Za-z0-9_.]+_\d+">', "<g>", text)
     text = re.sub(r'\s(?:width|height)="[\d.]+pt"', "", text, count=2)
+    text = re.sub(r' (?:d|x|y|x1|x2|y1|y2)="[^"]*"', _hundredths, text)
+    text = " ".join(line.strip() for line in text.splitlines()) + "\n"
     return text.replace("<svg ", f'<svg role="img" aria-label="{_attribute(label)}" ', 1)
+
+
+def _hundredths(attribute: re.Match[str]) -> str:
+    """Coordinates in hundredths of a point, of which nobody sees a part."""
+    return re.sub(r"(\.\d\d)\d+", r"\1", attribute[0])
 
 
 @matplotlib.rc_context(STYLE)

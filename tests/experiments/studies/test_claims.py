@@ -11,7 +11,7 @@ from rmjax.study.summary import read_summary
 from tools.docs.commands import read_config
 
 ROOT = Path(__file__).parents[3]
-PUBLISHED = ("interference", "interference:harmless")
+PUBLISHED = ("interference", "interference:harmless", "scaling")
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -33,7 +33,9 @@ def test_every_study_is_published():
 
 
 def test_a_study_that_is_none():
-    with pytest.raises(ValueError, match="nothing: there is no such study; there are interference, or give a folder"):
+    with pytest.raises(
+        ValueError, match="nothing: there is no such study; there are interference, scaling, or give a folder"
+    ):
         study.folder_of("nothing")
 
 

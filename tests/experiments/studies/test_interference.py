@@ -167,7 +167,7 @@ def test_a_tiny_grid(tmp_path):
     lines = claim.summarize(found)
     joint = [line for line in lines if line["metric"] == "joint"]
     assert [(line["arm"], line["domain"], line["n"]) for line in joint] == [
-        (arm, domain, 6) for arm in ("lora", "balanced") for domain in ("correct", "ladder")
+        (arm, domain, 6) for arm in ("balanced", "lora") for domain in ("correct", "ladder")
     ]  # fmt: skip
     assert [line["arm"] for line in lines if "on" in line] == ["balanced"] * 3
     assert {"length", "longer", "shorter", "word_overlap"} == {

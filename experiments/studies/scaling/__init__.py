@@ -1,0 +1,1 @@
+"""How the held-out loss of POLAR's pre-training falls with compute."""
