@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from configs import drift as grid
-from experiments.tables import cell, markdown
+from rmjax.study.table import markdown
+from rmjax.study.table import seeds_cell as cell
 
 _ARM = ("arm", *grid.STAGES, *(f"gap, {stage}" for stage in grid.STAGES), "‖θ'−θ‖", "cosine")
 

@@ -14,8 +14,8 @@ from typing import Any
 from absl import app, flags
 
 from experiments.start import guarded, parse_flags
-from experiments.tables import markdown
 from rmjax.files import write_text
+from rmjax.study.table import markdown
 
 PAGE = Path("docs/pods.md")
 REPORTS = Path("docs/pods")

@@ -14,9 +14,9 @@ from absl import app
 
 from experiments.benchmark_growth import PANELS
 from experiments.start import guarded, parse_flags
-from experiments.tables import markdown
 from experiments.trainers.results import table, text
 from rmjax.files import write_text
+from rmjax.study.table import markdown
 
 PAGE, README, RESULTS = Path("docs/speed.md"), Path("README.md"), Path("docs/speed")
 BEGIN, END = "<!-- tables: python -m experiments.speed -->", "<!-- end of tables -->"

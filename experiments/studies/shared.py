@@ -33,6 +33,13 @@ def spread(rows: Sequence[_T], count: int) -> list[_T]:
     return [rows[i] for i in np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int)]
 
 
+def require_arms(grid: Any) -> None:
+    """ValueError where `config.compared` names an arm that there is not, or `config.chosen` none."""
+    chosen_arms(grid)
+    if unknown := {name for pair in grid.compared for name in pair} - set(grid.arms):
+        raise ValueError(f"config.compared names {', '.join(sorted(unknown))}; the arms are {', '.join(grid.arms)}")
+
+
 def train_as_long_as(config: ConfigDict, folder: Path) -> None:
     """Trains `config.training` in as many steps as its passes over the file `config.as_long_as` take."""
     run = config.training
@@ -56,7 +63,8 @@ VARIATION, SERVED = "routing_variation", "routing_served"
 
 
 def routing_rows(routing: Mapping[str, Any]) -> Iterator[Row]:
-    """Of `routing_of`: how unevenly the experts' mass is spread, and the part of each type's mass on its own experts."""
+    """Of `routing_of` or `describe_routing`: how unevenly the experts' mass is spread, and the part of each type's mass that its
+    own experts have."""
     experts = len(next(iter(routing["shares"].values()))[0][0])
     yield Row("model", "model", VARIATION, float(routing["variation"]))
     for name, value in zip(routing["types"], served_share(routing, equal_groups(experts, exactly=False)), strict=True):

@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments.tables import markdown
+from rmjax.study.table import markdown
 
 QUANTITIES = ("pairs_per_second", "tokens_per_second", "peak_bytes", "device_peak_bytes", "startup_seconds")
 Spread = dict[str, Any]

@@ -135,6 +135,15 @@ def result_of(study: Study, cell: Cell, workdir: Path) -> Result:
         raise ValueError(f"{path}: not the result of a cell ({error}); remove it to run the cell again") from error
 
 
+def result_rows(folder: Path) -> tuple[Row, ...]:
+    """The rows of a cell that another one needs; ValueError where it has no result."""
+    path = folder / RESULT
+    found = _read(path) if path.exists() else {}
+    if found.get("status") != "done":
+        raise ValueError(f"{path} has no result; run that cell first")
+    return tuple(Row(**row) for row in found["rows"])
+
+
 def run_cell(study: Study, name: str, workdir: Path) -> Result:
     """Trains and measures one cell, from wherever it stopped; nothing where it is done.
 

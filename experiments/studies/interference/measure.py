@@ -202,10 +202,6 @@ def check(grid: Any) -> None:
     for field in ("seeds", "arms", "domains"):
         if not len(grid[field]):
             raise ValueError(f"config.{field} is empty; give one at least")
-    shared.chosen_arms(grid)
-    for what, named in {
-        "compared": {name for pair in grid.compared for name in pair},
-        "arms.*.alone": {arm.alone for arm in grid.arms.values()},
-    }.items():
-        if unknown := named - set(grid.arms):
-            raise ValueError(f"config.{what} names {', '.join(sorted(unknown))}; the arms are {', '.join(grid.arms)}")
+    shared.require_arms(grid)
+    if unknown := {arm.alone for arm in grid.arms.values()} - set(grid.arms):
+        raise ValueError(f"config.arms.*.alone names {', '.join(sorted(unknown))}; the arms are {', '.join(grid.arms)}")

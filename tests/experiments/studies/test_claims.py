@@ -11,7 +11,9 @@ from rmjax.study.summary import read_summary
 from tools.docs.commands import read_config
 
 ROOT = Path(__file__).parents[3]
-PUBLISHED = ("interference", "interference:harmless", "scaling")
+PUBLISHED = (
+    "forgetting", "forgetting:loramoe_tiny", "forgetting:gsm8k_train", "interference", "interference:harmless", "scaling",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -34,7 +36,8 @@ def test_every_study_is_published():
 
 def test_a_study_that_is_none():
     with pytest.raises(
-        ValueError, match="nothing: there is no such study; there are interference, scaling, or give a folder"
+        ValueError,
+        match="nothing: there is no such study; there are forgetting, interference, scaling, or give a folder",
     ):
         study.folder_of("nothing")
 

@@ -1,6 +1,7 @@
-"""The grid of experiments/forgetting.py: what a language model loses while it learns new tasks, by method and amount of data.
+"""What a language model loses while it learns new tasks, by method and amount of data.
 
-All arms change the same layers, start from the same weights and see the same texts in the same order.
+All arms change the same layers, start from the same weights and see the same texts in the same order. The studies
+`forgetting:loramoe_tiny` and `forgetting:gsm8k_train` take real sets as the new tasks (docs/data.md).
 """
 
 from typing import Any
@@ -10,12 +11,13 @@ from ml_collections import ConfigDict
 from rmjax import config as base
 
 
-def get_config() -> ConfigDict:
+def get_config(tasks: str = "shipped") -> ConfigDict:
+    """With `shipped`, `loramoe_tiny` or `gsm8k_train` as the new tasks."""
     config = ConfigDict()
     config.init = "smollm2"  # as model.init in configs/base.py; it must know something
     config.layers = 0  # first k layers only; 0 = all. Questions that the first layers alone cannot answer are not asked
     config.frozen_layers = 24  # of them, from the bottom; the rest is what an arm trains, or adapts
-    config.tasks = "shipped"  # shipped (reasoning-gym) | loramoe_tiny | gsm8k_train; the last two from root
+    config.tasks = tasks  # shipped (reasoning-gym) | loramoe_tiny | gsm8k_train; the last two from root
     config.root = "../shared/data"  # where the real sets lie
     config.sizes = (24, 96, 384)  # tasks in the training data
     config.knowledge_share = 0.2  # of the training texts: closed-book questions (type 1)
@@ -45,6 +47,9 @@ def get_config() -> ConfigDict:
         ("balanced", "loramoe"),
         ("balanced", "lora"),
     )
+    if tasks != "shipped":
+        config.row_tokens, config.chosen = 384, "full|lora|loramoe|balanced"
+        config.sizes = (96,) if tasks == "gsm8k_train" else (96, 384)
     return config
 
 

@@ -1,4 +1,4 @@
-"""New tasks and old knowledge as texts for a language model: what experiments/forgetting.py trains and tests on.
+"""New tasks and old knowledge as texts for a language model: what the study trains and tests on.
 
 A text is a record of one output with `type` and `id`. Type 0 is a task, type 1 a closed-book question, as in
 LoRAMoE's sample data (there `task_type`).
@@ -10,7 +10,7 @@ import itertools
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -25,7 +25,6 @@ TASKS, KNOWLEDGE = 0, 1
 SOURCES = ("shipped", "loramoe_tiny", "gsm8k_train")
 _FILES = {"loramoe_tiny": "papers/loramoe_tiny.jsonl.zst", "gsm8k_train": "math/gsm8k_train.jsonl.zst"}
 _log = logging.getLogger(__name__)
-_T = TypeVar("_T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,11 +95,6 @@ def general_texts(count: int) -> dict[str, list[Comparison]]:
             if row["policy"] == "plain" and row["output"].strip():
                 own.setdefault(row["prompt_id"], Comparison(row["prompt"], (row["output"],), id=row["prompt_id"]))
     return {"written": _some(written, count), "own": _some(own, count)}
-
-
-def spread(rows: Sequence[_T], count: int) -> list[_T]:
-    """`count` of the rows at most, evenly spaced, so that every kind has its share."""
-    return [rows[i] for i in np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int)]
 
 
 def _some(texts: Mapping[str, Comparison], count: int) -> list[Comparison]:

@@ -1,0 +1,1 @@
+"""What does a language model forget while it learns?"""
