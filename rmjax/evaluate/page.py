@@ -52,7 +52,6 @@ def render(report: Report, sections: Sequence[Section], runs: Mapping[str, Mappi
         _results(sections),
         _differences(report.get("differences", {})),
         _discrimination(report.get("discrimination", {})),
-        _against_size(report.get("sizes", ()), report.get("panels", {})),
         _routing(report.get("routing", {})),
         _learning_curves(runs),
         _provenance(report.get("provenance", {})),
@@ -148,14 +147,6 @@ def _discrimination(splits: Mapping[str, Any]) -> str:
             kinds,
         )
     )
-
-
-def _against_size(sizes: Sequence[int], panels: Mapping[str, Mapping[str, Sequence[Interval]]]) -> str:
-    if not panels:
-        return ""
-    note = "Means over seeds with 95 % bootstrap intervals (texts resampled)."
-    figure = _figure(plots.against_size(sizes, panels), "Forgetting and learning")
-    return _group("Against the amount of data", note, [figure])
 
 
 def _routing(routed: Mapping[str, Any]) -> str:

@@ -7,7 +7,6 @@ A report is a plain dict, all of whose parts are optional:
     baselines.{word_overlap, length}             policy_accuracy.{seen, unseen}, preference_accuracy
     differences                                  label -> Interval, paired: > 0 is better
     discrimination.{seen, unseen}                what `discriminate` returns
-    sizes, panels                                amounts of data; axis -> arm -> an Interval per amount
     routing                                      model -> {types, shares: router -> types × layers × experts, variation}
     seconds                                      wall time of all of it
     provenance                                   command, config, seed, device, versions, ...

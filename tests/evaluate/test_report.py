@@ -143,15 +143,14 @@ def test_missing_parts_leave_no_trace(tmp_path):
     assert "<h2>" not in page
 
 
-def test_routing_and_curves_against_size_are_drawn(tmp_path):
-    mean = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 3}
+def test_routing_is_drawn(tmp_path):
     shares = {"mlp/gate": [[[0.9, 0.1]], [[None, None]]], "mlp/up": [[[0.5, 0.5]], [[None, None]]]}
     routing = {"balanced": {"types": ["tasks", "<knowledge>"], "shares": shares, "variation": 0.4}}
-    write_report({"sizes": [8, 64], "panels": {"facts": {"full": [mean, mean]}}, "routing": routing}, tmp_path)
+    write_report({"routing": routing}, tmp_path)
     page = (tmp_path / "report.html").read_text()
-    assert page.count("<svg") == 3 and "balanced, mlp/gate: coefficient of variation 0.800" in page
+    assert page.count("<svg") == 2 and "balanced, mlp/gate: coefficient of variation 0.800" in page
     assert "balanced, mlp/up: coefficient of variation 0.000" in page
-    assert "<h2>Routing</h2>" in page and "<h2>Against the amount of data</h2>" in page
+    assert "<h2>Routing</h2>" in page
     assert "&lt;knowledge&gt;" in page and "<knowledge>" not in page
 
 

@@ -294,6 +294,8 @@ def test_no_thread_is_left_waiting_where_no_folder_can_be_made(tmp_path, monkeyp
     monkeypatch.setattr(checkpoint, "write_text", in_the_way)
     with pytest.raises(CheckpointError, match=f"{tmp_path}/1: a file stands"), Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, {"w": jnp.ones(1)}, {})
+    for thread in set(threading.enumerate()) - before:
+        thread.join(timeout=10)  # one that is about to end
     assert set(threading.enumerate()) <= before  # orbax's would hold up the process's end for 300 s
 
 
