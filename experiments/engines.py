@@ -8,13 +8,17 @@ from pathlib import Path
 import jax
 from absl import flags
 
+from rmjax.locks import InUseError, locked
 from rmjax.study import engines, stopping
 from rmjax.study.run import EarlyStop, Options, results, run, unfinished
 from rmjax.study.slurm import write_scripts
-from rmjax.study.study import Result, Study, claim_folder, run_cell
+from rmjax.study.study import Result, Study, check_data, claim_folder, in_order, run_cell
+from rmjax.train.loop import Preempted
 
-_OF_THE_PARENT = ("engine", "parallel", "retries", "ray_address", "sbatch", "stop", "stop_metric", "stop_after", "stop_factor",
-                  "stop_smallest", "cell", "metric")  # fmt: skip
+_OF_THE_PARENT = (
+    "engine", "parallel", "retries", "ray_address", "ray_cpus", "ray_gpus", "sbatch", "stop", "stop_metric", "stop_after",
+    "stop_factor", "stop_smallest", "cell", "metric",
+)  # fmt: skip
 
 
 def define() -> None:
@@ -24,6 +28,8 @@ def define() -> None:
     flags.DEFINE_integer("parallel", 0, "cells at a time; 0: one for each accelerator, one on a CPU", lower_bound=0)
     flags.DEFINE_integer("retries", 1, "further attempts for a cell that failed", lower_bound=0)
     flags.DEFINE_string("ray_address", "", "of a Ray cluster (auto, HOST:PORT); empty: one on this machine")
+    flags.DEFINE_float("ray_cpus", 1.0, "CPUs that Ray keeps for a cell", lower_bound=0)
+    flags.DEFINE_float("ray_gpus", 0.0, "GPUs that Ray keeps for a cell", lower_bound=0)
     flags.DEFINE_string("sbatch", "", 'options for Slurm, such as "--partition=gpu --gpus-per-node=1 --time=8:00:00"')
     flags.DEFINE_enum("stop", "", ("", "median", "halving"), "early stopping of cells that are behind")
     flags.DEFINE_string("stop_metric", "train/loss", "what early stopping compares, a metric of metrics.jsonl")
@@ -48,21 +54,34 @@ def execute(study: Study, workdir: Path, module: str) -> dict[str, Result] | Non
     if given.cell:
         _one(study, given.cell, workdir)
         return None
-    command = _command(module)
-    if given.engine == "print":
-        print("\n".join(shlex.join(command(cell.name)) for cell in study.cells))
-        return None
-    if given.engine == "slurm":
-        claim_folder(study, workdir)
-        study.prepare(workdir)
-        path = write_scripts(study, workdir, command, shlex.split(given.sbatch), given.parallel)
-        print(f"wrote the job arrays; submit them by: bash {path}\nthen see the tables with --engine=none")
-        return None
+    command, early_stop = _command(module), _early_stop()
     if given.engine == "none":
+        if not workdir.is_dir():
+            raise ValueError(f"--workdir={workdir} is not there; give the folder of a run")
         claim_folder(study, workdir)
         return results(study, workdir)
-    options = Options(command, given.retries, _early_stop(), every=0.2 if given.engine == "inprocess" else 1.0)
-    return run(study, workdir, _engine(study, workdir), options)
+    if given.engine in ("print", "slurm"):
+        _write_down(study, workdir, command)
+        return None
+    options = Options(command, given.retries, early_stop, every=0.2 if given.engine == "inprocess" else 1.0)
+    try:
+        return run(study, workdir, _engine(study, workdir), options)
+    except KeyboardInterrupt:
+        raise Preempted("stopped; run the same command to go on") from None
+
+
+def _write_down(study: Study, workdir: Path, command: Callable[[str], Sequence[str]]) -> None:
+    """The commands, or Slurm's scripts, once the data are there that they need."""
+    given = flags.FLAGS
+    claim_folder(study, workdir)
+    with locked(workdir):
+        study.prepare(workdir)
+        check_data(study, workdir)
+    if given.engine == "print":
+        print("\n".join(shlex.join(command(cell.name)) for cell in in_order(study.cells)))
+        return
+    path = write_scripts(study, workdir, command, shlex.split(given.sbatch), given.parallel, given.retries)
+    print(f"wrote the job arrays; submit them by: bash {path}\nthen see the tables with --engine=none")
 
 
 def _one(study: Study, name: str, workdir: Path) -> None:
@@ -70,13 +89,29 @@ def _one(study: Study, name: str, workdir: Path) -> None:
         raise ValueError(f"--cell={name}: no such cell; there are {', '.join(study.by_name)}")
     engines.end_with_parent()
     claim_folder(study, workdir)
-    run_cell(study, name, workdir)
+    try:
+        run_cell(study, name, workdir)
+    except InUseError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(engines.BUSY)
 
 
 def _command(module: str) -> Callable[[str], list[str]]:
     """This command again, for one cell."""
-    kept = [flag for flag in sys.argv[1:] if flag.lstrip("-").split("=")[0].removeprefix("no") not in _OF_THE_PARENT]
+    kept = _for_cells(sys.argv[1:])
     return lambda name: [sys.executable, "-m", module, *kept, f"--cell={name}"]
+
+
+def _for_cells(arguments: Sequence[str]) -> list[str]:
+    """Without the flags that are the waiting process's own, as `--flag=value` or as two words."""
+    kept, skip = [], False
+    for argument in arguments:
+        name, is_whole, _ = argument.lstrip("-").partition("=")
+        own = argument.startswith("-") and name.removeprefix("no") in _OF_THE_PARENT
+        if not own and not skip:
+            kept.append(argument)
+        skip = own and not is_whole and "stop_smallest" not in name
+    return kept
 
 
 def _engine(study: Study, workdir: Path) -> engines.Engine:
@@ -86,8 +121,7 @@ def _engine(study: Study, workdir: Path) -> engines.Engine:
     jax.config.update("jax_platforms", "cpu")  # this process only waits, and must not take the accelerators
     cores, accelerators, variable = engines.this_machine()
     if given.engine == "ray":
-        each = max(1.0, len(cores) / max(given.parallel, len(accelerators), 1))
-        return engines.Ray(given.ray_address, each, 1.0 if accelerators else 0.0, given.retries)
+        return engines.Ray(given.ray_address, given.ray_cpus, given.ray_gpus, given.retries)
     return engines.Local(engines.slots(given.parallel, cores, accelerators, variable))
 
 
@@ -101,8 +135,10 @@ def _early_stop() -> EarlyStop | None:
         )
     smallest = given.stop_metric.endswith("loss") if given.stop_smallest is None else given.stop_smallest
     if given.stop == "median":
-        return EarlyStop(stopping.median(given.stop_after), given.stop_metric, smallest)
-    return EarlyStop(stopping.halving(given.stop_after, given.stop_factor), given.stop_metric, smallest)
+        name = f"median of {given.stop_metric} from step {given.stop_after}"
+        return EarlyStop(stopping.median(given.stop_after), given.stop_metric, smallest, name)
+    name = f"halving of {given.stop_metric} from step {given.stop_after} by {given.stop_factor}"
+    return EarlyStop(stopping.halving(given.stop_after, given.stop_factor), given.stop_metric, smallest, name)
 
 
 def refuse_unfinished(found: Mapping[str, Result]) -> None:

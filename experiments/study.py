@@ -6,8 +6,8 @@ NAME is a folder of experiments/studies, or the path of one, with `config.py` (g
 results; `--check` says whether it does not say what they say.
 """
 
-import functools
 import importlib
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -64,12 +64,12 @@ def run(claim: Claim, config: ConfigDict, workdir: Path, command: str, publish: 
         return
     engines.refuse_unfinished(found)
     lines = claim.summarize(found)
-    write_summary(workdir / "results.json", claim.study.name, about(config, command), lines)
+    write_summary(workdir / "results.json", claim.study.name, about(config, command, found), lines)
     tables = "\n\n".join(f"## {name}\n\n{text}" for name, text in claim.parts(lines).items())
     write_text(workdir / "tables.md", tables + "\n")
     print(tables)
     if publish:
-        write_summary(claim.results, claim.study.name, about(config, command), lines)
+        write_summary(claim.results, claim.study.name, about(config, command, found), lines)
         write_page(claim, Path())
 
 
@@ -83,8 +83,14 @@ def check(claim: Claim) -> None:
 
 
 def _named(argv: Sequence[str]) -> str:
-    """The study in the command line, before its flags are read: they depend on it."""
-    return next((argument for argument in argv[1:] if not argument.startswith("-")), "")
+    """The study in the command line, before its flags are read: they depend on it.
+
+    Raises:
+      ValueError: a flag stands first.
+    """
+    if len(argv) < 2 or argv[1].startswith("-"):
+        raise ValueError("give the study's name first: python -m experiments.study NAME --workdir=DIR")
+    return argv[1].rstrip("/")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -94,7 +100,8 @@ def main(argv: Sequence[str]) -> None:
         job = write_page if given.page else lambda claim, root: check(claim)
         sys.exit(guarded(lambda: job(claim_of(name.split(":")[0], given.config), Path())))
     workdir = Path(given.workdir or f"runs/{name.replace(':', '-').rsplit('/', 1)[-1]}")
-    command = f"python -m experiments.study {name}"
+    changes = [flag for flag in sys.argv[2:] if flag.startswith("--config")]
+    command = shlex.join(["python", "-m", "experiments.study", name, *changes])
 
     def whole() -> None:
         run(claim_of(name.split(":")[0], given.config), given.config, workdir, command, given.publish)
@@ -114,7 +121,7 @@ def _define(name: str) -> None:
 
 
 if __name__ == "__main__":
-    if code := guarded(functools.partial(_define, _named(sys.argv))):
+    if code := guarded(lambda: _define(_named(sys.argv))):
         sys.exit(code)
     prepare()
     app.run(main, flags_parser=parse_flags)

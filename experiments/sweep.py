@@ -5,8 +5,10 @@ A sweep file has `get_sweep()`, which gives overrides of the config made by `rmj
 (every metric's last value, in long form), and for each axis a plot.
 """
 
+import functools
 import importlib
 import importlib.util
+import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,9 +22,9 @@ from experiments.start import guarded, parse_flags, prepare
 from rmjax.config import chosen, complete
 from rmjax.files import write_json, write_lines, write_text
 from rmjax.study import table
-from rmjax.study.cells import members
+from rmjax.study.cells import Cell, members
 from rmjax.study.members import last_metrics
-from rmjax.study.study import Result, Study
+from rmjax.study.study import Result, Study, plain
 
 
 def load_sweep(path: Path) -> list[dict[str, Any]]:
@@ -34,6 +36,8 @@ def load_sweep(path: Path) -> list[dict[str, Any]]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"--sweep={path}: no such file")
+    if path.suffix != ".py":
+        raise ValueError(f"--sweep={path}: not a Python file; give one with get_sweep()")
     spec = importlib.util.spec_from_file_location("sweep", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -54,11 +58,11 @@ def experiment(name: str) -> Callable[[ConfigDict, Path], object]:
     Raises:
       ValueError: there is no such command, or it does not run a config in a folder.
     """
-    try:
-        found = getattr(importlib.import_module(f"experiments.{name}"), "run", None)
-    except ModuleNotFoundError as error:
-        raise ValueError(f"--experiment={name}: there is no experiments/{name}.py") from error
-    if found is None:
+    module = f"experiments.{name}"
+    if importlib.util.find_spec(module) is None:
+        raise ValueError(f"--experiment={name}: there is no experiments/{name}.py")
+    found = getattr(importlib.import_module(module), "run", None)
+    if found is None or list(inspect.signature(found).parameters) != ["config", "workdir"]:
         raise ValueError(f"--experiment={name}: experiments/{name}.py has no run(config, workdir)")
     return found
 
@@ -83,13 +87,14 @@ def write_results(study: Study, found: Mapping[str, Result], workdir: Path, name
     print(table.aligned(each), *([table.aligned(mean)] if mean else []), sep="\n\n")
     write_text(workdir / "sweep.csv", table.comma_separated(each))
     write_lines(workdir / "rows.jsonl", table.long_form(study.cells, found))
-    values = {
-        cell.name: {"values": dict(cell.values), "status": found[cell.name].status, "why": found[cell.name].why,
-                    "seconds": found[cell.name].seconds, "metrics": {row.metric: row.value for row in found[cell.name].rows}}
-        for cell in study.cells
-    }  # fmt: skip
+    values = {cell.name: _told(cell, found[cell.name]) for cell in study.cells}
     write_json(workdir / "sweep.json", {"name": study.name, "members": values})
     _plot(study, found, metrics, workdir)
+
+
+def _told(cell: Cell, result: Result) -> dict[str, Any]:
+    known = {"values": dict(cell.values), "status": result.status, "why": result.why, "seconds": result.seconds}
+    return known | {"metrics": {row.metric: plain(row.value) for row in result.rows}}
 
 
 def _plot(study: Study, found: Mapping[str, Result], metrics: Sequence[str], workdir: Path) -> None:
@@ -103,14 +108,14 @@ def _plot(study: Study, found: Mapping[str, Result], metrics: Sequence[str], wor
         write_text(workdir / f"{axis}.svg", svg(figure, f"{', '.join(metrics)} against {axis}"))
 
 
-def run(config: ConfigDict, sweep: Path, workdir: Path, kind: str, metrics: Sequence[str]) -> None:
-    """The whole sweep, as the flags say.
+def run(config: ConfigDict, name: str, sweep: Path, workdir: Path, kind: str, metrics: Sequence[str]) -> None:
+    """The whole sweep, as the flags say; `name` is that of the config's file.
 
     Raises:
       ValueError: what no sweep can have; nothing is started.
       RuntimeError: members failed; the tables of the others are written.
     """
-    name = f"experiments.{kind} over {sweep.name}"
+    name = f"experiments.{kind} of {name} over {sweep}"
     study = study_of(config, load_sweep(sweep), name, kind)
     found = engines.execute(study, workdir, "experiments.sweep")
     if found is not None:
@@ -122,15 +127,16 @@ def main(argv: Sequence[str]) -> None:
     """Reads the flags."""
     del argv
     given = flags.FLAGS
-    workdir, metrics = Path(given.workdir), engines.listed(given.metric)
-    job = lambda: run(given.config, Path(given.sweep), workdir, given.experiment, metrics)  # noqa: E731
+    sweep, name = Path(given.sweep), config_flags.get_config_filename(flags.FLAGS["config"])
+    workdir = Path(given.workdir or f"runs/sweep-{Path(name.split(':')[0]).stem}-{sweep.stem}")
+    job = functools.partial(run, given.config, name, sweep, workdir, given.experiment, engines.listed(given.metric))
     sys.exit(guarded(job, resumes=True))
 
 
 if __name__ == "__main__":
     config_flags.DEFINE_config_file("config", None, "the experiment that members change", lock_config=True)
     flags.DEFINE_string("sweep", None, "file with get_sweep()")
-    flags.DEFINE_string("workdir", "runs/sweep", "folder of the members")
+    flags.DEFINE_string("workdir", "", "folder of the members; by default runs/sweep-CONFIG-SWEEP")
     flags.DEFINE_string("experiment", "train", "command of this package that runs a member")
     flags.DEFINE_list("metric", [], "metrics to show; by default the evaluations' and train/loss")
     flags.mark_flags_as_required(["config", "sweep"])

@@ -13,13 +13,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from rmjax.sections import nearest
 from rmjax.study.sweeps import Overrides
 
 _LONGEST = 120  # characters of a folder's name; file systems take 255 bytes
-_PLACE = re.compile(r"(cell|work):([^/]*)(.*)", re.DOTALL)
+_PLACE = re.compile(r"(cell|work):([^/\s]+)(\S*)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,13 +95,18 @@ def members(
     varied = varying(sweep)
     found: dict[str, Cell] = {}
     for number, overrides in enumerate(sweep):
-        values = {key: overrides.get(key, _value(base, key, f"member {number}")) for key in varied}
+        values = {key: _plain(overrides.get(key, _value(base, key, f"member {number}"))) for key in varied}
         name = name_of(values)
         cell = Cell(name, values, _overridden(base, overrides, f"member {number} ({name})", complete))
         if name in found:
             raise ValueError(f"member {number} is the same as an earlier one ({name}); remove one of them")
         found[name] = cell
     return tuple(found.values())
+
+
+def _plain(value: Any) -> Any:
+    """Python's own number for one of numpy's, of which a config's type would differ."""
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def varying(sweep: Sequence[Overrides]) -> list[str]:
@@ -125,8 +131,8 @@ def _overridden(
     base: ConfigDict, overrides: Overrides, place: str, complete: Callable[[ConfigDict], ConfigDict]
 ) -> ConfigDict:
     config = base.copy_and_resolve_references()
-    for key, value in overrides.items():
-        before = _value(config, key, place)
+    for key, given in overrides.items():
+        before, value = _value(config, key, place), _plain(given)
         if isinstance(before, ConfigDict):
             raise ValueError(f"{place}: {key} is a section of keys; set one of them ({', '.join(before)})")
         try:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rmjax.evaluate.report import environment
 from rmjax.files import write_text
 from rmjax.study.page import differing, filled
 from rmjax.study.study import Result, Study
@@ -78,6 +77,8 @@ def check_page(claim: Claim, root: Path) -> list[str]:
     return differing(text, made_parts(claim, root), claim.page, claim.study.name)
 
 
-def about(config: Any, command: str) -> dict[str, Any]:
-    """What makes a claim's numbers again: its command, what the config changes, device and versions."""
-    return {"command": command, "config": json.loads(config.to_json_best_effort()), **environment()}
+def about(config: Any, command: str, found: Mapping[str, Result]) -> dict[str, Any]:
+    """What makes a claim's numbers again: its command, the config, and where its cells ran."""
+    where = [dict(result.where) for result in found.values() if result.where]
+    alike = where[0] if where and all(each == where[0] for each in where) else {"cells": where}
+    return {"command": command, "config": json.loads(config.to_json_best_effort()), **alike}

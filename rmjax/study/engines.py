@@ -7,12 +7,15 @@ import re
 import signal
 import subprocess
 import threading
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 PARENT = "RMJAX_PARENT"
 """Environment variable: a pipe's descriptor that closes when the process that started this one has ended."""
+BUSY = 76
+"""Exit code of a cell that another process is at: it is asked again later, which is no attempt."""
 
 
 class Handle(Protocol):
@@ -24,6 +27,10 @@ class Handle(Protocol):
 
     def stop(self) -> None:
         """Asks it to save and end."""
+        ...
+
+    def kill(self) -> None:
+        """Ends it at once."""
         ...
 
 
@@ -58,17 +65,20 @@ class _Ended:
     def stop(self) -> None:
         """It has ended."""
 
+    def kill(self) -> None:
+        """It has ended."""
+
 
 @dataclasses.dataclass
 class InProcess:
     """One after the other, here: no start-up, shared compiled programs, and one memory for all.
 
     Attributes:
-      run: name → runs the cell; what it raises is passed on.
+      run: name → runs the cell; an error that it raises goes to the cell's log.
     """
 
     run: Callable[[str], object]
-    retries: bool = True
+    retries: bool = False
 
     def free(self) -> bool:
         """Always: `start` returns when the cell has ended."""
@@ -76,8 +86,13 @@ class InProcess:
 
     def start(self, name: str, command: Sequence[str], log: Path) -> Handle:
         """Runs it."""
-        del command, log
-        self.run(name)
+        del command
+        try:
+            self.run(name)
+        except Exception as error:
+            with log.open("a", encoding="utf-8") as file:
+                file.write(f"{traceback.format_exc()}error: {error}\n")
+            return _Ended(1)
         return _Ended(0)
 
 
@@ -150,6 +165,7 @@ class Local:
             process = subprocess.Popen(
                 command, stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, pass_fds=(theirs,),
                 env=os.environ | dict(slot.environment) | {PARENT: str(theirs)},
+                start_new_session=True,  # Ctrl-C reaches it as a request to save
             )  # fmt: skip
         os.close(theirs)
         if hasattr(os, "sched_setaffinity"):
@@ -174,6 +190,10 @@ class _Process:
     def stop(self) -> None:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
 
 
 def end_with_parent() -> None:
@@ -229,7 +249,8 @@ class Ray:
 
 
 def _in_worker(command: Sequence[str], log: str, folder: str) -> int:
-    """Runs a cell as a process of a Ray worker; an exit by a signal is raised, so that Ray tries again."""
+    """Runs a cell as a process of a Ray worker. What is not an exit code of 0 or BUSY is raised, so that Ray tries again; a task
+    that is cancelled asks its process to save and end."""
     theirs, ours = os.pipe()
     with open(log, "ab") as file:
         process = subprocess.Popen(
@@ -237,10 +258,13 @@ def _in_worker(command: Sequence[str], log: str, folder: str) -> int:
             env=os.environ | {PARENT: str(theirs)},
         )  # fmt: skip
         os.close(theirs)
-        code = process.wait()
-    os.close(ours)
-    if code < 0:
-        raise RuntimeError(f"the cell was ended by signal {-code}; its log is {log}")
+        try:
+            code = process.wait()
+        finally:
+            os.close(ours)
+            process.terminate()
+    if code not in (0, BUSY):
+        raise RuntimeError(f"the cell ended with exit code {code}; its log is {log}")
     return code
 
 
@@ -260,6 +284,9 @@ class _Task:
 
     def stop(self) -> None:
         self.ray.cancel(self.reference, force=False)
+
+    def kill(self) -> None:
+        self.ray.cancel(self.reference, force=True)
 
 
 ENGINES = ("local", "inprocess", "ray", "slurm", "print", "none")

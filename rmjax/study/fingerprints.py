@@ -13,34 +13,54 @@ from rmjax.data.sources import SHIPPED, located
 from rmjax.study.cells import Cell, leaves
 
 Fingerprint = dict[str, Any]
-"""`config`: key → value; `data`: key, or `cell:NAME` → digest; `measure`: digest of the code that measures."""
-_WITHOUT_EFFECT = r"hosts\.|data\.prefetch$|run\.(log_every|keep|keep_every|tensorboard|wandb)$"
-"""Keys that say how a run is kept and shown."""
+"""`config`: key → value; `data`: key, or `cell:NAME` → digest, None for data that are not there; `code`: of what measures."""
+_DATA = r"(.*\.)?(path|init|starts|template|tokenizer|prompts|checkpoints|sources(\[\d+\])?|as_long_as)"
+"""Keys whose values name files or folders. Values with `shipped:` or `work:` before them and real sets' names do so anywhere."""
+_WITHOUT_EFFECT = r"(.*\.)?(root|hosts\..*|data\.prefetch|run\.(keep|keep_every|tensorboard|wandb))"
+"""Keys that say where data lie, and how a run is kept and shown."""
 
 
-def fingerprint(cell: Cell, others: Mapping[str, Cell], workdir: Path, measure: str) -> Fingerprint:
+def fingerprint(cell: Cell, others: Mapping[str, Cell], workdir: Path, code: str) -> Fingerprint:
     """Of a cell. The fingerprints of the cells that it needs are among its data.
 
     Args:
-      cell: its files are there, as far as they are of other cells or of the study.
+      cell: what is to be run.
       others: all cells by name.
       workdir: of the study.
-      measure: digest of the code that measures.
+      code: digest of the code that trains and measures.
+
+    Raises:
+      ValueError: the config names a shipped set that there is not; the message names the cell and the key.
     """
-    found = {key: _json(value) for key, value in leaves(cell.config).items() if not re.match(_WITHOUT_EFFECT, key)}
-    data = {}
+    found = {key: _json(value) for key, value in leaves(cell.config).items()}
+    config: dict[str, Any] = {}
+    data: dict[str, str | None] = {}
     for key, value in found.items():
-        path = _path(key, value, found, workdir) if isinstance(value, str) else None
-        if path is not None and (content := _content(path)):
-            data[key] = content
-    config = {key: value for key, value in found.items() if key not in data}  # where data lie has no effect
+        path = _named(cell, key, value, found, workdir)
+        if path is not None:
+            data[key] = _content(path)
+        elif not re.fullmatch(_WITHOUT_EFFECT, key):
+            config[key] = value
     for name in cell.needs:
         data[f"cell:{name}"] = digest(fingerprint(others[name], others, workdir, ""))
-    return {"config": config, "data": data, "measure": measure}
+    return {"config": config, "data": data, "code": code}
 
 
-def _path(key: str, value: str, config: Mapping[str, Any], workdir: Path) -> Path | None:
-    """The file or folder that a config's string names; None if it names none."""
+def _named(cell: Cell, key: str, value: Any, config: Mapping[str, Any], workdir: Path) -> Path | None:
+    try:
+        return path_of(key, value, config, workdir)
+    except OSError as error:
+        raise ValueError(f"{cell.name}: config.{key}: {error}") from error
+
+
+def path_of(key: str, value: Any, config: Mapping[str, Any], workdir: Path) -> Path | None:
+    """The file or folder that a value of a config names, whether it is there or not; None if it names none.
+
+    Raises:
+      FileNotFoundError: a shipped set that there is not.
+    """
+    if not isinstance(value, str) or not value:
+        return None
     if value.startswith("work:"):
         return workdir / value.removeprefix("work:")
     if value.startswith(SHIPPED):
@@ -48,7 +68,20 @@ def _path(key: str, value: str, config: Mapping[str, Any], workdir: Path) -> Pat
     if value in PREFERENCE_SETS:
         root = config.get(f"{key.rsplit('.', 1)[0]}.root", config.get("root"))
         return set_path(value, root) if root else None
-    return Path(value) if "/" in value or "." in value else None
+    if not re.fullmatch(_DATA, key) or re.match(r"(cell|tfds):", value):
+        return None
+    path = Path(value)
+    return path if "/" in value or path.suffix or path.exists() else None
+
+
+def absent(cell: Cell, workdir: Path) -> list[str]:
+    """The data of a cell that are not there, of those that no other cell and no `prepare` makes: `config.KEY=VALUE`."""
+    found = {key: _json(value) for key, value in leaves(cell.config).items()}
+    paths = {key: _named(cell, key, value, found, workdir) for key, value in found.items()}
+    made = {key for key, value in found.items() if isinstance(value, str) and value.startswith("work:")}
+    return [
+        f"config.{key}={found[key]}" for key, path in paths.items() if path and key not in made and not path.exists()
+    ]
 
 
 def _json(value: Any) -> Any:
@@ -61,7 +94,7 @@ def digest(value: Any) -> str:
 
 
 def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """What changed between two fingerprints, in words; empty if nothing did."""
+    """What changed between two fingerprints, in words; empty if nothing did. Data that are not there now cannot have changed."""
     parts = []
     config = [
         f"config.{key}: {before['config'].get(key)!r} then, {now['config'].get(key)!r} now"
@@ -70,12 +103,12 @@ def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     ]
     if config:
         parts.append("; ".join(config[:4]) + (f"; {len(config) - 4} more" if len(config) > 4 else ""))
-    names = before["data"].keys() | now["data"].keys()
-    data = [name for name in names if before["data"].get(name) != now["data"].get(name)]
+    data = [key for key, found in now["data"].items() if found is not None and before["data"].get(key) != found]
+    data += [key for key in before["data"] if key not in now["data"] and key not in now["config"]]
     if data:
         parts.append(f"other data in {', '.join(f'config.{key}' if ':' not in key else key for key in sorted(data))}")
-    if before["measure"] != now["measure"]:
-        parts.append("another measure")
+    if before["code"] != now["code"]:
+        parts.append("other code that measures")
     return "; ".join(parts)
 
 
@@ -93,7 +126,7 @@ def _file_digest(path: Path) -> str:
     return _cached_digest(path, found.st_mtime_ns, found.st_size)
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=4096)
 def _cached_digest(path: Path, changed: int, size: int) -> str:
     del changed, size  # when they differ, so may the content
     with path.open("rb") as file:
@@ -101,9 +134,8 @@ def _cached_digest(path: Path, changed: int, size: int) -> str:
 
 
 def _folder_digest(folder: Path) -> str:
-    """Of a run: its newest checkpoint's manifest, which has the digests of all its files. Of other folders: names and sizes."""
+    """Of a run: its newest checkpoint's manifest, which has the digests of all its files. Of other folders: all files."""
     manifests = [path for path in folder.glob("checkpoints/*/manifest.json") if path.parent.name.isdigit()]
     if manifests:
         return _file_digest(max(manifests, key=lambda path: int(path.parent.name)))
-    files = sorted((str(path.relative_to(folder)), path.stat().st_size) for path in folder.rglob("*") if path.is_file())
-    return digest(files)
+    return digest(sorted((str(p.relative_to(folder)), _file_digest(p)) for p in folder.rglob("*") if p.is_file()))

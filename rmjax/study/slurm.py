@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rmjax.files import write_text
 from rmjax.study.cells import Cell
-from rmjax.study.study import RESULT, Study, in_order
+from rmjax.study.study import Study, in_order
 
 _SCRIPT = """\
 #!/bin/bash
@@ -18,12 +18,17 @@ _SCRIPT = """\
 #SBATCH --signal=TERM@120
 {options}
 set -u
-cells=({cells})
+export RMJAX_STOPPED_CODE=75
 commands=({commands})
-cell=${{cells[$SLURM_ARRAY_TASK_ID]}}
-eval "srun ${{commands[$SLURM_ARRAY_TASK_ID]}}" || exit
-# It ended well without a result: it was asked to stop, has saved, and goes on from there.
-grep -q '"status": "done"' {workdir}/"$cell"/{result} || scontrol requeue "${{SLURM_ARRAY_JOB_ID}}_${{SLURM_ARRAY_TASK_ID}}"
+eval "srun ${{commands[$SLURM_ARRAY_TASK_ID]}}"
+code=$?
+# 75: it was asked to stop, has saved, and goes on from there. 76: another process is at the cell. Else it failed.
+case $code in
+  0) exit 0 ;;
+  75 | 76) ;;
+  *) [ "${{SLURM_RESTART_COUNT:-0}}" -lt {retries} ] || exit $code ;;
+esac
+scontrol requeue "${{SLURM_ARRAY_JOB_ID}}_${{SLURM_ARRAY_TASK_ID}}"
 """
 
 
@@ -38,7 +43,12 @@ def levels(cells: Sequence[Cell]) -> list[list[Cell]]:
 
 
 def write_scripts(
-    study: Study, workdir: Path, command: Callable[[str], Sequence[str]], options: Sequence[str], parallel: int
+    study: Study,
+    workdir: Path,
+    command: Callable[[str], Sequence[str]],
+    options: Sequence[str],
+    parallel: int,
+    retries: int = 1,
 ) -> Path:
     """Writes the scripts below `workdir`/slurm; gives the one that submits them.
 
@@ -48,6 +58,7 @@ def write_scripts(
       command: cell's name → the command that runs it.
       options: of sbatch, such as "--gpus-per-node=1".
       parallel: cells of an array at a time; 0: as many as Slurm starts.
+      retries: restarts, of whatever cause, after which a cell that fails is given up.
 
     Raises:
       ValueError: `--gpus-per-task`, which hides the GPUs from JAX's detection of Slurm.
@@ -59,8 +70,8 @@ def write_scripts(
     submit = ["#!/bin/bash", "set -eu", 'after=""']
     for number, cells in enumerate(levels(study.cells)):
         path = folder / f"level{number}.sh"
-        write_text(path, _script(study, workdir.resolve(), cells, command, options, parallel))
-        submit += [f"job=$(sbatch --parsable $after {shlex.quote(str(path))})", 'after="--dependency=afterok:$job"']
+        write_text(path, _script(study, workdir.resolve(), cells, command, options, parallel, retries))
+        submit += [f"job=$(sbatch --parsable $after {shlex.quote(str(path))})", 'after="--dependency=afterany:$job"']
         submit += [f'echo "level {number}: job $job, {len(cells)} cells"']
     write_text(folder / "submit.sh", "\n".join(submit) + "\n")
     return folder / "submit.sh"
@@ -73,10 +84,10 @@ def _script(
     command: Callable[[str], Sequence[str]],
     options: Sequence[str],
     parallel: int,
+    retries: int,
 ) -> str:
     return _SCRIPT.format(
         job=re.sub(r"\W+", "-", study.name)[:60], last=len(cells) - 1, limit=f"%{parallel}" if parallel else "",
-        workdir=shlex.quote(str(workdir)), options="".join(f"#SBATCH {option}\n" for option in options), result=RESULT,
-        cells=" ".join(shlex.quote(cell.name) for cell in cells),
+        workdir=shlex.quote(str(workdir)), options="".join(f"#SBATCH {option}\n" for option in options), retries=retries,
         commands=" ".join(shlex.quote(shlex.join(command(cell.name))) for cell in cells),
     )  # fmt: skip

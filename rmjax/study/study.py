@@ -1,14 +1,21 @@
-"""A study: cells, how one is run, and what is measured of it. `run_cell` does one, wherever it is called."""
+"""A study: cells, how one is run, and what is measured of it. `run_cell` does one, wherever it is called.
+
+A cell's folder has `cell.json`, which `run_cell` alone writes, under the cell's lock: the fingerprint under which it began, and
+its rows when it is done. The process that waits for cells leaves `failed.json` or `stopped.json` beside it: why there are none.
+"""
 
 import dataclasses
+import functools
 import hashlib
 import inspect
 import json
+import math
 import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal
 
 from ml_collections import ConfigDict
@@ -18,9 +25,9 @@ from rmjax.evaluate.rows import Row
 from rmjax.files import write_json, write_text
 from rmjax.locks import locked
 from rmjax.study.cells import Cell, placed
-from rmjax.study.fingerprints import Fingerprint, difference, fingerprint
+from rmjax.study.fingerprints import Fingerprint, absent, difference, fingerprint
 
-RESULT = "cell.json"
+RESULT, FAILED, STOPPED = "cell.json", "failed.json", "stopped.json"
 IDENTITY = "study.json"
 SUPERSEDED = "superseded"
 Status = Literal["new", "begun", "done", "stopped", "failed", "changed"]
@@ -41,6 +48,7 @@ class Study:
       measure: (cell, the study's folder) → rows in long form, of a folder that `train` made.
       prepare: makes the data in the study's folder that configs name as `work:PATH`; called again, it changes nothing.
       discards: whether a cell's checkpoints are removed once it is measured.
+      code: further modules that training and measuring depend on, beside the one of `measure`.
     """
 
     name: str
@@ -49,6 +57,7 @@ class Study:
     measure: Callable[[Cell, Path], Iterable[Row]]
     prepare: Callable[[Path], None] = _nothing
     discards: bool = False
+    code: tuple[ModuleType, ...] = ()
 
     def __post_init__(self) -> None:
         names = [cell.name for cell in self.cells]
@@ -71,16 +80,18 @@ class Result:
     """What is on the disk of a cell.
 
     Attributes:
-      status: "changed": of another config, data set or measure; `why` says which.
-      rows: what was measured; none unless the status is "done" or "stopped".
+      status: "changed": made by another config, data set or measure; `why` says which.
+      rows: what was measured; none unless the status is "done".
       why: of a cell that was stopped, failed or changed.
-      seconds: that its training and measuring took, all attempts together.
+      seconds: that its training and measuring took, all finished attempts together.
+      where: device and versions, of a cell that is done.
     """
 
     status: Status
     rows: tuple[Row, ...] = ()
     why: str = ""
     seconds: float = 0.0
+    where: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def claim_folder(study: Study, workdir: Path) -> None:
@@ -100,19 +111,33 @@ def claim_folder(study: Study, workdir: Path) -> None:
         write_json(path, {"name": study.name})
 
 
+def check_data(study: Study, workdir: Path) -> None:
+    """ValueError that names the cells whose data are not there, before anything is started. Cells that are done need none."""
+    for cell in study.cells:
+        if result_of(study, cell, workdir).status != "done" and (missing := absent(cell, workdir)):
+            raise ValueError(f"{cell.name}: {missing[0]} is not there; correct the path")
+
+
 def made_by(study: Study, cell: Cell, workdir: Path) -> Fingerprint:
     """What the cell's result would depend on, made now."""
-    return fingerprint(cell, study.by_name, workdir, code_digest(study.measure))
+    return fingerprint(cell, study.by_name, workdir, code_digest(study.measure, study.code))
 
 
-def code_digest(function: Callable[..., Any]) -> str:
-    """Of the whole file that a function stands in: what it calls there counts too."""
-    module = inspect.getmodule(function)
+def code_digest(measure: Callable[..., Any], modules: Sequence[ModuleType] = ()) -> str:
+    """Of the whole files that a function and some modules stand in: what they call there counts too. As they are when this is
+    first asked for; a process runs what it has imported."""
+    while isinstance(measure, functools.partial):
+        measure = measure.func
+    own = inspect.getmodule(measure)
+    return hashlib.sha256("".join(map(_source, ([own] if own else [measure]) + list(modules))).encode()).hexdigest()
+
+
+@functools.cache
+def _source(thing: Any) -> str:
     try:
-        text = inspect.getsource(module) if module is not None else repr(function)
-    except OSError:  # made in an interpreter
-        text = repr(function)
-    return hashlib.sha256(text.encode()).hexdigest()
+        return inspect.getsource(thing)
+    except (OSError, TypeError):  # made in an interpreter
+        return repr(thing)
 
 
 def result_of(study: Study, cell: Cell, workdir: Path) -> Result:
@@ -121,18 +146,36 @@ def result_of(study: Study, cell: Cell, workdir: Path) -> Result:
     Raises:
       ValueError: its file is no result; the message names it.
     """
-    path = workdir / cell.name / RESULT
-    if not path.exists():
-        return Result("new")
-    found = _read(path)
+    folder = workdir / cell.name
+    if not (folder / RESULT).exists():
+        return _without_result(folder, Result("new"))
+    found = _read(folder / RESULT)
     try:
         changed = difference(found["made_by"], made_by(study, cell, workdir))
         if changed:
             return Result("changed", why=changed, seconds=found["seconds"])
-        rows = tuple(Row(**row) for row in found.get("rows", ()))
-        return Result(found["status"], rows, found.get("why", ""), found["seconds"])
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{path}: not the result of a cell ({error}); remove it to run the cell again") from error
+        if found["status"] == "done":
+            rows = tuple(Row(**{**row, "value": float(row["value"])}) for row in found["rows"])
+            return Result("done", rows, seconds=found["seconds"], where=found["where"])
+        return _without_result(folder, Result("begun", seconds=found["seconds"]))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{folder / RESULT}: not the result of a cell ({error}); remove it to run the cell again"
+        ) from error
+
+
+def _without_result(folder: Path, found: Result) -> Result:
+    status: Status
+    for name, status in ((FAILED, "failed"), (STOPPED, "stopped")):
+        if (folder / name).exists():
+            return dataclasses.replace(found, status=status, why=str(_read(folder / name).get("why", "")))
+    return found
+
+
+def leave_word(folder: Path, name: str, why: str, **more: str) -> None:
+    """Says beside a cell's file why it has no result: `name` is FAILED or STOPPED."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / name, {"why": why, **more})
 
 
 def result_rows(folder: Path) -> tuple[Row, ...]:
@@ -141,7 +184,7 @@ def result_rows(folder: Path) -> tuple[Row, ...]:
     found = _read(path) if path.exists() else {}
     if found.get("status") != "done":
         raise ValueError(f"{path} has no result; run that cell first")
-    return tuple(Row(**row) for row in found["rows"])
+    return tuple(Row(**{**row, "value": float(row["value"])}) for row in found["rows"])
 
 
 def run_cell(study: Study, name: str, workdir: Path) -> Result:
@@ -150,66 +193,67 @@ def run_cell(study: Study, name: str, workdir: Path) -> Result:
     Raises:
       InUseError: another process is at the cell.
       KeyError: there is no such cell.
+      ValueError: a cell that it needs has no result yet.
     """
     cell, folder = study.by_name[name], workdir / name
-    found = result_of(study, cell, workdir)
-    if found.status in ("done", "stopped"):
-        return found
-    if found.status == "changed":
-        _set_aside(study, cell, workdir)
-    folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder / "cell"):  # the folder's own lock is that of the training run
+    workdir.mkdir(parents=True, exist_ok=True)
+    with locked(workdir / f"{name}.cell"):  # beside the folder, which may be set aside; its own lock is the training's
+        found = result_of(study, cell, workdir)
+        if found.status == "done":
+            return found
+        for needed in cell.needs:
+            if (status := result_of(study, study.by_name[needed], workdir).status) != "done":
+                raise ValueError(f"{name} needs {needed}, which is {status}; run that first")
+        if found.status == "changed":
+            _set_aside(study, cell, workdir)
+        folder.mkdir(parents=True, exist_ok=True)
+        for word in (FAILED, STOPPED):
+            (folder / word).unlink(missing_ok=True)
         return _run(study, cell, workdir, 0.0 if found.status == "changed" else found.seconds)
 
 
 def _run(study: Study, cell: Cell, workdir: Path, before: float) -> Result:
-    start, folder = time.monotonic(), workdir / cell.name
-    write_result(study, cell, workdir, Result("begun", seconds=before))
-    study.train(placed(cell.config, workdir), folder)
+    start, folder, now = time.monotonic(), workdir / cell.name, made_by(study, cell, workdir)
+    _write(study, cell, folder, now, Result("begun", seconds=before))
+    study.train(placed(cell.config, workdir.resolve()), folder)
     rows = tuple(study.measure(cell, workdir))
-    found = Result("done", rows, seconds=before + time.monotonic() - start)
-    write_result(study, cell, workdir, found)
+    found = Result("done", rows, seconds=before + time.monotonic() - start, where=environment())
+    _write(study, cell, folder, now, found)
+    if changed := difference(now, made_by(study, cell, workdir)):
+        print(f"{cell.name}: while it ran there came {changed}; it will be run again", file=sys.stderr)
     if study.discards:
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return found
 
 
-def write_result(study: Study, cell: Cell, workdir: Path, result: Result) -> None:
-    """The cell's file."""
-    about = {
-        "status": result.status,
-        "why": result.why,
-        "seconds": round(result.seconds, 1),
-        "values": _plain(cell.values),
-    }
-    rows = [dataclasses.asdict(row) for row in result.rows]
-    where = (
-        environment() if result.status == "done" else {}
-    )  # else it is written by the process that waits, on no device
-    known = about | {"made_by": made_by(study, cell, workdir), "rows": rows, **where}
-    folder = workdir / cell.name
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / RESULT, json.dumps(known, ensure_ascii=False) + "\n")
+def _write(study: Study, cell: Cell, folder: Path, now: Fingerprint, result: Result) -> None:
+    """The cell's file, under the fingerprint with which it began."""
+    rows = [dataclasses.asdict(row) | {"value": plain(row.value)} for row in result.rows]
+    known = {"study": study.name, "status": result.status, "seconds": round(result.seconds, 1), "values": cell.values}
+    text = json.dumps(
+        known | {"made_by": now, "where": result.where, "rows": rows}, ensure_ascii=False, allow_nan=False
+    )
+    write_text(folder / RESULT, text + "\n")
 
 
-def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+def plain(value: float) -> float | str:
+    """What JSON can hold: "nan" and "inf" for what it lacks."""
+    return value if math.isfinite(value) else str(value)
 
 
 def _set_aside(study: Study, cell: Cell, workdir: Path) -> None:
     """Keeps what was made by another config or from other data, under another name: only its owner may delete it. Where the
-    measure alone is another one, the training stays."""
+    code that measures alone is another one, the training stays."""
     folder = workdir / cell.name
     before, now = _read(folder / RESULT)["made_by"], made_by(study, cell, workdir)
-    if difference(before, now | {"measure": before["measure"]}):
-        number = 1
-        while (target := workdir / SUPERSEDED / f"{cell.name}-{number}").exists():
-            number += 1
-        target.parent.mkdir(parents=True, exist_ok=True)
-        folder.rename(target)
-        print(f"{cell.name}: what was there is in {target} now", file=sys.stderr)
-    else:
-        (folder / RESULT).unlink()
+    if not difference(before, now | {"code": before["code"]}):
+        return
+    number = 1
+    while (target := workdir / SUPERSEDED / f"{cell.name}-{number}").exists():
+        number += 1
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder.rename(target)
+    print(f"{cell.name}: what was there is in {target} now", file=sys.stderr)
 
 
 def _read(path: Path) -> dict[str, Any]:

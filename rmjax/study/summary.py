@@ -128,7 +128,9 @@ def _rounded(line: Line) -> Line:
 def _six(value: Any) -> Any:
     if isinstance(value, list):
         return [_six(each) for each in value]
-    return float(f"{value:.6g}") if isinstance(value, float) else value
+    if not isinstance(value, float):
+        return value
+    return int(value) if value.is_integer() and abs(value) >= 1 else float(f"{value:.6g}")  # counts stay whole
 
 
 def read_summary(path: Path, study: str) -> tuple[dict[str, Any], list[Line]]:

@@ -10,7 +10,7 @@ import numpy as np
 from rmjax.evaluate.rows import Row, of_metric, values
 from rmjax.evaluate.statistics import Interval
 from rmjax.study.cells import Cell, shown
-from rmjax.study.study import Result
+from rmjax.study.study import Result, plain
 from rmjax.terminal import printable
 
 Table = Sequence[Sequence[str]]
@@ -41,11 +41,14 @@ def _is_number(cell: str) -> bool:
     return cell in ("", "–") or cell.lstrip("+-−")[:1].isdigit()
 
 
+_FORMULA = ("=", "@", "+", "-", "\t", "\r")
+
+
 def comma_separated(table: Table) -> str:
-    """As CSV. A cell that a spreadsheet would take for a formula begins with an apostrophe."""
+    """As CSV. A text that a spreadsheet would take for a formula begins with an apostrophe."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerows([["'" + c if c[:1] in "=@" else c for c in line] for line in table])
+    writer.writerows([["'" + c if c.startswith(_FORMULA) and not _is_number(c) else c for c in line] for line in table])
     return file.getvalue()
 
 
@@ -142,7 +145,7 @@ def long_form(cells: Sequence[Cell], results: Mapping[str, Result]) -> list[dict
             "item": row.item,
             "cluster": row.cluster,
             "metric": row.metric,
-            "value": row.value,
+            "value": plain(row.value),
         }
         | dict(row.groups)
         for cell in cells

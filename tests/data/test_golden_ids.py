@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from configs.sample import corpus, ladder, solver
-from experiments import sample, skills
+from experiments import sample
+from experiments.studies.forgetting import skills
 from rmjax import config as base
 from rmjax.data import sources
 from rmjax.data.formats import Encoder, Format

@@ -46,7 +46,8 @@ def test_what_is_refused_before_anything_starts(home, text, message):
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("nothing", "there is no experiments/nothing.py"), ("start", "has no run")]
+    ("name", "message"),
+    [("nothing", "there is no experiments/nothing.py"), ("start", "has no run"), ("demo", "has no run")],
 )
 def test_an_experiment_that_is_none(home, name, message):
     with pytest.raises(ValueError, match=message):
@@ -57,6 +58,9 @@ def test_a_sweep_file_that_is_none(tmp_path):
     with pytest.raises(FileNotFoundError, match="--sweep=.*absent.py: no such file"):
         command.load_sweep(tmp_path / "absent.py")
     (tmp_path / "empty.py").write_text("")
+    (tmp_path / "x.txt").write_text("")
+    with pytest.raises(ValueError, match="not a Python file"):
+        command.load_sweep(tmp_path / "x.txt")
     with pytest.raises(ValueError, match="has no function get_sweep"):
         command.load_sweep(tmp_path / "empty.py")
 
@@ -80,13 +84,14 @@ def start(config_file, sweep, workdir, *flags):
 def test_the_commands_are_printed_and_nothing_starts(home, config_file, tmp_path):
     said, _ = start(config_file, write_sweep(home, "two", "seeds(2)"), tmp_path / "s", "--engine=print").communicate()
     assert [line.split()[-1] for line in said.splitlines()] == ["--cell=seed=0", "--cell=seed=1"]
-    assert "--engine" not in said and not (tmp_path / "s").exists()
+    assert "--engine" not in said and not list((tmp_path / "s").glob("*/"))
 
 
 @pytest.mark.slow
 def test_killed_it_goes_on_and_reports_what_failed(home, config_file, tmp_path):
-    """Two seeds, and a member whose file is not there."""
-    sweep = write_sweep(home, "some", f"seeds(2) + sweep('data.path', ('{home}/absent.jsonl',))")
+    """Two seeds, and a member whose file is broken."""
+    (home / "broken.jsonl").write_text("{")
+    sweep = write_sweep(home, "some", f"seeds(2) + sweep('data.path', ('{home}/broken.jsonl',))")
     workdir = tmp_path / "sweep"
     process = start(config_file, sweep, workdir)
     while not (found := [p for p in workdir.glob("*/metrics.jsonl") if lines_written(p.parent) > 3]):
@@ -98,7 +103,7 @@ def test_killed_it_goes_on_and_reports_what_failed(home, config_file, tmp_path):
     stopped = lines_written(first)
     out, err = (process := start(config_file, sweep, workdir)).communicate(timeout=600)
     assert process.returncode == 1 and err.splitlines()[-1].startswith("error: 1 of 3 cells have no result (")
-    assert "absent.jsonl" in err.splitlines()[-1] and "Traceback" not in err
+    assert "broken.jsonl" in err.splitlines()[-1] and "Traceback" not in err
     found = json.loads((workdir / "sweep.json").read_text())["members"]
     assert sorted(member["status"] for member in found.values()) == ["done", "done", "failed"]
     assert lines_written(first) > stopped

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,7 +12,7 @@ from rmjax.study.cells import Cell, members, name_of, placed, shown
 from rmjax.study.fingerprints import difference, fingerprint
 from rmjax.study.sweeps import product, seeds, sweep
 
-BASE = {"run": {"seed": 0, "steps": 10, "log_every": 1}, "rate": 0.1, "data": {"path": "x.jsonl"}, "sizes": (1, 2)}
+BASE = {"run": {"seed": 0, "steps": 10, "keep": 1}, "rate": 0.1, "data": {"path": "x.jsonl"}, "sizes": (1, 2)}
 
 
 def base():
@@ -124,14 +125,14 @@ def test_what_changed_is_said(tmp_path):
     path = tmp_path / "x.jsonl"
     path.write_text("1")
     before = printed(tmp_path, data__path=str(path))
-    assert difference(before, printed(tmp_path, data__path=str(path), run__log_every=9)) == ""
+    assert difference(before, printed(tmp_path, data__path=str(path), run__keep=9)) == ""
     assert difference(before, printed(tmp_path, data__path=str(path), rate=0.5)) == "config.rate: 0.1 then, 0.5 now"
     moved = tmp_path / "moved.jsonl"
     moved.write_text("1")
     assert difference(before, printed(tmp_path, data__path=str(moved))) == ""  # the same data elsewhere
     path.write_text("22")
     assert difference(before, printed(tmp_path, data__path=str(path))) == "other data in config.data.path"
-    assert difference(before, before | {"measure": "n"}) == "another measure"
+    assert difference(before, before | {"code": "n"}) == "other code that measures"
 
 
 @pytest.mark.parametrize("value", ["shipped:policy_pool", "work:made.jsonl", "cell:first"])
@@ -142,3 +143,25 @@ def test_data_of_every_kind_count(tmp_path, value):
     assert list(found["data"]) == ["cell:first" if value == "cell:first" else "data.path"]
     others = {"first": Cell("first", {}, ConfigDict({"rate": 2}))}
     assert (difference(found, printed(tmp_path, others=others, data__path=value)) != "") == (value == "cell:first")
+
+
+def test_only_what_names_data_is_taken_for_data(tmp_path):
+    """Not a regular expression, not the folder in which sets lie; a folder without a checkpoint counts by its contents."""
+    found = printed(tmp_path, data__path="absent.jsonl")
+    assert found["data"] == {"data.path": None} and found["config"]["rate"] == 0.1
+    config = ConfigDict(
+        {"trainable": ".", "data": {"root": str(tmp_path), "path": "hh_harmless"}, "init": str(tmp_path / "m")}
+    )
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "w.safetensors").write_text("aaaa")
+    first = fingerprint(Cell("x", {}, config), {}, tmp_path, "")
+    assert set(first["data"]) == {"data.path", "init"} and first["config"] == {"trainable": "."}
+    (tmp_path / "unrelated").write_text("1")
+    assert fingerprint(Cell("x", {}, config), {}, tmp_path, "") == first
+    (tmp_path / "m" / "w.safetensors").write_text("bbbb")
+    assert difference(first, fingerprint(Cell("x", {}, config), {}, tmp_path, "")) == "other data in config.init"
+
+
+def test_numbers_of_numpy_are_python_s():
+    (found,) = made([{"rate": np.float64(0.5)}])
+    assert found.name == "rate=0.5" and type(found.config.rate) is float

@@ -1,5 +1,6 @@
 """Studies on the disk: what is run again and why, on every engine, with cells that fail, stop, or need each other."""
 
+import functools
 import json
 import os
 import shlex
@@ -15,17 +16,16 @@ from ml_collections import ConfigDict
 from rmjax.evaluate.rows import Row
 from rmjax.study import engines, slurm, stopping
 from rmjax.study.cells import Cell
-from rmjax.study.run import EarlyStop, Options, last_error, progress, results, run
+from rmjax.study.run import EarlyStop, Options, last_error, log_of, progress, results, run
 from rmjax.study.study import (
     RESULT,
     SUPERSEDED,
-    Result,
     Study,
     claim_folder,
+    code_digest,
     in_order,
     result_of,
     run_cell,
-    write_result,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -50,12 +50,14 @@ def another_measure(cell, workdir):
 another_measure.__module__ = "json"  # so that its file is another one
 
 
-def cell(name, rate=1.0, init="", **values):
-    return Cell(name, {"rate": rate} | values, ConfigDict({"rate": rate, "init": init, "run": {"steps": 10}}))
+def cell(name, rate=1.0, init="", path="", **values):
+    return Cell(
+        name, {"rate": rate} | values, ConfigDict({"rate": rate, "init": init, "path": path, "run": {"steps": 10}})
+    )
 
 
 def study(*cells, **changes):
-    return Study(**({"name": "s", "cells": cells, "train": train, "measure": measure} | changes))
+    return Study(**{"name": "s", "cells": cells, "train": train, "measure": measure} | changes)
 
 
 def trained(folder):
@@ -91,16 +93,44 @@ def test_another_config_sets_aside_what_was_there(tmp_path, capsys):
 def test_another_measure_keeps_the_training(tmp_path):
     run_cell(study(cell("a")), "a", tmp_path)
     changed = study(cell("a"), measure=another_measure)
-    assert result_of(changed, changed.cells[0], tmp_path).why == "another measure"
+    assert result_of(changed, changed.cells[0], tmp_path).why == "other code that measures"
     assert run_cell(changed, "a", tmp_path).rows[0].value == 3.0
     assert trained(tmp_path / "a") == 2 and not (tmp_path / SUPERSEDED).exists()  # `train` finds it whole
 
 
+def killed(*_):
+    raise KeyboardInterrupt
+
+
 def test_a_cell_that_was_killed_in_its_training_goes_on(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run_cell(study(cell("a"), train=killed), "a", tmp_path)
     made = study(cell("a"))
-    write_result(made, made.cells[0], tmp_path, Result("begun", seconds=5.0))
-    found = run_cell(made, "a", tmp_path)
-    assert found.status == "done" and found.seconds >= 5.0 and not (tmp_path / SUPERSEDED).exists()
+    assert result_of(made, made.cells[0], tmp_path).status == "begun"
+    assert run_cell(made, "a", tmp_path).status == "done" and not (tmp_path / SUPERSEDED).exists()
+
+
+def test_data_that_changed_while_a_cell_ran_are_not_those_that_it_ran_on(tmp_path, capsys):
+    path = tmp_path / "data.jsonl"
+    path.write_text("old")
+    made = study(cell("a", path=str(path)), train=lambda config, folder: path.write_text("newer"))
+    run_cell(made, "a", tmp_path / "w")
+    assert "a: while it ran there came other data in config.path" in capsys.readouterr().err
+    assert result_of(made, made.cells[0], tmp_path / "w").status == "changed"
+
+
+def test_numbers_that_json_lacks_survive(tmp_path):
+    made = study(
+        cell("a"), measure=lambda cell, workdir: [Row("i", "c", name, float(name)) for name in ("nan", "inf", "1")]
+    )
+    run_cell(made, "a", tmp_path)
+    found = [row.value for row in result_of(made, made.cells[0], tmp_path).rows]
+    assert str(found) == "[nan, inf, 1.0]" and "NaN" not in (tmp_path / "a" / RESULT).read_text()
+
+
+def test_a_partial_function_counts_by_what_it_calls():
+    assert code_digest(functools.partial(measure, 1)) == code_digest(measure) != code_digest(another_measure)
+    assert code_digest(measure, (engines,)) != code_digest(measure)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"status": "done"}', '{"made_by": 3}'])
@@ -120,7 +150,7 @@ def test_cells_run_after_those_they_need(tmp_path):
         cell("b", 2.0, "cell:a"), cell("a"), train=lambda config, folder: order.append((folder.name, config.init))
     )
     found = in_process(made, tmp_path)
-    assert order == [("a", ""), ("b", str(tmp_path / "a"))] and list(found) == ["b", "a"]
+    assert order == [("a", ""), ("b", str(tmp_path.resolve() / "a"))] and list(found) == ["b", "a"]
     assert [cell.name for cell in in_order(made.cells)] == ["a", "b"]
     changed = study(cell("b", 2.0, "cell:a"), cell("a", 7.0), train=made.train)
     assert results(changed, tmp_path)["b"].why == "other data in cell:a"
@@ -134,6 +164,45 @@ def test_a_folder_holds_one_study(tmp_path):
     (tmp_path / "run" / "model.json").touch()
     with pytest.raises(ValueError, match="holds a run, not a study"):
         claim_folder(study(cell("a")), tmp_path / "run")
+
+
+def test_a_failure_before_a_cell_began_does_not_make_old_results_new(tmp_path):
+    """The needed cell changed, failed once, and is made again: what was made from its old form is made again too."""
+    first = study(cell("a"), cell("b", 2.0, "cell:a"))
+    in_process(first, tmp_path)
+    failing = study(cell("a", -5.0), cell("b", 2.0, "cell:a"))
+    found = in_process(failing, tmp_path, retries=0)
+    assert (found["a"].status, found["b"].status) == ("failed", "changed") and "a rate below 0" in found["a"].why
+    again = study(cell("a", 5.0), cell("b", 2.0, "cell:a"))
+    assert {result.status for result in in_process(again, tmp_path).values()} == {"done"}
+    assert trained(tmp_path / "b") == 1 and trained(tmp_path / SUPERSEDED / "b-1") == 1
+
+
+def test_a_cell_by_itself_waits_for_those_it_needs(tmp_path):
+    with pytest.raises(ValueError, match="b needs a, which is new; run that first"):
+        run_cell(study(cell("a"), cell("b", 2.0, "cell:a")), "b", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("absent/file.jsonl", "b: config.path=absent/file.jsonl is not there"),
+        ("shipped:typo", "b: config.path: shipped:typo: no such part"),
+    ],
+)
+def test_data_that_are_not_there_are_refused_before_anything_starts(tmp_path, path, message):
+    with pytest.raises(ValueError, match=message):
+        in_process(study(cell("a"), cell("b", 2.0, path=path)), tmp_path)
+    assert not (tmp_path / "a").exists()
+
+
+def test_results_stay_where_their_data_are_gone(tmp_path):
+    path = tmp_path / "data.jsonl"
+    path.write_text("1")
+    made = study(cell("a", path=str(path)))
+    in_process(made, tmp_path / "w")
+    path.unlink()
+    assert in_process(made, tmp_path / "w")["a"].status == "done"
 
 
 @pytest.mark.parametrize(
@@ -160,13 +229,17 @@ def scripted(made, workdir, **texts):
     """Name → command: cells as shell scripts, in which FINISH writes the result that the cell would have."""
     made.prepare(workdir)
     prepared = workdir / "prepared"
-    for each in made.cells:
-        write_result(made, each, prepared, Result("done", tuple(measure(each, workdir))))
+    for each in in_order(made.cells):
+        run_cell(study(*made.cells, train=lambda config, folder: None), each.name, prepared)
 
     def command(name):
         folder = shlex.quote(str(workdir / name))
         done = f"cp {shlex.quote(str(prepared / name / RESULT))} {folder}/"
-        return ["bash", "-c", f"cd {folder}; {texts.get(name, 'FINISH').replace('FINISH', done)}"]
+        return [
+            "bash",
+            "-c",
+            f"mkdir -p {folder} && cd {folder} && {texts.get(name, 'FINISH').replace('FINISH', done)}",
+        ]
 
     return command
 
@@ -189,7 +262,7 @@ def test_a_cell_that_fails_is_tried_again_and_then_reported(tmp_path, capsys):
     assert found["bad"].why == "exit code 1: error: \\x1b[31mred" and found["after"].why == "it needs bad, which failed"
     assert (tmp_path / "bad" / "tries").read_text().count("tried") == 3
     said = capsys.readouterr().err
-    assert "flaky failed (error: no luck); it is tried again" in said and "\x1b[31m" not in said
+    assert "flaky failed (exit code 3: error: no luck); it is tried again" in said and "\x1b[31m" not in said
     again = local(made, tmp_path, scripted(made, tmp_path))  # the same command again
     assert {result.status for result in again.values()} == {"done"}
 
@@ -200,10 +273,23 @@ def test_a_cell_that_falls_behind_is_stopped(tmp_path):
     texts = {f"c{i}": logged.replace("VALUE", "0.9") + "FINISH" for i in range(1, 5)}
     last = "while [ ! -e ../c4/cell.json ]; do sleep 0.02; done; "
     command = scripted(made, tmp_path, **texts, behind=last + logged.replace("VALUE", "0.1") + "sleep 60")
-    found = local(made, tmp_path, command, early_stop=EarlyStop(stopping.median(1), "eval/x"))
+    found = local(made, tmp_path, command, early_stop=EarlyStop(stopping.median(1), "eval/x", name="median"))
     behind = found.pop("behind")
     assert behind.status == "stopped" and behind.why.startswith("best 0.1 up to step 2, below the median 0.9 of 4")
-    assert behind.rows[0].metric == "score" and {result.status for result in found.values()} == {"done"}
+    assert not behind.rows and {result.status for result in found.values()} == {"done"}
+    same = EarlyStop(stopping.median(1), "eval/x", name="median")
+    assert (
+        local(made, tmp_path, lambda name: pytest.fail("it stays stopped"), early_stop=same)["behind"].status
+        == "stopped"
+    )
+    assert local(made, tmp_path, scripted(made, tmp_path))["behind"].status == "done"  # without the rule it goes on
+
+
+def test_a_cell_that_another_process_is_at_is_asked_again_and_one_that_a_signal_ends_is_named(tmp_path):
+    made = study(cell("busy"), cell("shot", 2.0))
+    busy = f"if [ -e tried ]; then FINISH; else touch tried; exit {engines.BUSY}; fi"
+    found = local(made, tmp_path, scripted(made, tmp_path, busy=busy, shot="kill -9 $$"), retries=0)
+    assert found["busy"].status == "done" and found["shot"].why.startswith("ended by SIGKILL: ")
 
 
 PARENT = """
@@ -262,12 +348,14 @@ def test_more_cells_than_accelerators():
 
 def test_what_a_cell_said_and_how_far_it_is(tmp_path):
     made = cell("a")
-    folder = tmp_path / "a"
-    assert last_error(folder) == "it said nothing" and progress(made, tmp_path) == 0
-    folder.mkdir()
-    (folder / "log.txt").write_text("x\nerror: this\nTraceback\n")
-    (folder / "metrics.jsonl").write_text('{"step": 1}\n{"step": 4}\n{"ste')
-    assert last_error(folder) == "error: this" and progress(made, tmp_path) == 0.4
+    log = log_of(tmp_path, "a")
+    assert last_error(log) == "it said nothing" and progress(made, tmp_path) == 0
+    log.parent.mkdir()
+    log.write_text("x\nerror: this\nTraceback\n")
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "metrics.jsonl").write_text('{"step": 1}\n{"step": 4}\n{"ste')
+    assert last_error(log) == "error: this" and progress(made, tmp_path) == 0.4
+    assert last_error(log, log.stat().st_size) == "it said nothing"  # of a later attempt
 
 
 # --- Slurm -------------------------------------------------------------------------------------------------------------
@@ -291,15 +379,15 @@ echo "$(basename "$0") $*" >> {record}
 case "$(basename "$0")" in
   srun) exec "$@";;
   sbatch) script="${{@: -1}}"; last=$(sed -n 's/^#SBATCH --array=0-\\([0-9]*\\).*/\\1/p' "$script")
-          for i in $(seq 0 "$last"); do SLURM_ARRAY_JOB_ID=7 SLURM_ARRAY_TASK_ID=$i bash "$script" 1>&2 || exit; done; echo 7;;
+          for i in $(seq 0 "$last"); do SLURM_ARRAY_JOB_ID=7 SLURM_ARRAY_TASK_ID=$i bash "$script" 1>&2; done; echo 7;;
 esac
 """
 
 
 def test_slurm_scripts_run_their_cells(tmp_path, monkeypatch):
     """With stand-ins for sbatch, srun and scontrol."""
-    made = study(cell("a"), cell("it's", 3.0, "cell:a"), cell("stopped", 4.0))
-    command = scripted(made, tmp_path, stopped="true")
+    made = study(cell("a"), cell("it's", 3.0, "cell:a"), cell("stopped", 4.0), cell("bad", 5.0))
+    command = scripted(made, tmp_path, stopped="exit $RMJAX_STOPPED_CODE", bad="exit 1")
     record, folder = tmp_path / "record", tmp_path / "bin"
     folder.mkdir()
     for name in ("sbatch", "srun", "scontrol"):
@@ -307,13 +395,14 @@ def test_slurm_scripts_run_their_cells(tmp_path, monkeypatch):
         (folder / name).chmod(0o755)
     for name in made.by_name:
         (tmp_path / name).mkdir()
-        (tmp_path / name / RESULT).write_text('{"status": "begun"}')
-    path = slurm.write_scripts(made, tmp_path, command, [], 0)
+    path = slurm.write_scripts(made, tmp_path, command, [], 0, retries=1)
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
     done = subprocess.run(["bash", path], capture_output=True, text=True, check=True)
     assert "level 1: job 7, 1 cells" in done.stdout
-    assert [result.status for result in results(study(cell("a"), cell("it's", 3.0, "cell:a")), tmp_path).values()] == [
-        "done"
-    ] * 2
+    assert [result.status for result in results(made, tmp_path).values()] == ["done", "done", "new", "new"]
     called = record.read_text()
-    assert "sbatch --parsable --dependency=afterok:7" in called and called.count("scontrol requeue 7_1") == 1
+    assert "sbatch --parsable --dependency=afterany:7" in called
+    assert called.count("scontrol requeue 7_1") == called.count("scontrol requeue 7_2") == 1  # stopped, and bad once
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    subprocess.run(["bash", path], capture_output=True, check=False)
+    assert record.read_text().count("scontrol requeue 7_2") == 1

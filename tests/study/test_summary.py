@@ -104,3 +104,4 @@ def test_what_a_table_shows_is_safe():
     assert table.markdown(found).splitlines()[0] == "| name\\|x | n |"
     assert table.aligned(found).splitlines()[1].endswith("   2") and "\x1b" not in table.aligned(found)
     assert table.comma_separated(found).splitlines()[2] == "'=SUM(A1),10"
+    assert table.comma_separated([["", "-0.5", "+cmd", "@x"]]) == ",-0.5,'+cmd,'@x\n"

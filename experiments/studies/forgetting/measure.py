@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 from experiments.studies import shared
-from experiments.studies.forgetting import skills
+from experiments.studies.forgetting import config, skills
 from experiments.studies.forgetting.config import training
 from rmjax.data.formats import Format
 from rmjax.data.packing import ForestShape
@@ -91,7 +91,8 @@ def make_data(grid: Any, workdir: Path) -> None:
 
 def cells(grid: Any) -> Iterator[Cell]:
     """The base, then seeds outermost, so that a study that is stopped early has whole seeds."""
-    tests, plain = {key: grid[key] for key in TESTED}, training(grid, next(iter(grid.arms)), 0, "")
+    tests = {key: grid[key] for key in TESTED} | {"sources": skills.files(grid.tasks, grid.root)}
+    plain = training(grid, next(iter(grid.arms)), 0, "")
     yield Cell(BASE, {"arm": BASE}, ConfigDict({"tests": tests, "base": "", "training": plain}))
     for seed, size, name in itertools.product(grid.seeds, grid.sizes, shared.chosen_arms(grid)):
         if size == max(grid.sizes) or not grid.arms[name].swept:
@@ -256,6 +257,7 @@ def get_claim(grid: ConfigDict) -> Claim:
         measure,
         lambda workdir: make_data(grid, workdir),
         discards=not grid.keep_checkpoints,
+        code=(shared, skills, config),
     )
     page = Path("docs/claims/loramoe.md")
     return Claim(study, page, lambda results: summarize(grid, results), parts, lambda lines: figures(lines, name))

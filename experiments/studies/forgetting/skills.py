@@ -76,6 +76,12 @@ def load_skills(source: str, root: str, encoder: Encoder) -> Skills:
     return Skills(*whole)
 
 
+def files(source: str, root: str) -> tuple[str, ...]:
+    """All that tests are made of, as a config names it."""
+    tasks = "shipped:skills_test" if source == "shipped" else str(Path(root) / _FILES.get(source, source))
+    return ("shipped:facts", "shipped:policy_pool", tasks)
+
+
 def facts_rows(for_training: bool) -> list[Mapping[str, Any]]:
     """The shipped closed-book questions, {"id", "prompt", "answers"}; half of them are for training, by hash."""
     digests = ((row, hashlib.sha256(row["prompt"].encode()).digest()) for row in _rows("shipped:facts"))

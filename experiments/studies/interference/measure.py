@@ -16,6 +16,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments.studies import shared
+from experiments.studies.interference import config
 from experiments.studies.interference.config import training
 from rmjax.data.record import Comparison, to_row
 from rmjax.data.sources import records
@@ -192,6 +193,7 @@ def get_claim(grid: ConfigDict) -> Claim:
     study = Study(
         "interference" if "ladder" in grid.domains else f"interference_{list(grid.domains)[-1]}", tuple(cells(grid)),
         shared.train_as_long_as, measure, lambda workdir: make_data(grid, workdir), discards=not grid.keep_checkpoints,
+        code=(shared, config),
     )  # fmt: skip
     page = Path("docs/claims/loramoe.md")
     return Claim(study, page, lambda results: summarize(grid, results), parts)

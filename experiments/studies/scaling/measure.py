@@ -12,8 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from experiments import train
-from experiments.demo import load_runs
+from experiments import demo, train
 from rmjax.data.sources import pool
 from rmjax.evaluate import envelope, fit_power_law
 from rmjax.evaluate.plots import scaling_law
@@ -37,10 +36,15 @@ def cells(grid: Any) -> Iterator[Cell]:
     """A run for each size and budget."""
     for layers in grid.layers:
         for steps in grid.steps:
-            config = load_runs(grid.training)[0]
+            config = demo.load_runs(grid.training)[0]
             config.model.update(layers=layers, frozen_layers=layers - 2)
             config.run.update(steps=steps, save_every=steps, keep=1)
-            whole = {"training": config, "per_prompt": grid.per_prompt, "negatives": grid.negatives}
+            whole = {
+                "training": config,
+                "per_prompt": grid.per_prompt,
+                "negatives": grid.negatives,
+                "pool": "shipped:policy_pool",
+            }
             yield Cell(f"layers{layers}-steps{steps}", {"layers": layers, "steps": steps}, ConfigDict(whole))
 
 
@@ -48,7 +52,7 @@ def measure(cell: Cell, workdir: Path) -> Iterator[Row]:
     """−log σ(r⁺ − r⁻) of each held-out triple, in nats (ln 2 is chance), and the training's FLOP."""
     model = RewardModel.load(workdir / cell.name, mesh="all")
     for split in SPLITS:
-        groups = pool("shipped:policy_pool", split, "unseen").triples(
+        groups = pool(cell.config.pool, split, "unseen").triples(
             seed=0, per_prompt=cell.config.per_prompt, negatives=cell.config.negatives
         )
         for number, (positive, *others) in enumerate(model.score_groups(groups, progress=True)):
@@ -132,5 +136,7 @@ def figures(lines: Sequence[Line]) -> dict[str, Figure]:
 
 def get_claim(grid: ConfigDict) -> Claim:
     """The study of a config of config.py."""
-    study = Study("scaling", tuple(cells(grid)), lambda config, folder: train.run(config.training, folder), measure)
+    study = Study(
+        "scaling", tuple(cells(grid)), lambda config, folder: train.run(config.training, folder), measure, code=(demo,)
+    )
     return Claim(study, Path("docs/claims/polar.md"), lambda results: summarize(grid, results), parts, figures)
