@@ -38,6 +38,7 @@ EXTRAS_REQUIRE = {
     "tensorboard": ["tensorboardX>=2.6.2"],
     "wandb": ["wandb>=0.18"],
     # Only to make the shipped corpus again. Its pycosat has no wheel: a C compiler and Python's headers are needed.
+    "ray": ["ray>=2.40"],  # experiments.sweep and experiments.study on a cluster
     "corpus": ["reasoning-gym==0.1.25"],
     "docs": [
         "zensical>=0.0.73,<0.1",  # later ones need zensical-ui, which pip did not find

@@ -230,7 +230,7 @@ class Ray:
         try:
             import ray
         except ImportError as error:
-            raise ImportError("the engine ray needs Ray: pip install 'ray>=2.40'") from error
+            raise ImportError("the engine ray needs Ray: pip install 'rmjax[ray]'") from error
         self._ray = ray
         options = {"log_to_driver": False, "include_dashboard": False} if not address else {"log_to_driver": False}
         ray.init(address=address or None, **options)
