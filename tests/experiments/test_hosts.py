@@ -33,7 +33,7 @@ from tests.experiments.running import (
 )
 
 STEPS = 12
-KILLS = 8
+KILLS = 6
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +170,7 @@ def test_a_diverging_run_names_the_records_of_all_processes(home, settings):
 
 @pytest.mark.slow
 def test_kills_at_random_moments_of_one_run_change_nothing(home):
-    """Every fourth falls into start-up or the first steps, the others a few steps and milliseconds later."""
+    """Every third falls into start-up or the first steps, the others a few steps and milliseconds later."""
     config = configured(home, run__steps=20 * KILLS, run__save_every=2, evals__seen__every=50)
     values = json.loads(config.to_json())
     (home / "kills.py").write_text(
@@ -180,7 +180,7 @@ def test_kills_at_random_moments_of_one_run_change_nothing(home):
     choice, workdir = random.Random(0), home / "killed_often"
     for number in range(KILLS):
         process, written = launch(home, workdir, config=home / "kills.py"), lines_written(workdir)
-        if number % 4 < 3:
+        if number % 3 < 2:
             more = choice.randrange(2, 12)
             stop_when(process, lambda n=written + more: lines_written(workdir) >= n, signal.SIGCONT)
             time.sleep(choice.uniform(0, 0.02))

@@ -111,7 +111,7 @@ def test_killed_it_goes_on_and_reports_what_failed(home, config_file, tmp_path):
     assert len(rows) == 3 and {row["status"] for row in rows} == {"done", "failed"}
     long = [json.loads(line) for line in (workdir / "rows.jsonl").read_text().splitlines()]
     assert {row["metric"] for row in long} >= {"train/loss", "eval/seen/accuracy", "steps"} and "train/loss" in out
-    assert "<svg" in (workdir / "run.seed.svg").read_text()
+    assert "<svg" in (workdir / "data.path.svg").read_text()
     before = {path: path.stat().st_mtime_ns for path in workdir.glob(f"*/{RESULT}") if "failed" not in path.read_text()}
     out, _ = start(config_file, sweep, workdir, "--engine=none", "--metric=train/loss").communicate(timeout=600)
     assert out.splitlines()[0].split()[-2:] == ["status", "train/loss"]
