@@ -141,17 +141,13 @@ def _early_stop() -> EarlyStop | None:
     return EarlyStop(stopping.halving(given.stop_after, given.stop_factor), given.stop_metric, smallest, name)
 
 
-def refuse_unfinished(found: Mapping[str, Result]) -> None:
-    """Raises RuntimeError, which names the cells that failed, or are missing, with their last error."""
-    left = unfinished(found)
+def refuse_unfinished(found: Mapping[str, Result], every: bool = False) -> None:
+    """Raises RuntimeError, which names the cells that failed or are missing, with their last error; with `every`, also those that
+    were stopped early, since a claim needs every cell."""
+    left = [name for name, result in found.items() if result.status != "done"] if every else unfinished(found)
     if left:
         said = "; ".join(f"{name}: {found[name].why or found[name].status}" for name in left[:5])
         more = f"; {len(left) - 5} more" if len(left) > 5 else ""
         raise RuntimeError(
             f"{len(left)} of {len(found)} cells have no result ({said}{more}); run the same command to try again"
         )
-
-
-def listed(flag: Sequence[str] | str) -> list[str]:
-    """A flag's names between commas."""
-    return [name for name in (flag.split(",") if isinstance(flag, str) else flag) if name]

@@ -57,12 +57,12 @@ def run(claim: Claim, config: ConfigDict, workdir: Path, command: str, publish: 
     """Runs the study and summarizes it.
 
     Raises:
-      RuntimeError: cells failed; nothing is summarized.
+      RuntimeError: cells failed or were stopped early; nothing is summarized.
     """
     found = engines.execute(claim.study, workdir, "experiments.study")
     if found is None:
         return
-    engines.refuse_unfinished(found)
+    engines.refuse_unfinished(found, every=True)
     lines = claim.summarize(found)
     write_summary(workdir / "results.json", claim.study.name, about(config, command, found), lines)
     tables = "\n\n".join(f"## {name}\n\n{text}" for name, text in claim.parts(lines).items())

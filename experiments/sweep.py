@@ -129,7 +129,7 @@ def main(argv: Sequence[str]) -> None:
     given = flags.FLAGS
     sweep, name = Path(given.sweep), config_flags.get_config_filename(flags.FLAGS["config"])
     workdir = Path(given.workdir or f"runs/sweep-{Path(name.split(':')[0]).stem}-{sweep.stem}")
-    job = functools.partial(run, given.config, name, sweep, workdir, given.experiment, engines.listed(given.metric))
+    job = functools.partial(run, given.config, name, sweep, workdir, given.experiment, given.metric)
     sys.exit(guarded(job, resumes=True))
 
 

@@ -89,12 +89,12 @@ def line_cell(line: Line, sign: str = "") -> str:
 
 
 def mean_cell(line: Line) -> str:
-    """The same without the seeds."""
+    """`0.912 (0.880 to 0.940)`: mean and interval."""
     return interval_cell({"value": line["value"], "low": line["low"], "high": line["high"], "n": line["n"]})
 
 
 def signed_cell(line: Line) -> str:
-    """The same of a difference, with its sign."""
+    """As `line_cell`, of a difference: every number has its sign."""
     return line_cell(line, "+")
 
 

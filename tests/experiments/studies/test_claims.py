@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from experiments import study
+from experiments import engines, study
 from rmjax.study.claim import check_page
+from rmjax.study.study import Result
 from rmjax.study.summary import read_summary
 from tools.docs.commands import read_config
 
@@ -32,6 +33,13 @@ def test_every_study_is_published():
     assert {path.parent.name for path in study.STUDIES.glob("*/measure.py")} == {
         name.split(":")[0] for name in PUBLISHED
     }
+
+
+def test_a_claim_needs_cells_that_were_stopped_early_too():
+    found = {"a": Result("done"), "b": Result("stopped", why="best 0.1 up to step 2")}
+    engines.refuse_unfinished(found)
+    with pytest.raises(RuntimeError, match=r"1 of 2 cells have no result \(b: best 0.1 up to step 2\)"):
+        engines.refuse_unfinished(found, every=True)
 
 
 def test_a_study_that_is_none():
