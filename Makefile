@@ -64,7 +64,7 @@ $(VENV)/.installed-corpus: $(VENV)/.installed
 	touch $@
 
 demo: venv  ## pre-train, fine-tune and judge a small POLAR reward model: runs/demo/report.html
-	$(RUN) experiments.demo --workdir=runs/demo
+	$(RUN) experiments.study polar:demo --workdir=runs/demo --engine=inprocess
 
 test: venv  ## the fast tests
 	$(PYTEST) -m "not slow" $(PYTEST_ARGS)

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict, config_flags
 
 from experiments import engines
 from experiments.start import guarded, parse_flags, prepare
+from rmjax.evaluate import print_table, read_runs, write_report
 from rmjax.files import write_text
 from rmjax.study.claim import Claim, about, check_page, write_page
 from rmjax.study.summary import write_summary
@@ -68,6 +69,12 @@ def run(claim: Claim, config: ConfigDict, workdir: Path, command: str, publish: 
     tables = "\n\n".join(f"## {name}\n\n{text}" for name, text in claim.parts(lines).items())
     write_text(workdir / "tables.md", tables + "\n")
     print(tables)
+    if report := claim.report(found):
+        seconds = sum(result.seconds for result in found.values())
+        provenance = about(config, command, found)
+        write_report(report | {"seconds": seconds, "provenance": provenance}, workdir, read_runs(workdir))
+        print_table(report)
+        print(f"\n{seconds:.0f} s; open {workdir / 'report.html'}")
     if publish:
         write_summary(claim.results, claim.study.name, about(config, command, found), lines)
         write_page(claim, Path())

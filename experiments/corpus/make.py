@@ -22,6 +22,7 @@ from configs.sample import ladder as ladder_config
 from configs.sample import solver as solver_config
 from configs.sample import tune as tune_config
 from experiments import sample, train
+from experiments.corpus import triples
 from experiments.corpus.tasks import is_correct, pool_rows, skill_rows, solver_rows
 from experiments.corpus.texts import corpora
 from experiments.start import guarded, parse_flags, prepare
@@ -159,6 +160,8 @@ def build(workdir: Path) -> None:
         ]
         _write(PACKAGE / f"ranked_{split}.jsonl.zst", rows)
         print(f"ranked_{split}: {len(rows)} triples, {dict(Counter(row['category'] for row in rows))}")
+    for split, rows in triples.make(workdir / "triples").items():
+        _write(PACKAGE / f"triples_{split}.jsonl.zst", rows)
     write_skills()
     print(f"policy_pool: {len(pool)} samples of {len({row['policy'] for row in pool})} policies")
     print(f"{sum(path.stat().st_size for path in PACKAGE.iterdir()) / 1e6:.2f} MB in {PACKAGE}")

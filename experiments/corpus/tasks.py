@@ -1,7 +1,8 @@
 """reasoning-gym tasks (Apache-2.0) as prompts, and the check of an answer.
 
 `POOL_TASKS` go into the policy pool beside the written prompts; `SOLVER_TASKS`, easy enough for a 135M model to solve some
-of the time, give the ranked triples for fine-tuning; `SKILL_TASKS`, short ones, are new skills for a language model.
+of the time, and `TRIPLE_TASKS`, a little harder and more of them, give the ranked triples for fine-tuning; `SKILL_TASKS`,
+short ones, are new skills for a language model.
 """
 
 import re
@@ -23,6 +24,16 @@ SOLVER_TASKS = {
     "gcd": dict(min_numbers=2, max_numbers=2, min_value=2, max_value=20),
     "number_sequence": dict(max_complexity=1),
     "products": dict(min_terms=2, max_terms=2, min_digits=1, max_digits=1),
+}
+TRIPLE_TASKS = {
+    "basic_arithmetic": dict(min_terms=2, max_terms=2, min_digits=1, max_digits=2, allow_parentheses=False),
+    "chain_sum": dict(min_terms=2, max_terms=3, min_digits=1, max_digits=2),
+    "letter_counting": dict(min_words=2, max_words=4),
+    "syllogism": dict(),
+    "simple_equations": dict(min_terms=2, max_terms=2, min_value=1, max_value=12),
+    "gcd": dict(min_numbers=2, max_numbers=2, min_value=2, max_value=40),
+    "number_sequence": dict(max_complexity=1),
+    "products": dict(min_terms=2, max_terms=2, min_digits=1, max_digits=2),
 }
 SKILL_TASKS = {
     "chain_sum": dict(min_terms=2, max_terms=3, min_digits=1, max_digits=2),
@@ -48,6 +59,11 @@ def pool_rows(per_task: int, seed: int) -> list[dict]:
 def solver_rows(per_task: int, seed: int) -> list[dict]:
     """Prompts with their gold answers: {"id", "category", "prompt", "answer"}; equal questions once."""
     return _answered(SOLVER_TASKS, "s", per_task, seed)
+
+
+def triple_rows(per_task: int, seed: int) -> list[dict]:
+    """The same of `TRIPLE_TASKS`."""
+    return _answered(TRIPLE_TASKS, "t", per_task, seed)
 
 
 def skill_rows(per_task: int, seed: int) -> list[dict]:

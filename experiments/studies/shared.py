@@ -1,5 +1,6 @@
 """What several studies share: arms by pattern, runs as long as their data, routing in long form."""
 
+import importlib.util
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,19 @@ from rmjax.streams import format_of, open_stream
 from rmjax.study.summary import Line, mean_line, selected
 
 _T = TypeVar("_T")
+
+
+def load_runs(path: str) -> tuple[ConfigDict, ConfigDict]:
+    """Pre-training and fine-tuning, from a config file whose `get_config` takes their names."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(
+            f"config.runs={path}: no such file; configs/demo.py and configs/polar/larger.py have both runs"
+        )
+    spec = importlib.util.spec_from_file_location("study_runs", path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config("pretrain"), module.get_config("finetune")
 
 
 def chosen_arms(grid: Any) -> list[str]:

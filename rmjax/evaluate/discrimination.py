@@ -110,6 +110,23 @@ def discriminate(
     """
     model = discrimination_rows(comparisons, scores)
     baselines = {name: discrimination_rows(comparisons, Baseline(name).score(comparisons)) for name in OF_POLICIES}
+    return discrimination_of(model, baselines, kinds, seed)
+
+
+def discrimination_of(
+    model: Sequence[Row], baselines: Mapping[str, Sequence[Row]], kinds: Mapping[str, str] | None = None, seed: int = 0
+) -> Discrimination:
+    """What `discriminate` returns, of rows in long form that are there already.
+
+    Args:
+      model: of `discrimination_rows`.
+      baselines: name → the same of a baseline; of these the credits are enough.
+      kinds: as `discriminate`.
+      seed: of the bootstrap.
+
+    Raises:
+      ValueError: a policy without a kind where `kinds` is given.
+    """
     return Discrimination(
         **policy_accuracy(model, seed),
         kinds=_by_kind(of_metric(model, CREDIT), kinds, seed) if kinds is not None else {},

@@ -245,15 +245,16 @@ def routing_map(shares_ZLN: ArrayLike, types: Sequence[str] = ()) -> Figure:
 
 
 @matplotlib.rc_context(STYLE)
-def against_size(sizes: Sequence[int], panels: Mapping[str, Mapping[str, Sequence[Interval]]]) -> Figure:
+def against_size(sizes: Sequence[int], panels: Mapping[str, Mapping[str, Sequence[Interval]]], label: str) -> Figure:
     """Measures against the amount of data (logarithmic), a panel for each, a line with 95 % intervals for each arm.
 
     Args:
-      sizes: amounts of data, in training texts.
+      sizes: amounts of data.
       panels: axis label → arm → an interval for each size.
+      label: of the axis of sizes.
     """
     figure, all_axes = _figure(1.0 + 1.75 * len(panels), rows=len(panels), sharex=True)
-    for axes, (label, arms) in zip(all_axes, panels.items(), strict=True):
+    for axes, (heading, arms) in zip(all_axes, panels.items(), strict=True):
         for number, (name, means) in enumerate(arms.items()):
             values_S = np.asarray([_value(mean) for mean in means])
             low_S, high_S = (np.asarray([_value(mean, side) for mean in means]) for side in ("low", "high"))
@@ -264,8 +265,8 @@ def against_size(sizes: Sequence[int], panels: Mapping[str, Mapping[str, Sequenc
                 shift * np.asarray(sizes), values_S, yerr=errors_2S, fmt="o-", color=color, markersize=3.5,
                 linewidth=1.2, elinewidth=1, label=_named(name),
             )  # fmt: skip
-        axes.set_title(_named(label), loc="left", fontsize=10)
-    all_axes[-1].set(xscale="log", xlabel="new tasks in the training data")
+        axes.set_title(_named(heading), loc="left", fontsize=10)
+    all_axes[-1].set(xscale="log", xlabel=label)
     all_axes[-1].set_xticks(list(sizes), [str(size) for size in sizes])
     all_axes[-1].minorticks_off()
     handles, labels = all_axes[0].get_legend_handles_labels()

@@ -3,7 +3,7 @@
 A report is a plain dict, all of whose parts are optional:
 
     policy_accuracy.{seen, unseen}               Interval
-    preference_accuracy.{pretrained, scratch}    Interval
+    preference_accuracy.{pretrained, scratch, no_reference}    Interval
     baselines.{word_overlap, length}             policy_accuracy.{seen, unseen}, preference_accuracy
     differences                                  label -> Interval, paired: > 0 is better
     discrimination.{seen, unseen}                what `discriminate` returns
@@ -18,7 +18,7 @@ import importlib.metadata
 import json
 import logging
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,55 +26,48 @@ import jax
 import numpy as np
 
 from rmjax.evaluate import page
-from rmjax.evaluate.comparisons import Evaluation
 from rmjax.evaluate.discrimination import Discrimination
 from rmjax.evaluate.plots import Curve
-from rmjax.evaluate.statistics import Interval
-from rmjax.evaluate.table import LABELS, Report, as_interval, spaced, table
+from rmjax.evaluate.rows import Row, gain, mean
+from rmjax.evaluate.table import LABELS, Report, spaced, table
 from rmjax.files import write_json, write_text
 
 logger = logging.getLogger(__name__)
 
 
 def polar_report(
-    seen: Discrimination,
-    unseen: Discrimination,
-    pretrained: Evaluation,
-    scratch: Evaluation,
+    discrimination: Mapping[str, Discrimination],
+    preferences: Mapping[str, Sequence[Row]],
+    baselines: Mapping[str, Sequence[Row]],
     seconds: float,
     provenance: Mapping[str, object],
-    pretraining_gain: Interval | None = None,
+    seed: int = 0,
 ) -> dict[str, Any]:
-    """The report of the main job, in the shape that `report.json` promises.
+    """The report of POLAR's two stages, in the shape that `report.json` promises.
 
     Args:
-      seen: policy discrimination of the pre-trained model, seen policies on unseen prompts.
-      unseen: the same for unseen policies.
-      pretrained: preferences after fine-tuning from the pre-trained model.
-      scratch: preferences after the same fine-tuning without pre-training.
+      discrimination: "seen" and "unseen" policies → policy discrimination of the pre-trained model, on unseen prompts.
+      preferences: arm → its credits on ranked answers, all on the same ones; the first arm is compared with each other.
+      baselines: name → credits of a baseline on these.
       seconds: wall time of the whole job.
       provenance: what is needed to do it again; see `environment`.
-      pretraining_gain: paired difference in preference accuracy, pre-trained minus scratch.
+      seed: of the bootstrap.
     """
-    splits = {"seen": seen, "unseen": unseen}
     differences = {
         f"{LABELS[split]}: reward model minus {spaced(name)}": gain
-        for split, result in splits.items()
+        for split, result in discrimination.items()
         for name, gain in result["differences"].items()
     }
-    if pretraining_gain is not None:
-        differences["preferences: pre-trained minus from scratch"] = pretraining_gain
+    (first, own), *others = preferences.items()
+    label = LABELS.get(first, first)
+    differences |= {f"preferences: {label} minus {LABELS.get(arm, arm)}": gain(own, rows, seed) for arm, rows in others}
     return {
-        "policy_accuracy": {split: result["overall"] for split, result in splits.items()},
-        "preference_accuracy": {
-            "pretrained": as_interval(pretrained["overall"]),
-            "scratch": as_interval(scratch["overall"]),
-        },
-        "baselines": {name: _baseline(name, splits, pretrained) for name in ("word_overlap", "length")},
+        "policy_accuracy": {split: result["overall"] for split, result in discrimination.items()},
+        "preference_accuracy": {arm: mean(rows, seed) for arm, rows in preferences.items()},
+        "baselines": {name: _baseline(name, discrimination, rows, seed) for name, rows in baselines.items()},
         "seconds": seconds,
         "differences": differences,
-        "discrimination": splits,
-        "preferences": {"pretrained": pretrained, "scratch": scratch},
+        "discrimination": dict(discrimination),
         "provenance": dict(provenance),
     }
 
@@ -141,14 +134,13 @@ def write_page(report: Report, folder: Path, runs: Mapping[str, Mapping[str, Cur
     write_text(folder / "report.html", page.render(report, table(report), runs or {}))
 
 
-def _baseline(name: str, splits: Mapping[str, Discrimination], preferences: Evaluation) -> dict[str, Any]:
+def _baseline(name: str, splits: Mapping[str, Discrimination], credits: Sequence[Row], seed: int) -> dict[str, Any]:
     """Accuracy of a baseline under both of the paths that readers of `report.json` look at."""
-    accuracies = {split: result["baselines"][name]["overall"] for split, result in splits.items()}
-    return {
-        "policy_accuracy": accuracies,
-        "preference_accuracy": as_interval(preferences["baselines"][name]["overall"]),
-        **accuracies,
+    accuracies = {
+        split: result["baselines"][name]["overall"] for split, result in splits.items() if name in result["baselines"]
     }
+    found = {"preference_accuracy": mean(credits, seed)}
+    return found | {"policy_accuracy": accuracies, **accuracies} if accuracies else found
 
 
 def _version(package: str) -> str | None:

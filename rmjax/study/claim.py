@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+def _no_report(results: Mapping[str, Result]) -> dict[str, Any]:
+    """A claim without report.html."""
+    return {}
+
+
 def _no_figures(lines: Sequence[Line]) -> dict[str, "Figure"]:
     """A claim without figures."""
     return {}
@@ -30,6 +35,7 @@ class Claim:
       summarize: name → result of every cell → the lines that are committed.
       parts: lines → marker's name, without the study's, → Markdown.
       figures: lines → stem of the file → figure, beside the results.
+      report: results → what report.html in the study's folder shows, as `rmjax.evaluate.report`; nothing for none.
     """
 
     study: Study
@@ -37,6 +43,7 @@ class Claim:
     summarize: Callable[[Mapping[str, Result]], Sequence[Line]]
     parts: Callable[[Sequence[Line]], Mapping[str, str]]
     figures: Callable[[Sequence[Line]], Mapping[str, "Figure"]] = _no_figures
+    report: Callable[[Mapping[str, Result]], dict[str, Any]] = _no_report
 
     @property
     def results(self) -> Path:

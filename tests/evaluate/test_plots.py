@@ -91,7 +91,9 @@ def test_lines_against_size_stand_side_by_side_with_their_intervals():
         return [{"value": v, "low": v - 0.1, "high": v + 0.2, "n": 4} for v in values]
 
     none = {"value": None, "low": None, "high": None, "n": 0}
-    figure = plots.against_size([8, 64], {"facts": {"full": means(0.5, 0.2), "lora": [*means(0.6), none]}, "loss": {}})
+    figure = plots.against_size(
+        [8, 64], {"facts": {"full": means(0.5, 0.2), "lora": [*means(0.6), none]}, "loss": {}}, "tasks"
+    )
     facts, loss = figure.axes
     assert facts.get_title(loc="left") == "facts" and not loss.containers
     full, lora = facts.containers
@@ -118,7 +120,7 @@ def test_any_name_can_be_drawn_and_is_shown_as_it_is():
         plots.gap_distributions(dict.fromkeys(NAMES, [0.5, 1.0])),
         plots.learning_curves({f"eval/{name}/accuracy": curve for name in NAMES}),
         plots.routing_map(np.full((len(NAMES), 2, 2), 0.5), NAMES),
-        plots.against_size([1, 10], {name: dict.fromkeys(NAMES, [interval] * 2) for name in NAMES}),
+        plots.against_size([1, 10], {name: dict.fromkeys(NAMES, [interval] * 2) for name in NAMES}, "tasks"),
         plots.growth({name: [(1.0, {"median": 2.0, "low": 1.0, "high": 3.0})] * 2 for name in NAMES}),
         plots.scaling_law(runs, points, law),
     ]

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from rmjax.data.record import Comparison
-from rmjax.evaluate import discriminate, evaluate_comparisons, paired_gain
+from rmjax.evaluate import discriminate, evaluate_comparisons
+from rmjax.evaluate.comparisons import preference_rows
 from rmjax.evaluate.report import (
     environment,
     polar_report,
@@ -15,6 +16,7 @@ from rmjax.evaluate.report import (
     read_runs,
     write_report,
 )
+from rmjax.evaluate.rows import of_metric
 from rmjax.evaluate.table import format_mean, format_table, print_table
 from rmjax.files import write_json
 
@@ -41,14 +43,15 @@ def discrimination(count, seed):
 def report():
     rows = [Comparison(f"q{i}", ("a b", "c"), references=("a",), ranks=(0, 1)) for i in range(9)]
     good, bad = [[1.0, 0.0]] * 9, [[1.0, 0.0]] * 4 + [[0.0, 1.0]] * 5
+    credits = {
+        name: of_metric(preference_rows(rows, scores), "credit") for name, scores in (("good", good), ("bad", bad))
+    }
     return polar_report(
-        seen=discrimination(40, 0),
-        unseen=discrimination(20, 1),
-        pretrained=evaluate_comparisons(rows, good),
-        scratch=evaluate_comparisons(rows, bad),
+        {"seen": discrimination(40, 0), "unseen": discrimination(20, 1)},
+        {"pretrained": credits["good"], "scratch": credits["bad"]},
+        {"word_overlap": credits["bad"], "length": credits["bad"], "longer": credits["bad"]},
         seconds=61.4,
         provenance={"command": "make demo", "seed": 0, **environment(), "config": {"lr": 1e-3}},
-        pretraining_gain=paired_gain(rows, good, bad),
     )
 
 

@@ -243,7 +243,7 @@ def figures(lines: Sequence[Line], name: str) -> dict[str, Figure]:
         for metric, label in PANELS.items()
         if (arms[0], sizes[0], metric) in value
     }
-    return {name: against_size(sizes, panels)}
+    return {name: against_size(sizes, panels, "new tasks in the training data")}
 
 
 def get_claim(grid: ConfigDict) -> Claim:

@@ -12,7 +12,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from experiments import demo, train
+from experiments import train
+from experiments.studies import shared
 from rmjax.data.sources import pool
 from rmjax.evaluate import envelope, fit_power_law
 from rmjax.evaluate.plots import scaling_law
@@ -36,7 +37,7 @@ def cells(grid: Any) -> Iterator[Cell]:
     """A run for each size and budget."""
     for layers in grid.layers:
         for steps in grid.steps:
-            config = demo.load_runs(grid.training)[0]
+            config = shared.load_runs(grid.training)[0]
             config.model.update(layers=layers, frozen_layers=layers - 2)
             config.run.update(steps=steps, save_every=steps, keep=1)
             whole = {
@@ -137,6 +138,10 @@ def figures(lines: Sequence[Line]) -> dict[str, Figure]:
 def get_claim(grid: ConfigDict) -> Claim:
     """The study of a config of config.py."""
     study = Study(
-        "scaling", tuple(cells(grid)), lambda config, folder: train.run(config.training, folder), measure, code=(demo,)
+        "scaling",
+        tuple(cells(grid)),
+        lambda config, folder: train.run(config.training, folder),
+        measure,
+        code=(shared,),
     )
     return Claim(study, Path("docs/claims/polar.md"), lambda results: summarize(grid, results), parts, figures)

@@ -1,0 +1,31 @@
+"""The runs of the model that ships with the package, `shipped:polar-smollm2`: an adapter on SmolLM2-135M-Instruct.
+
+`python -m experiments.train --config=configs/polar/shipped.py:pretrain --workdir=runs/shipped/pretrain`, then `:finetune` into
+runs/shipped/finetune.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import demo
+
+LAYERS, FROZEN = 18, 10  # of SmolLM2's 30; the others carry the adapter
+RANK = 32  # 2.6 M parameters in all
+
+
+def get_config(run: str = "pretrain") -> ConfigDict:
+    """Raises ValueError for an unknown run."""
+    config = demo.get_config(run)
+    config.model.layers, config.model.frozen_layers = LAYERS, FROZEN
+    config.adapter.kind = "lora"
+    config.adapter.rank = RANK
+    config.adapter.alpha = 64.0
+    config.adapter.pattern = "(attention|mlp)/(query|key|value|output|gate|up|down)$"  # every matrix of a layer
+    if run == "pretrain":
+        config.run.steps = 300
+        config.run.save_every = 100
+        return config
+    config.model.init = "runs/shipped/pretrain"
+    config.data.path = "shipped:triples_train"
+    config.run.steps = 200
+    config.run.save_every = 100
+    return config

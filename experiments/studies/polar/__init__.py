@@ -1,0 +1,1 @@
+"""What is POLAR pre-training worth to a preference model?"""
