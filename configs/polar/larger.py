@@ -1,6 +1,6 @@
 """The demo's three runs at the size that one machine takes: all 30 layers of SmolLM2-135M-Instruct, 14 of them trained.
 
-`python -m experiments.demo --workdir=runs/larger --config=configs/polar/larger.py` trains, judges and reports.
+`python -m experiments.study polar:demo --config.runs=configs/polar/larger.py --workdir=runs/larger` trains, judges and reports.
 """
 
 from ml_collections import ConfigDict

@@ -20,6 +20,9 @@ from rmjax.files import write_lines
 
 LADDERS_PER_PROMPT = 2
 TRIPLES_PER_PROMPT = 2
+_NUMBER = r"-?\d+(?:[.,]\d+)*(?:/\d+)?"
+_STATED_NUMBER = re.compile(rf"(?:answer is|result is|equals|=):?\s*({_NUMBER})(?=[.\s]*$|\.\s)|^\s*({_NUMBER})[.\s]*$")
+_STATED_YES_NO = re.compile(r"^\W*(yes|no)\b|answer is:?\s*(yes|no)\b", re.IGNORECASE)
 WRITTEN = re.compile(r"w\d+")  # ids of the pool's prompts
 _log = logging.getLogger(__name__)
 
@@ -40,7 +43,9 @@ def write_prompts(workdir: Path) -> None:
         for row in rows_of(Path("experiments/corpus/facts.jsonl"))
     ]
     found = {"tasks": triple_rows(per_task=150, seed=17), "facts": facts} | {name: [] for name in config.RUNGS}
-    for row in rows_of(Path("experiments/corpus/prompts.jsonl")):
+    written = rows_of(Path("experiments/corpus/prompts.jsonl"))
+    further = [row | {"id": f"l-{row['id']}"} for row in pool_rows(per_task=10, seed=2)]
+    for row in written + further:
         for name in sorted(config.RUNGS, key=lambda ladder: _hash(row["id"], ladder))[:LADDERS_PER_PROMPT]:
             found[name].append(row)
     workdir.mkdir(parents=True, exist_ok=True)
@@ -48,11 +53,18 @@ def write_prompts(workdir: Path) -> None:
         write_lines(workdir / f"{name}_prompts.jsonl", rows)
 
 
-def is_right(category: str, answer: str, output: str) -> bool:
-    """Whether an output gives the answer: by the task's scorer, or because it names one of a fact's answers."""
-    if category != "fact":
-        return is_correct(category, answer, output)
-    return any(re.search(rf"\b{re.escape(name)}\b", output, re.IGNORECASE) for name in json.loads(answer))
+def is_right(category: str, answer: str, output: str) -> bool | None:
+    """Whether an output gives the answer, by the task's scorer, or because it names one of a fact's answers.
+
+    None where it does not say what its answer is, or says yes and no: a number in passing is no answer.
+    """
+    if category == "fact":
+        return any(re.search(rf"\b{re.escape(name)}\b", output, re.IGNORECASE) for name in json.loads(answer))
+    stated = _STATED_YES_NO if answer.lower() in ("yes", "no") else _STATED_NUMBER
+    found = ["".join(groups) for groups in stated.findall(output)]
+    if not found or (stated is _STATED_YES_NO and len({word.lower() for word in found}) > 1):
+        return None
+    return is_correct(category, answer, found[-1])
 
 
 def verified(workdir: Path, name: str) -> Iterator[dict]:
@@ -61,9 +73,9 @@ def verified(workdir: Path, name: str) -> Iterator[dict]:
     answers: dict[str, dict[bool, list[str]]] = defaultdict(lambda: {True: [], False: []})
     for row in rows_of(workdir / name / "solver.jsonl"):
         prompt, output = asked[row["prompt_id"]], row["output"].strip()
-        found = answers[row["prompt_id"]][is_right(prompt["category"], prompt["answer"], output)]
-        if output and output not in found:
-            found.append(output)
+        verdict = is_right(prompt["category"], prompt["answer"], output)
+        if output and verdict is not None and output not in answers[row["prompt_id"]][verdict]:
+            answers[row["prompt_id"]][verdict].append(output)
     pool = {row["prompt"] for row in pool_rows(per_task=5, seed=1)}
     for prompt_id, sides in answers.items():
         if asked[prompt_id]["prompt"] not in pool:  # pre-training may have seen answers to it
@@ -88,7 +100,8 @@ def _in_words(prompt: Mapping) -> str:
 
 def ladder(workdir: Path, name: str) -> Iterator[dict]:
     """Triples of one ladder."""
-    asked = rows_of(workdir / f"{name}_prompts.jsonl")
+    pool = {row["prompt"] for row in pool_rows(per_task=5, seed=1)}
+    asked = [row for row in rows_of(workdir / f"{name}_prompts.jsonl") if row["prompt"] not in pool]
     rungs = [_outputs(workdir / name / f"{name}-{number}.jsonl") for number in range(len(config.RUNGS[name]))]
     for prompt in asked:
         if name == "topic":
@@ -114,8 +127,9 @@ def _other(prompt: Mapping, asked: Sequence[Mapping]) -> Mapping:
 
 
 def held_out(prompt_id: str) -> bool:
-    """Whether a prompt is kept for evaluation: of the pool's prompts those that the pool keeps, of others half."""
-    return _hash(prompt_id)[1] % (4 if WRITTEN.fullmatch(prompt_id) else 2) == 0
+    """Whether a prompt is kept for evaluation: of the pool's prompts those that the pool keeps, of others five in eight."""
+    number = _hash(prompt_id)[1]
+    return number % 4 == 0 if WRITTEN.fullmatch(prompt_id) else number % 8 < 5
 
 
 def triple(prompt: Mapping, category: str, number: int, texts: Sequence[str]) -> dict:

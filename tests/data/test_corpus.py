@@ -8,7 +8,10 @@ import pytest
 from rmjax.data.rows import iterate_rows
 from rmjax.data.sources import pool, records, shipped
 
-PARTS = ("policy_pool", "ranked_train", "ranked_test", "skills_train", "skills_test", "facts")
+PARTS = (
+    "policy_pool", "ranked_train", "ranked_test", "triples_train", "triples_test", "skills_train", "skills_test", "facts",
+)  # fmt: skip
+LADDERS = {"noise", "depth", "temperature", "topic"}
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +53,10 @@ def test_held_out_prompts_give_triples(split):
     assert all(t.policies[0] != t.policies[1] and len(t.references) == 1 for t in triples)
 
 
-def test_ranked_triples_share_no_prompt_between_train_and_test():
-    train, test = ([*records(f"shipped:{part}")] for part in PARTS[1:3])
-    assert len(train) > 100 and len(test) > 30
+@pytest.mark.parametrize(("name", "least"), [("ranked", (100, 30)), ("triples", (512, 400))])
+def test_ranked_triples_share_no_prompt_between_train_and_test(name, least):
+    train, test = ([*records(f"shipped:{name}_{split}")] for split in ("train", "test"))
+    assert len(train) > least[0] and len({c.prompt for c in test}) > least[1]
     assert not {c.prompt for c in train} & {c.prompt for c in test}
     assert all(c.references and c.ranks == (0.0, 1.0) for c in (*train, *test))
 
@@ -72,6 +76,24 @@ def test_solver_triples_are_verified_by_the_tasks_own_scorer():
             assert verdicts == [True, True, False], json.dumps(row)
             checked += 1
     assert checked
+
+
+def test_larger_triples_are_verified_and_kept_apart_from_the_pool(rows):
+    """No test prompt is one that pre-training saw; chosen and rejected of a task are right and wrong."""
+    trained_on = {row["prompt"] for row in rows if row["prompt_split"] == "seen"}
+    test = [dict(row) for _, row in iterate_rows(str(shipped("triples_test")))]
+    assert not trained_on & {row["prompt"] for row in test}
+    assert LADDERS | {"fact"} < {row["category"] for row in test}
+    pytest.importorskip("reasoning_gym", reason="comes with the extra `corpus`")
+    from experiments.corpus.tasks import is_correct, triple_rows
+
+    tasks = {row["prompt"]: row for row in triple_rows(per_task=150, seed=17)}
+    for row in test:
+        if row["category"] not in LADDERS | {"fact"}:
+            task = tasks[row["prompt"]]
+            answers = [row[part] for part in ("reference", "chosen", "rejected")]
+            verdicts = [is_correct(task["category"], task["answer"], answer) for answer in answers]
+            assert verdicts == [True, True, False], json.dumps(row)
 
 
 def test_skills_share_no_prompt_and_are_what_the_tasks_say():

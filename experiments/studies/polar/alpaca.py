@@ -31,8 +31,8 @@ def write(root: Path, folder: Path) -> list[Comparison]:
     test = [p for p in read.prompts if held_out(p, read.prompts)]
     groups = {
         "train": read.groups(train, unseen=False, each=GROUPS),
-        "seen": read.groups(test, unseen=False, each=1),
-        "unseen": read.groups(test, unseen=True, each=1),
+        "seen": read.groups(test[::3], unseen=False, each=1),
+        "unseen": read.groups(test[::3], unseen=True, each=1),
     }
     for name, found in groups.items():
         write_lines(folder / f"groups_{name}.jsonl", map(to_row, found))

@@ -119,8 +119,9 @@ def tested_groups(tests: Any, workdir: Path, split: str) -> list[Comparison]:
 
 
 def tested_triples(path: str, workdir: Path, arm: str) -> list[Comparison]:
-    """Held-out ranked triples as an arm sees them."""
-    found = list(records(str(workdir / path.removeprefix("work:")) if path.startswith("work:") else path))
+    """Held-out ranked triples as an arm sees them, one of each prompt."""
+    every = records(str(workdir / path.removeprefix("work:")) if path.startswith("work:") else path)
+    found = list({c.prompt: c for c in reversed(list(every))}.values())[::-1]
     return [bare_of(c) for c in found] if arm == NO_REFERENCE else found
 
 

@@ -83,7 +83,11 @@ def test_lines_and_parts_of_known_credits():
         right = {"pretrained": 0.75, "scratch": 0.5, "no_reference": 0.25, "scratch_longer": 0.5}.get(arm, 0.75)
         rows = []
         for number in range(40):
-            groups = {"split": "seen" if number % 2 else "unseen"} if arm == "pretrain" else {"category": ROWS[number % 4]["category"]}
+            groups = (
+                {"split": "seen" if number % 2 else "unseen"}
+                if arm == "pretrain"
+                else {"category": ROWS[number % 4]["category"]}
+            )
             for metric in ("credit", *measure.BASELINES):
                 value = float(number < 40 * (right if metric == "credit" else 0.5))
                 rows.append(Row(str(number), f"p{number}", metric, value, groups))
@@ -91,7 +95,9 @@ def test_lines_and_parts_of_known_credits():
         assert count in (0, *grid.triples)
     claim = measure.get_claim(grid)
     parts = claim.parts(claim.summarize(results))
-    assert "| POLAR | 0.750 (" in parts["columns"] and "| without pre-training and reference | 0.250" in parts["columns"]
+    assert (
+        "| POLAR | 0.750 (" in parts["columns"] and "| without pre-training and reference | 0.250" in parts["columns"]
+    )
     assert "| POLAR − without pre-training | +0.250 (" in parts["differences"]
     assert parts["triples"].count("0.750") >= 4 and "| word overlap | 0.500" in parts["columns"]
     assert set(claim.figures(claim.summarize(results))) == {"regimes"}
@@ -112,10 +118,15 @@ def test_answers_of_public_models(tmp_path):
     """A sibling is the positive, no negative is near either, held-out prompts are in no training group."""
     models = [f"m{i}" for i in range(20)]
     seen = [name for name in models if not alpaca._unseen(name)]
-    prompts = [{"prompt_id": f"p{i}", "dataset": "koala" if i % 3 else "selfinstruct", "prompt": f"Ask {i}"} for i in range(12)]
+    prompts = [
+        {"prompt_id": f"p{i}", "dataset": "koala" if i % 3 else "selfinstruct", "prompt": f"Ask {i}"} for i in range(12)
+    ]
     outputs = [{"prompt_id": p["prompt_id"], "model": m, "output": f"{m} says {p['prompt']}"}
                for p in prompts for m in (*models, alpaca.REFERENCE)]  # fmt: skip
-    near = [{"model_a": seen[0], "model_b": seen[1], "jaccard": 0.5}, {"model_a": seen[0], "model_b": seen[2], "jaccard": 0.4}]
+    near = [
+        {"model_a": seen[0], "model_b": seen[1], "jaccard": 0.5},
+        {"model_a": seen[0], "model_b": seen[2], "jaccard": 0.4},
+    ]
     judged = [{"prompt_id": p["prompt_id"], "annotator": alpaca.ANNOTATOR, "baseline": alpaca.BASELINE, "model": m,
                "p_model": float(i < 5)} for p in prompts for i, m in enumerate(models[:10])]  # fmt: skip
     for name, rows in (("policies/alpaca_eval_prompts", prompts), ("policies/alpaca_eval_outputs", outputs),
@@ -129,7 +140,11 @@ def test_answers_of_public_models(tmp_path):
     tested = list(records(str(tmp_path / "test.jsonl")))
     assert groups and tested and triples
     for c in groups:
-        assert c.policies[0] in seen[:3] and not set(c.policies[1:]) & set(seen[:3]) and set(c.policies) <= {*seen, alpaca.REFERENCE}
+        assert (
+            c.policies[0] in seen[:3]
+            and not set(c.policies[1:]) & set(seen[:3])
+            and set(c.policies) <= {*seen, alpaca.REFERENCE}
+        )
     assert {c.prompt for c in tested} >= {p["prompt"] for p in prompts if p["dataset"] == "selfinstruct"}
     assert not {c.prompt for c in triples} & {c.prompt for c in tested}
     assert all(models.index(c.policies[0]) < 5 <= models.index(c.policies[1]) for c in tested)
