@@ -29,9 +29,9 @@ def test_the_rescaled_difference_is_that_of_the_loss():
 
 
 def test_fractions_by_size_do_not_depend_on_the_scale():
-    found = gap_fractions([0.0, 0.1, 1.2, 2.0])
+    found = gap_fractions([0.0, 0.15, 1.25, 2.0])
     assert np.flatnonzero(found).tolist() == [0, 1, 12, 19] and set(found) == {0.0, 0.25}
-    assert gap_fractions([0.0, 0.4, 4.8, 8.0]) == found and gap_fractions([0.0, 0.0])[0] == 1.0
+    assert gap_fractions([0.0, 0.6, 5.0, 8.0]) == found and gap_fractions([0.0, 0.0])[0] == 1.0
 
 
 def test_equal_rewards_have_no_share():
