@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Hashable, Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from rmjax.data.record import Comparison
 from rmjax.evaluate.rows import Row, of_metric, values
@@ -39,6 +40,13 @@ def reward_gaps(scores: Sequence[Sequence[float]]) -> np.ndarray:
     """|r_i − r_j| of every pair of answers to the same prompt, from one list of rewards per prompt."""
     pairs = itertools.chain.from_iterable(itertools.combinations(group, 2) for group in scores)
     return np.abs([a - b for a, b in pairs])
+
+
+def gap_fractions(gaps: ArrayLike) -> list[float]:
+    """The fraction of the gaps in each of 20 equal bins from 0 to the largest one, whatever their scale."""
+    values_P = np.asarray(gaps, np.float64)
+    counts_B, _ = np.histogram(values_P / max(float(values_P.max()), 1e-12), np.linspace(0, 1, 21))
+    return (counts_B / len(values_P)).tolist()
 
 
 def describe_gaps(scores: Sequence[Sequence[float]]) -> dict[str, float]:

@@ -149,20 +149,17 @@ def reward_histogram(histogram: Histogram) -> Figure:
 
 
 @matplotlib.rc_context(STYLE)
-def gap_distributions(gaps: Mapping[str, ArrayLike]) -> Figure:
+def gap_distributions(fractions: Mapping[str, ArrayLike]) -> Figure:
     """Fractions of reward gaps |Δr| by size, a line per model; every model's gaps are in units of its own largest one.
 
     Args:
-      gaps: model → its gaps, any number, >= 0.
+      fractions: model → the fraction of its gaps in each of so many equal bins, from `gaps.gap_fractions`.
     """
-    colors = (BLUE, ORANGE, GREEN, GRAY)
-    edges_E = np.linspace(0, 1, 21)
     figure, (axes,) = _figure(3.0)
-    for (name, values), color in zip(gaps.items(), itertools.cycle(colors), strict=False):
-        values_P = np.asarray(values, np.float64)
-        shares_B = np.histogram(values_P / max(float(values_P.max()), 1e-12), edges_E)[0] / len(values_P)
-        axes.stairs(shares_B, edges_E, color=color, label=_named(name))
-    axes.set(xlabel="|Δr|, share of the largest", ylabel="share of pairs", xlim=(0, 1))
+    for (name, found), color in zip(fractions.items(), itertools.cycle((BLUE, ORANGE, GREEN, GRAY)), strict=False):
+        found_B = np.asarray(found, np.float64)
+        axes.stairs(found_B, np.linspace(0, 1, len(found_B) + 1), color=color, label=_named(name))
+    axes.set(xlabel="|Δr|, fraction of the largest", ylabel="fraction of pairs", xlim=(0, 1))
     axes.legend()
     return figure
 

@@ -47,7 +47,7 @@ class Study:
       train: (config, folder) → makes what the folder holds, from wherever it stopped; nothing where it is whole.
       measure: (cell, the study's folder) → rows in long form, of a folder that `train` made.
       prepare: makes the data in the study's folder that configs name as `work:PATH`; called again, it changes nothing.
-      discards: whether a cell's checkpoints are removed once it is measured.
+      discards: whether a cell's checkpoints are removed once it is measured. Those of a cell that another one needs stay.
       code: further modules that training and measuring depend on, beside the one of `measure`.
     """
 
@@ -221,7 +221,7 @@ def _run(study: Study, cell: Cell, workdir: Path, before: float) -> Result:
     _write(study, cell, folder, now, found)
     if changed := difference(now, made_by(study, cell, workdir)):
         print(f"{cell.name}: while it ran there came {changed}; it will be run again", file=sys.stderr)
-    if study.discards:
+    if study.discards and not any(name == cell.name for other in study.cells for name in other.needs):
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return found
 

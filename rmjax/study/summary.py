@@ -3,6 +3,7 @@
 A line is a dict: its axes (`arm`, `domain`, …), `metric`, `value`, `low`, `high`, `n`, and `seeds`, each seed's own mean.
 """
 
+import itertools
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -23,26 +24,35 @@ def selected(runs: Runs, metric: str, groups: Mapping[str, str]) -> list[list[Ro
     return [[row for row in of_metric(rows, metric) if groups.items() <= row.groups.items()] for rows in runs]
 
 
-def mean_line(axes: Mapping[str, Any], metric: str, runs: Runs) -> Line:
-    """The mean over seeds and items, clusters resampled. Each seed has the same items.
+def mean_line(axes: Mapping[str, Any], metric: str, runs: Runs, own_items: bool = False) -> Line:
+    """The mean over seeds and items, clusters resampled, each with its values of all seeds.
+
+    Args:
+      axes: of the line.
+      metric: of the line.
+      runs: seed → its rows.
+      own_items: whether each seed is tested on items of its own, say on answers that its own policy gave to the same prompts.
+        Without it every seed has to have the same items.
 
     Raises:
-      ValueError: no rows, or other items in another seed.
+      ValueError: a seed without rows, or with other items than it should have.
     """
-    _require_same_items(axes, metric, runs)
+    _require_items(axes, metric, [runs], own_items)
     return _line(axes, metric, over_seeds([values(rows) for rows in runs], [clusters(rows) for rows in runs]))
 
 
-def difference_line(axes: Mapping[str, Any], metric: str, first: Runs, second: Runs) -> Line:
-    """The mean of first minus second, paired by item and seed, clusters resampled; errors as `mean_line`."""
-    _require_same_items(axes, metric, [*first, *second])
+def difference_line(axes: Mapping[str, Any], metric: str, first: Runs, second: Runs, own_items: bool = False) -> Line:
+    """The mean of first minus second, paired by item and seed, clusters resampled; as `mean_line`. Of one seed both always have
+    the same items."""
+    _require_items(axes, metric, [first, second], own_items)
     pairs = [values(rows) for rows in first], [values(rows) for rows in second]
     return _line(axes, metric, paired(*pairs, [clusters(rows) for rows in first]))
 
 
-def _require_same_items(axes: Mapping[str, Any], metric: str, runs: Runs) -> None:
-    items = [[row.item for row in rows] for rows in runs]
-    if not items or not items[0] or any(found != items[0] for found in items):
+def _require_items(axes: Mapping[str, Any], metric: str, arms: Sequence[Runs], own_items: bool) -> None:
+    first, *others = [[[row.item for row in rows] for rows in runs] for runs in arms]
+    alike = all(items == first for items in others) and (own_items or all(items == first[0] for items in first))
+    if not first or not all(first) or not alike:
         raise ValueError(f"{metric} of {dict(axes)}: the runs have no rows, or rows of different items")
 
 
@@ -107,7 +117,7 @@ def spread_cell(line: Line) -> str:
 
 
 def write_summary(path: Path, study: str, about: Mapping[str, Any], lines: Sequence[Line]) -> None:
-    """A line of the file for each line of the summary.
+    """A line of the file for each measure of an arm: lines that follow each other with the same first axis and metric share one.
 
     Args:
       path: of the file.
@@ -116,7 +126,10 @@ def write_summary(path: Path, study: str, about: Mapping[str, Any], lines: Seque
       lines: of the summary.
     """
     head = json.dumps({"study": study, "about": about}, ensure_ascii=False)[:-1]
-    body = ",\n".join(json.dumps(_rounded(line), ensure_ascii=False) for line in lines)
+    together = itertools.groupby(lines, lambda line: (next(iter(line.values())), line["metric"]))
+    body = ",\n".join(
+        ", ".join(json.dumps(_rounded(line), ensure_ascii=False) for line in found) for _, found in together
+    )
     write_text(path, f'{head}, "lines": [\n{body}\n]}}\n')
 
 

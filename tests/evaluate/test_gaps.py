@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rmjax.evaluate.gaps import describe_gaps, reward_gaps
+from rmjax.evaluate.gaps import describe_gaps, gap_fractions, reward_gaps
 from rmjax.losses import difference
 
 
@@ -26,6 +26,12 @@ def test_the_rescaled_difference_is_that_of_the_loss():
     rewards, present = jnp.asarray([scores]), jnp.ones((1, 2, 3), bool)
     wanted = difference.rescaled(difference.difference(rewards, present), present).mean()
     assert describe_gaps(scores)["difference_rescaled"] == pytest.approx(float(wanted), rel=1e-5)
+
+
+def test_fractions_by_size_do_not_depend_on_the_scale():
+    found = gap_fractions([0.0, 0.15, 1.25, 2.0])
+    assert np.flatnonzero(found).tolist() == [0, 1, 12, 19] and set(found) == {0.0, 0.25}
+    assert gap_fractions([0.0, 0.6, 5.0, 8.0]) == found and gap_fractions([0.0, 0.0])[0] == 1.0
 
 
 def test_equal_rewards_have_no_share():

@@ -72,6 +72,19 @@ def in_process(made, workdir, **changes):
 # --- one cell ----------------------------------------------------------------------------------------------------------
 
 
+def test_checkpoints_go_but_for_those_that_another_cell_needs(tmp_path):
+    def saves(config, folder):
+        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+
+    cells = cell("a"), cell("b", init="cell:a"), cell("c", path="cell:a/checkpoints")
+    for made, kept in (
+        (study(*cells, train=saves, discards=True), {"a"}),
+        (study(*cells, train=saves), {"a", "b", "c"}),
+    ):
+        in_process(made, tmp_path / str(made.discards))
+        assert {path.parent.name for path in (tmp_path / str(made.discards)).glob("*/checkpoints")} == kept
+
+
 def test_a_finished_cell_is_not_run_again(tmp_path):
     made = study(cell("a"))
     first = run_cell(made, "a", tmp_path)

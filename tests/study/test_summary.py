@@ -36,6 +36,19 @@ def test_runs_of_other_items(runs):
         mean_line({"arm": "a"}, "score", runs)
 
 
+def test_seeds_with_items_of_their_own():
+    first, second = [rows(1.0, 0.0), rows(1.0, items="z")], [rows(0.0, 0.0), rows(0.5, items="z")]
+    line = mean_line({}, "score", first, own_items=True)
+    assert (line["value"], line["n"], line["seeds"]) == (pytest.approx(2 / 3), 3, [0.5, 1.0])
+    assert line["low"] == 0.0 and line["high"] == 1.0, "c0 is drawn with its values of both seeds, c1 has one"
+    assert difference_line({}, "d", first, second, own_items=True)["seeds"] == [0.5, 0.5]
+    for wrong in ([rows(0.0, 0.0), rows(0.5)], [rows(0.0, 0.0)], [rows(0.0, 0.0), []]):
+        with pytest.raises(ValueError, match="rows of different items"):
+            difference_line({}, "d", first, wrong, own_items=True)
+    with pytest.raises(ValueError, match="rows of different items"):
+        mean_line({}, "score", [rows(1.0), []], own_items=True)
+
+
 LINES = [
     {"arm": "a", "domain": "x", "metric": "m", "value": 0.5, "low": 0.25, "high": 0.75, "n": 4, "seeds": [0.5, None]},
     {"arm": "b", "domain": "x", "metric": "m", "value": None, "low": None, "high": None, "n": 0, "seeds": []},
@@ -56,12 +69,14 @@ def test_tables():
         pivot([LINES[0], LINES[0]], ("arm",), "domain")
 
 
-def test_the_file_has_a_line_for_each_line(tmp_path):
+def test_the_file_has_a_line_for_each_measure_of_an_arm(tmp_path):
     path = tmp_path / "r.json"
     write_summary(path, "s", {"command": "c"}, LINES)
     about, found = read_summary(path, "s")
     assert about == {"command": "c"} and found[2]["value"] == 0.333333 and found[:2] == LINES[:2]
     assert len(path.read_text().splitlines()) == len(LINES) + 2
+    write_summary(path, "s", {}, [*LINES, LINES[2] | {"domain": "z"}])  # another domain of the same arm and metric
+    assert len(path.read_text().splitlines()) == len(LINES) + 2 and len(read_summary(path, "s")[1]) == len(LINES) + 1
     with pytest.raises(ValueError, match="has the results of the study 's', not of 't'"):
         read_summary(path, "t")
     for text in ("{", "[]", '{"study": "s"}'):

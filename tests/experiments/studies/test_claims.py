@@ -13,6 +13,7 @@ from tools.docs.commands import read_config
 
 ROOT = Path(__file__).parents[3]
 PUBLISHED = (
+    "drift", "drift:steps", "drift:depth", "drift:temperature", "drift:best_of_n", "drift:distilled",
     "forgetting", "forgetting:loramoe_tiny", "forgetting:gsm8k_train", "interference", "interference:harmless", "scaling",
 )  # fmt: skip
 
@@ -45,7 +46,7 @@ def test_a_claim_needs_cells_that_were_stopped_early_too():
 def test_a_study_that_is_none():
     with pytest.raises(
         ValueError,
-        match="nothing: there is no such study; there are forgetting, interference, scaling, or give a folder",
+        match="nothing: there is no such study; there are drift, forgetting, interference, scaling, or give a folder",
     ):
         study.folder_of("nothing")
 

@@ -1,0 +1,1 @@
+"""Does MetaRM help where the policy moved?"""
