@@ -1,7 +1,7 @@
 """The tables of docs/speed.md and the README's line, from the results in docs/speed/: `python -m experiments.speed`.
 
-MACHINE.json there is of experiments.benchmark_trainers, accelerator/NAME.json of experiments.benchmark_accelerator. What has no result
-is said to be not measured yet.
+MACHINE.json there is of experiments.benchmark_trainers, accelerator/NAME.json of experiments.benchmark_accelerator. What has no
+result is said to be not measured yet.
 """
 
 import json

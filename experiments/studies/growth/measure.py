@@ -49,7 +49,11 @@ def _cases(grid: Any, panel: Any) -> list[dict[str, Any]]:
 
 def _environment(devices: int) -> dict[str, str]:
     """NPROC is XLA's number of threads: with one a core, collectives may wait for each other for ever."""
-    simulated = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu", "NPROC": "64"}
+    simulated = {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_PLATFORMS": "cpu",
+        "NPROC": "64",
+    }
     return timing.ALONE | (simulated if devices > 1 else {})
 
 

@@ -13,7 +13,8 @@ from tools.docs.commands import read_config
 
 ROOT = Path(__file__).parents[3]
 PUBLISHED = (
-    "forgetting", "forgetting:loramoe_tiny", "forgetting:gsm8k_train", "interference", "interference:harmless", "scaling",
+    "adapter_cost", "forgetting", "forgetting:loramoe_tiny", "forgetting:gsm8k_train", "growth", "interference",
+    "interference:harmless", "metarm_cost", "pods", "scaling",
 )  # fmt: skip
 
 
@@ -45,7 +46,7 @@ def test_a_claim_needs_cells_that_were_stopped_early_too():
 def test_a_study_that_is_none():
     with pytest.raises(
         ValueError,
-        match="nothing: there is no such study; there are forgetting, interference, scaling, or give a folder",
+        match="nothing: there is no such study; there are adapter_cost, forgetting, growth, .*, or give a folder",
     ):
         study.folder_of("nothing")
 
