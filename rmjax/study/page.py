@@ -17,13 +17,13 @@ def filled(page: str, parts: Mapping[str, str], place: Path, study: str) -> str:
 
     Args:
       page: the text of a page.
-      parts: marker's name → Markdown. Text that is short and without a line break stays on the markers' line. A page shows the parts
-        that it has markers for: a long table may be left to the results.
+      parts: marker's name → Markdown. Text that is short and without a line break stays on the markers' line. A page shows the
+        parts that it has markers for: a long table may be left to the results.
       place: what the page is called in errors.
       study: whose parts these are: `study/NAME`. Other studies' markers stay as they are.
 
     Raises:
-      ValueError: none of the parts has markers on the page, a marker that is there twice, or markers of a name that the study lacks.
+      ValueError: none of the parts has markers on the page, a marker is there twice, or the study lacks the name of one.
     """
     there = [match["name"] for match in _PART.finditer(page)]
     if len(missing := left_out(page, parts)) == len(parts):

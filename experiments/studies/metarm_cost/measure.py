@@ -20,7 +20,7 @@ from experiments.benchmarks import Arm
 from experiments.studies import timing
 from experiments.studies.metarm_cost.config import training
 from experiments.studies.timing import RATIO, of_arms
-from rmjax.data.packing import ForestShape, Tree, fill
+from rmjax.data.packing import ForestShape
 from rmjax.evaluate.rows import Row
 from rmjax.methods.metarm import META, discrimination
 from rmjax.models import parameters
@@ -70,15 +70,10 @@ def build(arms: Mapping[str, Any]) -> dict[str, Arm]:
 
 def random_groups(config: Any, vocab_size: int) -> Forest:
     """Full rows of unlabeled answers, one group a row."""
-    random, meta = np.random.default_rng(1), config.meta_data
-    unranked, size = np.full(meta.samples, np.inf, np.float32), meta.row_tokens // (1 + meta.samples)
-
-    def group(number: int) -> Tree:
-        prefix, *branches = random.integers(1, vocab_size, (1 + meta.samples, size), dtype=np.int32)
-        return Tree(prefix, tuple(branches), unranked, record=number)
-
-    rows = [[group(number)] for number in range(meta.rows)]
-    return fill(ForestShape(meta.rows, meta.row_tokens, meta.groups, meta.samples), rows)
+    meta = config.meta_data
+    shape = ForestShape(meta.rows, meta.row_tokens, meta.groups, meta.samples)
+    size, unranked_N = meta.row_tokens // (1 + meta.samples), np.full(meta.samples, np.inf, np.float32)
+    return benchmarks.random_rows(shape, 1, (size, size), unranked_N, vocab_size)
 
 
 def ascent(config: Any, step: Arm, groups: Forest) -> Arm:
