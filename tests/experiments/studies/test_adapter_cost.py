@@ -50,6 +50,9 @@ def test_an_arm_takes_steps(tmp_path, monkeypatch):
     grid.update(layers=1, rows=1, row_tokens=12, rounds=1)
     grid.arms = {name: grid.arms[name] for name in ("lora", "loramoe_balanced")}
     study = measure.get_claim(grid).study
+    for cell in study.cells:
+        for arm in cell.config.arms.values():
+            arm.model.update(width=16, heads=2, kv_heads=1, mlp_width=16)
     for name, value in timing.ALONE.items():
         monkeypatch.setenv(name, value)
     found = {name: run_cell(study, name, tmp_path) for name in study.by_name}

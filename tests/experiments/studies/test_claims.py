@@ -51,7 +51,7 @@ def test_a_study_that_is_none():
         study.folder_of("nothing")
 
 
-def test_a_page_that_was_edited_by_hand_is_refused(tmp_path, monkeypatch):
+def test_a_page_that_was_edited_by_hand_is_refused_and_written_again(tmp_path, monkeypatch, capsys):
     claim = study.claim_of("interference", read_config("experiments/studies/interference/config.py"))
     for path in (claim.page, claim.results):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
@@ -63,3 +63,8 @@ def test_a_page_that_was_edited_by_hand_is_refused(tmp_path, monkeypatch):
         RuntimeError, match="does not say what .*interference.json says at interference/joint; write it again"
     ):
         study.check(claim)
+    capsys.readouterr()
+    study.page(claim)
+    study.check(claim)
+    said = capsys.readouterr().out
+    assert "## interference/separate\n\n| arm | domain |" in said and "interference/joint" not in said  # the page has that one

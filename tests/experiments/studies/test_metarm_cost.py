@@ -35,6 +35,9 @@ def test_arms_take_steps(tmp_path):
     grid = config.get_config()
     grid.update(layers=1, rows=1, row_tokens=24, rounds=1)
     grid.arms = {"second_order": ("step_norm", 2)}
-    found = run_cell(measure.get_claim(grid).study, "steps", tmp_path)
+    study = measure.get_claim(grid).study
+    for arm in study.cells[0].config.arms.values():
+        arm.model.update(width=16, heads=2, kv_heads=1, mlp_width=16)
+    found = run_cell(study, "steps", tmp_path)
     assert {row.groups.get("arm") for row in found.rows} == {measure.STEP, measure.ASCENT, "second_order", None}
     assert all(row.value > 0 for row in found.rows)
