@@ -13,8 +13,9 @@ from tools.docs.commands import read_config
 
 ROOT = Path(__file__).parents[3]
 PUBLISHED = (
-    "drift", "drift:steps", "drift:depth", "drift:temperature", "drift:best_of_n", "drift:distilled",
-    "forgetting", "forgetting:loramoe_tiny", "forgetting:gsm8k_train", "interference", "interference:harmless", "scaling",
+    "adapter_cost", "drift", "drift:steps", "drift:depth", "drift:temperature", "drift:best_of_n", "drift:distilled", "forgetting",
+    "forgetting:loramoe_tiny", "forgetting:gsm8k_train", "growth", "interference", "interference:harmless", "metarm_cost", "pods",
+    "scaling",
 )  # fmt: skip
 
 
@@ -46,12 +47,12 @@ def test_a_claim_needs_cells_that_were_stopped_early_too():
 def test_a_study_that_is_none():
     with pytest.raises(
         ValueError,
-        match="nothing: there is no such study; there are drift, forgetting, interference, scaling, or give a folder",
+        match="nothing: there is no such study; there are adapter_cost, drift, forgetting, growth, .*, or give a folder",
     ):
         study.folder_of("nothing")
 
 
-def test_a_page_that_was_edited_by_hand_is_refused(tmp_path, monkeypatch):
+def test_a_page_that_was_edited_by_hand_is_refused_and_written_again(tmp_path, monkeypatch, capsys):
     claim = study.claim_of("interference", read_config("experiments/studies/interference/config.py"))
     for path in (claim.page, claim.results):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
@@ -63,3 +64,8 @@ def test_a_page_that_was_edited_by_hand_is_refused(tmp_path, monkeypatch):
         RuntimeError, match="does not say what .*interference.json says at interference/joint; write it again"
     ):
         study.check(claim)
+    capsys.readouterr()
+    study.page(claim)
+    study.check(claim)
+    said = capsys.readouterr().out
+    assert "## interference/separate\n\n| arm | domain |" in said and "interference/joint" not in said  # the page has that one
