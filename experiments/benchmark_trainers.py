@@ -9,31 +9,25 @@ WORKDIR/runs; run again, the command goes on with those that are missing. See do
 import dataclasses
 import json
 import os
-import platform
-import shlex
-import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from absl import app, flags
-from flax.traverse_util import flatten_dict
-from ml_collections import ConfigDict, config_flags
+from ml_collections import config_flags
 from tqdm import tqdm
 
 from experiments.start import guarded, parse_flags, prepare
-from experiments.trainers.generated import write_generated
+from experiments.trainers.generated import stand_in
+from experiments.trainers.processes import OURS, THEIRS, processor, run_job
 from experiments.trainers.results import summary, table
+from experiments.trainers.start import changes, shared_facts
 from rmjax import config as base
-from rmjax.data.preferences import PREFERENCE_SETS
 from rmjax.files import refuse_unwritable, write_json
 
 TOLERANCE = 1e-3  # largest difference of a reward or of the loss between the sides, in fp32
-PAD_TOKEN = "<|im_end|>"  # never in a text: special tokens in texts are ordinary characters
-TRL_SIDE = Path(__file__).parent / "trainers" / "trl_side.py"
-OURS, THEIRS, DENSE = "rmjax", "trl", "dense"
+DENSE = "dense"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,15 +76,6 @@ class Run:
         return f"{self.arm}.{self.batch}.{self.number}"
 
 
-def changes(config: ConfigDict) -> dict[str, Any]:
-    """What differs from configs/base.py, by key."""
-    now, default = (
-        flatten_dict(json.loads(c.to_json_best_effort()), sep=".", keep_empty_nodes=True)
-        for c in (config, base.get_config())
-    )
-    return {key: value for key, value in now.items() if key not in default or value != default[key]}
-
-
 def runs_of(plan: Plan) -> Iterator[Run]:
     """All rounds; the sides take turns. The padded step is compared where a batch is run as one."""
     for number in range(plan.rounds):
@@ -100,19 +85,12 @@ def runs_of(plan: Plan) -> Iterator[Run]:
                 yield Run(arm, batch, number)
 
 
-def launch(command: Sequence[str], log: Path, environment: Mapping[str, str]) -> int:
-    """Runs a process to its end, all it says in `log`; its exit code."""
-    with log.open("w") as file:
-        return subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=environment, check=False).returncode
-
-
 class Bench:
     """A plan's folder: starts processes there and keeps what they found."""
 
     def __init__(self, plan: Plan):
         self.plan = plan
-        for name in ("jobs", "logs", "runs", "scratch"):
-            (plan.workdir / name).mkdir(parents=True, exist_ok=True)
+        (plan.workdir / "runs").mkdir(parents=True, exist_ok=True)
 
     def found(self, name: str) -> dict[str, Any] | None:
         """What the process of that name found; None where it is still to run."""
@@ -128,29 +106,10 @@ class Bench:
         if (before := self.found(name)) is not None:
             return before
         folder = self.plan.workdir.resolve()
-        out, path = (folder / place / f"{name}.json" for place in ("scratch", "jobs"))
-        log = folder / "logs" / f"{name}.log"
-        known = {"kind": kind, "config": dict(self.plan.config), "model": str(folder / "model"), "out": str(out)}
-        write_json(path, known | {"scratch": str(folder / "scratch"), "tolerance": TOLERANCE} | job)
-        ours = [sys.executable, "-m", "experiments.trainers.rmjax_side"]
-        command = [*([self.plan.peer, "-P", str(TRL_SIDE)] if arm == THEIRS else ours), str(path)]
-        out.unlink(missing_ok=True)
-        began = time.time()
-        code = launch(command, log, self._environment())
-        if code or not out.exists():
-            last = " | ".join(log.read_text(errors="replace").strip().splitlines()[-3:])
-            raise RuntimeError(f"{shlex.join(command)} failed ({code}): {last}; all of it is in {log}")
-        found = json.loads(out.read_text())
-        found |= {"arm": arm, "command": shlex.join(command), "began": began, "wall_seconds": time.time() - began}
-        if "first_step_ended" in found:
-            found["startup_seconds"] = found["first_step_ended"] - began
+        known = {"kind": kind, "config": dict(self.plan.config), "model": str(folder / "model"), "tolerance": TOLERANCE}
+        found = run_job(folder / "jobs", name, arm, self.plan.peer, known | job)
         write_json(folder / "runs" / f"{name}.json", found)
         return found
-
-    def _environment(self) -> dict[str, str]:
-        """A compile cache of its own, so that what is called cold was; nothing asked of a hub or told to one."""
-        more = {"RMJAX_CACHE": str(self.plan.workdir.resolve() / "cache"), "PYTHONWARNINGS": "ignore"}
-        return dict(os.environ) | more | {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
 
 def check_settings(plan: Plan) -> None:
@@ -166,11 +125,8 @@ def check_settings(plan: Plan) -> None:
 def with_data(plan: Plan) -> tuple[Plan, str]:
     """The plan and the name of its data: generated pairs where the real ones are not on this machine."""
     path, root = (plan.config.get(f"data.{key}", base.get_config().data[key]) for key in ("path", "root"))
-    if path not in PREFERENCE_SETS or (Path(root) / PREFERENCE_SETS[path].file).exists():
-        return plan, path
-    made = plan.workdir.resolve() / "generated.jsonl"
-    write_generated(made)
-    return dataclasses.replace(plan, config={**plan.config, "data.path": str(made)}), "generated"
+    found, name = stand_in(path, root, plan.workdir.resolve())
+    return (plan if found == path else dataclasses.replace(plan, config={**plan.config, "data.path": found})), name
 
 
 def check_agreement(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, float]:
@@ -201,7 +157,7 @@ def benchmark(plan: Plan) -> dict[str, Any]:
     )  # fmt: skip
     if made["platform"] == "gpu":
         plan = bench.plan = dataclasses.replace(plan, config={**plan.config, "model.dtype": "bfloat16"})
-    shared = _shared(plan, "gpu" if made["platform"] == "gpu" else "cpu")
+    shared = shared_facts(plan.config, "gpu" if made["platform"] == "gpu" else "cpu")
 
     def job(run: Run) -> dict[str, Any]:
         wanted = 2 if run.arm == DENSE else steps[plan.batches.index(run.batch)]
@@ -222,31 +178,9 @@ def benchmark(plan: Plan) -> dict[str, Any]:
     facts = {
         "agreement": agreement, "product_rate": rates,
         "data": {"name": data} | made["data"], "rows": made["rows"], "dtype": shared["dtype"],
-        "settings": plan.settings(), "device": made["device"], "cores": os.cpu_count(), "cpu": _processor(),
+        "settings": plan.settings(), "device": made["device"], "cores": os.cpu_count(), "cpu": processor(),
     }  # fmt: skip
     return facts | summary(found, plan.batches, plan.rounds) | {"runs": found}
-
-
-def _processor() -> str:
-    """The CPU's name, where Linux says it, with family and model: a virtual machine's name often hides them."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    known = {key.strip(): value.strip() for key, found, value in (x.partition(":") for x in lines) if found}
-    if "model name" not in known:
-        return platform.processor()
-    numbers = [f"{key.removeprefix('cpu ')} {known[key]}" for key in ("cpu family", "model") if key in known]
-    return known["model name"] + (f" ({', '.join(numbers)})" if numbers else "")
-
-
-def _shared(plan: Plan, device: str) -> dict[str, Any]:
-    """What the other side has to know of the config."""
-    known = {**flatten_dict(base.get_config().to_dict(), sep="."), **plan.config}
-    optimizer = {name: known[f"optimizer.{name}"] for name in ("learning_rate", "b1", "b2", "weight_decay", "clip")}
-    optimizer["epsilon"] = 1e-8  # optax's and torch's
-    return {
-        "optimizer": optimizer, "dtype": known["model.dtype"], "max_length": known["format.max_length"],
-        "device": device, "pad_token": PAD_TOKEN,
-    }  # fmt: skip
 
 
 def _all(bench: Bench, todo: Sequence[tuple[str, str, str, Mapping[str, Any]]]) -> dict[str, Any]:
