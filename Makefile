@@ -97,7 +97,7 @@ test-tpu: $(VENV)/.installed-tpu  ## compile a small step for a TPU slice (no TP
 	JAX_PLATFORMS=cpu $(RUN) pytest tests/experiments/test_compile.py $(PYTEST_ARGS)
 
 pods: $(VENV)/.installed-tpu  ## compile POLAR's runs for TPU slices and write the table of docs/pods.md
-	$(RUN) experiments.pods --compile
+	JAX_PLATFORMS=cpu $(RUN) experiments.study pods --publish
 
 # Apart, because torch, TRL and PEFT are what the library is measured against; nothing else here has them (500 MB to fetch).
 $(VENV_BENCH)/.installed: constraints-bench.txt $(VENV)/.installed
@@ -109,7 +109,7 @@ bench: $(VENV_BENCH)/.installed  ## against TRL's RewardTrainer on this machine 
 	$(RUN) experiments.benchmark_trainers --peer=$(VENV_BENCH)/bin/python --workdir=runs/bench $(BENCH_ARGS)
 
 growth: venv  ## pairs per second against model, row, group and devices: docs/speed/growth.svg
-	$(RUN) experiments.benchmark_growth
+	$(RUN) experiments.study growth --publish
 
 speed: venv  ## write the tables of docs/speed.md from the results in docs/speed
 	$(RUN) experiments.speed

@@ -54,7 +54,7 @@ def execute(study: Study, workdir: Path, module: str) -> dict[str, Result] | Non
     if given.cell:
         _one(study, given.cell, workdir)
         return None
-    command, early_stop = _command(module), _early_stop()
+    command, early_stop = _command(study, module), _early_stop()
     if given.engine == "none":
         if not workdir.is_dir():
             raise ValueError(f"--workdir={workdir} is not there; give the folder of a run")
@@ -96,10 +96,15 @@ def _one(study: Study, name: str, workdir: Path) -> None:
         sys.exit(engines.BUSY)
 
 
-def _command(module: str) -> Callable[[str], list[str]]:
-    """This command again, for one cell."""
+def _command(study: Study, module: str) -> Callable[[str], list[str]]:
+    """This command again, for one cell, in the cell's environment."""
     kept = _for_cells(sys.argv[1:])
-    return lambda name: [sys.executable, "-m", module, *kept, f"--cell={name}"]
+
+    def of(name: str) -> list[str]:
+        command = [sys.executable, "-m", module, *kept, f"--cell={name}"]
+        return engines.in_environment(command, study.by_name[name].environment)
+
+    return of
 
 
 def _for_cells(arguments: Sequence[str]) -> list[str]:
@@ -117,6 +122,8 @@ def _for_cells(arguments: Sequence[str]) -> list[str]:
 def _engine(study: Study, workdir: Path) -> engines.Engine:
     given = flags.FLAGS
     if given.engine == "inprocess":
+        if apart := [cell.name for cell in study.cells if cell.environment]:
+            raise ValueError(f"{apart[0]} needs a process with an environment of its own; use --engine=local")
         return engines.InProcess(lambda name: run_cell(study, name, workdir))
     jax.config.update("jax_platforms", "cpu")  # this process only waits, and must not take the accelerators
     cores, accelerators, variable = engines.this_machine()

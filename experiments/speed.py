@@ -1,7 +1,7 @@
 """The tables of docs/speed.md and the README's line, from the results in docs/speed/: `python -m experiments.speed`.
 
-MACHINE.json there is of experiments.benchmark_trainers, growth.json of experiments.benchmark_growth, accelerator/NAME.json of
-experiments.benchmark_accelerator. What has no result is said to be not measured yet.
+MACHINE.json there is of experiments.benchmark_trainers, accelerator/NAME.json of experiments.benchmark_accelerator. What has no result
+is said to be not measured yet.
 """
 
 import json
@@ -12,7 +12,6 @@ from typing import Any
 
 from absl import app
 
-from experiments.benchmark_growth import PANELS
 from experiments.start import guarded, parse_flags
 from experiments.trainers.results import table, text
 from rmjax.files import write_text
@@ -100,12 +99,11 @@ def replaced(path: Path, before: str, begin: str, end: str, new: str) -> str:
 def page(
     before: str,
     results: Mapping[str, Mapping[str, Any]],
-    growth: Mapping[str, Any] | None = None,
     accelerators: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> str:
     """The page with the tables of these results between its marks. ValueError where it has no place for them."""
     parts = [section(name, result) for name, result in results.items()] or [NOTHING]
-    parts += ["## How the cost grows", growth_section(growth) if growth else NOTHING, "## Accelerators"]
+    parts += ["## Accelerators"]
     parts += [accelerator_section(name, found) for name, found in (accelerators or {}).items()] or [NOTHING]
     return replaced(PAGE, before, BEGIN, END, "\n\n" + "\n\n".join(parts) + "\n\n")
 
@@ -127,24 +125,14 @@ def accelerator_section(name: str, found: Mapping[str, Any]) -> str:
     return f"{said}\n\n{markdown(rows)}"
 
 
-def growth_section(found: Mapping[str, Any]) -> str:
-    """The plot of experiments.benchmark_growth and its points."""
-    rows = [["axis", "value", "pairs/s"]]
-    for label, points in found["panels"].items():
-        rows += [[label, f"{point[PANELS[label][0]]:,}", text(point["pairs_per_second"])] for point in points]
-    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items() if name in ("jax", "flax"))
-    said = f"Device: {found['device']}; {versions}. Median, lowest and highest of five steps."
-    return f"![pairs per second]({RESULTS.name}/{GROWTH}.svg)\n\n{said}\n\n{markdown(rows)}"
-
-
 def run(root: Path) -> None:
     """Writes the page and the README's line again."""
     results, accelerators = (
         {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
         for folder in (root / RESULTS, root / RESULTS / ACCELERATORS)
     )
-    growth, line = results.pop(GROWTH, None), readme_line(results)
-    written = page((root / PAGE).read_text(), results, growth, accelerators)
+    results.pop(GROWTH, None)  # a study's
+    line, written = readme_line(results), page((root / PAGE).read_text(), results, accelerators)
     lined = replaced(README, (root / README).read_text(), LINE_BEGIN, LINE_END, line)
     write_text(root / PAGE, written)
     write_text(root / README, lined)

@@ -82,7 +82,7 @@ def polar_report(
 def environment() -> dict[str, object]:
     """Device and versions: what else than code, data and seed may change a number."""
     devices = jax.devices()
-    packages = ("jax", "flax", "numpy", "rmjax")
+    packages = ("jax", "flax", "numpy", "rmjax", "libtpu")
     return {
         "device": f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})",
         "versions": {"python": platform.python_version()}

@@ -31,11 +31,13 @@ class Cell:
       name: of its folder.
       values: axis → value, the columns of its rows in every table: `arm`, `run.seed`, …
       config: complete; strings may be `cell:NAME` and `work:PATH`.
+      environment: variables that its process must start with, say XLA_FLAGS; what XLA_FLAGS has already, it keeps.
     """
 
     name: str
     values: Mapping[str, Any]
     config: ConfigDict
+    environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
     def needs(self) -> tuple[str, ...]:

@@ -27,6 +27,7 @@ class Claim:
     Attributes:
       study: what is run and measured.
       page: of the project, say docs/claims/polar.md. Markers of this claim begin with the study's name and a slash.
+      elsewhere: marker's name, without the study's, → page, of the parts that stand on another one, say README.md.
       summarize: name → result of every cell → the lines that are committed.
       parts: lines → marker's name, without the study's, → Markdown.
       figures: lines → stem of the file → figure, beside the results.
@@ -37,6 +38,7 @@ class Claim:
     summarize: Callable[[Mapping[str, Result]], Sequence[Line]]
     parts: Callable[[Sequence[Line]], Mapping[str, str]]
     figures: Callable[[Sequence[Line]], Mapping[str, "Figure"]] = _no_figures
+    elsewhere: Mapping[str, Path] = dataclasses.field(default_factory=dict)
 
     @property
     def results(self) -> Path:
@@ -44,37 +46,46 @@ class Claim:
         return self.page.with_suffix("") / f"{self.study.name}.json"
 
 
-def made_parts(claim: Claim, root: Path) -> dict[str, str]:
-    """Marker's name → Markdown, from the committed results; errors as `read_summary`."""
+def made_parts(claim: Claim, root: Path) -> dict[Path, dict[str, str]]:
+    """Page → marker's name → Markdown, from the committed results; errors as `read_summary`."""
     _, lines = read_summary(root / claim.results, claim.study.name)
-    return {f"{claim.study.name}/{name}": text for name, text in claim.parts(lines).items()}
+    made: dict[Path, dict[str, str]] = {page: {} for page in (claim.page, *claim.elsewhere.values())}
+    for name, text in claim.parts(lines).items():
+        made[claim.elsewhere.get(name, claim.page)][f"{claim.study.name}/{name}"] = text
+    return made
 
 
 def write_page(claim: Claim, root: Path) -> None:
-    """Writes the claim's parts of its page, and its figures, from the committed results.
+    """Writes the claim's parts of its pages, and its figures, from the committed results.
 
     Args:
       claim: whose results are there.
       root: of the project.
 
     Raises:
-      ValueError: the page lacks a marker, or the results are of another study.
+      ValueError: a page lacks a marker, or the results are of another study; nothing is written.
       FileNotFoundError: there are no results, or there is no page.
     """
     from rmjax.evaluate.plots import svg
 
-    path = root / claim.page
-    text = filled(path.read_text(encoding="utf-8"), made_parts(claim, root), claim.page, claim.study.name)
+    made = made_parts(claim, root).items()
+    texts = {page: filled(_text(root / page), parts, page, claim.study.name) for page, parts in made}
     _, lines = read_summary(root / claim.results, claim.study.name)
     for stem, figure in claim.figures(lines).items():
         write_text((root / claim.results).with_name(f"{stem}.svg"), svg(figure, f"{claim.study.name}: {stem}"))
-    write_text(path, text)
+    for page, text in texts.items():
+        write_text(root / page, text)
 
 
 def check_page(claim: Claim, root: Path) -> list[str]:
-    """The markers between which the page does not say what the committed results say; errors as `write_page`."""
-    text = (root / claim.page).read_text(encoding="utf-8")
-    return differing(text, made_parts(claim, root), claim.page, claim.study.name)
+    """The markers between which a page does not say what the committed results say; errors as `write_page`."""
+    made = made_parts(claim, root).items()
+    found = [differing(_text(root / page), parts, page, claim.study.name) for page, parts in made]
+    return [name for each in found for name in each]
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
 
 
 def about(config: Any, command: str, found: Mapping[str, Result]) -> dict[str, Any]:

@@ -107,6 +107,13 @@ class Slot:
     environment: Mapping[str, str]
 
 
+def in_environment(command: Sequence[str], environment: Mapping[str, str]) -> list[str]:
+    """The command with variables before it, for every engine alike. XLA_FLAGS come after those that this process has."""
+    kept = {"XLA_FLAGS": os.environ["XLA_FLAGS"] + " "} if os.environ.get("XLA_FLAGS") else {}
+    given = [f"{name}={kept.get(name, '')}{value}" for name, value in environment.items()]
+    return ["env", *given, *command] if given else list(command)
+
+
 def slots(parallel: int, cores: Sequence[int], accelerators: Sequence[str], variable: str) -> list[Slot]:
     """The machine in `parallel` parts; 0: one for each accelerator, or one for all cores.
 

@@ -41,6 +41,7 @@ def fingerprint(cell: Cell, others: Mapping[str, Cell], workdir: Path, code: str
             data[key] = _content(path)
         elif not re.fullmatch(_WITHOUT_EFFECT, key):
             config[key] = value
+    config |= {f"environment.{name}": value for name, value in cell.environment.items()}
     for name in cell.needs:
         data[f"cell:{name}"] = digest(fingerprint(others[name], others, workdir, ""))
     return {"config": config, "data": data, "code": code}

@@ -10,6 +10,7 @@ import hashlib
 import inspect
 import json
 import math
+import os
 import shutil
 import sys
 import time
@@ -193,9 +194,10 @@ def run_cell(study: Study, name: str, workdir: Path) -> Result:
     Raises:
       InUseError: another process is at the cell.
       KeyError: there is no such cell.
-      ValueError: a cell that it needs has no result yet.
+      ValueError: a cell that it needs has no result yet, or this process lacks the cell's environment.
     """
     cell, folder = study.by_name[name], workdir / name
+    _require_environment(cell)
     workdir.mkdir(parents=True, exist_ok=True)
     with locked(workdir / f"{name}.cell"):  # beside the folder, which may be set aside; its own lock is the training's
         found = result_of(study, cell, workdir)
@@ -210,6 +212,18 @@ def run_cell(study: Study, name: str, workdir: Path) -> Result:
         for word in (FAILED, STOPPED):
             (folder / word).unlink(missing_ok=True)
         return _run(study, cell, workdir, 0.0 if found.status == "changed" else found.seconds)
+
+
+def _require_environment(cell: Cell) -> None:
+    lacking = [
+        f"{name}={value}"
+        for name, value in cell.environment.items()
+        if not set(value.split()) <= set(os.environ.get(name, "").split())
+    ]
+    if lacking:
+        raise ValueError(
+            f"{cell.name} needs a process that started with {' '.join(lacking)}; use an engine that starts processes (local, ray, slurm)"
+        )
 
 
 def _run(study: Study, cell: Cell, workdir: Path, before: float) -> Result:

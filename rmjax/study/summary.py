@@ -1,15 +1,17 @@
 """What is committed of a study: lines in long form, each a mean over seeds and items, or a paired difference of two such.
 
-A line is a dict: its axes (`arm`, `domain`, …), `metric`, `value`, `low`, `high`, `n`, and `seeds`, each seed's own mean.
+A line is a dict: its axes (`arm`, `domain`, …), `metric`, `value`, `low`, `high`, `n`, and `seeds`, each seed's own mean. What is
+timed gives ratios (with their `median`) and spreads (with the `runs`); what is counted once gives facts, of a value alone.
 """
 
 import json
+import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rmjax.evaluate.rows import Row, clusters, of_metric, values
-from rmjax.evaluate.statistics import OverSeeds, over_seeds, paired
+from rmjax.evaluate.statistics import OverSeeds, over_seeds, paired, ratio
 from rmjax.files import write_text
 from rmjax.study.table import Table, interval_cell, seeds_cell
 
@@ -38,6 +40,25 @@ def difference_line(axes: Mapping[str, Any], metric: str, first: Runs, second: R
     _require_same_items(axes, metric, [*first, *second])
     pairs = [values(rows) for rows in first], [values(rows) for rows in second]
     return _line(axes, metric, paired(*pairs, [clusters(rows) for rows in first]))
+
+
+def ratio_line(axes: Mapping[str, Any], metric: str, first: Sequence[Row], second: Sequence[Row]) -> Line:
+    """The geometric mean of first over second, formed within each item, say a round; errors as `mean_line`."""
+    _require_same_items(axes, metric, [first, second])
+    each = values(first), values(second)
+    median = statistics.median(one / other for one, other in zip(*each, strict=True))
+    return {**axes, "metric": metric, **ratio(*each, clusters(first)), "median": median}
+
+
+def spread_line(axes: Mapping[str, Any], metric: str, runs: Sequence[float]) -> Line:
+    """The median of some runs as the value, between the lowest and the highest; and each of them."""
+    sides = {"value": statistics.median(runs), "low": min(runs), "high": max(runs)}
+    return {**axes, "metric": metric, **sides, "n": len(runs), "runs": list(runs)}
+
+
+def fact_lines(rows: Iterable[Row], axes: Mapping[str, Any] | None = None) -> list[Line]:
+    """A line for each row as it is, with the row's groups among the axes."""
+    return [{**(axes or {}), **row.groups, "metric": row.metric, "value": row.value} for row in rows]
 
 
 def _require_same_items(axes: Mapping[str, Any], metric: str, runs: Runs) -> None:
@@ -91,6 +112,21 @@ def line_cell(line: Line, sign: str = "") -> str:
 def mean_cell(line: Line) -> str:
     """`0.912 (0.880 to 0.940)`: mean and interval."""
     return interval_cell({"value": line["value"], "low": line["low"], "high": line["high"], "n": line["n"]})
+
+
+def span_cell(line: Line, digits: int = 3) -> str:
+    """`9.49 (9.23–9.73)`: of a `spread_line`, median, lowest and highest; whole numbers have all their digits."""
+    low, value, high = (_digits(line[side], digits) for side in ("low", "value", "high"))
+    return f"{value} ({low}–{high})"
+
+
+def _digits(value: float, digits: int) -> str:
+    return f"{value:,.0f}" if abs(value) >= 10 ** (digits - 1) else f"{value:.{digits}g}"
+
+
+def factor_cell(line: Line, middle: str = "value") -> str:
+    """`1.08 (1.03 to 1.13)`: of a `ratio_line`, its mean (or `median`) and the mean's interval."""
+    return f"{line[middle]:.2f} ({line['low']:.2f} to {line['high']:.2f})"
 
 
 def signed_cell(line: Line) -> str:

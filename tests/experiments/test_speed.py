@@ -46,22 +46,19 @@ def accelerator() -> dict:
 def test_the_page_here_is_what_the_command_writes():
     root = PAGE.parents[1]
     results = {path.stem: json.loads(path.read_text()) for path in sorted((root / speed.RESULTS).glob("*.json"))}
-    growth, readme = results.pop(speed.GROWTH, None), root / speed.README
+    results.pop(speed.GROWTH)
+    readme = root / speed.README
     folder = root / speed.RESULTS / speed.ACCELERATORS
     accelerators = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
-    assert speed.page(PAGE.read_text(), results, growth, accelerators) == PAGE.read_text()
+    assert speed.page(PAGE.read_text(), results, accelerators) == PAGE.read_text()
     assert f"{speed.LINE_BEGIN}{speed.readme_line(results)}{speed.LINE_END}" in readme.read_text()
 
 
 def test_without_results_the_page_says_so_and_with_them_it_does_not(result):
     empty = speed.page(PAGE.read_text(), {})
-    assert empty.count(speed.NOTHING) == 3 and speed.readme_line({}) == speed.NOTHING
-    speeds = {"median": 4.0, "low": 3.0, "high": 4.5}
-    growth = {"panels": {"simulated devices": [{"devices": 1024, "pairs_per_second": speeds}]}}
-    growth |= {"device": "1 x cpu (cpu)", "versions": {"jax": "0.1"}}
-    full = speed.page(empty, {"two_cores": result}, growth, {"fast": accelerator()})
-    assert speed.NOTHING not in full and "## two_cores" in full and "speed/growth.svg" in full
-    assert "| simulated devices | 1,024 | 4 (3–4.5) |" in full
+    assert empty.count(speed.NOTHING) == 2 and speed.readme_line({}) == speed.NOTHING
+    full = speed.page(empty, {"two_cores": result}, {"fast": accelerator()})
+    assert speed.NOTHING not in full and "## two_cores" in full
     assert speed.page(full, {}) == empty
 
 
@@ -94,7 +91,7 @@ def test_an_accelerator_has_its_mfu_and_its_attention(result):
 
 def test_a_page_without_a_place_for_the_tables_is_an_error():
     with pytest.raises(ValueError, match="docs/speed.md lacks the line"):
-        speed.page("# Speed\n", {}, False)
+        speed.page("# Speed\n", {})
 
 
 def test_numbers_keep_three_digits():

@@ -1,0 +1,1 @@
+"""What do adapters cost, beside each other and beside full fine-tuning?"""

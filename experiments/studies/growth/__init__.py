@@ -1,0 +1,1 @@
+"""How does the cost grow with model, row, group and devices?"""

@@ -1,0 +1,1 @@
+"""What does MetaRM's second gradient cost, in time and memory?"""

@@ -1,0 +1,1 @@
+"""What would POLAR's runs need and at best reach on slices of TPUs?"""
