@@ -1,7 +1,6 @@
 """The tables of docs/speed.md and the README's line, from the results in docs/speed/: `python -m experiments.speed`.
 
-MACHINE.json there is of experiments.benchmark_trainers, accelerator/NAME.json of experiments.benchmark_accelerator. What has no result
-is said to be not measured yet.
+MACHINE.json there is of experiments.benchmark_trainers. What has no result is said to be not measured yet.
 """
 
 import json
@@ -15,12 +14,10 @@ from absl import app
 from experiments.start import guarded, parse_flags
 from experiments.trainers.results import table, text
 from rmjax.files import write_text
-from rmjax.study.table import markdown
 
 PAGE, README, RESULTS = Path("docs/speed.md"), Path("README.md"), Path("docs/speed")
 BEGIN, END = "<!-- tables: python -m experiments.speed -->", "<!-- end of tables -->"
 LINE_BEGIN, LINE_END = "<!-- line: python -m experiments.speed -->", "<!-- end of line -->"
-GROWTH, ACCELERATORS = "growth", "accelerator"
 NOTHING = "Not measured yet."
 
 
@@ -96,43 +93,22 @@ def replaced(path: Path, before: str, begin: str, end: str, new: str) -> str:
     return f"{head}{begin}{new}{end}{tail}"
 
 
-def page(
-    before: str,
-    results: Mapping[str, Mapping[str, Any]],
-    accelerators: Mapping[str, Mapping[str, Any]] | None = None,
-) -> str:
+def page(before: str, results: Mapping[str, Mapping[str, Any]]) -> str:
     """The page with the tables of these results between its marks. ValueError where it has no place for them."""
     parts = [section(name, result) for name, result in results.items()] or [NOTHING]
-    parts += ["## Accelerators"]
-    parts += [accelerator_section(name, found) for name, found in (accelerators or {}).items()] or [NOTHING]
     return replaced(PAGE, before, BEGIN, END, "\n\n" + "\n\n".join(parts) + "\n\n")
 
 
-def accelerator_section(name: str, found: Mapping[str, Any]) -> str:
-    """A device's MFU, and attention in tiles against dense."""
-    step, versions = found["step"], found["versions"]
-    said = (
-        f"### {name}\n\n{found['device']}; jax {versions['jax']}, flax {versions['flax']}. Step of 1.8B parameters, "
-        f"{step['rows']} rows of {step['row_tokens']:,} tokens: {text(step['seconds'])} s, MFU {text(step['mfu'], 100)} % "
-        "(aim 45, then 50)."
-    )
-    rows = [["tokens a row", "attention", "dense takes times as long", "planned memory GB (dense)"]]
-    for length, at in found["attention"].items():
-        planned = {kind: sum(kinds.values()) / 1e9 for kind, kinds in at["planned_bytes"].items()}
-        for kind, ratio in at["ratio"].items():
-            times = f"{ratio['value']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})"
-            rows.append([f"{int(length):,}", kind, times, f"{planned[kind]:.1f} ({planned['dense']:.1f})"])
-    return f"{said}\n\n{markdown(rows)}"
+def machines(root: Path) -> dict[str, dict[str, Any]]:
+    """Name → result, of the benchmark's files; studies have theirs beside them."""
+    found = {path.stem: json.loads(path.read_text()) for path in sorted((root / RESULTS).glob("*.json"))}
+    return {name: result for name, result in found.items() if "study" not in result}
 
 
 def run(root: Path) -> None:
     """Writes the page and the README's line again."""
-    results, accelerators = (
-        {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
-        for folder in (root / RESULTS, root / RESULTS / ACCELERATORS)
-    )
-    results.pop(GROWTH, None)  # a study's
-    line, written = readme_line(results), page((root / PAGE).read_text(), results, accelerators)
+    results = machines(root)
+    line, written = readme_line(results), page((root / PAGE).read_text(), results)
     lined = replaced(README, (root / README).read_text(), LINE_BEGIN, LINE_END, line)
     write_text(root / PAGE, written)
     write_text(root / README, lined)

@@ -1,6 +1,5 @@
 """The page with the measured speeds: true without results, and what it says of some. No number here was measured."""
 
-import json
 import re
 from pathlib import Path
 
@@ -33,33 +32,20 @@ def result():
     return facts | summary(found, [8], 3)
 
 
-def accelerator() -> dict:
-    """As experiments.benchmark_accelerator writes it."""
-    ratio = {"median": 3.0, "value": 3.1, "low": 3.0, "high": 3.2, "rounds": 10}
-    planned = {kind: {"arguments": 10**9, "temporary": n * 10**9} for kind, n in (("dense", 8), ("pallas", 1))}
-    at = {"ratio": {"pallas": ratio}, "planned_bytes": planned}
-    step = {"rows": 4, "row_tokens": 4096, "seconds": spread([1.0, 1.1]), "mfu": spread([0.46, 0.49])}
-    versions = {"jax": "0.1", "flax": "0.2"}
-    return {"step": step, "attention": {"8192": at}, "device": "1 x Fast (gpu)", "versions": versions}
-
-
 def test_the_page_here_is_what_the_command_writes():
     root = PAGE.parents[1]
-    results = {path.stem: json.loads(path.read_text()) for path in sorted((root / speed.RESULTS).glob("*.json"))}
-    results.pop(speed.GROWTH)
-    readme = root / speed.README
-    folder = root / speed.RESULTS / speed.ACCELERATORS
-    accelerators = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
-    assert speed.page(PAGE.read_text(), results, accelerators) == PAGE.read_text()
+    results, readme = speed.machines(root), root / speed.README
+    assert results and "growth" not in results
+    assert speed.page(PAGE.read_text(), results) == PAGE.read_text()
     assert f"{speed.LINE_BEGIN}{speed.readme_line(results)}{speed.LINE_END}" in readme.read_text()
 
 
 def test_without_results_the_page_says_so_and_with_them_it_does_not(result):
     empty = speed.page(PAGE.read_text(), {})
-    assert empty.count(speed.NOTHING) == 2 and speed.readme_line({}) == speed.NOTHING
-    full = speed.page(empty, {"two_cores": result}, {"fast": accelerator()})
-    assert speed.NOTHING not in full and "## two_cores" in full
-    assert speed.page(full, {}) == empty
+    tables = empty.partition(speed.BEGIN)[2].partition(speed.END)[0]
+    assert tables.strip() == speed.NOTHING and speed.readme_line({}) == speed.NOTHING
+    full = speed.page(empty, {"two_cores": result})
+    assert "## two_cores" in full and speed.page(full, {}) == empty
 
 
 def test_the_tables_hold_the_aims_against_what_was_measured(result):
@@ -81,12 +67,6 @@ def test_the_tables_hold_the_aims_against_what_was_measured(result):
     assert "TRL 1.0" in line and "multiplies" not in line
     faster = speed.readme_line({"two_cores": result | {"product_rate": rates}})
     assert "float32, where our library multiplies matrices 2.1 times as fast" in faster
-
-
-def test_an_accelerator_has_its_mfu_and_its_attention(result):
-    section = speed.accelerator_section("fast", accelerator())
-    assert "1 x Fast (gpu)" in section and "MFU 47.5 (46–49) % (aim 45" in section
-    assert "| 8,192 | pallas | 3.10 (3.00 to 3.20) | 2.0 (9.0) |" in section
 
 
 def test_a_page_without_a_place_for_the_tables_is_an_error():
