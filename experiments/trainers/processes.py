@@ -8,7 +8,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from importlib import util
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from rmjax.files import write_json
@@ -24,15 +26,18 @@ def launch(command: Sequence[str], log: Path, environment: Mapping[str, str]) ->
         return subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=environment, check=False).returncode
 
 
-def run_job(folder: Path, name: str, arm: str, peer: str, job: Mapping[str, Any]) -> dict[str, Any]:
+def run_job(
+    folder: Path, name: str, arm: str, peer: str, job: Mapping[str, Any], cache: Path | None = None
+) -> dict[str, Any]:
     """Runs a job of one side.
 
     Args:
-      folder: takes NAME.job.json, NAME.log and the compile cache.
+      folder: takes NAME.job.json, NAME.log, and what is scratch.
       name: of the job.
       arm: whose job it is: `THEIRS` is run by `peer`.
       peer: interpreter of the environment with torch and TRL.
       job: what the process is told; `out` and `scratch` are added.
+      cache: of compiled programs; by default one in `folder`, so that what is called cold was.
 
     Returns:
       What it found, with its arm, its command and its wall time; `startup_seconds` where it says when its first step ended.
@@ -48,7 +53,7 @@ def run_job(folder: Path, name: str, arm: str, peer: str, job: Mapping[str, Any]
     command = [*([peer, "-P", str(TRL_SIDE)] if arm == THEIRS else ours), str(path)]
     out.unlink(missing_ok=True)
     began = time.time()
-    code = launch(command, log, environment(folder))
+    code = launch(command, log, environment(cache or folder / "cache"))
     if code or not out.exists():
         last = " | ".join(log.read_text(errors="replace").strip().splitlines()[-3:])
         raise RuntimeError(f"{shlex.join(command)} failed ({code}): {last}; all of it is in {log}")
@@ -59,10 +64,17 @@ def run_job(folder: Path, name: str, arm: str, peer: str, job: Mapping[str, Any]
     return found
 
 
-def environment(folder: Path) -> dict[str, str]:
-    """A compile cache of its own, so that what is called cold was; nothing asked of a hub or told to one."""
-    more = {"RMJAX_CACHE": str(folder / "cache"), "PYTHONWARNINGS": "ignore"}
+def environment(cache: Path) -> dict[str, str]:
+    """This process's with its own compile cache; nothing is asked of a hub or told to one."""
+    more = {"RMJAX_CACHE": str(cache.resolve()), "PYTHONWARNINGS": "ignore"}
     return {**os.environ, **more, "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+
+
+def trl_side() -> ModuleType:
+    """The other side's file, for its source: torch is not here, so it is not run."""
+    spec = util.spec_from_file_location("trl_side", TRL_SIDE)
+    assert spec
+    return util.module_from_spec(spec)
 
 
 def processor() -> str:

@@ -11,6 +11,7 @@ import statistics
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -41,7 +42,8 @@ class Learning(Clock):
     def __init__(self, job: dict, on_gpu: bool):
         super().__init__(on_gpu)
         self.points: list[dict] = []
-        self.first, self.trainer = (0.0, 0.0), None
+        self.first = (0.0, 0.0)
+        self.trainer: Any = None
         self._job, self._scoring = job, (0.0, 0.0)
         self._pairs = [json.loads(line) for line in Path(job["held_out"]).read_text().splitlines()]
 

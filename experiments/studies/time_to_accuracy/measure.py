@@ -11,9 +11,7 @@ import itertools
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from importlib import util
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import matplotlib
@@ -23,7 +21,7 @@ from ml_collections import ConfigDict
 
 from experiments.trainers import exchange, learning, processes, start
 from experiments.trainers.generated import stand_in
-from experiments.trainers.processes import OURS, THEIRS, TRL_SIDE, processor, run_job
+from experiments.trainers.processes import OURS, THEIRS, processor, run_job, trl_side
 from rmjax.data.record import Comparison, to_row
 from rmjax.data.sources import records
 from rmjax.evaluate.plots import BLUE, ORANGE, STYLE, WIDTH
@@ -291,14 +289,7 @@ def figures(lines: Sequence[Line]) -> dict[str, Figure]:
 
 def get_claim(config: ConfigDict) -> Claim:
     """The study of a config of config.py."""
-    study = Study(
-        "time_to_accuracy", tuple(cells(config)), train, measure, functools.partial(make_data, config), code=code()
-    )
+    code = (learning, exchange, processes, start, trl_side())
+    make = functools.partial(make_data, config)
+    study = Study("time_to_accuracy", tuple(cells(config)), train, measure, make, code=code)
     return Claim(study, Path("docs/speed.md"), lambda results: summarize(config, results), parts, figures)
-
-
-def code() -> tuple[ModuleType, ...]:
-    """What both sides run; the other side's file is read, not imported."""
-    there = util.spec_from_file_location("trl_side", TRL_SIDE)
-    assert there
-    return learning, exchange, processes, start, util.module_from_spec(there)
