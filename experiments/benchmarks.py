@@ -67,16 +67,25 @@ class Arm:
 
 
 def random_pairs(config: Any, vocab_size: int) -> Forest:
-    """Full rows of pairs, of both types in turn."""
-    random, data = np.random.default_rng(0), config.data
-    third = data.row_tokens // (3 * 2)  # two groups a row, each a prefix and two branches of one size
+    """Full rows of pairs, of both types in turn; two groups a row, each a prefix and two branches of one size."""
+    data = config.data
+    shape = ForestShape(data.rows, data.row_tokens, data.groups, data.candidates)
+    third = data.row_tokens // (3 * 2)
+    return random_rows(shape, 2, (third, third), np.arange(2, dtype=np.float32), vocab_size)
+
+
+def random_rows(
+    shape: ForestShape, groups: int, tokens: tuple[int, int], ranks_N: np.ndarray, vocab_size: int
+) -> Forest:
+    """So many groups in each row, of types 0 and 1 in turn: a prefix and N branches of random tokens, of these two lengths."""
+    random, (prefix, own) = np.random.default_rng(0), tokens
 
     def tree(number: int) -> Tree:
-        prefix, first, second = random.integers(1, vocab_size, (3, third), dtype=np.int32)
-        return Tree(prefix, (first, second), np.array([0.0, 1.0], np.float32), type=number % 2, record=number)
+        branches = tuple(random.integers(1, vocab_size, (len(ranks_N), own), dtype=np.int32))
+        shared = random.integers(1, vocab_size, prefix, dtype=np.int32)
+        return Tree(shared, branches, ranks_N, type=number % 2, record=number)
 
-    rows = [[tree(2 * r), tree(2 * r + 1)] for r in range(data.rows)]
-    return fill(ForestShape(data.rows, data.row_tokens, data.groups, data.candidates), rows)
+    return fill(shape, [[tree(row * groups + g) for g in range(groups)] for row in range(shape.rows)])
 
 
 def timed(built: Mapping[str, Arm], rounds: int) -> dict[str, list[float]]:

@@ -3,13 +3,13 @@
 NAME is a folder of experiments/studies, or the path of one, with `config.py` (get_config) and `measure.py` (get_claim);
 `NAME:ARGUMENT` gives the argument to get_config. Runs the cells that are not done, and writes results.json and tables.md in DIR.
 `--publish` puts the results where the claim's page has them and writes the page; `--page` writes the page from the committed
-results; `--check` says whether it does not say what they say.
+results and prints the tables that it leaves out; `--check` says whether it does not say what they say.
 """
 
 import importlib
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -65,12 +65,21 @@ def run(claim: Claim, config: ConfigDict, workdir: Path, command: str, publish: 
     engines.refuse_unfinished(found, every=True)
     lines = claim.summarize(found)
     write_summary(workdir / "results.json", claim.study.name, about(config, command, found), lines)
-    tables = "\n\n".join(f"## {name}\n\n{text}" for name, text in claim.parts(lines).items())
+    tables = _tables(claim.parts(lines))
     write_text(workdir / "tables.md", tables + "\n")
     print(tables)
     if publish:
         write_summary(claim.results, claim.study.name, about(config, command, found), lines)
         write_page(claim, Path())
+
+
+def _tables(parts: Mapping[str, str]) -> str:
+    return "\n\n".join(f"## {name}\n\n{text}" for name, text in parts.items())
+
+
+def page(claim: Claim) -> None:
+    """Writes the page from the committed results, and prints the tables that it has no place for."""
+    print(_tables(write_page(claim, Path())))
 
 
 def check(claim: Claim) -> None:
@@ -97,8 +106,8 @@ def main(argv: Sequence[str]) -> None:
     """Reads the flags."""
     given, name = flags.FLAGS, _named(argv)
     if given.page or given.check:
-        job = write_page if given.page else lambda claim, root: check(claim)
-        sys.exit(guarded(lambda: job(claim_of(name.split(":")[0], given.config), Path())))
+        job = page if given.page else check
+        sys.exit(guarded(lambda: job(claim_of(name.split(":")[0], given.config))))
     workdir = Path(given.workdir or f"runs/{name.replace(':', '-').rsplit('/', 1)[-1]}")
     changes = [flag for flag in sys.argv[2:] if flag.startswith("--config")]
     command = shlex.join(["python", "-m", "experiments.study", name, *changes])

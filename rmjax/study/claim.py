@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rmjax.files import write_text
-from rmjax.study.page import differing, filled
+from rmjax.study.page import differing, filled, left_out
 from rmjax.study.study import Result, Study
 from rmjax.study.summary import Line, read_summary
 
@@ -55,8 +55,8 @@ def made_parts(claim: Claim, root: Path) -> dict[Path, dict[str, str]]:
     return made
 
 
-def write_page(claim: Claim, root: Path) -> None:
-    """Writes the claim's parts of its pages, and its figures, from the committed results.
+def write_page(claim: Claim, root: Path) -> dict[str, str]:
+    """Writes the claim's parts of its pages, and its figures, from the committed results; gives the parts that no page shows.
 
     Args:
       claim: whose results are there.
@@ -75,6 +75,7 @@ def write_page(claim: Claim, root: Path) -> None:
         write_text((root / claim.results).with_name(f"{stem}.svg"), svg(figure, f"{claim.study.name}: {stem}"))
     for page, text in texts.items():
         write_text(root / page, text)
+    return {name: parts[name] for page, parts in made for name in left_out(texts[page], parts)}
 
 
 def check_page(claim: Claim, root: Path) -> list[str]:

@@ -17,21 +17,28 @@ def filled(page: str, parts: Mapping[str, str], place: Path, study: str) -> str:
 
     Args:
       page: the text of a page.
-      parts: marker's name → Markdown. Text that is short and without a line break stays on the markers' line.
+      parts: marker's name → Markdown. Text that is short and without a line break stays on the markers' line. A page shows the
+        parts that it has markers for: a long table may be left to the results.
       place: what the page is called in errors.
       study: whose parts these are: `study/NAME`. Other studies' markers stay as they are.
 
     Raises:
-      ValueError: a part without markers on the page, a marker that is there twice, or markers of a name that the study lacks.
+      ValueError: none of the parts has markers on the page, a marker is there twice, or the study lacks the name of one.
     """
     there = [match["name"] for match in _PART.finditer(page)]
-    if missing := [name for name in parts if name not in there]:
+    if len(missing := left_out(page, parts)) == len(parts):
         raise ValueError(f"{place} has no place for {', '.join(missing)}; add <!-- made: {missing[0]} --> and its end")
     if twice := sorted({name for name in there if there.count(name) > 1}):
         raise ValueError(f"{place} has the markers of {', '.join(twice)} twice; keep one of them")
     if unknown := [name for name in there if name.startswith(f"{study}/") and name not in parts]:
         raise ValueError(f"{place} has markers of {', '.join(unknown)}, which nothing makes; remove them")
     return _PART.sub(lambda match: _replaced(match, parts), page)
+
+
+def left_out(page: str, parts: Mapping[str, str]) -> list[str]:
+    """Names of the parts without markers on a page."""
+    there = {match["name"] for match in _PART.finditer(page)}
+    return [name for name in parts if name not in there]
 
 
 def _replaced(match: re.Match[str], parts: Mapping[str, str]) -> str:

@@ -222,7 +222,7 @@ def _require_environment(cell: Cell) -> None:
     ]
     if lacking:
         raise ValueError(
-            f"{cell.name} needs a process that started with {' '.join(lacking)}; use an engine that starts processes (local, ray, slurm)"
+            f"{cell.name} needs a process that started with {' '.join(lacking)}; use an engine that starts processes"
         )
 
 

@@ -4,17 +4,13 @@ import json
 from types import SimpleNamespace
 
 import jax
-import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from configs.polar import finetune_1_8b, finetune_7b, pretrain_1_8b, pretrain_7b
+from configs.polar import finetune_7b, pretrain_7b
 from experiments import compile as ahead
-from experiments import pods
 from rmjax import config as base
 from rmjax.parallel.chips import Slice
-from rmjax.parallel.mesh import RULES
-from rmjax.program import check
 
 WHERE = Slice.parse("v5e:2x2")
 
@@ -147,44 +143,8 @@ def test_a_step_that_does_not_fit_is_an_error_and_a_report(monkeypatch, tmp_path
         ahead.job(small(), WHERE, False, tmp_path / "x.json" / "y.json")
 
 
-@pytest.mark.parametrize("run", [pretrain_1_8b, pretrain_7b, finetune_1_8b, finetune_7b])
-@pytest.mark.parametrize(("slice_name", "chips"), [(n, c) for n, (_, c) in pods.SLICES.items()])
-def test_the_runs_of_the_table_can_be_laid_out(run, slice_name, chips):
-    config = run.get_config(str(chips))
-    fsdp = chips // config.mesh.tensor
-    sizes = {"data": 1, "fsdp": fsdp, "tensor": config.mesh.tensor, "context": 1}
-    check(base.chosen(config), SimpleNamespace(shape=sizes, devices=np.array([SimpleNamespace(platform="tpu")])), RULES)
-    assert config.data.rows == fsdp * config.optimizer.microbatches  # a row at a time
-    assert config.data.streams == fsdp  # a host reads the rows of its own chips
-    assert config.data.row_tokens >= 2 * 1024 + 3 * 4096
-
-
 @pytest.mark.parametrize("chips", ["0", "48", "many", "-4"])
 def test_chips_that_do_not_divide_the_batch(chips):
     for run in (pretrain_7b, finetune_7b):
         with pytest.raises(ValueError, match="chips: give a number"):
             run.get_config(chips)
-
-
-def test_the_page_holds_the_table_of_the_reports(monkeypatch, tmp_path):
-    monkeypatch.setattr(pods, "PAGE", tmp_path / "pods.md")
-    monkeypatch.setattr(pods, "REPORTS", tmp_path)
-    with pytest.raises(ValueError, match="has no report; add --compile"):
-        pods.write_page()
-    report = {
-        "mesh": {"fsdp": 256}, "batch": {"rows": 1024, "row_tokens": 16384, "microbatches": 4},
-        "memory_bytes": {"peak": 9e9}, "hbm_bytes_of_chip": 16e9,
-        "seconds": {"compute": 1.0, "hbm": 0.5, "ici": 0.25, "overlapped": 1.0, "in_turn": 1.25},
-        "mfu": {"overlapped": 0.6, "in_turn": 0.48},
-    }  # fmt: skip
-    (tmp_path / "pretrain_1_8b.v5e-256.json").write_text(json.dumps(report))
-    (tmp_path / "pretrain_7b.v5e-256.json").write_text(json.dumps({"does_not_fit": "17G of 15.75G"}))
-    pods.PAGE.write_text("no place")
-    with pytest.raises(ValueError, match="lacks the line"):
-        pods.write_page()
-    pods.PAGE.write_text(f"before\n{pods.BEGIN}\nold\n{pods.END}\nafter\n")
-    pods.write_page()
-    text = pods.PAGE.read_text()
-    assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
-    assert "| pretrain_1_8b | v5e-256 | fsdp 256 | 1024 × 16384 (256) | 9.0 of 16.0 | 1,000 | 500 | 250 |" in text
-    assert "60.0 | 48.0" in text and "17G of 15.75G" in text

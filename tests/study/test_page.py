@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from rmjax.study.page import differing, filled
+from rmjax.study.page import differing, filled, left_out
 
 OTHER = "rest <!-- made: t/z --> <!-- end: t/z -->\n"
 PAGE = f"# Title\n\n<!-- made: s/a -->old<!-- end: s/a -->\n\n<!-- made: s/b.d -->\n\n| x |\n\n<!-- end: s/b.d -->\n{OTHER}"
@@ -22,6 +22,11 @@ def test_what_is_between_the_markers_is_written_and_the_rest_stays():
     assert filled(found, PARTS, AT, "s") == found and differing(found, PARTS, AT, "s") == []
 
 
+def test_a_page_may_leave_parts_to_the_results():
+    assert filled(PAGE, PARTS | {"s/c": "| z |"}, AT, "s") == filled(PAGE, PARTS, AT, "s")
+    assert left_out(PAGE, PARTS | {"s/c": "| z |"}) == ["s/c"]
+
+
 @pytest.mark.parametrize("edit", ["new<", "| y |"])
 def test_a_page_that_was_edited_by_hand_is_found(edit):
     page = filled(PAGE, PARTS, AT, "s").replace(edit, f"1{edit}")
@@ -31,10 +36,10 @@ def test_a_page_that_was_edited_by_hand_is_found(edit):
 @pytest.mark.parametrize(
     ("page", "parts", "message"),
     [
-        (PAGE, PARTS | {"s/c": ""}, "page.md has no place for s/c; add <!-- made: s/c --> and its end"),
+        (OTHER, PARTS, "page.md has no place for s/a, s/b.d; add <!-- made: s/a --> and its end"),
         (PAGE + PAGE, PARTS, "page.md has the markers of s/a, s/b.d, t/z twice"),
         (PAGE, {"s/a": ""}, "page.md has markers of s/b.d, which nothing makes"),
-        (PAGE.replace("end: s/a", "end: x"), PARTS, "page.md has no place for s/a"),
+        (PAGE.replace("end: s/a", "end: x"), {"s/a": ""}, "page.md has no place for s/a"),
     ],
 )
 def test_pages_without_a_place(page, parts, message):

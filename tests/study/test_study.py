@@ -1,5 +1,6 @@
 """Studies on the disk: what is run again and why, on every engine, with cells that fail, stop, or need each other."""
 
+import dataclasses
 import functools
 import json
 import os
@@ -325,6 +326,23 @@ def wait(condition):
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.02)
+
+
+def test_a_cell_gets_its_environment_and_does_not_run_without(tmp_path, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--ours=1")
+    apart = dataclasses.replace(cell("a"), environment={"XLA_FLAGS": "--theirs=2", "RMJAX_TEST": "x"})
+    made = study(apart)
+    with pytest.raises(ValueError, match="a needs a process that started with XLA_FLAGS=--theirs=2 RMJAX_TEST=x"):
+        run_cell(made, "a", tmp_path)
+    said = [sys.executable, "-c", "import os; print(os.environ['XLA_FLAGS'], os.environ['RMJAX_TEST'])"]
+    command = engines.in_environment(said, apart.environment)
+    assert subprocess.run(command, capture_output=True, text=True).stdout == "--ours=1 --theirs=2 x\n"
+    assert engines.in_environment(said, {}) == said
+    monkeypatch.setenv("XLA_FLAGS", "--ours=1 --theirs=2")
+    monkeypatch.setenv("RMJAX_TEST", "x")
+    assert run_cell(made, "a", tmp_path).status == "done"
+    other = dataclasses.replace(apart, environment={"XLA_FLAGS": "--theirs=3", "RMJAX_TEST": "x"})
+    assert "environment.XLA_FLAGS: '--theirs=2' then, '--theirs=3' now" in result_of(study(other), other, tmp_path).why
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,16 @@ from rmjax.study.cells import Cell
 from rmjax.study.study import Result
 from rmjax.study.summary import (
     difference_line,
+    fact_lines,
+    factor_cell,
     mean_line,
     pivot,
+    ratio_line,
     read_summary,
     selected,
     signed_cell,
+    span_cell,
+    spread_line,
     write_summary,
 )
 
@@ -34,6 +39,20 @@ def test_a_mean_and_a_difference():
 def test_runs_of_other_items(runs):
     with pytest.raises(ValueError, match="score of .*'arm': 'a'.*: the runs have no rows, or rows of different items"):
         mean_line({"arm": "a"}, "score", runs)
+
+
+def test_what_is_timed_gives_ratios_within_a_round_and_spreads():
+    found = ratio_line({"arm": "a"}, "time", rows(2.0, 8.0, 2.0), rows(1.0, 2.0, 2.0))
+    assert found["value"] == pytest.approx(2.0) and found["median"] == 2.0 and found["n"] == 3
+    assert 1.0 <= found["low"] < 2.0 < found["high"] <= 4.0 and factor_cell(found).startswith("2.00 (")
+    assert factor_cell(found | {"median": 3.0}, "median").startswith("3.00 (")
+    with pytest.raises(ValueError, match="rows of different items"):
+        ratio_line({}, "time", rows(1.0), rows(1.0, items="z"))
+    spread = spread_line({"at": 2}, "speed", [1234.4, 9.876, 0.25])
+    assert (spread["value"], spread["low"], spread["high"]) == (9.876, 0.25, 1234.4)
+    assert spread["runs"] == [1234.4, 9.876, 0.25] and spread["n"] == 3 and spread["at"] == 2
+    assert span_cell(spread) == "9.88 (0.25–1,234)"
+    assert fact_lines(rows(1.0), {"arm": "a"}) == [{"arm": "a", "kind": "x", "metric": "score", "value": 1.0}]
 
 
 LINES = [

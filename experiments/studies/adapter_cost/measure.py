@@ -58,11 +58,12 @@ def summarize(grid: Any, results: Mapping[str, Result]) -> list[Line]:
 def parts(lines: Sequence[Line]) -> dict[str, str]:
     """The table of docs/claims/loramoe.md."""
     found = [HEADS]
-    trained, *kinds, peaks = (of_arms(lines, metric) for metric in ("trained", "planned_arguments", "planned_temporary", "peak_bytes"))  # fmt: skip
     for arm, line in of_arms(lines, RATIO).items():
-        planned, time = sum(kind[arm]["value"] for kind in kinds), "1" if arm == line["over"] else factor_cell(line)
-        memory = [f"{size / 2**20:,.0f}" for size in (planned, peaks[arm]["value"])]
-        found.append([arm, f"{trained[arm]['value']:,.0f}", time, line["over"], *memory])
+        fact = {each["metric"]: each["value"] for each in lines if each["arm"] == arm}
+        time = "1" if arm == line["over"] else factor_cell(line)
+        planned = fact["planned_arguments"] + fact["planned_temporary"]
+        memory = [f"{size / 2**20:,.0f}" for size in (planned, fact["peak_bytes"])]
+        found.append([arm, f"{fact['trained']:,.0f}", time, line["over"], *memory])
     return {"arms": table.markdown(found)}
 
 

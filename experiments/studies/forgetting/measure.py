@@ -202,7 +202,7 @@ def summarize(grid: Any, results: Mapping[str, Result]) -> list[Line]:
 
 
 def parts(lines: Sequence[Line]) -> dict[str, str]:
-    """The tables of docs/claims/loramoe.md: arms at each size, arms against each other, routing."""
+    """The tables of docs/claims/loramoe.md: arms at each size, arms against each other at the largest and below, routing."""
     sizes = sorted({line["size"] for line in lines if line.get("size")})
     base = [line for line in lines if line["arm"] == BASE]
     found = {}
@@ -211,15 +211,19 @@ def parts(lines: Sequence[Line]) -> dict[str, str]:
         columns = [("trained", "trained parameters"), *HEADS.items()]
         found[f"size{size}"] = pivot([*base, *own], ("arm",), columns, _mean)
     between = [line for line in lines if " − " in line["arm"]]
-    found["between"] = pivot(
-        between, ("arm", "size"), list(HEADS.items()), lambda line: table.interval_cell(_interval(line), "+")
-    )
+    for name, chosen in (("between", [max(sizes)]), ("between_smaller", sizes[:-1])):
+        own = [line for line in between if line["size"] in chosen]
+        found[name] = pivot(own, ("arm", "size"), list(HEADS.items()), _difference)
     found["routing"] = pivot([line for line in lines if "on" in line], ("arm",), "on", spread_cell)
     return {name: table.markdown(each) for name, each in found.items() if len(each) > 1}
 
 
 def _mean(line: Line) -> str:
     return f"{line['value']:,.0f}" if line["metric"] == "trained" else f"{line['value']:.3f}"
+
+
+def _difference(line: Line) -> str:
+    return table.interval_cell(_interval(line), "+")
 
 
 def _interval(line: Line) -> Any:

@@ -41,13 +41,8 @@ def get_config() -> ConfigDict:
 
 
 def panel(label: str, axis: str, *points: dict[str, Any]) -> ConfigDict:
-    """A panel of the plot.
-
-    Args:
-      label: of the axis.
-      axis: what is on it: a key of `config.case`, `row_tokens` or `trained`.
-      points: changes of `config.case`.
-    """
+    """A panel of the plot: what its axis says, what is on it (a key of `config.case`, `row_tokens` or `trained`), and the changes
+    of `config.case` at its points."""
     entry = ConfigDict()
     entry.label, entry.axis, entry.points = label, axis, points
     return entry

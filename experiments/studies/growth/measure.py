@@ -18,7 +18,7 @@ from experiments.benchmarks import Arm
 from experiments.studies import timing
 from experiments.studies.growth.config import OWN, SHARED, row_tokens, training
 from rmjax.data import placement
-from rmjax.data.packing import ForestShape, Tree, fill
+from rmjax.data.packing import ForestShape
 from rmjax.data.pipeline import Shard
 from rmjax.evaluate import plots
 from rmjax.evaluate.rows import Row, of_metric, values
@@ -49,8 +49,8 @@ def _cases(grid: Any, panel: Any) -> list[dict[str, Any]]:
 
 def _environment(devices: int) -> dict[str, str]:
     """NPROC is XLA's number of threads: with one a core, collectives may wait for each other for ever."""
-    simulated = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu", "NPROC": "64"}
-    return timing.ALONE | (simulated if devices > 1 else {})
+    flag = f"--xla_force_host_platform_device_count={devices}"
+    return timing.ALONE | ({"XLA_FLAGS": flag, "JAX_PLATFORMS": "cpu", "NPROC": "64"} if devices > 1 else {})
 
 
 def measure(cell: Cell, workdir: Path) -> Iterator[Row]:
@@ -68,29 +68,20 @@ def measure(cell: Cell, workdir: Path) -> Iterator[Row]:
 
 def random_groups(case: Any, vocab_size: int) -> Forest:
     """Full rows of groups in which everything is ranked."""
-    random, ranks = np.random.default_rng(0), np.arange(case.candidates, dtype=np.float32)
-
-    def tree(number: int) -> Tree:
-        branches = tuple(random.integers(1, vocab_size, (case.candidates, OWN), dtype=np.int32))
-        return Tree(random.integers(1, vocab_size, SHARED, dtype=np.int32), branches, ranks, record=number)
-
-    rows = [[tree(r * case.groups + g) for g in range(case.groups)] for r in range(case.rows)]
-    return fill(ForestShape(case.rows, row_tokens(case), case.groups, case.candidates), rows)
+    shape = ForestShape(case.rows, row_tokens(case), case.groups, case.candidates)
+    ranks_N = np.arange(case.candidates, dtype=np.float32)
+    return benchmarks.random_rows(shape, case.groups, (SHARED, OWN), ranks_N, vocab_size)
 
 
 def summarize(grid: Any, results: Mapping[str, Result]) -> list[Line]:
     """The speed at each panel's points."""
-    return [
-        spread_line({"axis": panel.label, "at": _at(panel.axis, case, rows)}, SPEED, values(of_metric(rows, SPEED)))
-        for panel in grid.panels.values()
-        for case in _cases(grid, panel)
-        for rows in [results[name_of(case)].rows]
-    ]
-
-
-def _at(axis: str, case: Mapping[str, Any], rows: Sequence[Row]) -> int:
-    known = {"row_tokens": row_tokens(ConfigDict(case)), "trained": int(of_metric(rows, "trained")[0].value)}
-    return int((known | dict(case))[axis])
+    lines = []
+    for panel, case in [(each, case) for each in grid.panels.values() for case in _cases(grid, each)]:
+        rows = results[name_of(case)].rows
+        known = {"row_tokens": row_tokens(ConfigDict(case)), "trained": int(of_metric(rows, "trained")[0].value)} | case
+        axes = {"axis": panel.label, "at": known[panel.axis]}
+        lines.append(spread_line(axes, SPEED, values(of_metric(rows, SPEED))))
+    return lines
 
 
 def parts(lines: Sequence[Line]) -> dict[str, str]:

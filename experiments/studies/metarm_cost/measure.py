@@ -1,9 +1,9 @@
 """What MetaRM costs: `python -m experiments.study metarm_cost`.
 
-A step of MetaRM needs two gradients: that of the preference loss, which the plain step takes too, and that of the difference loss.
-In every round each arm takes one step, one after the other in an order that turns, and each mode's time is divided by the sum of
-the two in the same round. Memory is what the compiler plans beside the arguments, above what it plans for the plain step, in
-copies of the trainable parameters.
+A step of MetaRM needs two gradients: that of the preference loss, which the plain step takes too, and that of the difference
+loss. In every round each arm takes one step, one after the other in an order that turns, and each mode's time is divided by the
+sum of the two in the same round. Memory is what the compiler plans beside the arguments, above what it plans for the plain step,
+in copies of the trainable parameters.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +20,7 @@ from experiments.benchmarks import Arm
 from experiments.studies import timing
 from experiments.studies.metarm_cost.config import training
 from experiments.studies.timing import RATIO, of_arms
-from rmjax.data.packing import ForestShape, Tree, fill
+from rmjax.data.packing import ForestShape
 from rmjax.evaluate.rows import Row
 from rmjax.methods.metarm import META, discrimination
 from rmjax.models import parameters
@@ -36,7 +36,11 @@ from rmjax.train import gradient
 
 STEP, ASCENT = "step", "ascent"
 """The two gradients by themselves, as arms: the plain step, and ∇J."""
-HEADS = ["mode", "time over the two gradients, median (interval of the mean); aim: 1.15", "memory above the plain step; aim: 1"]
+HEADS = [
+    "mode",
+    "time over the two gradients, median (interval of the mean); aim: 1.15",
+    "memory above the plain step; aim: 1",
+]
 
 
 def cells(grid: Any) -> Iterator[Cell]:
@@ -66,15 +70,10 @@ def build(arms: Mapping[str, Any]) -> dict[str, Arm]:
 
 def random_groups(config: Any, vocab_size: int) -> Forest:
     """Full rows of unlabeled answers, one group a row."""
-    random, meta = np.random.default_rng(1), config.meta_data
-    unranked, size = np.full(meta.samples, np.inf, np.float32), meta.row_tokens // (1 + meta.samples)
-
-    def group(number: int) -> Tree:
-        prefix, *branches = random.integers(1, vocab_size, (1 + meta.samples, size), dtype=np.int32)
-        return Tree(prefix, tuple(branches), unranked, record=number)
-
-    rows = [[group(number)] for number in range(meta.rows)]
-    return fill(ForestShape(meta.rows, meta.row_tokens, meta.groups, meta.samples), rows)
+    meta = config.meta_data
+    shape = ForestShape(meta.rows, meta.row_tokens, meta.groups, meta.samples)
+    size, unranked_N = meta.row_tokens // (1 + meta.samples), np.full(meta.samples, np.inf, np.float32)
+    return benchmarks.random_rows(shape, 1, (size, size), unranked_N, vocab_size)
 
 
 def ascent(config: Any, step: Arm, groups: Forest) -> Arm:
@@ -94,13 +93,18 @@ def summarize(grid: Any, results: Mapping[str, Result]) -> list[Line]:
     lines = timing.timing_lines(results["steps"].rows, {name: (STEP, ASCENT) for name in grid.arms})
     planned, (trainable,) = of_arms(lines, "planned_temporary"), [x for x in lines if x["metric"] == "trainable_bytes"]
     above = {name: planned[name]["value"] - planned[STEP]["value"] for name in grid.arms}
-    return lines + [{"arm": name, "metric": "copies", "value": size / trainable["value"]} for name, size in above.items()]
+    return lines + [
+        {"arm": name, "metric": "copies", "value": size / trainable["value"]} for name, size in above.items()
+    ]
 
 
 def parts(lines: Sequence[Line]) -> dict[str, str]:
     """The table of docs/claims/metarm.md."""
     copies = of_arms(lines, "copies")
-    rows = [[arm, factor_cell(line, "median"), f"{copies[arm]['value']:+.1f}"] for arm, line in of_arms(lines, RATIO).items()]
+    rows = [
+        [arm, factor_cell(line, "median"), f"{copies[arm]['value']:+.1f}"]
+        for arm, line in of_arms(lines, RATIO).items()
+    ]
     return {"modes": table.markdown([HEADS, *rows])}
 
 

@@ -28,12 +28,10 @@ COLUMNS = [
     "run", "slice", "mesh", "rows × tokens (at once)", "memory GB", "compute ms", "HBM ms", "ICI ms", "step ms", "MFU %",
     "MFU % in turn",
 ]  # fmt: skip
-FACTS = ("hbm_bytes_of_chip", "model_flops")
-SECTIONS = {
-    "memory_bytes": ("peak",),
-    "seconds": ("compute", "hbm", "ici", "overlapped", "in_turn"),
-    "mfu": ("overlapped", "in_turn"),
-}
+METRICS = (
+    "hbm_bytes_of_chip", "model_flops", "memory_bytes.peak", "seconds.compute", "seconds.hbm", "seconds.ici",
+    "seconds.overlapped", "seconds.in_turn", "mfu.overlapped", "mfu.in_turn",
+)  # fmt: skip
 
 
 def cells(grid: Any) -> Iterator[Cell]:
@@ -73,11 +71,9 @@ def measure(cell: Cell, workdir: Path) -> Iterator[Row]:
         "batch": f"{batch['rows']} × {batch['row_tokens']} ({batch['rows'] // batch['microbatches']})",
     }
     yield Row("step", "step", "chips", found["chips"], layout)
-    for name in FACTS:
-        yield Row("step", "step", name, found[name])
-    for section, names in SECTIONS.items():
-        for name in names:
-            yield Row("step", "step", f"{section}.{name}", found[section][name])
+    for metric in METRICS:
+        section, _, name = metric.partition(".")
+        yield Row("step", "step", metric, found[section][name] if name else found[section])
 
 
 def summarize(grid: Any, results: Mapping[str, Result]) -> list[Line]:

@@ -13,8 +13,12 @@ from tools.docs.commands import read_config
 
 ROOT = Path(__file__).parents[3]
 PUBLISHED = (
-    "forgetting", "forgetting:loramoe_tiny", "forgetting:gsm8k_train", "interference", "interference:harmless", "scaling",
+    "adapter_cost", "forgetting", "forgetting:loramoe_tiny", "forgetting:gsm8k_train", "growth", "interference",
+    "interference:harmless", "metarm_cost", "pods", "scaling", "trainers:epyc-2-cores", "trainers:epyc-zen5-2-cores",
 )  # fmt: skip
+
+
+NOT_MEASURED = {"time_to_accuracy"}  # as its page says
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -30,7 +34,7 @@ def test_the_page_says_what_the_results_say(name):
 
 
 def test_every_study_is_published():
-    assert {path.parent.name for path in study.STUDIES.glob("*/measure.py")} == {
+    assert {path.parent.name for path in study.STUDIES.glob("*/measure.py")} - NOT_MEASURED == {
         name.split(":")[0] for name in PUBLISHED
     }
 
@@ -45,7 +49,7 @@ def test_a_claim_needs_cells_that_were_stopped_early_too():
 def test_a_study_that_is_none():
     with pytest.raises(
         ValueError,
-        match="nothing: there is no such study; there are forgetting, interference, scaling, or give a folder",
+        match="nothing: there is no such study; there are adapter_cost, forgetting, growth, .*, or give a folder",
     ):
         study.folder_of("nothing")
 
