@@ -29,6 +29,7 @@ from rmjax.study.table import aligned, markdown
 NAME, PAGE, RESULTS = "accelerator", Path("docs/speed.md"), Path("docs/speed/accelerator")
 NOTHING = "Not measured yet."
 GRACE = 20  # seconds that a stage has to save after SIGTERM
+STARTING = 120  # seconds in which the device has to say what it is
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Stage:
       least: seconds without which it does not start.
       most: seconds after which it is stopped; what it has found by then is kept.
       sizes, toy: of an accelerator, and for a CPU.
+      flags: on which it depends, too.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Stage:
     most: float
     sizes: Mapping[str, Any]
     toy: Mapping[str, Any]
+    flags: tuple[str, ...] = ()
 
 
 _CHOICES = tuple(
@@ -67,7 +70,7 @@ _POLAR_TOY = {
 STAGES = (
     Stage(
         "kernels", 45, 150,
-        {"rows": 2, "row_tokens": 2048, "heads": ((9, 3, 64), (16, 8, 128)), "block": 64},
+        {"rows": 2, "row_tokens": 2048, "heads": ((9, 3, 64), (16, 8, 128)), "block": 128},
         {"rows": 1, "row_tokens": 48, "heads": ((2, 1, 8),), "block": 16},
     ),
     Stage(
@@ -75,7 +78,7 @@ STAGES = (
         {"preset": True, "rows": 4, "row_tokens": 4096, "choices": _CHOICES, "rounds": 5},
         {"preset": False, "rows": 1, "row_tokens": 24, "choices": (("blockwise", "attention"),), "rounds": 1},
     ),
-    Stage("forests", 90, 240, {"layers": 30, "batch": 64, "steps": 8}, {"layers": 1, "batch": 2, "steps": 1}),
+    Stage("forests", 90, 240, {"layers": 30, "batch": 64, "steps": 8}, {"layers": 1, "batch": 2, "steps": 1}, ("peer",)),
     Stage(
         "scoring", 45, 120,
         {"layers": 30, "groups": 128, "candidates": 5, "rounds": 3, "batch_tokens": 65536, "rows": 128},
@@ -89,7 +92,7 @@ STAGES = (
     Stage(
         "polar", 120, 3600,
         {"config": _POLAR, "judged": 400, "reserve": 60},
-        {"config": _POLAR_TOY, "judged": 4, "reserve": 5},
+        {"config": _POLAR_TOY, "judged": 4, "reserve": 5}, ("init", "groups"),
     ),
 )  # fmt: skip
 """In an order of worth."""
@@ -141,23 +144,6 @@ class Results:
         write_summary(self.path, NAME, self.about, self.lines)
 
 
-def sizes_of(stage: Stage, toy: bool) -> dict[str, Any]:
-    """As JSON has them."""
-    return json.loads(json.dumps(dict(stage.toy if toy else stage.sizes)))  # type: ignore[no-any-return]
-
-
-def missing(results: Results, toy: bool) -> list[Stage]:
-    """The stages that are not done at these sizes, in their order; those that failed before come last."""
-    new, again = [], []
-    for stage in STAGES:
-        line = results.stage(stage.name)
-        if line is None or line["sizes"] != sizes_of(stage, toy):
-            new.append(stage)
-        elif line["status"] != "done":
-            (again if line["status"] == "failed" else new).append(stage)
-    return new + again
-
-
 def without_paths(text: str) -> str:
     """An error without the folders of the machine, which tell nothing and do not belong into committed results."""
     for folder, name in ((Path.cwd(), "."), (sys.prefix, "PYTHON"), (sys.base_prefix, "PYTHON"), (Path.home(), "~")):
@@ -182,13 +168,31 @@ class Given:
     groups: str
 
 
+def sizes_of(stage: Stage, given: Given) -> dict[str, Any]:
+    """As JSON has them, with the last names of what its flags give."""
+    sizes = json.loads(json.dumps(dict(stage.toy if given.toy else stage.sizes)))
+    return sizes | {flag: Path(getattr(given, flag)).name for flag in stage.flags}
+
+
+def missing(results: Results, given: Given) -> list[Stage]:
+    """The stages that are not done at these sizes, in their order; those that failed before come last."""
+    new, again = [], []
+    for stage in STAGES:
+        line = results.stage(stage.name)
+        if line is None or line["sizes"] != sizes_of(stage, given):
+            new.append(stage)
+        elif line["status"] != "done":
+            (again if line["status"] == "failed" else new).append(stage)
+    return new + again
+
+
 def run(given: Given) -> None:
     """All that there is time for; a table at the end."""
     deadline = time.monotonic() + 60 * given.minutes
     refuse_unwritable(given.out)
     about = json.loads(_said(given, "about", {}, deadline - time.monotonic())[1])
     results = Results.open(given.out, about | {"command": _command(given)})
-    for stage in missing(results, given.toy):
+    for stage in missing(results, given):
         left = deadline - time.monotonic()
         if left < (0 if given.toy else stage.least):
             print(
@@ -206,9 +210,10 @@ def _command(given: Given) -> str:
 
 def run_stage(given: Given, results: Results, stage: Stage, seconds: float) -> None:
     """One stage in a process of its own; its lines."""
-    sizes, before = sizes_of(stage, given.toy), results.stage(stage.name)
+    sizes, before = sizes_of(stage, given), results.stage(stage.name)
     cases = results.cases(stage.name) if before and before["sizes"] == sizes else {}
     file = given.workdir / f"{stage.name}.json"
+    file.unlink(missing_ok=True)
     job = {"sizes": sizes, "cases": cases, "seconds": seconds - GRACE, "file": str(file)}
     print(f"{stage.name}: {seconds:.0f} s at most", flush=True)
     began = time.monotonic()
@@ -241,7 +246,7 @@ def _said(given: Given, stage: str, job: Mapping[str, Any], seconds: float) -> t
         stdout=log if stage != "about" else subprocess.PIPE, stderr=log, env=environment, start_new_session=True, text=True,
     ) as process:  # fmt: skip
         try:
-            out, _ = process.communicate(timeout=max(seconds - GRACE, 1) if job else None)
+            out, _ = process.communicate(timeout=max(seconds - GRACE, 1) if job else STARTING)
             code: int | None = process.returncode
         except subprocess.TimeoutExpired:
             code, out = _stop(process), ""
@@ -250,7 +255,7 @@ def _said(given: Given, stage: str, job: Mapping[str, Any], seconds: float) -> t
             raise
         log.seek(0)
         said = log.read()
-    if stage == "about" and code:
+    if stage == "about" and code != 0:
         raise RuntimeError(f"the device does not start: {said.strip()}")
     return code, out if stage == "about" else without_paths(said)
 
@@ -317,7 +322,8 @@ def shown(stage: str, case: Mapping[str, Any]) -> str:
     if "skipped" in case:
         return f"skipped: {case['skipped']}"
     if stage == "forests" and "pairs_per_second" in case:
-        return f"{case['pairs_per_second']:,.1f} pairs/s, {case['tokens_per_second']:,.0f} tokens/s"
+        version = "".join(f" (TRL {version})" for name, version in case.get("versions", {}).items() if name == "trl")
+        return f"{case['pairs_per_second']:,.1f} pairs/s, {case['tokens_per_second']:,.0f} tokens/s{version}"
     if stage == "forests" and "rewards" in case:
         return f"on one batch in fp32 losses differ by {case['loss']:.1e}, rewards by {case['rewards']:.1e}"
     if stage == "forests":

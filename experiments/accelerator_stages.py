@@ -190,18 +190,9 @@ def _step(sizes: Sizes, attention: str, remat: str) -> Case:
 
 def forests(notes: Notes, sizes: Sizes) -> None:
     """A training step on packed pairs, on the same pairs with a row each, and TRL's, all of SmolLM2-135M in bf16."""
-    config = benchmark.get_config()
-    config.update_from_flattened_dict(
-        {
-            "model.dtype": "bfloat16",
-            "model.layers": sizes["layers"],
-            "model.attention": tiled()[0],
-            "data.root": notes.data,
-        }
-    )
+    config = _smollm2(sizes["layers"], tiled()[0])
     folder, batch = notes.workdir.resolve(), sizes["batch"]
-    if tiled()[0] == "pallas":
-        config.model.attention_block = 64
+    config.data.root = notes.data
     config.data.path, name = stand_in(config.data.path, notes.data, folder)
     changed = changes(config)
     job = shared_facts(changed, jax.default_backend()) | {
@@ -221,15 +212,17 @@ def forests(notes: Notes, sizes: Sizes) -> None:
     notes.take("agreement", lambda: _agreement(job | {"dtype": "float32"}, notes.peer, folder))
 
 
+def _smollm2(layers: int, attention: str) -> Any:
+    """The config of the studies against TRL, in bf16."""
+    config = benchmark.get_config()
+    config.model.layers, config.model.dtype, config.model.attention = layers, "bfloat16", attention
+    return config
+
+
 def _prepared(job: Mapping[str, Any], folder: Path) -> Case:
-    sizes = {
-        "batches": [job["batch"]],
-        "parts": [1],
-        "steps": [job["steps"]],
-        "rounds": 1,
-        "pairs": str(folder / "pairs"),
-    }
-    made = rmjax_side.prepare({**job, **sizes})
+    """Writes the model and the pairs; what is known of them."""
+    sizes = {"batches": [job["batch"]], "parts": [1], "steps": [job["steps"]], "rounds": 1}
+    made = rmjax_side.prepare({**job, **sizes, "pairs": str(folder / "pairs")})
     return {"rows": made["rows"][str(job["batch"])]} | made["data"]
 
 
@@ -255,17 +248,9 @@ def _agreement(job: Mapping[str, Any], peer: str, folder: Path) -> Case:
 
 def scoring(notes: Notes, sizes: Sizes) -> None:
     """Candidates a second, groups of the shipped pool: as forests, and a row each."""
-    config = benchmark.get_config()
-    config.update_from_flattened_dict(
-        {"model.dtype": "bfloat16", "model.layers": sizes["layers"], "model.attention": "blockwise"}
-    )
-    counts = {"groups": sizes["groups"], "candidates": sizes["candidates"]}
-    job = {
-        "config": changes(config),
-        "rounds": sizes["rounds"],
-        "batch_tokens": sizes["batch_tokens"],
-        "tolerance": np.inf,
-    }
+    config = _smollm2(sizes["layers"], tiled()[0])
+    counts = {name: sizes[name] for name in ("groups", "candidates")}
+    job = {"config": changes(config), "tolerance": np.inf} | {n: sizes[n] for n in ("rounds", "batch_tokens", "rows")}
 
     def measure() -> Case:
         found = polar_scoring.score_groups(job | counts)
@@ -283,9 +268,7 @@ def sampling(notes: Notes, sizes: Sizes) -> None:
 
 
 def _sampled(rows: int, sizes: Sizes) -> Case:
-    config = benchmark.get_config()
-    config.model.layers, config.model.dtype, config.model.attention = sizes["layers"], "bfloat16", "dense"
-    start = load_start(config.model)
+    start = load_start(_smollm2(sizes["layers"], "dense").model)
     params = jax.tree.map(jnp.asarray, start.params["backbone"])
     ids = np.random.default_rng(0).integers(1, start.config.vocab_size, (rows, sizes["prompt_tokens"])).tolist()
     rule, candidates = rules([Decoding(top_p=0.95, top_k=50)] * rows, start.config.vocab_size)
@@ -297,13 +280,8 @@ def _sampled(rows: int, sizes: Sizes) -> Case:
             max_new_tokens=sizes["new_tokens"], stop=(),
         )  # fmt: skip
 
-    found = median_seconds(draw, sizes["rounds"])
-    return {
-        "rows": rows,
-        "new_tokens": sizes["new_tokens"],
-        "tokens_per_second": rows * sizes["new_tokens"] / found["seconds"],
-        **found,
-    }
+    found, drawn = median_seconds(draw, sizes["rounds"]), rows * sizes["new_tokens"]
+    return {"rows": rows, "tokens": drawn, "tokens_per_second": drawn / found["seconds"], **found}
 
 
 # --- POLAR on real policies --------------------------------------------------------------------------------------------
@@ -314,11 +292,14 @@ def polar(notes: Notes, sizes: Sizes) -> None:
     folder, run = notes.workdir.resolve(), pretrain.get_config()
     run.update_from_flattened_dict(dict(sizes["config"]) | {"model.init": notes.init, "model.attention": tiled()[0]})
     run.evals = type(run)()
-    run.model.attention_block = 64 if tiled()[0] == "pallas" else run.model.attention_block
     if notes.groups:
         run.data.kind, run.data.path, run.data.epochs = "comparisons", str(Path(notes.groups) / "groups_train.jsonl"), 0
     finished = _train(run, folder / "run", notes.left() - sizes["reserve"])
-    steps = max(int(path.name) for path in (folder / "run" / "checkpoints").iterdir() if path.name.isdigit())
+    saved = [int(path.name) for path in (folder / "run").glob("checkpoints/*") if path.name.isdigit()]
+    if not saved:
+        notes.take("no step", lambda: {"finished": False, "skipped": "there was no time for a checkpoint"})
+        return
+    steps = max(saved)
     facts = {"data": Path(run.data.path).name, "steps": steps, "finished": finished}
     notes.take(f"after {steps} steps", lambda: facts | _judged(folder / "run", notes.groups, sizes["judged"]))
 

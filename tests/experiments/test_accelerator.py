@@ -29,34 +29,37 @@ def opened(tmp_path: Path) -> accelerator.Results:
     return accelerator.Results.open(tmp_path / "out.json", ABOUT)
 
 
-def line(name: str, status: str, toy: bool = True, **more) -> dict:
+def line(name: str, status: str, told: accelerator.Given, **more) -> dict:
     stage = next(stage for stage in accelerator.STAGES if stage.name == name)
-    return {"status": status, "seconds": 3.0, "sizes": accelerator.sizes_of(stage, toy), **more}
+    return {"status": status, "seconds": 3.0, "sizes": accelerator.sizes_of(stage, told), **more}
 
 
 def test_what_is_done_is_not_done_again_and_what_failed_comes_last(tmp_path):
-    names = [stage.name for stage in accelerator.missing(opened(tmp_path), True)]
+    told, results = given(tmp_path), opened(tmp_path)
+    names = [stage.name for stage in accelerator.missing(results, told)]
     assert names == ["kernels", "utilization", "forests", "scoring", "sampling", "polar"]
-    results = opened(tmp_path)
-    results.keep("kernels", line("kernels", "failed", error="all of it"), {"dense": {"error": "Out of memory"}})
-    results.keep("utilization", line("utilization", "done"), {"a": {"mfu": 0.5}})
-    results.keep("forests", line("forests", "done", toy=False), {})
+    results.keep("kernels", line("kernels", "failed", told, error="all of it"), {"dense": {"error": "Out of memory"}})
+    results.keep("utilization", line("utilization", "done", given(tmp_path, toy=False)), {"a": {"mfu": 0.5}})
+    for name in ("forests", "scoring", "sampling", "polar"):
+        results.keep(name, line(name, "done", told), {})
     again = opened(tmp_path)
-    assert [stage.name for stage in accelerator.missing(again, True)] == [
-        "forests",
-        "scoring",
-        "sampling",
-        "polar",
-        "kernels",
-    ]
+    assert [stage.name for stage in accelerator.missing(again, told)] == ["utilization", "kernels"]
     assert (
         again.cases("kernels") == {"dense": {"error": "Out of memory"}}
         and again.stage("kernels")["error"] == "all of it"
     )
+    with_peer = given(tmp_path, peer="/home/me/bin/python", init="big.gguf")
+    assert [stage.name for stage in accelerator.missing(again, with_peer)] == [
+        "utilization",
+        "forests",
+        "polar",
+        "kernels",
+    ]
+    assert accelerator.sizes_of(accelerator.STAGES[2], with_peer)["peer"] == "python"
 
 
 def test_a_file_of_another_device_is_refused(tmp_path):
-    opened(tmp_path).keep("kernels", line("kernels", "done"), {})
+    opened(tmp_path).keep("kernels", line("kernels", "done", given(tmp_path)), {})
     with pytest.raises(
         ValueError, match="out.json has results of 1 x Fast .gpu., and this is another; use another --out"
     ):
@@ -145,7 +148,9 @@ def test_the_section_says_what_the_files_say(tmp_path):
     results = accelerator.Results.open(folder / "fast.json", ABOUT)
     step = {"seconds": 1.0, "low": 0.9, "high": 1.1, "mfu": 0.475, "planned_gb": 70.2}
     results.keep(
-        "utilization", line("utilization", "done"), {"pallas dots": step, "dense full": {"error": "x\nOut of memory"}}
+        "utilization",
+        line("utilization", "done", given(tmp_path)),
+        {"pallas dots": step, "dense full": {"error": "x\nOut of memory"}},
     )
     section = accelerator.section(tmp_path)
     assert (
