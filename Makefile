@@ -1,6 +1,7 @@
 # `make` lists the targets. VENV=DIR puts the virtual environment elsewhere, PYTHON=python3.12 names the interpreter (3.11 to 3.13),
 # CONSTRAINTS= takes the newest packages that setup.py admits instead of the pinned ones,
-# PYTEST_ARGS="-x -k forest" goes to pytest, BENCH_ARGS="--rounds=2" to the benchmark, whose other side lives in VENV_BENCH.
+# PYTEST_ARGS="-x -k forest" goes to pytest, BENCH_ARGS="--config.rounds=2" to the benchmark, whose other side lives in VENV_BENCH
+# and whose results are called MACHINE.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -15,6 +16,7 @@ PYTEST_ARGS ?=
 VENV_BENCH ?= .venv-bench
 VENV_WHEEL ?= .venv-wheel
 BENCH_ARGS ?=
+MACHINE ?= here
 RUN := $(VENV)/bin/python -m
 # A process per core, four at most; a file stays in one, since its tests share what they trained.
 PYTEST := JAX_PLATFORMS=cpu $(RUN) pytest -n auto --maxprocesses 4 --dist loadfile
@@ -106,13 +108,15 @@ $(VENV_BENCH)/.installed: constraints-bench.txt $(VENV)/.installed
 	@touch $@
 
 bench: $(VENV_BENCH)/.installed  ## against TRL's RewardTrainer on this machine (long; resumes)
-	$(RUN) experiments.benchmark_trainers --peer=$(VENV_BENCH)/bin/python --workdir=runs/bench $(BENCH_ARGS)
+	$(RUN) experiments.study trainers:$(MACHINE) --config.peer=$(VENV_BENCH)/bin/python --workdir=runs/bench/$(MACHINE) $(BENCH_ARGS)
 
 growth: venv  ## pairs per second against model, row, group and devices: docs/speed/growth.svg
 	$(RUN) experiments.study growth --publish
 
 speed: venv  ## write the tables of docs/speed.md from the results in docs/speed
-	$(RUN) experiments.speed
+	for file in docs/speed/trainers_*.json; do \
+	  name=$${file#docs/speed/trainers_}; $(RUN) experiments.study "trainers:$${name%.json}" --page; done
+	$(RUN) experiments.accelerator --page
 
 lint: venv  ## ruff and mypy
 	$(RUN) ruff check .

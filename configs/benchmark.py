@@ -1,4 +1,4 @@
-"""What experiments.benchmark_trainers runs on both sides: SmolLM2-135M, all of it trained, on pairs of real preferences.
+"""What the studies `trainers` and `time_to_accuracy` run on both sides: SmolLM2-135M, all of it trained, on real preferences.
 
 Rows a batch are not set here: they are chosen so that a batch holds as many pairs as the other side's. On a GPU the activations
 are bf16.

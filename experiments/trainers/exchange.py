@@ -4,19 +4,25 @@ The model is written as the folder that `AutoModelForSequenceClassification.from
 `score`. Rows of Q and K stay in order: our rotary layout is that of Hugging Face's Llama.
 """
 
+import itertools
 import json
+import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import grain
 import numpy as np
 from safetensors.numpy import save_file
 
 from rmjax.data.packing import ForestShape, Tree, fill
+from rmjax.data.pipeline import PackForests
 from rmjax.hub.names import LLAMA
 from rmjax.models.forest import Forest
 from rmjax.models.parameters import flat
 from rmjax.models.transformer import TransformerConfig
+
+TRIAL = 8  # batches from which their mean number of pairs is taken
 
 
 def write_model(folder: Path, config: TransformerConfig, params: Mapping[str, Any], tokenizer: str) -> None:
@@ -62,6 +68,25 @@ def _described(config: TransformerConfig) -> dict[str, Any]:
         "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta}, "hidden_act": "silu",
         "tie_word_embeddings": True, "num_labels": 1, "bos_token_id": None, "eos_token_id": None,
     }  # fmt: skip
+
+
+def shape_of(config: Any, rows: int) -> ForestShape:
+    """The config's batch with so many rows."""
+    data = config.data
+    return ForestShape(rows, data.row_tokens, data.groups, data.candidates)
+
+
+def rows_for(config: Any, trees: Sequence[Tree], batch: int, parts: int) -> int:
+    """The most rows, a multiple of `parts`, whose batches hold no more than `batch` pairs in the mean; `parts` at least."""
+
+    def pairs(rows: int) -> float:
+        packed = iter(PackForests(grain.MapDataset.source([[tree] for tree in trees]), shape_of(config, rows)))
+        return statistics.mean(int((forest.record_RG >= 0).sum()) for forest in itertools.islice(packed, TRIAL))
+
+    rows = parts
+    while rows < batch and pairs(rows + parts) <= batch:
+        rows += parts
+    return rows
 
 
 def sequences(tree: Tree) -> list[list[int]]:

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
+from rmjax.data.preferences import PREFERENCE_SETS, set_path
+
 PAIRS = 2000
 # Logarithms of lengths in tokens, mean and standard deviation, of 257 pairs of hh_harmless under SmolLM2's tokenizer: what a
 # pair shares, and what each answer has of its own.
@@ -31,3 +33,11 @@ def write_generated(path: Path, pairs: int = PAIRS) -> None:
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def stand_in(path: str, root: str, folder: Path) -> tuple[str, str]:
+    """(path, name) of data: generated pairs, written to `folder`, where it is a real set that is not on this machine."""
+    if path not in PREFERENCE_SETS or set_path(path, root).exists():
+        return path, path
+    write_generated(folder / "generated.jsonl")
+    return str(folder / "generated.jsonl"), "generated"

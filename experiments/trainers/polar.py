@@ -36,17 +36,18 @@ def alone(
     encoder: Encoder,
     groups: Sequence[Comparison],
     key: Callable[[list[int]], Any] | None,
+    batch: int = ROWS,
 ) -> tuple[Scores, int]:
     """A row for each candidate, batches in the order of `key`: scores by group, and the tokens that were run."""
     rows = [ids for c in groups for _, tree in encoder.scoring_trees(c) for ids in _sequences(tree)]
     order = sorted(range(len(rows)), key=lambda i: key(rows[i])) if key else list(range(len(rows)))
     found, cells = np.zeros(len(rows)), 0
-    for i in range(0, len(order), ROWS):
-        part = order[i : i + ROWS]
+    for i in range(0, len(order), batch):
+        part = order[i : i + batch]
         tokens = -(-max(len(rows[n]) for n in part) // ROUNDED_TO) * ROUNDED_TO
-        forest = padded([rows[n] for n in part], tokens, ROWS)
+        forest = padded([rows[n] for n in part], tokens, batch)
         found[part] = np.asarray(rewards(params, forest))[: len(part), 0, 0]
-        cells += ROWS * tokens
+        cells += batch * tokens
     return found.reshape(len(groups), -1).tolist(), cells
 
 
@@ -73,8 +74,8 @@ def score_groups(job: Mapping[str, Any]) -> dict[str, Any]:
     cells = sum(np.size(forest.tokens_RT) for forest, _ in pack(trees, shape))
     ways: dict[str, Callable[[], tuple[Scores, int]]] = {
         "forest": lambda: (score(rewards, params, encoder, groups, batch_tokens=job["batch_tokens"]), cells),
-        "padded": lambda: alone(rewards, params, encoder, groups, None),
-        "sorted": lambda: alone(rewards, params, encoder, groups, len),
+        "padded": lambda: alone(rewards, params, encoder, groups, None, job.get("rows", ROWS)),
+        "sorted": lambda: alone(rewards, params, encoder, groups, len, job.get("rows", ROWS)),
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     tokens: dict[str, int] = {}

@@ -3,22 +3,21 @@
 prepare  writes what both sides read, and how many rows of ours hold a batch of theirs
 agree    loss and rewards of the first batch, before any step; how fast the library under it multiplies
 train    the step of experiments.train in its own loop, without checkpoints; times of the steps after the first
+learn    `rmjax.Trainer` with rewards of held-out pairs on the way (experiments/trainers/learning.py)
 dense    that step on the other side's batch: a row for each sequence, padded to the same shape, nothing shared
 pack     seconds that the input of a batch takes, and the step, both on one core
 score    POLAR groups of five candidates: as forests, and a row for each candidate
 """
 
-import itertools
 import json
 import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,14 +25,24 @@ import numpy as np
 from experiments.benchmarks import peak_bytes
 from experiments.start import guarded
 from experiments.start import prepare as prepare_process
-from experiments.trainers.exchange import padded, read_pairs, sequences, write_model, write_pairs
+from experiments.trainers.exchange import (
+    TRIAL,
+    padded,
+    read_pairs,
+    rows_for,
+    sequences,
+    shape_of,
+    write_model,
+    write_pairs,
+)
+from experiments.trainers.learning import learn
 from experiments.trainers.polar import score_groups
 from experiments.trainers.start import config_of, start_of
 from rmjax.config import chosen
 from rmjax.data import placement
 from rmjax.data.formats import Encoder, Format
-from rmjax.data.packing import ForestShape, Tree, pack
-from rmjax.data.pipeline import FileSource, PackForests
+from rmjax.data.packing import Tree, pack
+from rmjax.data.pipeline import FileSource
 from rmjax.evaluate import environment
 from rmjax.files import write_json
 from rmjax.losses import ranking
@@ -49,7 +58,6 @@ from rmjax.train.metrics import count_traces
 from rmjax.train.state import compile_step, make_step
 
 PACKED = 20  # batches whose making is timed
-TRIAL = 8  # batches from which their mean number of pairs is taken
 
 
 class Times:
@@ -88,25 +96,6 @@ def first_trees(config: Any, encoder: Encoder, count: int) -> list[Tree]:
     """Of the training stream, in its order."""
     stream, _ = training_trees(chosen(config), encoder)
     return [tree for i in range(count) for tree in stream[i] or []]
-
-
-def shape_of(config: Any, rows: int) -> ForestShape:
-    """The config's batch with so many rows."""
-    data = config.data
-    return ForestShape(rows, data.row_tokens, data.groups, data.candidates)
-
-
-def rows_for(config: Any, trees: Sequence[Tree], batch: int, parts: int) -> int:
-    """The most rows, a multiple of `parts`, whose batches hold no more than `batch` pairs in the mean; `parts` at least."""
-
-    def pairs(rows: int) -> float:
-        packed = iter(PackForests(grain.MapDataset.source([[tree] for tree in trees]), shape_of(config, rows)))
-        return statistics.mean(int((forest.record_RG >= 0).sum()) for forest in itertools.islice(packed, TRIAL))
-
-    rows = parts
-    while rows < batch and pairs(rows + parts) <= batch:
-        rows += parts
-    return rows
 
 
 def prepare(job: Mapping[str, Any]) -> dict[str, Any]:
@@ -246,7 +235,7 @@ def pack_batches(job: Mapping[str, Any]) -> dict[str, Any]:
 
 JOBS: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
     "prepare": prepare, "agree": agree, "train": train_steps, "dense": dense_steps, "pack": pack_batches,
-    "score": score_groups,
+    "score": score_groups, "learn": learn,
 }  # fmt: skip
 
 

@@ -11,11 +11,14 @@ import statistics
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerFast, TrainerCallback
 from trl import RewardConfig, RewardTrainer
+
+SCORED = 16  # held-out pairs a batch
 
 
 class Clock(TrainerCallback):
@@ -30,6 +33,59 @@ class Clock(TrainerCallback):
         if self._on_gpu:
             torch.cuda.synchronize()
         self.ends.append(time.time())
+
+
+class Learning(Clock):
+    """Rewards of the held-out pairs after the steps `at`, and the seconds of training until then, without scoring: the twin of
+    experiments/trainers/learning.py."""
+
+    def __init__(self, job: dict, on_gpu: bool):
+        super().__init__(on_gpu)
+        self.points: list[dict] = []
+        self.first = (0.0, 0.0)
+        self.trainer: Any = None
+        self._job, self._scoring = job, (0.0, 0.0)
+        self._pairs = [json.loads(line) for line in Path(job["held_out"]).read_text().splitlines()]
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        """Called by the trainer before the first step."""
+        self._score(0)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """Called by the trainer after the optimizer's step."""
+        super().on_step_end(args, state, control, **kwargs)
+        if state.global_step == 1:
+            self.first = self._now(self._scoring)
+        if state.global_step in self._job["at"]:
+            self._score(state.global_step)
+
+    def _now(self, less: tuple) -> tuple:
+        return time.time() - less[0], time.process_time() - less[1]
+
+    def _score(self, step: int) -> None:
+        began = self._now((0.0, 0.0))
+        wall, cpu = (t - s - f if step else 0.0 for t, s, f in zip(began, self._scoring, self.first, strict=True))
+        point = {"step": step, "seconds": wall, "cpu_seconds": cpu, "rewards": self._rewards()}
+        self.points.append(point)
+        self._scoring = tuple(s + x for s, x in zip(self._scoring, self._now(began), strict=True))
+
+    def _rewards(self) -> list[list[float]]:
+        """Batches of equally long pairs, as the trainer's own collator makes them."""
+        order = sorted(range(len(self._pairs)), key=lambda i: max(map(len, self._ids(i).values())))
+        found: list[list[float]] = [[] for _ in order]
+        self.trainer.model.eval()
+        for i in range(0, len(order), SCORED):
+            batch = self.trainer.data_collator([self._ids(n) for n in order[i : i + SCORED]])
+            inputs = {name: batch[name].to(self.trainer.model.device) for name in ("input_ids", "attention_mask")}
+            with torch.no_grad():
+                rewards = self.trainer.model(**inputs).logits.float().reshape(2, -1).T.tolist()
+            for n, both in zip(order[i : i + SCORED], rewards, strict=True):
+                found[n] = both
+        self.trainer.model.train()
+        return found
+
+    def _ids(self, number: int) -> dict:
+        return {name: self._pairs[number][name] for name in ("chosen_ids", "rejected_ids")}
 
 
 def trainer_of(job: dict, clock: Clock) -> RewardTrainer:
@@ -47,8 +103,7 @@ def trainer_of(job: dict, clock: Clock) -> RewardTrainer:
         adam_epsilon=optimizer["epsilon"],
         weight_decay=optimizer["weight_decay"],
         max_grad_norm=optimizer["clip"],
-        lr_scheduler_type="constant_with_warmup",
-        warmup_steps=1,
+        **schedule_of(job),
         max_length=job["max_length"],
         bf16=job["dtype"] == "bfloat16",
         use_cpu=not on_gpu,
@@ -72,6 +127,25 @@ def trainer_of(job: dict, clock: Clock) -> RewardTrainer:
             f"{job['pairs']}: TRL kept {len(trainer.train_dataset)} of {len(rows)} pairs; raise max_length"
         )
     return trainer
+
+
+def schedule_of(job: dict) -> dict:
+    """Warm-up and cosine where the job has a schedule; else the rate is constant after the first step."""
+    if "schedule" not in job:
+        return {"lr_scheduler_type": "constant_with_warmup", "warmup_steps": 1}
+    warmup, final = (job["schedule"][name] for name in ("warmup", "final"))
+    more = {"min_lr_rate": final}
+    return {
+        "lr_scheduler_type": "cosine_with_min_lr", "warmup_steps": round(warmup * job["steps"]), "lr_scheduler_kwargs": more,
+    }  # fmt: skip
+
+
+def learn(trainer: RewardTrainer, clock: Learning) -> dict:
+    """Trains; what experiments/trainers/learning.py returns."""
+    clock.trainer = trainer
+    trainer.train()
+    wall, cpu = clock.first
+    return {"points": clock.points, "first_step_ended": wall, "startup_cpu_seconds": cpu}
 
 
 def agree(trainer: RewardTrainer) -> dict:
@@ -125,9 +199,11 @@ def peak_bytes() -> int:
 def main(path: str) -> None:
     """Runs the job that the file describes."""
     job = json.loads(Path(path).read_text())
-    clock = Clock(job["device"] == "gpu")
+    on_gpu = job["device"] == "gpu"
+    clock = Learning(job, on_gpu) if job["kind"] == "learn" else Clock(on_gpu)
     trainer = trainer_of(job, clock)
-    found = agree(trainer) if job["kind"] == "agree" else train(trainer, clock, job)
+    jobs = {"agree": lambda: agree(trainer), "learn": lambda: learn(trainer, clock)}
+    found = jobs.get(job["kind"], lambda: train(trainer, clock, job))()
     found["peak_bytes"] = peak_bytes()
     found["device_peak_bytes"] = torch.cuda.max_memory_allocated() if job["device"] == "gpu" else None
     found["device"] = torch.cuda.get_device_name() if job["device"] == "gpu" else "cpu"

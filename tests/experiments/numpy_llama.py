@@ -53,6 +53,11 @@ def main(path: str) -> None:
         rewards = [[reward(folder, pair[name]) for name in names] for pair in pairs[: job["batch"]]]
         loss = float(np.mean([np.log1p(np.exp(b - a)) for a, b in rewards]))
         found |= {"loss": loss, "rewards": rewards}
+    elif job["kind"] == "learn":
+        held_out = [json.loads(line) for line in Path(job["held_out"]).read_text().splitlines()]
+        rewards = [[reward(Path(job["model"]), pair[n]) for n in ("chosen_ids", "rejected_ids")] for pair in held_out]
+        points = [{"step": n, "seconds": 2.0 * n, "cpu_seconds": 1.0 * n, "rewards": rewards} for n in job["at"]]
+        found |= {"points": points, "first_step_ended": time.time(), "startup_cpu_seconds": 1.0}
     else:
         assert len(pairs) == job["batch"] * job["steps"]
         steps = []

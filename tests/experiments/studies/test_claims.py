@@ -15,8 +15,11 @@ ROOT = Path(__file__).parents[3]
 PUBLISHED = (
     "adapter_cost", "drift", "drift:steps", "drift:depth", "drift:temperature", "drift:best_of_n", "drift:distilled", "forgetting",
     "forgetting:loramoe_tiny", "forgetting:gsm8k_train", "growth", "interference", "interference:harmless", "metarm_cost", "pods",
-    "scaling",
+    "scaling", "trainers:epyc-2-cores", "trainers:epyc-zen5-2-cores",
 )  # fmt: skip
+
+
+NOT_MEASURED = {"time_to_accuracy"}  # as its page says
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -32,7 +35,7 @@ def test_the_page_says_what_the_results_say(name):
 
 
 def test_every_study_is_published():
-    assert {path.parent.name for path in study.STUDIES.glob("*/measure.py")} == {
+    assert {path.parent.name for path in study.STUDIES.glob("*/measure.py")} - NOT_MEASURED == {
         name.split(":")[0] for name in PUBLISHED
     }
 

@@ -1,4 +1,4 @@
-"""The benchmark against TRL: what it writes for the other side, what it refuses, how it goes on. Nothing is timed here."""
+"""The study against TRL: what it writes for the other side, what it refuses, what it makes of the runs. Nothing is timed here."""
 
 import ast
 import dataclasses
@@ -11,15 +11,18 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from configs import benchmark as benchmark_config
-from experiments import benchmark_trainers as benchmark
-from experiments.trainers import generated, polar, results, rmjax_side
+from experiments.studies.trainers import config as grids
+from experiments.studies.trainers import measure
+from experiments.trainers import generated, polar, processes, results, rmjax_side, start
 from rmjax.data.readers import open_records
 from rmjax.models.reward import RewardTransformer
+from rmjax.study import engines
+from rmjax.study.run import Options, run
+from rmjax.study.study import run_cell
 from tests.experiments import numpy_llama
 from tests.experiments.starting import save_start
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 BATCHES, STEPS = (2, 4), (1, 1)
 
 
@@ -42,22 +45,27 @@ def folder(tmp_path_factory):
     return folder
 
 
-def plan_of(folder: Path, workdir: Path, peer: str = "none", **changes) -> benchmark.Plan:
-    config = benchmark_config.get_config()
-    config.model.init, config.data.path = str(folder / "start"), str(folder / "pairs.jsonl")
-    config.data.row_tokens, config.format.max_length = 64, 64
-    plan = benchmark.Plan(
-        benchmark.changes(config),
-        BATCHES,
-        STEPS,
-        at_once=2,
-        rounds=2,
-        groups=2,
-        candidates=3,
-        peer=peer,
-        workdir=workdir,
+def grid_of(folder: Path, peer: str = "none", **changes):
+    config = grids.get_config()
+    config.update(
+        {
+            "batches": BATCHES,
+            "steps": STEPS,
+            "at_once": 2,
+            "rounds": 2,
+            "groups": 2,
+            "candidates": 3,
+            "peer": peer,
+            **changes,
+        }
     )
-    return dataclasses.replace(plan, **changes)
+    config.training.model.init, config.training.data.path = str(folder / "start"), str(folder / "pairs.jsonl")
+    config.training.data.row_tokens = config.training.format.max_length = 64
+    return config
+
+
+def changes_of(folder: Path):
+    return start.changes(grid_of(folder).training)
 
 
 # --- what is written for the other side ------------------------------------------------------------------------------
@@ -66,8 +74,7 @@ def plan_of(folder: Path, workdir: Path, peer: str = "none", **changes) -> bench
 @pytest.fixture(scope="module")
 def prepared(folder):
     """The files for the other side, what `prepare` found, and loss and rewards of our side."""
-    plan = plan_of(folder, folder / "prepared")
-    job = {"config": plan.config, "model": str(folder / "model"), "pairs": str(folder / "pairs"), "rounds": 2}
+    job = {"config": changes_of(folder), "model": str(folder / "model"), "pairs": str(folder / "pairs"), "rounds": 2}
     job |= {"batches": BATCHES, "parts": [1, 2], "steps": [2, 2], "batch": 2}
     return rmjax_side.prepare(job), rmjax_side.agree(job)
 
@@ -82,8 +89,8 @@ def test_a_llama_on_the_written_files_gives_our_rewards(folder, prepared):
     _, ours = prepared
     rewards = other_side(folder, folder / "model")
     loss = np.mean([math.log1p(math.exp(b - a)) for a, b in rewards])
-    found = benchmark.check_agreement(ours, {"loss": loss, "rewards": rewards})
-    assert max(found["loss"], found["rewards"]) < 1e-5 and found["spread_of_rewards"] > 0.1
+    found = measure.check_agreement(ours, {"loss": loss, "rewards": rewards})
+    assert max(found["loss"], found["rewards"]) < 1e-5 and np.ptp(rewards) > 0.1
 
 
 @pytest.mark.parametrize("name", ["model.layers.1.self_attn.k_proj.weight", "score.weight"])
@@ -94,12 +101,12 @@ def test_other_weights_are_noticed(folder, prepared, tmp_path, name):
     save_file(tensors, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text((folder / "model" / "config.json").read_text())
     with pytest.raises(ValueError, match=r"differ on the same batch, .* more than 0.001: .* nothing is timed"):
-        benchmark.check_agreement(ours, {"loss": ours["loss"], "rewards": other_side(folder, tmp_path)})
+        measure.check_agreement(ours, {"loss": ours["loss"], "rewards": other_side(folder, tmp_path)})
 
 
 def test_rewards_that_are_not_numbers_do_not_agree():
     with pytest.raises(ValueError, match="nothing is timed"):
-        benchmark.check_agreement({"loss": 1.0, "rewards": [[0.0, 1.0]]}, {"loss": math.nan, "rewards": [[0.0, 1.0]]})
+        measure.check_agreement({"loss": 1.0, "rewards": [[0.0, 1.0]]}, {"loss": math.nan, "rewards": [[0.0, 1.0]]})
 
 
 def test_every_round_has_pairs_of_its_own_in_the_order_of_training(folder, prepared):
@@ -117,7 +124,7 @@ def test_every_round_has_pairs_of_its_own_in_the_order_of_training(folder, prepa
 
 
 def test_our_batches_hold_no_more_pairs_than_theirs(folder):
-    config = rmjax_side.config_of({"config": plan_of(folder, folder).config})
+    config = rmjax_side.config_of({"config": changes_of(folder)})
     tree = rmjax_side.Tree.from_sequences([[5] * 16 + [6] * 8, [5] * 16 + [7] * 8], [0.0, 1.0])
     trees = [dataclasses.replace(tree, record=i) for i in range(120)]
     assert [rmjax_side.rows_for(config, trees, batch, 1) for batch in (1, 4, 5, 12)] == [1, 2, 2, 6]  # two a row
@@ -134,14 +141,12 @@ def test_generated_pairs_are_as_long_as_real_ones(tmp_path):
 
 
 def test_generated_pairs_stand_in_only_where_the_real_ones_are_absent(tmp_path):
-    plan = plan_of(tmp_path, tmp_path / "work")
-    assert benchmark.with_data(plan) == (plan, plan.config["data.path"])
-    real = dataclasses.replace(plan, config={"data.path": "hh_harmless", "data.root": str(tmp_path)})
-    made, name = benchmark.with_data(real)
-    assert name == "generated" and Path(made.config["data.path"]).is_file()
+    assert generated.stand_in("own.jsonl", str(tmp_path), tmp_path) == ("own.jsonl", "own.jsonl")
+    path, name = generated.stand_in("hh_harmless", str(tmp_path), tmp_path)
+    assert name == "generated" and Path(path).is_file()
     (tmp_path / "preferences").mkdir()
     (tmp_path / "preferences" / "hh_harmless.jsonl.zst").touch()
-    assert benchmark.with_data(real) == (real, "hh_harmless")
+    assert generated.stand_in("hh_harmless", str(tmp_path), tmp_path) == ("hh_harmless", "hh_harmless")
 
 
 # --- the steps of our side -------------------------------------------------------------------------------------------
@@ -149,7 +154,7 @@ def test_generated_pairs_stand_in_only_where_the_real_ones_are_absent(tmp_path):
 
 def test_the_padded_objective_is_the_packed_one(folder, prepared):
     _, ours = prepared
-    config = rmjax_side.config_of({"config": plan_of(folder, folder).config})
+    config = rmjax_side.config_of({"config": changes_of(folder)})
     start = rmjax_side.start_of(config)
     rows = rmjax_side.read_pairs(folder / "pairs" / "2.0.jsonl")[:2]
     forest = rmjax_side.padded([row[name] for name in ("chosen_ids", "rejected_ids") for row in rows])
@@ -157,117 +162,126 @@ def test_the_padded_objective_is_the_packed_one(folder, prepared):
     assert float(terms["loss"][0] / terms["loss"][1]) == pytest.approx(ours["loss"], abs=1e-5)
 
 
+def summarized(config, workdir: Path):
+    """Runs the study in this process; the lines, as a table."""
+    claim = measure.get_claim(config)
+    engine = engines.InProcess(lambda name: run_cell(claim.study, name, workdir))
+    found = run(claim.study, workdir, engine, Options(lambda name: [], retries=0, every=0.01))
+    engines_left = {name: result.why for name, result in found.items() if result.status != "done"}
+    if engines_left:
+        raise RuntimeError(str(engines_left))
+    lines = claim.summarize(found)
+    return results.Table(lines), claim.parts(lines)
+
+
 @pytest.mark.slow
-def test_the_whole_benchmark_with_another_interpreter_in_place_of_torchs(folder, tmp_path):
+def test_the_whole_study_with_another_interpreter_in_place_of_torchs(folder, tmp_path):
     peer = tmp_path / "peer"
     peer.write_text(f'#!/bin/sh\nexec {sys.executable} {REPOSITORY / "tests/experiments/numpy_llama.py"} "$3"\n')
     peer.chmod(0o755)
-    found = benchmark.benchmark(plan_of(folder, tmp_path / "work", str(peer), rounds=1))
-    arms = found["batches"]["2"]["arms"]
-    assert set(arms) == {"rmjax", "trl", "dense"} and set(found["batches"]["4"]["arms"]) == {"rmjax", "trl"}
-    assert arms["rmjax"]["pairs_a_step"]["median"] > 0 and arms["dense"]["pairs_a_step"]["median"] == 2
-    assert found["agreement"]["rewards"] < 1e-4
-    losses = [step["loss"] for run in found["runs"].values() for step in run.get("steps", []) if "loss" in step]
-    assert len(losses) == 3 and all(0.1 < loss < 3 for loss in losses)
-    assert "start-up" in results.table(found) and found["score"]["groups"] == 2
+    table, parts = summarized(grid_of(folder, str(peer), rounds=1), tmp_path / "work")
+    assert table.sides("2") == ["rmjax", "trl", "dense"] and table.sides("4") == ["rmjax", "trl"]
+    assert (
+        table.get("rmjax", "pairs_a_step", "2")["value"] > 0 and table.get("dense", "pairs_a_step", "2")["value"] == 2
+    )
+    assert table.facts["agreement"]["rewards"] < 1e-4 and table.facts["scored"]["groups"] == 2
+    assert "start-up" in parts["results"]
 
 
-# --- processes, and going on -----------------------------------------------------------------------------------------
+# --- processes ---------------------------------------------------------------------------------------------------------
 
 
 class Processes:
     """In place of `launch`: canned results, ours at twice the pairs per second of the other side."""
 
-    def __init__(self, fail: str = "", change=lambda job, found: found):
+    def __init__(self, change=lambda job, found: found):
         self.commands: list[list[str]] = []
-        self.fail, self.change = fail, change
+        self.change = change
 
     def __call__(self, command, log, environment):
         self.commands.append(list(command))
         job = json.loads(Path(command[-1]).read_text())
         log.write_text("one\nthe last line\n")
-        if self.fail and self.fail in command[-1]:
-            return 3
         Path(job["out"]).write_text(json.dumps(self.change(job, self.found(job, "-P" in command))))
         return 0
 
     def found(self, job, theirs):
         if job["kind"] == "prepare":
             data = {"mean_tokens_of_a_pair": 9.0, "counted_pairs": 10, "cut_pairs": 0}
-            return {"rows": {"2": 1, "4": 2}, "platform": "cpu", "data": data, "device": "1 x cpu (cpu)"}
+            return {"rows": {"2": 1, "4": 2}, "platform": "cpu", "data": data}
         if job["kind"] == "agree":
-            return {"loss": 0.5, "rewards": [[1.0, 0.0]]}
+            return {"loss": 0.5, "rewards": [[1.0, 0.0]], "product_rate": 2e11 if theirs else 4.2e11}
         if job["kind"] == "pack":
             return {"batch_seconds": 1.0, "step_seconds": 60.0, "ratio": 60.0}
         if job["kind"] == "score":
             seconds = {"forest": [1.0, 10.0], "padded": [4.0, 50.0], "sorted": [3.0, 30.0]}
-            return {"seconds": seconds, "groups": 2, "candidates": 3}
+            tokens = {"shared": 100, "separate": 250, "forest": 120, "padded": 480, "sorted": 300}
+            return {"seconds": seconds, "tokens": tokens}
         seconds = (2.0 if theirs else 1.0) * (1 + job["seed"]) * (0.5 if job["kind"] == "dense" else 1.0)
         step = {"seconds": seconds, "pairs": job["batch"], "tokens": 10 * job["batch"], "shape": [2 * job["batch"], 7]}
         memory = {"peak_bytes": 3 * 10**9 if theirs else 10**9, "device_peak_bytes": None}
         compiled = {} if theirs else {"compiled": int(job["seed"] == 0)}
-        return {"first_step_ended": 1e10, "steps": [step], "versions": {"jax": "1", "trl": "2"}} | memory | compiled
+        return (
+            {"first_step_ended": 1e10, "steps": [step], "versions": {"trl": "2"} if theirs else {"jax": "1"}}
+            | memory
+            | compiled
+            | {"device": "1 x cpu (cpu)"}
+        )
 
 
 def test_the_sides_take_turns_and_ratios_are_formed_within_a_round(folder, tmp_path, monkeypatch):
     launched = Processes()
-    monkeypatch.setattr(benchmark, "launch", launched)
-    found = benchmark.benchmark(plan_of(folder, tmp_path, "PEER"))
-    names = [Path(command[-1]).stem for command in launched.commands]
-    rounds = ["rmjax.2.{}", "trl.2.{}", "dense.2.{}", "rmjax.4.{}", "trl.4.{}"]
+    monkeypatch.setattr(processes, "launch", launched)
+    table, parts = summarized(grid_of(folder, "PEER"), tmp_path)
+    names = [Path(command[-1]).parent.name for command in launched.commands]
+    rounds = ["rmjax-2-{}", "trl-2-{}", "dense-2-{}", "rmjax-4-{}", "trl-4-{}"]
     expected = [name.format(n) for n in (0, 1) for name in rounds]
-    assert names == ["prepare.2", "agree.rmjax", "agree.trl", *expected, "pack", "score"]
-    theirs = [command for command in launched.commands if "trl" in Path(command[-1]).stem]
+    assert names == ["data", "agree-rmjax", "agree-trl", *expected, "pack", "score"]
+    theirs = [command for command in launched.commands if "trl" in Path(command[-1]).parent.name]
     assert all(command[0] == "PEER" and command[2].endswith("trl_side.py") for command in theirs) and len(theirs) == 5
-    entry = found["batches"]["2"]
-    assert entry["arms"]["rmjax"]["pairs_per_second"] == {"median": 1.5, "low": 1.0, "high": 2.0, "runs": [2.0, 1.0]}
-    assert entry["ratio"]["pairs_per_second"]["runs"] == [2.0, 2.0] and entry["dense_ratio"]["runs"] == [4.0, 4.0]
-    assert entry["together"] == 2.0
-    assert entry["ratio"]["peak_bytes"]["median"] == pytest.approx(1 / 3)
-    assert len(entry["arms"]["rmjax"]["cold_startup_seconds"]["runs"]) == 1  # the first filled the cache
-    assert len(entry["arms"]["trl"]["startup_seconds"]["runs"]) == 2
-    assert found["score"]["ratio"]["padded"]["runs"] == [4.0, 5.0] and found["pack"]["ratio"] == 60.0
+    speed = table.get("rmjax", "pairs_per_second", "2")
+    assert [speed[name] for name in ("value", "low", "high", "seeds")] == [1.5, 1.0, 2.0, [2.0, 1.0]]
+    assert table.get("ratio", "pairs_per_second", "2")["seeds"] == [2.0, 2.0]
+    assert (
+        table.get("ratio", "dense", "2")["seeds"] == [4.0, 4.0] and table.get("ratio", "together", "2")["value"] == 2.0
+    )
+    assert table.get("ratio", "peak_bytes", "2")["value"] == pytest.approx(1 / 3)
+    assert len(table.get("rmjax", "cold_startup_seconds", "2")["seeds"]) == 1  # the first filled the cache
+    assert len(table.get("trl", "startup_seconds", "2")["seeds"]) == 2
+    assert table.get("score", "padded")["seeds"] == [4.0, 5.0] and table.get("pack", "ratio")["value"] == 60.0
+    check_tables(parts)
 
 
-def test_a_benchmark_that_was_stopped_goes_on_with_what_is_missing(folder, tmp_path, monkeypatch):
-    stopped = Processes(fail="trl.4.0")
-    monkeypatch.setattr(benchmark, "launch", stopped)
-    with pytest.raises(
-        RuntimeError, match=r"trl.4.0.json failed \(3\): one | the last line; all of it is in .*trl.4.0.log"
-    ):
-        benchmark.benchmark(plan_of(folder, tmp_path))
-    again = Processes()
-    monkeypatch.setattr(benchmark, "launch", again)
-    benchmark.benchmark(plan_of(folder, tmp_path))
-    names = [Path(command[-1]).stem for command in again.commands]
-    assert names[:2] == ["trl.4.0", "rmjax.2.1"] and len(names) == 8
-    whole = Processes()
-    monkeypatch.setattr(benchmark, "launch", whole)
-    benchmark.benchmark(plan_of(folder, tmp_path))
-    assert whole.commands == []
+def check_tables(parts):
+    said, line = parts["results"], parts["line"]
+    assert "float32; jax 1, trl 2." in said and "2 rounds; steps timed in a process: 1 at batch 2, 1 at batch 4" in said
+    assert "420 GFLOP/s by the library under rmjax and 200 GFLOP/s by the library under trl" in said
+    assert "| pairs/s ≥ 4× TRL's, then 5× (batch 2) | 2 (2–2)×; all rounds together 2× |" in said
+    assert "| peak memory ≤ TRL's (batch 2) | 0.333 (0.333–0.333)× |" in said
+    assert "| padded step, same shapes, ≥ 1.0× TRL's (batch 2) | 4 (4–4)× |" in said
+    assert (
+        "| scoring of POLAR groups of 3 ≥ 4× padded | 4.5 (4–5)×; sorted by length 3 (3–3)×; tokens 2.50× fewer" in said
+    )
+    assert "| making a batch ≥ 50× faster than the step, one core | 60× |" in said
+    assert line.startswith("2 (2–2) times at batch 2, 2 (2–2) times at batch 4, in 0.33 and 0.33 of its memory, on ")
+    assert line.endswith("float32, where our library multiplies matrices 2.1 times as fast")
 
 
-def test_a_folder_with_another_benchmark_is_refused(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(benchmark, "launch", Processes())
-    benchmark.benchmark(plan_of(folder, tmp_path))
-    with pytest.raises(ValueError, match="holds a benchmark with other steps, candidates; use a new --workdir"):
-        benchmark.benchmark(plan_of(folder, tmp_path, steps=(3, 3), candidates=4))
-    more = Processes()
-    monkeypatch.setattr(benchmark, "launch", more)
-    benchmark.benchmark(plan_of(folder, tmp_path, rounds=3))  # further rounds are no other benchmark
-    assert [Path(c[-1]).stem for c in more.commands] == [
-        "prepare.3", "rmjax.2.2", "trl.2.2", "dense.2.2", "rmjax.4.2", "trl.4.2",
-    ]  # fmt: skip
+def test_numbers_keep_three_digits():
+    def text(*values):
+        return results.text(results.spread_of({}, "x", values))
+
+    assert text(0.26123, 0.2, 0.3) == "0.261 (0.2–0.3)" and text(1234.5, 99.6, 2e6) == "1,234 (99.6–2,000,000)"
 
 
 def test_sides_that_differ_are_not_timed(folder, tmp_path, monkeypatch):
     def change(job, found):
-        return found | ({"loss": 0.6} if "agree.trl" in job["out"] else {})
+        return found | ({"loss": 0.6} if "agree-trl" in job["out"] else {})
 
     launched = Processes(change=change)
-    monkeypatch.setattr(benchmark, "launch", launched)
-    with pytest.raises(ValueError, match=r"in the loss by 0.1 and in a reward by 0, more than 0.001"):
-        benchmark.benchmark(plan_of(folder, tmp_path))
+    monkeypatch.setattr(processes, "launch", launched)
+    with pytest.raises(RuntimeError, match="in the loss by 0.1 and in a reward by 0, more than 0.001"):
+        summarized(grid_of(folder), tmp_path)
     assert len(launched.commands) == 3
 
 
@@ -275,18 +289,36 @@ def test_a_gpu_runs_bf16_but_agreement_is_shown_in_fp32(folder, tmp_path, monkey
     jobs = {}
 
     def change(job, found):
-        jobs[Path(job["out"]).stem] = job
+        jobs[Path(job["out"]).parent.name] = job
         return found | ({"platform": "gpu"} if job["kind"] == "prepare" else {})
 
-    monkeypatch.setattr(benchmark, "launch", Processes(change=change))
-    benchmark.benchmark(plan_of(folder, tmp_path))
-    assert jobs["agree.trl"]["dtype"] == "float32" and jobs["trl.2.0"]["dtype"] == "bfloat16"
-    assert jobs["rmjax.2.0"]["config"]["model.dtype"] == "bfloat16" and jobs["trl.2.0"]["device"] == "gpu"
+    monkeypatch.setattr(processes, "launch", Processes(change=change))
+    table, _ = summarized(grid_of(folder), tmp_path)
+    assert jobs["agree-trl"]["dtype"] == "float32" and jobs["trl-2-0"]["dtype"] == "bfloat16"
+    assert jobs["rmjax-2-0"]["config"]["model.dtype"] == "bfloat16" and jobs["trl-2-0"]["device"] == "gpu"
+    assert table.facts["dtype"] == "bfloat16" and jobs["trl-4-1"]["rows"] == 2 and jobs["trl-4-1"]["seed"] == 1
 
 
-def test_batches_that_do_not_divide_are_refused(folder, tmp_path):
-    with pytest.raises(ValueError, match="--batches has 5; make it a multiple of --at_once=2"):
-        benchmark.benchmark(plan_of(folder, tmp_path, batches=(5, 6)))
+def test_a_process_that_fails_is_named_with_its_last_lines(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        processes, "launch", lambda command, log, environment: log.write_text("one\nthe last line\n") and 3
+    )
+    with pytest.raises(
+        RuntimeError, match=r"job.job.json failed \(3\): one | the last line; all of it is in .*job.log"
+    ):
+        processes.run_job(tmp_path, "job", "trl", "PEER", {"kind": "train"})
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"batches": (5, 6)}, "config.batches has 5; make it a multiple of config.at_once=2"),
+        ({"steps": (1,)}, "config.batches and config.steps need as many numbers"),
+    ],
+)
+def test_sizes_that_cannot_be_run_are_refused(folder, changes, said):
+    with pytest.raises(ValueError, match=said):
+        measure.get_claim(grid_of(folder, **changes))
 
 
 def test_dense_batches_of_another_shape_are_refused():
@@ -294,7 +326,7 @@ def test_dense_batches_of_another_shape_are_refused():
         return [{"steps": [{"seconds": 1.0, "shape": shape}]}]
 
     with pytest.raises(ValueError, match="shapes differ"):
-        results.dense_against(runs([4, 8]), runs([4, 9]))
+        results.dense_against({}, runs([4, 8]), runs([4, 9]))
 
 
 def test_scores_do_not_depend_on_the_order_of_padded_rows(folder):
@@ -327,5 +359,5 @@ def test_only_the_other_side_imports_torch_and_it_imports_nothing_of_ours():
     others = {"torch", "transformers", "trl", "datasets", "accelerate"}
     ours = {"rmjax", "experiments", "configs", "jax"}
     files = [path for folder in ("rmjax", "experiments", "configs") for path in (REPOSITORY / folder).rglob("*.py")]
-    assert [path.name for path in files if imports(path) & others] == [benchmark.TRL_SIDE.name]
-    assert not imports(benchmark.TRL_SIDE) & ours
+    assert [path.name for path in files if imports(path) & others] == [processes.TRL_SIDE.name]
+    assert not imports(processes.TRL_SIDE) & ours
