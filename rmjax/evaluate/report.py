@@ -141,6 +141,24 @@ def write_page(report: Report, folder: Path, runs: Mapping[str, Mapping[str, Cur
     write_text(folder / "report.html", page.render(report, table(report), runs or {}))
 
 
+def rebuild(workdir: Path) -> dict[str, Any]:
+    """Writes `workdir`/report.html and returns the report.
+
+    Raises:
+      OSError: report.json cannot be read, or report.html cannot be written.
+      ValueError: report.json is not a JSON object.
+    """
+    path = workdir / "report.json"
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}); run the job again to write it") from error
+    if not isinstance(report, dict):
+        raise ValueError(f"{path} is not a JSON object; run the job again to write it")
+    write_page(report, workdir, read_runs(workdir))
+    return report
+
+
 def _baseline(name: str, splits: Mapping[str, Discrimination], preferences: Evaluation) -> dict[str, Any]:
     """Accuracy of a baseline under both of the paths that readers of `report.json` look at."""
     accuracies = {split: result["baselines"][name]["overall"] for split, result in splits.items()}

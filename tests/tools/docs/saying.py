@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from experiments import evaluate, start
 from experiments import export as exporting
+from experiments import start
 from experiments.start import guarded
 from rmjax import RewardModel, Trainer
 from rmjax import config as base
+from rmjax.evaluate import evaluation
 from rmjax.hub import gguf
 from rmjax.hub.adapters import save_adapter
 from rmjax.locks import locked
@@ -252,7 +253,7 @@ def not_finite(home: Path, folder: Path) -> None:
 @says
 def without_reference(home: Path, folder: Path) -> None:
     data = write(folder / "test.jsonl", PAIR)
-    evaluate.evaluate(evaluate.Options(home / "start", str(data), folder / "scores.json"))
+    evaluation.evaluate(evaluation.Options(home / "start", str(data), folder / "scores.json"))
 
 
 @says

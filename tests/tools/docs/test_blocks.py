@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from experiments.evaluate import Options, evaluate
+from rmjax.evaluate.evaluation import Options, evaluate
 from rmjax.models import columns
 from tests.experiments.starting import save_start
 from tests.tools.docs.saying import write
