@@ -19,14 +19,14 @@ def define_flags() -> None:
 
 
 def main(_: list[str]) -> None:
-    """Rebuilds the page of --workdir and prints its table."""
+    """Makes the page of --workdir again and prints its table."""
     workdir = Path(flags.FLAGS.workdir)
     try:
-        report = rebuild(workdir)
-    except (OSError, ValueError) as error:
+        report, page = rebuild(workdir)
+    except (OSError, ValueError, ImportError) as error:
         sys.exit(error_text(error))
     print_table(report)
-    print(f"wrote {workdir / 'report.html'}")
+    print(f"wrote {page}")
 
 
 if __name__ == "__main__":
