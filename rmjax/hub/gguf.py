@@ -1,5 +1,6 @@
 """Reads GGUF files (llama.cpp's format) into our parameter tree and tokenizer; quantized tensors become fp32."""
 
+import functools
 import importlib.util
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ def load_gguf(path: str | Path, weights: bool = True) -> tuple[TransformerConfig
         change model or tokens in a way that is not supported (`gguf_fields`); the message names all of these.
     """
     path = Path(path)
-    reader = _reader(path)
+    reader = _reader(path, _stamp(path))
     try:
         fields = _fields(reader)
         config = architecture(fields, tied_embeddings=all(tensor.name != "output.weight" for tensor in reader.tensors))
@@ -50,7 +51,16 @@ def load_gguf(path: str | Path, weights: bool = True) -> tuple[TransformerConfig
         raise GGUFError(f"{path}: {error}") from error
 
 
-def _reader(path: Path) -> Any:
+def _stamp(path: Path) -> tuple[int, ...]:
+    """What changes when a file is written again; nothing where there is none."""
+    found = path.stat() if path.is_file() else None
+    return (found.st_mtime_ns, found.st_size) if found else ()
+
+
+@functools.lru_cache(maxsize=1)
+def _reader(path: Path, stamp: tuple[int, ...]) -> Any:
+    """The last one is kept, as are its fields: reading a vocabulary takes seconds, and a model is asked for it twice."""
+    del stamp
     if importlib.util.find_spec("gguf") is None:
         raise ModuleNotFoundError(f"{path}: reading GGUF needs a package; run `pip install {GGUF}`")
     from gguf import GGUFReader  # heavy import, needed only here
@@ -65,6 +75,7 @@ def _reader(path: Path) -> Any:
         raise GGUFError(f"{path}: not a readable GGUF file ({error})") from error
 
 
+@functools.lru_cache(maxsize=1)
 def _fields(reader: Any) -> Fields:
     found = {}
     for name, field in reader.fields.items():
