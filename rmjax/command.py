@@ -55,10 +55,6 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--reference", choices=["given", "best"], default="given", help="best: the top-ranked answer (given)"
     )
-    for each in (score, evaluate):
-        each.add_argument(
-            "--on_error", choices=["raise", "skip"], default="raise", help="what to do with a broken row (raise)"
-        )
     train = command(
         "train", "Train a model from a config, or fine-tune one on a file of preferences. Goes on if stopped.", _train
     )
@@ -66,6 +62,10 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--workdir", type=Path, required=True, help="folder of the run")
     train.add_argument("--start", default="", help="preferences: smollm2, or the model to fine-tune; empty chooses")
     train.add_argument("keys", nargs="*", metavar="KEY=VALUE", help="keys of the config, such as run.steps=100")
+    for each in (score, evaluate, train):
+        each.add_argument(
+            "--on_error", choices=["raise", "skip"], default="raise", help="what to do with a broken row (raise)"
+        )
     report = command("report", "Make report.html of a run's folder, or of a file of results.", _report)
     report.add_argument("path", type=Path, help="folder of a run, or a JSON file that an evaluation wrote")
     report.add_argument("--out", type=Path, help="folder of the page (that of the results)")
@@ -158,9 +158,14 @@ def _train(options: argparse.Namespace) -> None:
 
     open_workdir(options.workdir)
     is_config = options.source.partition(":")[0].endswith(".py")
-    if is_config and options.start:
-        raise ValueError(f"--start={options.start} goes with a file of preferences; a config says model.init=…")
-    config = read_config(options.source) if is_config else fine_tuning(options.source, options.workdir, options.start)
+    if is_config and (options.start or options.on_error == "skip"):
+        raise ValueError(
+            "--start and --on_error go with a file of preferences; a config has model.init and data.on_error"
+        )
+    if is_config:
+        config = read_config(options.source)
+    else:
+        config = fine_tuning(options.source, options.workdir, options.start, options.on_error)
     set_keys(config, options.keys)
     with interruptible():
         Trainer(config, options.workdir).run()

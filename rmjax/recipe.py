@@ -7,15 +7,16 @@ import importlib.util
 import logging
 import math
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ml_collections import ConfigDict
 
 from rmjax.config import get_config
-from rmjax.data.readers import open_records, write_records
-from rmjax.data.record import Comparison
+from rmjax.data.readers import listed, open_records, write_records
+from rmjax.data.record import Comparison, RecordError, require_order
 from rmjax.data.rows import check_readable
 from rmjax.data.sources import is_test, located
 from rmjax.hub.shipped import DEFAULT, SHIPPED, model_folder, shipped_models
@@ -28,7 +29,7 @@ PAIRS_A_STEP = 4
 LONGEST = 300  # steps
 
 
-def fine_tuning(path: str, workdir: Path, start: str = "") -> ConfigDict:
+def fine_tuning(path: str, workdir: Path, start: str = "", on_error: Literal["raise", "skip"] = "raise") -> ConfigDict:
     """A config that fine-tunes a model on the preferences in a file, after a fifth of the prompts is laid aside.
 
     Writes `workdir`/train.jsonl and held_out.jsonl, split by a hash of the prompt; no prompt is on both sides. Steps are one pass
@@ -39,13 +40,14 @@ def fine_tuning(path: str, workdir: Path, start: str = "") -> ConfigDict:
       path: ranked answers, in any layout that `data.readers.open_records` takes, or `shipped:NAME`.
       start: smollm2, a .gguf file, a model's folder or `shipped:NAME`. Empty: the shipped model where every record has a
         reference, which it reads, and smollm2 otherwise.
+      on_error: what to do with a record that is broken or has no order.
 
     Raises:
-      OSError, RecordError: the file cannot be used.
+      OSError, RecordError: the file, or one of its records, cannot be used.
       FileNotFoundError: there is no such `start`.
       ValueError: no prompt is left to train on.
     """
-    records = list(open_records(located(path)))
+    records = _ordered(path, on_error)
     sides = {
         name: [c for c in records if is_test(c.prompt) == held] for name, held in ((TRAIN, False), (HELD_OUT, True))
     }
@@ -69,6 +71,22 @@ def fine_tuning(path: str, workdir: Path, start: str = "") -> ConfigDict:
     config.optimizer.learning_rate = 3e-4
     config.run.update(steps=steps, save_every=20, log_every=5)
     return config
+
+
+def _ordered(path: str, on_error: Literal["raise", "skip"]) -> list[Comparison]:
+    found: list[Comparison] = []
+    errors: list[RecordError] = []
+    for record in open_records(located(path), on_error):
+        try:
+            require_order(record)
+            found.append(record)
+        except RecordError as error:
+            errors.append(error)
+    if errors and (on_error == "raise" or not found):
+        raise errors[0]
+    if errors:
+        _log.warning("%s: left out %s", path, listed(Counter(error.reason for error in errors)))
+    return found
 
 
 def _start(records: Sequence[Comparison]) -> str:

@@ -3,6 +3,7 @@
 import pytest
 
 from rmjax.config import get_config, settle
+from rmjax.data.record import RecordError
 from rmjax.data.sources import is_test
 from rmjax.recipe import HELD_OUT, LONGEST, TRAIN, fine_tuning, read_config, set_keys
 from tests.experiments.starting import save_start
@@ -78,6 +79,14 @@ def test_a_reward_model_goes_on_in_its_own_format(tmp_path):
         0,
         20,
     )
+
+
+def test_records_without_an_order_stop_or_are_counted(tmp_path, caplog):
+    path = write(tmp_path / "pairs.jsonl", *pairs(9), {"prompt": "p", "output": "a"})
+    with pytest.raises(RecordError, match="pairs.jsonl:10: .*only one candidate"):
+        fine_tuning(str(path), tmp_path / "w")
+    fine_tuning(str(path), tmp_path / "w", on_error="skip")
+    assert "left out 1 × outputs: only one candidate" in caplog.text
 
 
 def test_no_prompt_to_train_on(tmp_path):
