@@ -21,7 +21,7 @@ from experiments.start import guarded
 from rmjax import RewardModel, Trainer
 from rmjax import config as base
 from rmjax.evaluate import evaluation
-from rmjax.hub import gguf
+from rmjax.hub import gguf, shipped
 from rmjax.hub.adapters import save_adapter
 from rmjax.locks import locked
 from rmjax.parallel.mesh import make_mesh
@@ -342,8 +342,25 @@ def adapter_again(home: Path, folder: Path) -> None:
 @says
 def no_weights(home: Path, folder: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gguf.importlib.util, "find_spec", lambda name: None)
+        patch.setattr(gguf, "SMOLLM2_PACKAGE", "not_installed")
         gguf.smollm2_path()
+
+
+@says
+def no_shipped(home: Path, folder: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shipped, "FOLDER", folder)
+        RewardModel.load("shipped:large")
+
+
+@says
+def damaged_adapter(home: Path, folder: Path) -> None:
+    model, path = RewardModel.load(adapted(home)), folder / "law.safetensors"
+    save_adapter(path, model.config.adapter, model.params)
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(bytes(content))
+    model.with_adapter(path)
 
 
 # --- devices ---------------------------------------------------------------------------------------------------------------
