@@ -31,7 +31,7 @@ TRAIN = "python -m experiments.train --config=configs/demo.py:finetune"
         ("rmjax score|evaluate|train|report", ""),
         ("rmjax is a library", "rmjax has no command is; it has score, evaluate, train, report"),
         ("cat a.jsonl | rmjax score - --outs=b", "rmjax score has no option --outs"),
-        ("rmjax train preferences.jsonl --workdir=DIR run.step=3", "run.step"),
+        ("rmjax train preferences.jsonl --workdir=DIR run.step=3", "steps"),
         ("rmjax train configs/none.py --workdir=DIR", "configs/none.py"),
         ("make it so that", "no target it"),
         (f"{TRAIN} --config.model.layer=3", "layer"),
