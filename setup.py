@@ -66,7 +66,10 @@ setup(
     license_files=["LICENSE", "NOTICE"],
     python_requires=">=3.11",
     packages=find_packages(include=["rmjax", "rmjax.*"]),
-    package_data={"rmjax": ["data/corpus/*.jsonl.zst", "data/corpus/*.json", "data/templates/*.jinja"]},
+    package_data={
+        "rmjax": ["data/corpus/*.jsonl.zst", "data/corpus/*.json", "data/templates/*.jinja", "hub/models/*/*"],
+    },
+    entry_points={"console_scripts": ["rmjax=rmjax.command:main"]},
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,
 )

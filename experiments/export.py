@@ -1,7 +1,9 @@
 """Takes the adapter out of a trained model: `python -m experiments.export --model=DIR --to=peft --output=PATH`.
 
-`--to=peft` writes a folder for PEFT, `--to=adapter` one safetensors file (adapter and head) for `RewardModel.with_adapter`,
-`--to=merged` a run directory whose weights have the adapter in them, for `--config.model.init` and `RewardModel.load`.
+`--to=light` writes a folder of adapter and head, which `RewardModel.load` puts on the base that the run began with
+(`rmjax.light`), `--to=peft` one for PEFT, `--to=adapter` one safetensors file (adapter and head) for
+`RewardModel.with_adapter`, `--to=merged` a run directory whose weights have the adapter in them, for `--config.model.init` and
+`RewardModel.load`.
 """
 
 import dataclasses
@@ -14,6 +16,7 @@ from absl import app, flags
 
 from experiments.start import guarded, parse_flags, prepare
 from rmjax.hub.adapters import export_peft, save_adapter
+from rmjax.light import save_light
 from rmjax.models.lora import merged
 from rmjax.reward_model import (
     CHECKPOINTS,
@@ -26,10 +29,10 @@ from rmjax.reward_model import (
 )
 from rmjax.train.checkpoint import Checkpoints
 
-FORMS = ("peft", "adapter", "merged")
+FORMS = ("light", "peft", "adapter", "merged")
 
 
-def export(model: Path, to: str, output: Path, base: str = "") -> None:
+def export(model: Path, to: str, output: Path, base: str = "", dtype: str = "float32") -> None:
     """Writes `output`, or says why that cannot be.
 
     Raises:
@@ -42,12 +45,15 @@ def export(model: Path, to: str, output: Path, base: str = "") -> None:
     refuse_wrapped(model)
     if config.adapter is None:
         raise ValueError(f"--model={model} has no adapter; it was trained with config.adapter.kind empty")
+    if to == "light":
+        print(f"wrote {output}, which goes onto {save_light(model, output, dtype)}; its card.md is yours to fill in")
+        return
     params, writes = load_params(model), is_language_model(model)
     used = {"backbone": params["backbone"]} if writes else params  # a language model's head is none
     if to == "peft":
         export_peft(output, config, used, base)
     elif to == "adapter":
-        save_adapter(output, config.adapter, used)
+        save_adapter(output, config.adapter, used, dtype)
     else:
         if (output / MODEL_FILE).exists() or (output / CHECKPOINTS).exists():
             raise FileExistsError(
@@ -64,14 +70,17 @@ def main(argv: Sequence[str]) -> None:
     """Reads the flags."""
     del argv
     paths = Path(flags.FLAGS.model), flags.FLAGS.to, Path(flags.FLAGS.output)
-    sys.exit(guarded(functools.partial(export, *paths, flags.FLAGS.base)))
+    sys.exit(guarded(functools.partial(export, *paths, flags.FLAGS.base, flags.FLAGS.dtype)))
 
 
 if __name__ == "__main__":
     flags.DEFINE_string("model", None, "run directory of a model with an adapter")
-    flags.DEFINE_string("to", "peft", "peft | adapter | merged")
-    flags.DEFINE_string("output", None, "folder (peft, merged) or file (adapter) to write")
+    flags.DEFINE_string("to", "peft", "light | peft | adapter | merged")
+    flags.DEFINE_string("output", None, "folder (light, peft, merged) or file (adapter) to write")
     flags.DEFINE_string("base", "", "peft: hub name or folder of the base model")
+    flags.DEFINE_enum(
+        "dtype", "float32", ["float32", "float16"], "light, adapter: of the adapter's numbers in the file"
+    )
     flags.mark_flags_as_required(["model", "output"])
     prepare()
     app.run(main, flags_parser=parse_flags)

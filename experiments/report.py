@@ -3,15 +3,13 @@
 python -m experiments.report --workdir=runs/demo
 """
 
-import json
 import sys
 from pathlib import Path
-from typing import Any
 
 from absl import app, flags
 
 from experiments.start import error_text, parse_flags
-from rmjax.evaluate.report import read_runs, write_page
+from rmjax.evaluate.report import rebuild
 from rmjax.evaluate.table import print_table
 
 
@@ -20,33 +18,15 @@ def define_flags() -> None:
     flags.DEFINE_string("workdir", None, "folder of the run: holds report.json", required=True)
 
 
-def rebuild(workdir: Path) -> dict[str, Any]:
-    """Writes `workdir`/report.html and returns the report.
-
-    Raises:
-      OSError: report.json cannot be read, or report.html cannot be written.
-      ValueError: report.json is not a JSON object.
-    """
-    path = workdir / "report.json"
-    try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}); run the job again to write it") from error
-    if not isinstance(report, dict):
-        raise ValueError(f"{path} is not a JSON object; run the job again to write it")
-    write_page(report, workdir, read_runs(workdir))
-    return report
-
-
 def main(_: list[str]) -> None:
-    """Rebuilds the page of --workdir and prints its table."""
+    """Makes the page of --workdir again and prints its table."""
     workdir = Path(flags.FLAGS.workdir)
     try:
-        report = rebuild(workdir)
-    except (OSError, ValueError) as error:
+        report, page = rebuild(workdir)
+    except (OSError, ValueError, ImportError) as error:
         sys.exit(error_text(error))
     print_table(report)
-    print(f"wrote {workdir / 'report.html'}")
+    print(f"wrote {page}")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import logging
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from rmjax import methods
@@ -23,9 +25,11 @@ from rmjax.data.tokenizer import Tokenizer
 from rmjax.evaluate.scorers import OfMembers, Rewards, RewardScorer, batch_tokens, model_rewards, on_mesh
 from rmjax.files import write_text
 from rmjax.hub.adapters import fingerprint, frozen_layers, load_adapter
+from rmjax.hub.gguf import load_gguf, smollm2_path
+from rmjax.hub.shipped import model_folder
 from rmjax.models.attention import kernels_for, refusal
-from rmjax.models.lora import AdapterConfig, merged
-from rmjax.models.parameters import ParameterError, check_same, flat, merge
+from rmjax.models.lora import ADAPTER_PATH, AdapterConfig, merged
+from rmjax.models.parameters import ParameterError, check_same, first_layers, flat, merge, nested
 from rmjax.models.reward import RewardTransformer
 from rmjax.models.transformer import TransformerConfig
 from rmjax.parallel.mesh import RULES, Rules, make_mesh, parameter_shardings, replicated
@@ -36,6 +40,8 @@ _log = logging.getLogger(__name__)
 _SHARED = ("prompt", "messages", "reference", "references", "wrapper")
 """Fields that rows must share to be scored as one group."""
 MODEL_FILE, TOKENIZER_FILE, CHECKPOINTS = "model.json", "tokenizer.json", "checkpoints"
+ADAPTER_FILE = "adapter.safetensors"
+"""In place of checkpoints: adapter and head of a model whose base lies elsewhere (`rmjax.light`)."""
 
 
 def save_description(
@@ -81,9 +87,52 @@ def load_description(directory: Path) -> tuple[TransformerConfig, Format, Tokeni
         parts = config, Format(**described["format"])
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: not a model description ({error!r})") from error
-    tokenizer, form = Tokenizer.load(directory / TOKENIZER_FILE), parts[1]
+    tokenizer, form = _tokenizer(directory, described.get("base")), parts[1]
     tokenizer.chat_template, tokenizer.bos_token, tokenizer.eos_token = form.template, form.bos_token, form.end_token
     return *parts, tokenizer
+
+
+def _tokenizer(directory: Path, base: Mapping[str, str] | None) -> Tokenizer:
+    """The directory's own, or its base's, where it has none and only says which one that has to be."""
+    if base is None:
+        return Tokenizer.load(directory / TOKENIZER_FILE)
+    tokenizer = base_model(base["name"], weights=False)[1]
+    if tokenizer.fingerprint() != base["tokenizer"]:
+        raise ValueError(
+            f"{directory}: was made for another tokenizer than that of its base, {base['name']}; bring that back"
+        )
+    return tokenizer
+
+
+def base_model(name: str, weights: bool = True) -> tuple[dict[str, Any], Tokenizer]:
+    """What adapters lie on: (parameters of `Transformer` on the host, {} without `weights`; tokenizer).
+
+    Args:
+      name: smollm2, a .gguf file, or a directory that `load_params` reads.
+
+    Raises:
+      FileNotFoundError: it is not there.
+      ValueError: it cannot be read.
+    """
+    folder = model_folder(name)
+    if folder.is_dir():
+        found = flat(load_params(folder)["backbone"] if weights else {})
+        bare = nested({path: x for path, x in found.items() if not re.search(ADAPTER_PATH, path)})
+        return bare, load_description(folder)[2]
+    _, params, tokenizer = load_gguf(smollm2_path() if name == "smollm2" else name, weights)
+    return params, tokenizer
+
+
+def base_params(name: str, config: TransformerConfig) -> dict[str, Any]:
+    """{"backbone": …} of a base, as a model of this architecture has it below its adapter: first layers, stacks, dtypes.
+
+    Raises:
+      FileNotFoundError, ValueError: as `base_model`.
+    """
+    backbone = first_layers(base_model(name)[0], config.depth, config.frozen_layers)
+    wanted = flat(abstract_params(dataclasses.replace(config, adapter=None)))
+    leaves = flat({"backbone": backbone}).items()
+    return nested({path: np.asarray(x).astype(wanted.get(path, x).dtype, copy=False) for path, x in leaves})
 
 
 def is_language_model(directory: Path) -> bool:
@@ -113,7 +162,9 @@ def refuse_wrapped(directory: Path) -> None:
 
 def load_params(directory: Path, step: int | None = None, *, every_role: bool = False) -> dict[str, Any]:
     """The main model's parameters of a training directory's newest intact checkpoint (or that of `step`), on the host; those of
-    all its roles with `every_role`."""
+    all its roles with `every_role`. Adapter and head on their base, where the directory holds only these."""
+    if base := _described(directory).get("base"):
+        return _on_base(directory, base["name"])
     with Checkpoints(directory / CHECKPOINTS) as checkpoints:
         step, tree = checkpoints.metadata(step)
         parts = {
@@ -122,6 +173,18 @@ def load_params(directory: Path, step: int | None = None, *, every_role: bool = 
     found = merge(parts.get("trainable", {}), parts.get("frozen", {}))
     main = _described(directory).get("main_role", "")
     return found[main] if main and not every_role else found
+
+
+def _on_base(directory: Path, base: str) -> dict[str, Any]:
+    config = load_description(directory)[0]
+    params = base_params(base, config)
+    try:
+        adapter, whole = load_adapter(directory / ADAPTER_FILE, params, fingerprint(params))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}; get the folder again") from error
+    if adapter != config.adapter:
+        raise ValueError(f"{directory}: {MODEL_FILE} and {ADAPTER_FILE} are of different models; get the folder again")
+    return whole
 
 
 def abstract_params(config: TransformerConfig) -> dict[str, Any]:
@@ -219,14 +282,15 @@ class RewardModel:
 
     @classmethod
     def load(cls, path: str | Path, mesh: Mesh | str | None = None) -> "RewardModel":
-        """From a directory that `experiments.train` wrote: its newest intact checkpoint; `mesh` as of the class.
+        """From a directory that training wrote (its newest intact checkpoint) or `rmjax.light` (an adapter and head on a base
+        that lies elsewhere), or `shipped:NAME`, one of the latter that comes with the package; `mesh` as of the class.
 
         Raises:
           FileNotFoundError, ValueError: not such a directory, a damaged file, or a language model; the message names it.
           CheckpointError: no intact checkpoint.
           ParameterError: no reward head, or parameters of another architecture than the description's.
         """
-        directory = Path(path)
+        directory = model_folder(path)
         described, wrapped = load_description(directory), _described(directory).get("methods", {})
         if is_language_model(directory) and not wrapped:
             raise ValueError(

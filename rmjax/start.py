@@ -9,6 +9,7 @@ from typing import Any
 from rmjax.data.formats import CHAT_FIELDS, Format
 from rmjax.data.tokenizer import Tokenizer
 from rmjax.hub.gguf import load_gguf, smollm2_path
+from rmjax.hub.shipped import model_folder
 from rmjax.methods import Chosen
 from rmjax.models import parameters
 from rmjax.models.presets import PRESETS
@@ -30,10 +31,11 @@ class Start:
 
 
 def load_start(model: Model) -> Start:
-    """From `config.model`: a GGUF language model, a run directory, or random weights of the given sizes."""
-    if Path(model.init).is_dir():
-        config, _, tokenizer = load_description(Path(model.init))
-        return _changed(Start(config, tokenizer, load_params(Path(model.init)), may_miss=""), model)
+    """From `config.model`: a GGUF language model, a run directory, a shipped model, or random weights of the given sizes."""
+    folder = model_folder(model.init)
+    if folder.is_dir():
+        config, _, tokenizer = load_description(folder)
+        return _changed(Start(config, tokenizer, load_params(folder), may_miss=""), model)
     path = smollm2_path() if model.init in ("smollm2", "random") else Path(model.init)
     if not path.is_file():
         raise FileNotFoundError(
@@ -55,9 +57,10 @@ def preset(model: Model) -> TransformerConfig:
 def check_format(model: Model, form: Format) -> None:
     """ValueError where `config.model.init` is the run directory of a reward model that reads another format; lengths may
     differ. A language model's head is not trained yet."""
-    if not Path(model.init).is_dir() or is_language_model(Path(model.init)):
+    folder = model_folder(model.init)
+    if not folder.is_dir() or is_language_model(folder):
         return
-    theirs = load_description(Path(model.init))[1]
+    theirs = load_description(folder)[1]
     of_kind = {"polar": ("split_token", "reward_token"), "plain": ("reward_token",), "chat": CHAT_FIELDS}
     for field in ("kind", *of_kind[form.kind]):
         before, now = getattr(theirs, field), getattr(form, field)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import start
+from rmjax import guard
 from rmjax.evaluate import page
 from rmjax.evaluate.table import Section, format_table, table
 from rmjax.terminal import printable
@@ -69,7 +69,7 @@ def test_log_lines_and_errors_obey_no_name(monkeypatch):
     root = logging.Logger("root")
     root.addHandler(logging.StreamHandler(stream))
     for handler in root.handlers:
-        handler.addFilter(start._printable)
+        handler.addFilter(guard._printable)
     root.warning("unknown field `%s` ignored in %d records", NASTY, 3)
     assert stream.getvalue() == f"unknown field `{SPELLED}` ignored in 3 records\n"
-    assert start.error_text(ValueError(NASTY)) == f"error: {SPELLED}"
+    assert guard.error_text(ValueError(NASTY)) == f"error: {SPELLED}"

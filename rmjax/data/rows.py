@@ -166,17 +166,17 @@ class JsonLines:
 def open_jsonl(path: Path) -> JsonLines:
     """Opens uncompressed JSON lines; only the line offsets stay in memory (24 bytes a line)."""
     with path.open("rb") as file:
-        return _index_lines(str(path), file, None)
+        return index_lines(str(path), file, None)
 
 
 def open_jsonl_zst(path: Path) -> JsonLines:
     """Opens zstd-compressed JSON lines, decompressed in memory."""
     text = decompress(path)
-    return _index_lines(str(path), io.BytesIO(text), text)
+    return index_lines(str(path), io.BytesIO(text), text)
 
 
-def _index_lines(path: str, lines: Iterable[bytes], text: bytes | None) -> JsonLines:
-    """Finds the lines. Only b"\\n" ends one: U+2028 and U+0085 occur inside JSON strings."""
+def index_lines(path: str, lines: Iterable[bytes], text: bytes | None) -> JsonLines:
+    """Finds the lines of JSON. Only b"\\n" ends one: U+2028 and U+0085 occur inside JSON strings."""
     starts, stops, numbers = (
         array.array("q"),
         array.array("q"),

@@ -141,12 +141,13 @@ def records(
             )
         return open_records(located(path), on_error)
     everything = load_preferences(path, root, split_votes, dropped)
-    chosen = [c for c in everything if split == "all" or _is_test(c.prompt) == (split == "test")]
+    chosen = [c for c in everything if split == "all" or is_test(c.prompt) == (split == "test")]
     _log.info("%s, split %s: %d of %d comparisons", path, split, len(chosen), len(everything))
     return chosen
 
 
-def _is_test(prompt: str) -> bool:
+def is_test(prompt: str) -> bool:
+    """Whether a prompt is in the test split, a fifth of all by a hash of the text."""
     return int.from_bytes(hashlib.sha256(prompt.encode()).digest()) % TEST_FRACTION == 0
 
 

@@ -4,6 +4,8 @@ User text never becomes a special token: `encode` treats every string as plain t
 `<|im_end|>` or the read-out token cannot move the read-out. Formats add special tokens by id.
 """
 
+import hashlib
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -69,6 +71,13 @@ class Tokenizer:
     def save(self, path: str | Path) -> None:
         """Writes `to_json` to a file."""
         Path(path).write_text(self.to_json(), encoding="utf-8")
+
+    def fingerprint(self) -> str:
+        """SHA-256 of what decides which ids a text becomes: tokens, merges, special tokens."""
+        merges = json.loads(self._plain.to_str())["model"].get("merges", [])
+        joined = [merge if isinstance(merge, str) else " ".join(merge) for merge in merges]  # as versions write them
+        facts = [sorted(self._plain.get_vocab().items()), joined, self.special]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     @property
     def vocab_size(self) -> int:

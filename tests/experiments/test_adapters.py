@@ -11,12 +11,12 @@ import pytest
 from safetensors.numpy import load_file
 
 from configs import loramoe
-from experiments import evaluate, export
+from experiments import export
 from experiments import train as command
 from rmjax import config as base
 from rmjax.data.packing import ForestShape
 from rmjax.data.record import Comparison
-from rmjax.evaluate import scorers
+from rmjax.evaluate import evaluation, scorers
 from rmjax.evaluate.language import LanguageModel, score_texts
 from rmjax.methods import adapters
 from rmjax.models.lora import AdapterConfig
@@ -98,8 +98,8 @@ def test_routing_is_in_the_metrics(trained):
 
 
 def test_the_routing_of_a_run_is_shown_by_layer(home, trained, tmp_path):
-    options = evaluate.Options(trained, str(home / "ranked.jsonl"), tmp_path / "out.json", routing=tmp_path / "maps")
-    evaluate.evaluate(options)
+    options = evaluation.Options(trained, str(home / "ranked.jsonl"), tmp_path / "out.json", routing=tmp_path / "maps")
+    evaluation.evaluate(options)
     found = json.loads((tmp_path / "out.json").read_text())["routing"]
     assert found["types"] == ["type 0", "type 1"] and set(found["shares"]) == {"mlp/gate", "mlp/up", "mlp/down"}
     share_ZLN = np.array(found["shares"]["mlp/up"])
@@ -107,10 +107,10 @@ def test_the_routing_of_a_run_is_shown_by_layer(home, trained, tmp_path):
     np.testing.assert_allclose(share_ZLN.sum(-1), 1, atol=1e-4)
     assert "mlp/up: coefficient of variation" in (tmp_path / "maps" / "report.html").read_text()
     with pytest.raises(ValueError, match="--routing: .*start has no adapter with routers"):
-        evaluate.evaluate(dataclasses.replace(options, model=home / "start"))
+        evaluation.evaluate(dataclasses.replace(options, model=home / "start"))
     rows = [{"prompt": "Say 1.", "chosen": "1", "rejected": "No."}]
     with pytest.raises(ValueError, match="no record has a `type`"):
-        evaluate.evaluate(dataclasses.replace(options, data=write(tmp_path / "bare.jsonl", rows)))
+        evaluation.evaluate(dataclasses.replace(options, data=write(tmp_path / "bare.jsonl", rows)))
 
 
 def test_a_run_is_loaded_with_its_adapter(home, trained):

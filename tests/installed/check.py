@@ -1,4 +1,4 @@
-"""`make test-wheel`: the ten lines in an empty folder, stopped by SIGTERM on the way and run again."""
+"""`make test-wheel`: the ten lines in an empty folder, stopped by SIGTERM on the way and run again; then the console command."""
 
 import json
 import math
@@ -19,6 +19,28 @@ def saved(folder: Path) -> list[int]:
     )
 
 
+def console(folder: Path, *words: str) -> str:
+    """What the installed command prints."""
+    program = Path(sys.executable).with_name("rmjax")
+    done = subprocess.run([program, *words], cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def check_console(folder: Path) -> None:
+    """The command with the model that was trained, and with each one that comes with the package."""
+    from rmjax import __version__
+    from rmjax.hub.shipped import shipped_models
+
+    assert console(folder, "--version") == f"rmjax {__version__}\n"
+    rows = [{"prompt": "3 + 4?", "reference": "It is 7.", "output": output} for output in ("That is 7.", "No idea.")]
+    (folder / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for model in ("polar", *(f"shipped:{name}" for name in shipped_models())):
+        shown = console(folder, "score", "answers.jsonl", f"--model={model}", "--out=scored.csv")
+        assert "That is 7." in shown and len((folder / "scored.csv").read_text().splitlines()) == 3, shown
+    console(folder, "evaluate", "shipped:ranked_test", "--model=polar")  # without matplotlib
+
+
 def main() -> None:
     """Fails with what went wrong."""
     with tempfile.TemporaryDirectory() as name:
@@ -37,6 +59,7 @@ def main() -> None:
         scores = json.loads(second.stdout.splitlines()[-1])
         assert 0 < stopped < 6 and saved(folder)[-1] == 6 and steps == list(range(1, 7)), (stopped, steps)
         assert len(scores) == 2 and all(map(math.isfinite, scores)) and scores[0] != scores[1], scores
+        check_console(folder)
         import rmjax
 
         assert not Path(rmjax.__file__).is_relative_to(Path(__file__).parents[2] / "rmjax"), "the checkout was imported"

@@ -1,8 +1,8 @@
-"""Commands that pages show: their modules, flags, config files, config keys and `make` targets have to exist. None is run."""
+"""Commands that pages show: modules, subcommands, flags, config files, keys and `make` targets have to exist. None is run."""
 
+import argparse
 import ast
 import functools
-import importlib.util
 import re
 import shlex
 from collections.abc import Iterator, Sequence
@@ -11,11 +11,13 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from rmjax import command, recipe
 from rmjax import config as base
 from rmjax.config import settle
 from tools.docs.pages import ROOT
 
 _MODULE = re.compile(r"python -m ((?:experiments|tools)[.\w]*)(.*)")
+_RMJAX = re.compile(r"(?:^|&& |\| )rmjax (.+)")
 _MAKE = re.compile(r"(?:^|&& )make( .*|$)")
 _END = re.compile(r"(?:^| )(?:#|&&|--|[|;&])(?: |$)|;")
 _PLACEHOLDER = re.compile(r"[A-Z][A-Z_0-9]*\b|[…$]|\.\.\.")
@@ -26,7 +28,9 @@ _OWN_FLAGS = {"help", "helpfull"}
 
 def faults(text: str) -> list[str]:
     """What is wrong with the commands in a text; lines that are none of ours say nothing."""
-    return [fault for line in _lines(text) for fault in [*_module_faults(line), *_make_faults(line)]]
+    return [
+        fault for line in _lines(text) for fault in [*_module_faults(line), *_rmjax_faults(line), *_make_faults(line)]
+    ]
 
 
 def _lines(text: str) -> list[str]:
@@ -55,6 +59,37 @@ def _module_faults(line: str) -> Iterator[str]:
                 yield f"{module} has no flag --{name}; it has {', '.join(sorted(known))}"
         if "config" in known:
             yield from _config_faults(values, known["config"])
+
+
+def _rmjax_faults(line: str) -> Iterator[str]:
+    """The console command: `a|b` stands for either of two subcommands."""
+    for rest in _RMJAX.findall(line.strip().removeprefix("$ ")):
+        names, *words = (word.strip("[]") for word in _words(_END.split(rest)[0]))
+        for name in names.split("|"):
+            if not name.startswith("-") and not _PLACEHOLDER.match(name):
+                yield from _subcommand_faults(name, words)
+
+
+def _subcommand_faults(name: str, words: Sequence[str]) -> Iterator[str]:
+    known = _subcommands().get(name)
+    if known is None:
+        yield f"rmjax has no command {name}; it has {', '.join(_subcommands())}"
+        return
+    for option in (word.partition("=")[0] for word in words if word.startswith("--")):
+        if option not in known:
+            yield f"rmjax {name} has no option {option}; it has {', '.join(known)}"
+    if name == "train":
+        given = next((word for word in words if word.partition(":")[0].endswith(".py")), "")
+        keys = [word.partition("=") for word in words[1:] if "=" in word and not word.startswith("-")]
+        yield from _config_faults({"config": given} | {f"config.{key}": value for key, _, value in keys}, None)
+
+
+@functools.cache
+def _subcommands() -> dict[str, list[str]]:
+    """Name → options."""
+    actions = command.parser()._actions
+    found = next(action.choices for action in actions if isinstance(action, argparse._SubParsersAction))
+    return {name: [o for o in each._option_string_actions if o.startswith("--")] for name, each in found.items()}
 
 
 def _study_faults(words: Sequence[str], values: dict[str, str]) -> Iterator[str]:
@@ -112,18 +147,16 @@ def _config_faults(values: dict[str, str], default: Any) -> list[str]:
 
 
 def read_config(given: str) -> Any:
-    """What `--config=FILE[:ARGUMENT]` gives.
+    """What `--config=FILE[:ARGUMENT]` gives; FILE is below the checkout's root.
 
     Raises:
       OSError: there is no such file.
       ValueError: the file refuses its argument.
     """
     name, _, argument = given.partition(":")
-    spec = importlib.util.spec_from_file_location(Path(name).stem, ROOT / name)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config(*([] if not argument or _PLACEHOLDER.match(argument) else [argument]))
+    return recipe.read_config(
+        str(ROOT / name) + (f":{argument}" if argument and not _PLACEHOLDER.match(argument) else "")
+    )
 
 
 def _set(config: ConfigDict, path: Sequence[str], value: str) -> None:

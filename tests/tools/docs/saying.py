@@ -15,12 +15,13 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from experiments import evaluate, start
 from experiments import export as exporting
+from experiments import start
 from experiments.start import guarded
 from rmjax import RewardModel, Trainer
 from rmjax import config as base
-from rmjax.hub import gguf
+from rmjax.evaluate import evaluation
+from rmjax.hub import gguf, shipped
 from rmjax.hub.adapters import save_adapter
 from rmjax.locks import locked
 from rmjax.parallel.mesh import make_mesh
@@ -252,7 +253,7 @@ def not_finite(home: Path, folder: Path) -> None:
 @says
 def without_reference(home: Path, folder: Path) -> None:
     data = write(folder / "test.jsonl", PAIR)
-    evaluate.evaluate(evaluate.Options(home / "start", str(data), folder / "scores.json"))
+    evaluation.evaluate(evaluation.Options(home / "start", str(data), folder / "scores.json"))
 
 
 @says
@@ -341,8 +342,25 @@ def adapter_again(home: Path, folder: Path) -> None:
 @says
 def no_weights(home: Path, folder: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gguf.importlib.util, "find_spec", lambda name: None)
+        patch.setattr(gguf, "SMOLLM2_PACKAGE", "not_installed")
         gguf.smollm2_path()
+
+
+@says
+def no_shipped(home: Path, folder: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shipped, "FOLDER", folder)
+        RewardModel.load("shipped:large")
+
+
+@says
+def damaged_adapter(home: Path, folder: Path) -> None:
+    model, path = RewardModel.load(adapted(home)), folder / "law.safetensors"
+    save_adapter(path, model.config.adapter, model.params)
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(bytes(content))
+    model.with_adapter(path)
 
 
 # --- devices ---------------------------------------------------------------------------------------------------------------

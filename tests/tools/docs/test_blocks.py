@@ -1,18 +1,16 @@
 """Blocks of code on the pages: Python is run, page by page, or says why it is not; JSON is JSON."""
 
 import json
-import logging
 import shutil
 from pathlib import Path
 
 import pytest
 import zstandard
 
-from experiments.evaluate import Options, evaluate
 from rmjax.models import columns
 from tests.experiments.starting import save_start
 from tests.tools.docs.saying import write
-from tools.docs.pages import ROOT, Block, all_pages, blocks, shown
+from tools.docs.pages import Block, all_pages, blocks, shown
 
 LANGUAGES = {"", "bash", "json", "python", "text"}
 ALL = [block for page in all_pages() for block in blocks(page)]
@@ -39,7 +37,6 @@ def prepared(tmp_path_factory) -> Path:
         mine / "answers.jsonl",
         *({"prompt": p["prompt"], "output": p[name]} for p in PAIRS for name in ("chosen", "rejected")),
     )
-    evaluate(Options(mine / "model", str(mine / "preferences.jsonl"), mine / "test.json"))
     write(folder / "my.jsonl", *PAIRS)
     write(folder / "pointwise.jsonl", *({"prompt": "a", "output": str(i), "score": i} for i in range(3)))
     write(folder / "labeled.jsonl", {"prompt": "a", "output_1": "b", "output_2": "c", "label": 2})
@@ -59,20 +56,6 @@ def test_python_runs(page, prepared, monkeypatch):
             code = compile("\n" * (block.line - 1) + block.text, shown(page), "exec")
             if block.mark != "not run":
                 exec(code, names)
-
-
-def test_the_first_hour_leaves_what_it_says(prepared, monkeypatch, caplog):
-    caplog.set_level(logging.ERROR)
-    test_python_runs(ROOT / "docs/first-hour.md", prepared, monkeypatch)
-    mine = prepared / "runs/mine"
-    sides = [
-        {json.loads(line)["prompt"] for line in (mine / f"{name}.jsonl").read_text().splitlines()}
-        for name in ("train", "test")
-    ]
-    assert not sides[0] & sides[1] and len(sides[0] | sides[1]) == len(PAIRS)
-    scored = [json.loads(line) for line in (mine / "scored.jsonl").read_text().splitlines()]
-    assert len(scored) == 2 * len(PAIRS) and scored[0]["reward"] >= scored[1]["reward"]
-    assert "Which answer is better?" in (mine / "report/report.html").read_text()
 
 
 @pytest.mark.parametrize("block", [b for b in ALL if b.language == "json"], ids=lambda block: block.place)

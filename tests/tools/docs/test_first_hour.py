@@ -12,8 +12,8 @@ from tests.tools.docs.saying import write
 from tools.docs.pages import ROOT, blocks
 
 SMALL = (
-    "--config.model.init=start --config.model.layers=0 --config.model.frozen_layers=0 --config.format.template=chatml"
-    " --config.data.row_tokens=128 --config.run.steps=3 --config.run.save_every=3"
+    "model.init=start model.layers=0 model.frozen_layers=0 format.template=chatml data.row_tokens=128 run.steps=3 "
+    "run.save_every=3"
 )
 PAIRS = [{"prompt": f"What is {i} + {i}?", "chosen": f"It is {2 * i}.", "rejected": "No."} for i in range(12)]
 
@@ -21,7 +21,6 @@ PAIRS = [{"prompt": f"What is {i} + {i}?", "chosen": f"It is {2 * i}.", "rejecte
 @pytest.mark.slow
 def test_from_two_files_to_scores_and_a_report(tmp_path):
     save_start(tmp_path / "start", objective="language_model")
-    (tmp_path / "configs").symlink_to(ROOT / "configs")
     mine = tmp_path / "runs/mine"
     mine.mkdir(parents=True)
     write(mine / "preferences.jsonl", *PAIRS)
@@ -33,10 +32,11 @@ def test_from_two_files_to_scores_and_a_report(tmp_path):
         if block.language == "python":
             command = [sys.executable, "-c", block.text]
         else:
-            small = SMALL if "experiments.train" in block.text else ""
-            command = ["bash", "-ec", f"{block.text.strip()} {small}".replace("python -m", f"{sys.executable} -m")]
+            small = SMALL if "rmjax train" in block.text else ""
+            words = f"{block.text.strip()} {small}".replace("rmjax ", f"{sys.executable} -m rmjax.command ", 1)
+            command = ["bash", "-ec", words]
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, (block.place, done.stderr)
     scored = [json.loads(line) for line in (mine / "scored.jsonl").read_text().splitlines()]
     assert len(scored) == len(PAIRS) and all(isinstance(row["reward"], float) for row in scored)
-    assert (mine / "report/report.html").is_file() and (mine / "test_scores.jsonl").is_file()
+    assert (mine / "report/report.html").is_file() and (mine / "report/scores.jsonl").is_file()

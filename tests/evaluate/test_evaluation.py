@@ -1,4 +1,4 @@
-"""experiments/evaluate.py and experiments/report.py, with a scorer that needs no model."""
+"""rmjax/evaluate/evaluation.py and its command, with a scorer that needs no model; reports made again."""
 
 import dataclasses
 import json
@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from experiments import evaluate as command
-from experiments import report as report_command
 from rmjax.data import sources
 from rmjax.data.preferences import PREFERENCE_SETS
 from rmjax.data.record import RecordError
+from rmjax.evaluate import evaluation as command
+from rmjax.evaluate import report as report_command
 from rmjax.evaluate.scorers import ScoreError
 from rmjax.locks import InUseError, locked
 from rmjax.train.checkpoint import CheckpointError
@@ -254,7 +254,7 @@ def test_a_real_set_s_split_can_be_named(options, monkeypatch, tmp_path):
         assert (result["data"], result["split"], result["unreadable"]) == ("fake", split, {})
         assert result["dropped"] == {
             "empty output": 1
-        } and "rows of the set left out when it was read: 1 (empty output)" in list(command._notes(result, changed))
+        } and "rows of the set left out when it was read: 1 (empty output)" in list(command.notes(result))
         counts[split] = result["rows"]
     assert counts["train"] + counts["test"] == counts["all"] == 50
     assert 0 < counts["test"] < 25
@@ -360,7 +360,7 @@ def test_a_seed_that_the_bootstrap_refuses_is_refused_before_scoring(options):
 def test_measures_are_printed_once(options, monkeypatch):
     use(monkeypatch, LengthScorer())
     result = {**command.evaluate(options), "measures": {"disagreement": 0.25}}
-    assert [line for line in command._notes(result, options) if "disagreement" in line] == [
+    assert [line for line in command.notes(result) if "disagreement" in line] == [
         "disagreement: 0.25, a mean over candidates"
     ]
 

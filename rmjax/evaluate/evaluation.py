@@ -1,0 +1,255 @@
+"""Preference accuracy of a model on a file of comparisons: scored, counted, written down, resumed.
+
+Scores are written to OUT.partial as they are made: a stopped evaluation goes on with the rows that are not there yet, if model,
+data and `reference` are the same.
+"""
+
+import dataclasses
+import json
+import logging
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from tqdm import tqdm
+
+from rmjax.data.record import Comparison
+from rmjax.data.sources import located
+from rmjax.evaluate.comparisons import evaluate_comparison, with_best_as_reference
+from rmjax.evaluate.report import environment, write_report
+from rmjax.evaluate.score_log import ScoreLog, fingerprint_comparisons, fingerprint_files
+from rmjax.evaluate.scorers import Scorer, checked
+from rmjax.evaluate.suites import SUITES, load_comparisons
+from rmjax.files import refuse_unwritable, write_json, write_text
+from rmjax.hub.shipped import model_folder
+from rmjax.locks import locked
+
+logger = logging.getLogger(__name__)
+_RUN_FILES = ("model.json", "tokenizer.json", "config.json", "data.json", "metrics.jsonl")
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What to evaluate, and how.
+
+    Attributes:
+      model: folder of a reward model, or `shipped:NAME`.
+      data: comparisons: a file, `shipped:NAME`, `tfds:NAME`, or the name of a real set below `root`.
+      out: JSON file to write; without one nothing is written.
+      scores: JSONL file to write: a line per row with its scores.
+      reference: given: each row's own. best: where a row has none, its top-ranked output becomes the reference.
+      on_error: what to do with a broken row.
+      rows_per_save: rows scored between two saves.
+      seed: of the bootstrap.
+      split: of a real set.
+      routing: folder for report.html: where the routers of an adapter send each `type` of record.
+      mesh: one device, or the rows of a batch on all of them.
+    """
+
+    model: str | Path
+    data: str
+    out: Path | None = None
+    scores: Path | None = None
+    reference: Literal["given", "best"] = "given"
+    on_error: Literal["raise", "skip"] = "raise"
+    rows_per_save: int = 64
+    seed: int = 0
+    root: str = "../shared/data"
+    split: str = "all"
+    routing: Path | None = None
+    mesh: Literal["one", "all"] = "all"
+
+    @property
+    def folder(self) -> Path:
+        """Where the model lies."""
+        return model_folder(self.model)
+
+    @property
+    def partial(self) -> Path | None:
+        """Where scores go while they are made."""
+        return self.out.with_name(self.out.name + ".partial") if self.out else None
+
+    @property
+    def outputs(self) -> list[Path]:
+        """All files that an evaluation writes."""
+        maps = [self.routing / name for name in ("report.json", "report.html")] if self.routing else []
+        return [path for path in (self.out, self.partial, self.scores, *maps) if path]
+
+
+def load_scorer(path: str | Path, mesh: Literal["one", "all"]) -> Scorer:
+    """The reward model at `path`; imported late, because that is slow and errors should be fast.
+
+    Raises:
+      OSError: it cannot be loaded; says why.
+    """
+    from rmjax.reward_model import RewardModel
+
+    try:
+        model = RewardModel.load(path, mesh="all" if mesh == "all" else None)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise OSError(f"cannot load --model={path}: {error}") from error
+    return model.scorer
+
+
+def evaluate(options: Options) -> dict[str, Any]:
+    """Scores the rows that are not scored yet, writes the files, returns what `out` holds.
+
+    Raises:
+      OSError: a file or the model cannot be read or written; before any scoring where possible.
+      RecordError: a row is broken, or there is none.
+      ValueError: `split` of what is no real set.
+      ScoreError: the model gave a score that is not finite.
+      InUseError: another process is writing `out`.
+    """
+    _refuse_bad_paths(options)
+    if options.routing:
+        _refuse_no_routing(options)
+    if options.out is None or options.partial is None:
+        with tempfile.TemporaryDirectory() as folder:
+            return _evaluate(options, Path(folder) / "scores")
+    with locked(options.out, "wait for it, or name another file with --out"):
+        result = _evaluate(options, options.partial)
+        write_json(options.out, result)
+        options.partial.unlink()
+    return result
+
+
+def _evaluate(options: Options, partial: Path) -> dict[str, Any]:
+    started = time.monotonic()
+    loaded = load_comparisons(options.data, options.root, options.split, options.on_error)
+    given = loaded.records
+    rows = [with_best_as_reference(row) for row in given] if options.reference == "best" else given
+    fingerprint = {
+        "model": fingerprint_files(options.folder, ignore=options.outputs),
+        "data": fingerprint_comparisons(rows),
+    }
+    with ScoreLog(partial, fingerprint) as log:
+        resumed = len(log.scores)
+        _score_missing(options, rows, log)
+    scores = [log.scores[index] for index in range(len(rows))]
+    result = {
+        **SUITES["comparisons"].evaluator.summary(rows, scores, options.seed),
+        "reference": options.reference,
+        "reference_from_ranks": sum(a is not b for a, b in zip(rows, given, strict=True)),
+        "encoding": dict(log.counts),
+        "unreadable": loaded.unreadable,
+        "dropped": loaded.dropped,
+        "model": str(options.model),
+        "data": options.data,
+        "split": options.split,
+        "sha256": fingerprint,
+        "resumed_rows": resumed,
+        "seconds": round(time.monotonic() - started, 3),
+        **environment(),
+    }
+    result |= {name: count for name in ("contradicting", "unknown") if (count := getattr(loaded, name))}
+    if measures := _measures(options, rows):
+        result["measures"] = measures
+    if options.routing:
+        result["routing"] = _routing(options, options.routing, rows)
+    if options.scores:
+        write_text(options.scores, "".join(_score_lines(rows, scores)))
+    return result
+
+
+def _measures(options: Options, rows: Sequence[Comparison]) -> dict[str, float]:
+    """Means over candidates of what a model says of them beside its scores: an ensemble's disagreement."""
+    from rmjax.reward_model import RewardModel, has_measures
+
+    if not has_measures(options.folder):
+        return {}
+    model = RewardModel.load(options.model, mesh="all" if options.mesh == "all" else None)
+    values = {name: [x for row in scorer.score(rows) for x in row] for name, scorer in model.measures.items()}
+    return {name: sum(found) / len(found) for name, found in values.items()}
+
+
+def _refuse_bad_paths(options: Options) -> None:
+    if not options.folder.exists():
+        raise FileNotFoundError(f"--model={options.model} does not exist")
+    paths = [path.resolve() for path in [*options.outputs, Path(located(options.data))]]
+    if len(set(paths)) < len(paths):
+        raise OSError("--data, --out and --scores must be different files")
+    for path in options.outputs:
+        if path.name in _RUN_FILES and path.resolve().parent == options.folder.resolve():
+            raise OSError(f"{path} is a part of --model itself; name another file")
+        refuse_unwritable(path)
+
+
+def _routing(options: Options, folder: Path, rows: Sequence[Comparison]) -> dict[str, Any]:
+    """Writes the heat maps; imports late, as `load_scorer` does."""
+    from rmjax.evaluate.routing import routing_of
+    from rmjax.reward_model import RewardModel
+
+    found = routing_of(RewardModel.load(options.model), rows)
+    provenance = {"model": str(options.model), "data": options.data, "split": options.split, **environment()}
+    write_report({"title": "Routing", "routing": {options.folder.name: found}, "provenance": provenance}, folder)
+    return found
+
+
+def _refuse_no_routing(options: Options) -> None:
+    from rmjax.reward_model import load_description
+
+    adapter = load_description(options.folder)[0].adapter
+    if adapter is None or not adapter.routed:
+        raise ValueError(f"--routing: {options.model} has no adapter with routers, so nothing is routed")
+
+
+def _score_missing(options: Options, rows: Sequence[Comparison], log: ScoreLog) -> None:
+    missing = [index for index in range(len(rows)) if index not in log.scores]
+    if not missing:
+        return
+    if len(missing) < len(rows):
+        logger.warning("continuing: %d of %d rows are scored", len(log.scores), len(rows))
+    _warn_without_reference(rows)
+    scorer = load_scorer(options.model, options.mesh)
+    with tqdm(total=len(rows), initial=len(log.scores), desc="scoring", unit="row") as bar:
+        for start in range(0, len(missing), options.rows_per_save):
+            chunk = missing[start : start + options.rows_per_save]
+            before, records = scorer.counts.copy(), [rows[index] for index in chunk]
+            scores = checked(records, scorer.score(records))  # whoever wrote the scorer: what is in the log counts
+            log.append(dict(zip(chunk, scores, strict=True)), scorer.counts - before)
+            bar.update(len(chunk))
+
+
+def _warn_without_reference(rows: Sequence[Comparison]) -> None:
+    without = sum(not row.references for row in rows)
+    if without:
+        logger.warning(
+            "%d of %d rows have NO REFERENCE and are scored without one: for a POLAR model this is "
+            "not what it was trained on; give a reference, or --reference=best for ranked rows",
+            without,
+            len(rows),
+        )
+
+
+def _score_lines(rows: Sequence[Comparison], scores: Sequence[Sequence[float]]) -> Iterator[str]:
+    for row, row_scores in zip(rows, scores, strict=True):
+        verdict = evaluate_comparison(row, row_scores)
+        line = {
+            "id": row.id,
+            "scores": list(row_scores),
+            "correct": verdict.credit if verdict else None,
+            "category": row.category,
+            "line": row.place,
+        }
+        yield json.dumps(line, ensure_ascii=False) + "\n"
+
+
+def notes(result: dict[str, Any]) -> Iterator[str]:
+    """What was counted, a line each: what an accuracy leaves out or rests on."""
+    if ties := result["overall"]["ties"]:
+        yield f"{ties} of {result['overall']['n']} rows were tied in score, and count in parts"
+    if result["without_reference"]:
+        yield f"{result['without_reference']} rows had no reference and were scored without one"
+    if result["reference_from_ranks"]:
+        yield f"{result['reference_from_ranks']} rows: the top-ranked output was the reference"
+    for name, value in result.get("measures", {}).items():
+        yield f"{name}: {value:.4g}, a mean over candidates"
+    for reason, count in [*result["skipped"].items(), *result["unreadable"].items()]:
+        yield f"rows left out: {count} ({reason})"
+    for reason, count in result["dropped"].items():
+        yield f"rows of the set left out when it was read: {count} ({reason})"
+    for change, count in result["encoding"].items():
+        yield f"while encoding: {count} × {change}"

@@ -1,0 +1,180 @@
+"""A ready recipe: a file of preferences → a config and held-out prompts; and configs in files, with keys set by text."""
+
+import ast
+import contextlib
+import dataclasses
+import importlib.util
+import logging
+import math
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from ml_collections import ConfigDict
+
+from rmjax.config import get_config
+from rmjax.data.readers import listed, open_records, write_records
+from rmjax.data.record import Comparison, RecordError, require_order
+from rmjax.data.rows import check_readable
+from rmjax.data.sources import is_test, located
+from rmjax.hub.shipped import DEFAULT, SHIPPED, model_folder, shipped_models
+from rmjax.reward_model import is_language_model, load_description
+from rmjax.sections import nearest
+
+_log = logging.getLogger(__name__)
+TRAIN, HELD_OUT = "train.jsonl", "held_out.jsonl"
+PAIRS_A_STEP = 4
+LONGEST = 300  # steps
+
+
+def fine_tuning(path: str, workdir: Path, start: str = "", on_error: Literal["raise", "skip"] = "raise") -> ConfigDict:
+    """A config that fine-tunes a model on the preferences in a file, after a fifth of the prompts is laid aside.
+
+    Writes `workdir`/train.jsonl and held_out.jsonl, split by a hash of the prompt; no prompt is on both sides. Steps are one pass
+    over the pairs, at most `LONGEST`. From a language model the last 2 of its first 18 layers are trained (Bradley–Terry on its
+    chat template), which two CPU cores do in minutes; from a reward model what was trained in it goes on, in its own format.
+
+    Args:
+      path: ranked answers, in any layout that `data.readers.open_records` takes, or `shipped:NAME`.
+      start: smollm2, a .gguf file, a model's folder or `shipped:NAME`. Empty: the shipped model where every record has a
+        reference, which it reads, and smollm2 otherwise.
+      on_error: what to do with a record that is broken or has no order.
+
+    Raises:
+      OSError, RecordError: the file, or one of its records, cannot be used.
+      FileNotFoundError: there is no such `start`.
+      ValueError: no prompt is left to train on.
+    """
+    records = _ordered(path, on_error)
+    sides = {
+        name: [c for c in records if is_test(c.prompt) == held] for name, held in ((TRAIN, False), (HELD_OUT, True))
+    }
+    if not sides[TRAIN]:
+        raise ValueError(
+            f"{path}: all of its {len(records)} records are held out by the hash of their prompts; give more prompts"
+        )
+    workdir.mkdir(parents=True, exist_ok=True)
+    for name, found in sides.items():
+        if found:
+            write_records(workdir / name, found)
+    start = start or _start(records)
+    _log.info("%s: %d records to train on, %d held out; from %s", path, len(sides[TRAIN]), len(sides[HELD_OUT]), start)
+    config = get_config()
+    _begin(config, start)
+    config.data.update(
+        kind="comparisons", path=str(workdir / TRAIN), reference="optional", rows=2, row_tokens=1024,
+        candidates=max(2, *(len(c.outputs) for c in records)),
+    )  # fmt: skip
+    steps = min(LONGEST, max(20, math.ceil(len(sides[TRAIN]) / PAIRS_A_STEP)))
+    config.optimizer.learning_rate = 3e-4
+    config.run.update(steps=steps, save_every=20, log_every=5)
+    return config
+
+
+def _ordered(path: str, on_error: Literal["raise", "skip"]) -> list[Comparison]:
+    found: list[Comparison] = []
+    errors: list[RecordError] = []
+    for record in open_records(located(path), on_error):
+        try:
+            require_order(record)
+            found.append(record)
+        except RecordError as error:
+            errors.append(error)
+    if errors and (on_error == "raise" or not found):
+        raise errors[0]
+    if errors:
+        _log.warning("%s: left out %s", path, listed(Counter(error.reason for error in errors)))
+    return found
+
+
+def _start(records: Sequence[Comparison]) -> str:
+    there = DEFAULT.removeprefix(SHIPPED) in shipped_models()
+    return DEFAULT if there and all(c.references for c in records) else "smollm2"
+
+
+def _begin(config: ConfigDict, start: str) -> None:
+    """Sets what depends on the model that a run starts from."""
+    config.model.init = start
+    folder = model_folder(start)
+    if not folder.is_dir() or is_language_model(folder):
+        config.format.kind = "chat"
+        config.model.update(layers=18, frozen_layers=16)
+        return
+    architecture, form, _ = load_description(folder)
+    config.model.frozen_layers = architecture.frozen_layers
+    _copy(dataclasses.asdict(form), config.format)
+    if architecture.adapter:
+        _copy(dataclasses.asdict(architecture.adapter), config.adapter)
+
+
+def _copy(facts: Mapping[str, Any], section: ConfigDict) -> None:
+    """What both have."""
+    section.update({name: value for name, value in facts.items() if name in section})
+
+
+def read_config(given: str) -> ConfigDict:
+    """What `get_config` of a Python file gives: `FILE.py`, or `FILE.py:ARGUMENT`. Files beside it can be imported from the
+    present folder, as `python -m` has it.
+
+    Raises:
+      OSError: the file cannot be read.
+      ValueError: it has no `get_config`, or refuses the argument.
+    """
+    name, _, argument = given.partition(":")
+    check_readable(Path(name))
+    spec = importlib.util.spec_from_file_location(Path(name).stem, name)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(Path.cwd()))
+    if not hasattr(module, "get_config"):
+        raise ValueError(f"{name}: has no function get_config; a config file returns a ConfigDict from it")
+    found: ConfigDict = module.get_config(*([argument] if argument else []))
+    return found
+
+
+def set_keys(config: ConfigDict, changes: Sequence[str]) -> None:
+    """Sets keys by text, such as `run.steps=100`; the type is that of the value that is there.
+
+    Raises:
+      ValueError: a change that is not KEY=VALUE, a key that does not exist, a value of another type.
+    """
+    for change in changes:
+        key, sign, text = change.removeprefix("config.").partition("=")
+        if not sign:
+            raise ValueError(f"{change}: is no change of a key; write KEY=VALUE, such as run.steps=100")
+        *sections, last = key.split(".")
+        place: Any = config
+        for name in sections:
+            place = _inner(place, name, key)
+        before = _inner(place, last, key)
+        if isinstance(before, ConfigDict):
+            raise ValueError(f"{key} is a section; set one of its keys ({', '.join(before)})")
+        place[last] = _typed(before, text, key)
+
+
+def _inner(place: Any, name: str, key: str) -> Any:
+    if not isinstance(place, ConfigDict) or name not in place:
+        known = list(place) if isinstance(place, ConfigDict) else []
+        raise ValueError(f"there is no config key {key}; {nearest(name, known)}")
+    return place[name]
+
+
+def _typed(before: Any, text: str, key: str) -> Any:
+    if isinstance(before, str):
+        return text
+    value: Any = tuple(text.split(","))  # of texts, unless it can be read as something else
+    with contextlib.suppress(ValueError, SyntaxError):
+        value = ast.literal_eval({"true": "True", "false": "False"}.get(text, text))
+    if isinstance(before, tuple):
+        return tuple(value) if isinstance(value, tuple | list) else (value,)
+    if isinstance(before, float) and type(value) is int:
+        return float(value)
+    if type(value) is not type(before):
+        raise ValueError(f"{key} is {text!r}; it must be of type {type(before).__name__}, as {before!r} is")
+    return value
