@@ -54,7 +54,7 @@ print(
 
 # %% tags=["parameters"]
 MODEL = "shipped:polar-smollm2"  # or a folder that a training wrote
-TESTED = 60  # held-out records of each kind to score
+EVERY = 1  # which held-out records are scored: all, or every so many-th
 
 # %% [markdown]
 # ## Six lines
@@ -96,7 +96,7 @@ for reference in ("The answer is 7.", "The answer is 12.", "Twelve, I would say.
 # result.
 
 # %%
-held_out = list(records("shipped:ranked_test"))[:TESTED]
+held_out = list(records("shipped:ranked_test"))[::EVERY]
 scores = model.score_groups(held_out, progress=True)
 print_table(evaluate_comparisons(held_out, scores))
 
@@ -113,7 +113,7 @@ plots.margins([better - worse for better, worse in scores])
 # another. The two heaps overlap, since heights differ from prompt to prompt; the accuracy compares within a prompt.
 
 # %%
-triples = pool("shipped:policy_pool", "unseen", "unseen").triples(seed=0, per_prompt=1)[:TESTED]
+triples = pool("shipped:policy_pool", "unseen", "unseen").triples(seed=0, per_prompt=1)[::EVERY]
 found = discriminate(triples, model.score_groups(triples, progress=True))
 print({name: round(each["overall"]["value"], 3) for name, each in {"model": found, **found["baselines"]}.items()})
 plots.reward_histogram(found["rewards"])

@@ -122,7 +122,7 @@ state = Trainer(pretrain, folder / "pretrain").run()
 
 # %%
 finetune = get_config()
-finetune.model.update(MODEL, init=str(folder / "pretrain"))
+finetune.model.update(init=str(folder / "pretrain"), frozen_layers=MODEL["frozen_layers"])
 finetune.data.update(kind="comparisons", path=PREFERENCES, reference="optional", rows=2, row_tokens=512)
 finetune.format.update(max_length=288, max_response_length=48)  # a right answer may say so only at its end
 finetune.optimizer.update(learning_rate=3e-4, warmup=0.1)

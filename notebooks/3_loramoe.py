@@ -54,7 +54,7 @@ from rmjax.files import write_lines
 MODEL = {"init": "smollm2", "layers": 18, "frozen_layers": 16}  # the experts stand in the last two layers
 STEPS = 60
 DELTA = 0.5  # how far the constraint tilts: 0 treats both kinds alike, 1 separates them; the paper has 0.1
-TESTED = 90
+EVERY = 1  # which held-out records are scored: all, or every so many-th
 folder = Path("runs/notebook-loramoe")
 
 # %% [markdown]
@@ -113,7 +113,7 @@ plots.lines(
 
 # %%
 model = RewardModel.load(folder / "run")
-held_out = list(records(str(folder / "test.jsonl")))[:TESTED]
+held_out = list(records(str(folder / "test.jsonl")))[::EVERY]
 routing = routing_of(model, held_out, KINDS)
 own = served_share(routing, (0, 0, 0, 1, 1, 1))
 print({kind: None if share is None else round(share, 3) for kind, share in zip(KINDS, own, strict=True)})

@@ -158,8 +158,8 @@ def margins(margins_P: ArrayLike) -> Figure:
     for bar in bars[:20]:
         bar.set_color(ORANGE)
     axes.axvline(0, color=_INK, linestyle="--", linewidth=1)
-    right = np.mean((np.sign(values_P) + 1) / 2) if values_P.size else math.nan
-    axes.set(xlabel="r(better) − r(worse)", ylabel="pairs", title=f"{right:.0%} of {values_P.size:,} pairs in order")
+    right = f"{np.mean((np.sign(values_P) + 1) / 2):.0%} of " if values_P.size else ""
+    axes.set(xlabel="r(better) − r(worse)", ylabel="pairs", title=f"{right}{values_P.size:,} pairs in order")
     return figure
 
 
@@ -176,7 +176,9 @@ def lines(
     if guide is not None:
         axes.axhline(guide, color=_INK, linestyle="--", linewidth=1)
     axes.set(xlabel=xlabel, ylabel=ylabel)
-    axes.legend()
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    handles, labels = axes.get_legend_handles_labels()
+    _legend_above(figure, dict(zip(labels, handles, strict=True)))
     return figure
 
 

@@ -6,14 +6,16 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 
-from tests.experiments.starting import save_start
-
-TINY = {"init": "random", "layers": 2, "frozen_layers": 1, "width": 32, "heads": 4, "kv_heads": 2, "mlp_width": 64}
+TINY = {"init": "random", "layers": 2, "frozen_layers": 0, "width": 32, "heads": 4, "kv_heads": 2, "mlp_width": 64}
 SMALL = {
-    "1_score_and_look": {"MODEL": "model", "TESTED": 8},
-    "2_your_own_data": {"MODEL": TINY, "STEPS": {"pretrain": 3, "finetune": 3}},
-    "3_loramoe": {"MODEL": TINY, "STEPS": 4, "TESTED": 12},
-    "4_metarm": {"MODEL": TINY, "STEPS": 5, "PLAIN_FIRST": 2, "TESTED": {"pairs": 8, "groups": 2}},
+    "1_score_and_look": {"MODEL": "model", "EVERY": 11},
+    "2_your_own_data": {
+        "HELD_OUT": "runs/notebook/example_preferences.jsonl",  # which the notebook writes
+        "MODEL": TINY,
+        "STEPS": {"pretrain": 3, "finetune": 3},
+    },
+    "3_loramoe": {"MODEL": TINY, "STEPS": 4, "EVERY": 9},
+    "4_metarm": {"MODEL": TINY, "STEPS": 5, "PLAIN_FIRST": 2, "EVERY": 11},
 }
 """Notebook → what its parameters become."""
 
@@ -37,7 +39,6 @@ def small(made: nbformat.NotebookNode, values: dict[str, object]) -> nbformat.No
 
 
 def run(made: nbformat.NotebookNode, folder: Path) -> nbformat.NotebookNode:
-    """The notebook with its outputs, run from top to bottom in `folder`, where a tiny model lies as `model`."""
-    save_start(folder / "model", head=0.02)
+    """The notebook with its outputs, run from top to bottom in `folder`."""
     resources = {"metadata": {"path": str(folder)}}
     return NotebookClient(made, timeout=300, kernel_name="python3", resources=resources).execute()
