@@ -118,7 +118,8 @@ state = Trainer(pretrain, folder / "pretrain").run()
 
 # %% [markdown]
 # ## Which answer is better
-# Fine-tuning starts from that model. The held-out records are evaluated before and after.
+# Fine-tuning starts from that model, on longer answers (which a warning says). The held-out records are evaluated
+# before and after.
 
 # %%
 finetune = get_config()

@@ -80,7 +80,6 @@ for split in ("train", "test"):
 # %%
 config = get_config()
 config.model.update(MODEL)
-config.trainable = "/layers/|head"
 config.adapter.update(kind="loramoe", experts=6, rank=4, beta=0.1, delta=DELTA)
 config.data.update(kind="comparisons", path=str(folder / "train.jsonl"), rows=1, row_tokens=512)
 config.format.update(max_length=512, max_response_length=48)

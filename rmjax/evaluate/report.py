@@ -152,7 +152,7 @@ class Shown:
       height: of the frame, in pixels.
     """
 
-    page: str
+    page: str = dataclasses.field(repr=False)
     height: int = 640
 
     def _repr_html_(self) -> str:
