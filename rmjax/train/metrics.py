@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from rmjax.terminal import printable
+from rmjax.terminal import printable, shows_bars
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -189,7 +189,7 @@ def _open_wandb(directory: Path, settings: Mapping[str, Any], resume_step: int) 
 
 
 class Progress:
-    """A bar with speed, metrics and time left; on a file or pipe, a line now and then instead.
+    """A bar with speed, metrics and time left, on a terminal and in a notebook; on a file or pipe, a line now and then instead.
 
     total:       the last step.
     initial:     the step that the run goes on from; speed and time left count from there.
@@ -216,7 +216,7 @@ class Progress:
         self._shown: dict[str, str] = {}
         self._bar = None
         self._quiet = jax.process_index() != 0
-        if not self._quiet and self._file.isatty():
+        if not self._quiet and shows_bars(self._file):
             self._bar = tqdm(
                 desc=self._label,
                 total=total,

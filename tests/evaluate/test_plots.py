@@ -5,6 +5,8 @@ import numpy as np
 from rmjax.evaluate import plots
 from rmjax.evaluate.scaling import envelope, fit_power_law
 
+CURVE = plots.Curve(np.arange(3.0), np.array([0.1, 0.2, 0.4]))
+
 
 def test_policies_are_sorted_and_show_interval_and_baseline():
     def scorer(values):
@@ -128,3 +130,21 @@ def test_any_name_can_be_drawn_and_is_shown_as_it_is():
         drawn = plots.svg(figure, NAMES[0] + NAMES[2] + NAMES[3])
         assert "$^$" in drawn and r"\x1b[31mred" in drawn and "hidden" in drawn
         assert not {"\x1b", "\ud800"} & set(drawn) and "<script>" not in drawn
+
+
+def test_margins_count_ties_half_and_color_what_is_wrong():
+    (axes,) = plots.margins([1.0, 0.5, 0.0, -1.0]).axes
+    assert axes.get_title() == "62% of 4 pairs in order"
+    assert sum(bar.get_height() for bar in axes.patches) == 4
+    wrong = {bar.get_facecolor() for bar in axes.patches if bar.get_x() + bar.get_width() <= 1e-9}
+    assert wrong.isdisjoint({bar.get_facecolor() for bar in axes.patches if bar.get_x() >= -1e-9})
+    assert plots.margins([]).axes[0].get_title() == "0 pairs in order"
+
+
+def test_lines_draw_each_curve_and_the_guide():
+    figure = plots.lines({"a": CURVE, "b": CURVE}, "metric", guide=0.5)
+    (axes,) = figure.axes
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b"]
+    assert list(axes.lines[0].get_ydata()) == CURVE.values_S.tolist()
+    assert set(axes.lines[2].get_ydata()) == {0.5}
+    assert (axes.get_ylabel(), axes.get_xlabel()) == ("metric", "optimizer step")

@@ -1,0 +1,75 @@
+"""Sources of the notebooks, and what is made of them."""
+
+import ast
+import re
+
+import pytest
+
+pytest.importorskip("jupytext")
+from tools import notebooks  # noqa: E402
+from tools.notebooks import ROOT, notebook, sources, stale, text  # noqa: E402
+
+LONGEST = 20  # lines of a cell
+MACHINE = re.compile(r"""["'(= ]/(?!content/)[a-z]+/|[A-Z]:\\\\""")
+NAMES = [source.stem for source in sources()]
+
+
+def of(name: str):
+    return notebook(notebooks.FOLDER / f"{name}.py")
+
+
+def code(name: str) -> list[str]:
+    return [cell.source for cell in of(name).cells if cell.cell_type == "code"]
+
+
+def test_there_are_four():
+    assert NAMES == ["1_score_and_look", "2_your_own_data", "3_loramoe", "4_metarm"]
+
+
+def test_notebooks_are_what_their_sources_say():
+    assert not stale(), "run python -m tools.notebooks"
+
+
+def test_a_change_is_found(tmp_path, monkeypatch, capsys):
+    (tmp_path / "a.py").write_text("# %% [markdown]\n# # Title\n\n# %%\nx = 1\n")
+    (tmp_path / "b.ipynb").write_text("{}")
+    monkeypatch.setattr(notebooks, "FOLDER", tmp_path)
+    monkeypatch.setattr(notebooks, "ROOT", tmp_path)
+    assert [path.name for path in stale(tmp_path)] == ["a.ipynb", "b.ipynb"]
+    (tmp_path / "a.ipynb").write_text(text(tmp_path / "a.py"))
+    assert [path.name for path in stale(tmp_path)] == ["b.ipynb"]
+    (tmp_path / "a.py").write_text("# %%\nx = 2\n")
+    assert "a.ipynb" in [path.name for path in stale(tmp_path)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_of_a_run_or_a_machine_is_in_them(name):
+    made = of(name)
+    assert all(not cell.outputs and cell.execution_count is None for cell in made.cells if cell.cell_type == "code")
+    assert not MACHINE.search((ROOT / "notebooks" / f"{name}.py").read_text())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_cells_are_short_and_each_part_says_what_it_does(name):
+    made = of(name)
+    assert made.cells[0].cell_type == "markdown" and made.cells[0].source.startswith("# ")
+    assert max(len(source.splitlines()) for source in code(name)) <= LONGEST
+    headings = [cell.source for cell in made.cells if cell.source.startswith("## ")]
+    assert len(headings) >= 5 and all(len(heading.splitlines()) > 1 for heading in headings)
+
+
+def test_all_begin_alike():
+    """One install cell, one check of what it installed."""
+    assert len({tuple(code(name)[:2]) for name in NAMES}) == 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_only_the_public_library_is_used(name):
+    plain = "\n".join(line for source in code(name) for line in source.splitlines() if not line.startswith("%"))
+    roots = set()
+    for node in ast.walk(ast.parse(plain)):
+        if isinstance(node, ast.ImportFrom):
+            roots.add(str(node.module).split(".")[0])
+        elif isinstance(node, ast.Import):
+            roots |= {alias.name.split(".")[0] for alias in node.names}
+    assert not roots & {"experiments", "configs", "tests", "tools", "tensorflow"} and "rmjax" in roots
