@@ -177,7 +177,7 @@ def test_the_mesh_takes_any_number_of_devices(path, devices, monkeypatch):
     """A batch of one row cannot be shared out by rows."""
     monkeypatch.setattr("jax.device_count", lambda: devices)
     monkeypatch.setattr("jax.make_mesh", lambda shape, axes, **_: dict(zip(axes, shape, strict=True)))
-    for config in shared.load_runs(path):
-        mesh = make_mesh(config.mesh.to_dict())
-        assert config.data.rows % (mesh["data"] * mesh["fsdp"]) == 0
-        assert config.data.row_tokens % mesh["context"] == 0
+    for training in shared.load_runs(path):
+        mesh = make_mesh(training.mesh.to_dict())
+        assert training.data.rows % (mesh["data"] * mesh["fsdp"]) == 0
+        assert training.data.row_tokens % mesh["context"] == 0
