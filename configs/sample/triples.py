@@ -4,12 +4,14 @@ tasks, facts: answers to be verified, by one policy. noise, depth, temperature, 
 on the ladder `topic` the best rung answers other prompts too.
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from configs.sample import corpus, solver
 
-BEST = {"kind": "base", "decoding": (0.7, 0.9, 50)}
-RUNGS = {  # ladder → its rungs from best to worst, where they differ from BEST
+BEST: dict[str, Any] = {"kind": "base", "decoding": (0.7, 0.9, 50)}
+RUNGS: dict[str, tuple[dict[str, Any], ...]] = {  # ladder → its rungs from best to worst, where they differ from BEST
     "noise": (
         {},
         {"kind": "noise", "noise": 0.06, "noise_seed": 21},

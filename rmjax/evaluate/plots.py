@@ -154,9 +154,9 @@ def margins(margins_P: ArrayLike) -> Figure:
     values_P = np.asarray(margins_P, np.float64)
     most = max(float(np.abs(values_P).max(initial=0.0)), 1e-12)
     figure, (axes,) = _figure(3.0)
-    _, _, bars = axes.hist(values_P, np.linspace(-most, most, 41), color=BLUE, alpha=0.75)
-    for bar in bars[:20]:
-        bar.set_color(ORANGE)
+    edges = np.linspace(-most, most, 41).tolist()
+    for side, color in ((values_P < 0, ORANGE), (values_P >= 0, BLUE)):
+        axes.hist(values_P[side], edges, color=color, alpha=0.75)
     axes.axvline(0, color=_INK, linestyle="--", linewidth=1)
     right = f"{np.mean((np.sign(values_P) + 1) / 2):.0%} of " if values_P.size else ""
     axes.set(xlabel="r(better) − r(worse)", ylabel="pairs", title=f"{right}{values_P.size:,} pairs in order")

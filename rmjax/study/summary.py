@@ -26,7 +26,7 @@ def selected(runs: Runs, metric: str, groups: Mapping[str, str]) -> list[list[Ro
     return [[row for row in of_metric(rows, metric) if groups.items() <= row.groups.items()] for rows in runs]
 
 
-def mean_line(axes: Mapping[str, Any], metric: str, runs: Runs, own_items: bool = False) -> Line:
+def mean_line(axes: Mapping[str, Any], metric: str, runs: Runs, *, own_items: bool = False) -> Line:
     """The mean over seeds and items, clusters resampled, each with its values of all seeds.
 
     Args:
@@ -43,7 +43,9 @@ def mean_line(axes: Mapping[str, Any], metric: str, runs: Runs, own_items: bool 
     return _line(axes, metric, over_seeds([values(rows) for rows in runs], [clusters(rows) for rows in runs]))
 
 
-def difference_line(axes: Mapping[str, Any], metric: str, first: Runs, second: Runs, own_items: bool = False) -> Line:
+def difference_line(
+    axes: Mapping[str, Any], metric: str, first: Runs, second: Runs, *, own_items: bool = False
+) -> Line:
     """The mean of first minus second, paired by item and seed, clusters resampled; as `mean_line`. Of one seed both always have
     the same items."""
     _require_items(axes, metric, [first, second], own_items)

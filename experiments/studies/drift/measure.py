@@ -152,10 +152,10 @@ def summarize(grid: Any, results: Mapping[str, Result]) -> list[Line]:
     for arm, found in runs.items():
         credits = {name: [selected(runs[name], CREDIT, {"stage": s}) for s in STAGES] for name in (arm, *grid.compared)}
         axes = [{"arm": arm, "stage": stage} for stage in STAGES]
-        lines += [mean_line(*each, own) for each in zip(axes, itertools.repeat("accuracy"), credits[arm])]  # noqa: B905
+        lines += [mean_line(*each, own_items=own) for each in zip(axes, itertools.repeat("accuracy"), credits[arm])]  # noqa: B905
         for base in (base for base in grid.compared if base != arm):
             pairs = zip(axes, credits[arm], credits[base], strict=True)
-            lines += [difference_line(each, f"minus {base}", *pair, own) for each, *pair in pairs]
+            lines += [difference_line(each, f"minus {base}", *pair, own_items=own) for each, *pair in pairs]
         lines += [gap_line(each, found, own) for each in axes] + ascent_lines(arm, found)
     makers = [results[f"stages-seed{seed}"].rows for seed in grid.seeds if own]
     rewards = [(stage, selected(makers, REWARD, {"stage": stage})) for stage in STAGES]
@@ -167,7 +167,7 @@ def gap_line(axes: Mapping[str, str], runs: Sequence[Sequence[Row]], own: bool) 
     gaps, shares = (selected(runs, metric, {"stage": axes["stage"]}) for metric in (GAP, SPREAD))
     more = {SPREAD: [rows[0].value for rows in shares]}
     fractions = gap_fractions([value for rows in gaps for value in values(rows)])
-    return mean_line({**axes, **more, "fractions": fractions}, GAP, gaps, own)
+    return mean_line({**axes, **more, "fractions": fractions}, GAP, gaps, own_items=own)
 
 
 def ascent_lines(arm: str, runs: Sequence[Sequence[Row]]) -> list[Line]:

@@ -134,19 +134,19 @@ def measure(cell: Cell, workdir: Path) -> Iterator[Row]:
     if cell.values["arm"] == PRETRAIN:
         for split in SPLITS:
             groups = tested_groups(cell.config.tests, workdir, split)
-            found = discrimination_rows(groups, model.score_groups(groups, progress=True))
-            found += beside(groups, OF_POLICIES, discrimination_rows)
-            yield from (dataclasses.replace(row, groups={"split": split, **row.groups}) for row in found)
+            rows = discrimination_rows(groups, model.score_groups(groups, progress=True))
+            rows += beside(groups, OF_POLICIES, discrimination_rows)
+            yield from (dataclasses.replace(row, groups={"split": split, **row.groups}) for row in rows)
     else:
         found = tested_triples(cell.config.test, workdir, cell.values["arm"])
         yield from preference_rows(found, model.score_groups(found, progress=True))
         yield from beside(found, of_preferences(found), preference_rows)
 
 
-def beside(records: Sequence[Comparison], names: Sequence[str], rows_of: Callable[..., list[Row]]) -> list[Row]:
+def beside(found: Sequence[Comparison], names: Sequence[str], rows_of: Callable[..., list[Row]]) -> list[Row]:
     """The baselines' credits."""
     return [
         dataclasses.replace(row, metric=name)
         for name in names
-        for row in of_metric(rows_of(records, Baseline(name).score(records)), CREDIT)
+        for row in of_metric(rows_of(found, Baseline(name).score(found)), CREDIT)
     ]

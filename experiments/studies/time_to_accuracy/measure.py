@@ -211,7 +211,10 @@ def _curves(
     def of(get: Callable[[Line], float]) -> tuple[list[float], list[float]]:
         return [sign * get(line) for line in found], [get(line) + startup * get(before) for line in seconds]
 
-    seeds = [of(lambda line, i=i: line["seeds"][i]) for i in range(len(before["seeds"]))]
+    def of_seed(number: int) -> tuple[list[float], list[float]]:
+        return of(lambda line: line["seeds"][number])
+
+    seeds = [of_seed(number) for number in range(len(before["seeds"]))]
     return [of(lambda line: line["value"]), *seeds]
 
 
