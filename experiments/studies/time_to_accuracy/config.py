@@ -18,8 +18,8 @@ def get_config() -> ConfigDict:
     config.seeds = (0, 1, 2)  # of the choice and order of pairs, and of the head
     config.training = training = benchmark.get_config()  # everything is trained
     training.model.layers = 1  # first k layers
-    training.format.max_length = 256  # tokens
-    training.data.row_tokens = 256  # so that no sequence is longer on either side
+    training.format.max_length = 256  # tokens of an answer behind its prompt, on both sides
+    training.data.row_tokens = 512  # of ours, for some three pairs
     training.data.epochs = 1
     training.optimizer.learning_rate = 5e-4  # peak
     training.optimizer.warmup = 0.1  # fraction of the steps

@@ -52,7 +52,7 @@ def test_an_arm_takes_steps(tmp_path, monkeypatch):
     study = measure.get_claim(grid).study
     for cell in study.cells:
         for arm in cell.config.arms.values():
-            arm.model.update(width=16, heads=2, kv_heads=1, mlp_width=16)
+            arm.model.update(width=32, heads=2, kv_heads=1, mlp_width=32)
     for name, value in timing.ALONE.items():
         monkeypatch.setenv(name, value)
     found = {name: run_cell(study, name, tmp_path) for name in study.by_name}
