@@ -26,7 +26,8 @@ def filled(page: str, parts: Mapping[str, str], place: Path, study: str) -> str:
       ValueError: none of the parts has markers on the page, a marker is there twice, or the study lacks the name of one.
     """
     there = [match["name"] for match in _PART.finditer(page)]
-    if parts and len(missing := left_out(page, parts)) == len(parts):
+    missing = left_out(page, parts)
+    if parts and len(missing) == len(parts):
         raise ValueError(f"{place} has no place for {', '.join(missing)}; add <!-- made: {missing[0]} --> and its end")
     if twice := sorted({name for name in there if there.count(name) > 1}):
         raise ValueError(f"{place} has the markers of {', '.join(twice)} twice; keep one of them")
