@@ -154,9 +154,8 @@ def margins(margins_P: ArrayLike) -> Figure:
     values_P = np.asarray(margins_P, np.float64)
     most = max(float(np.abs(values_P).max(initial=0.0)), 1e-12)
     figure, (axes,) = _figure(3.0)
-    _, _, bars = axes.hist(values_P, np.linspace(-most, most, 41), color=BLUE, alpha=0.75)
-    for bar in bars[:20]:
-        bar.set_color(ORANGE)
+    counts_B, edges_E = np.histogram(values_P, np.linspace(-most, most, 41))
+    axes.bar(edges_E[:-1], counts_B, np.diff(edges_E), align="edge", color=[ORANGE] * 20 + [BLUE] * 20, alpha=0.75)
     axes.axvline(0, color=_INK, linestyle="--", linewidth=1)
     right = f"{np.mean((np.sign(values_P) + 1) / 2):.0%} of " if values_P.size else ""
     axes.set(xlabel="r(better) − r(worse)", ylabel="pairs", title=f"{right}{values_P.size:,} pairs in order")
