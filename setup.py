@@ -43,6 +43,7 @@ EXTRAS_REQUIRE = {
     "notebooks": [
         "jupytext>=1.17,<2",
         "nbclient>=0.10,<1",
+        "nbformat>=5.10,<6",
         "ipykernel>=6.17",
         "matplotlib>=3.9",
     ],

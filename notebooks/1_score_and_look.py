@@ -2,7 +2,7 @@
 # # Score texts, and look at what a reward is
 # A reward model reads a prompt and an answer and gives the answer a number. This notebook loads one, scores a few
 # answers, and shows what the number means: differences, not heights; likeness to a reference; more than a trivial
-# baseline, or not. It needs no accelerator and takes about two minutes on a CPU.
+# baseline, or not. It needs no accelerator.
 
 # %% [markdown]
 # ## Install

@@ -2,7 +2,7 @@
 # # Your own policies and preferences
 # Two files go in, a reward model and its report come out: *who wrote what* teaches the model to tell writers apart
 # (POLAR pre-training), *which answer is better* then teaches it what you want. With the files that come with the
-# package this takes about ten minutes on two CPU cores.
+# package it trains about as long as `make demo`, which took seven minutes on two CPU cores.
 
 # %% [markdown]
 # ## Install
@@ -60,9 +60,8 @@ DRIVE = False  # True in Colab: results lie on your Drive and outlive the sessio
 
 # %% [markdown]
 # ## Where results go
-# A session of Colab ends after some 90 minutes, or when the tab is closed, and its disk with it. With `DRIVE` the
-# folder lies on your Drive: open the notebook again, run it from the top, and each training goes on from its newest
-# checkpoint.
+# A free session of Colab may end after some 90 minutes, and its disk goes with it. With `DRIVE` the folder lies on
+# your Drive: open the notebook again, run it from the top, and each training goes on from its newest checkpoint.
 
 # %%
 folder = Path("runs/notebook")

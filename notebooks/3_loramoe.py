@@ -2,7 +2,7 @@
 # # LoRAMoE and its routing
 # LoRAMoE (arXiv 2312.09979) leaves a model as it is and puts several small experts beside its matrices; a router
 # weighs them anew for each token. A constraint tilts each kind of data toward its own experts. This notebook trains
-# one reward model on two kinds of preference and draws who is sent where. About five minutes on two CPU cores.
+# one reward model on two kinds of preference and draws who is sent where. It needs no accelerator.
 
 # %% [markdown]
 # ## Install

@@ -3,7 +3,7 @@
 # While a policy is trained, its answers move away from those that the reward model knows, and their rewards move
 # together. MetaRM (arXiv 2405.00438) takes each gradient not at the parameters θ, but at θ' that tell the policy's
 # *new, unlabeled* answers further apart. This notebook shows the ascent, trains with and without it, and draws the
-# gaps. About six minutes on two CPU cores.
+# gaps. It needs no accelerator.
 
 # %% [markdown]
 # ## Install

@@ -5,14 +5,13 @@ import logging
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from rmjax import guard
 from rmjax.evaluate import page
 from rmjax.evaluate.table import Section, format_table, table
-from rmjax.terminal import printable, shows_bars
+from rmjax.terminal import printable
 
 NASTY = "\x1b[31mred\x1b]0;title\x07\r\x9b2J\u202eright\ud800"
 SPELLED = r"\x1b[31mred\x1b]0;title\x07\x0d\x9b2J\u202eright\ud800"
@@ -74,15 +73,3 @@ def test_log_lines_and_errors_obey_no_name(monkeypatch):
     root.warning("unknown field `%s` ignored in %d records", NASTY, 3)
     assert stream.getvalue() == f"unknown field `{SPELLED}` ignored in 3 records\n"
     assert guard.error_text(ValueError(NASTY)) == f"error: {SPELLED}"
-
-
-@pytest.mark.parametrize(
-    ("shell", "bars"), [(None, False), (SimpleNamespace(), False), (SimpleNamespace(kernel=1), True)]
-)
-def test_a_bar_is_drawn_below_a_cell_and_not_in_a_file(shell, bars, monkeypatch):
-    """IPython alone, in a terminal or not, has no kernel."""
-    errors = io.StringIO()
-    monkeypatch.setattr(sys, "stderr", errors)
-    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
-    assert shows_bars(errors) == bars
-    assert not shows_bars(io.StringIO())

@@ -47,14 +47,14 @@ def stale(folder: Path = FOLDER) -> list[Path]:
     return sorted(path for path in wanted.keys() | found.keys() if wanted.get(path) != found.get(path))
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: list[str], folder: Path = FOLDER) -> int:
     """The exit code."""
     if "--check" not in arguments:
-        for source in sources():
+        for source in sources(folder):
             source.with_suffix(".ipynb").write_text(text(source), encoding="utf-8")
         return 0
-    for path in (found := stale()):
-        print(f"{path.relative_to(ROOT)} is not what its source says; run {COMMAND}", file=sys.stderr)
+    for path in (found := stale(folder)):
+        print(f"{folder.name}/{path.name} is not what its source says; run {COMMAND}", file=sys.stderr)
     return int(bool(found))
 
 

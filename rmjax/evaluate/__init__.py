@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     )
     from rmjax.evaluate.discrimination import Discrimination, discriminate
     from rmjax.evaluate.evaluators import EVALUATORS, Evaluator
-    from rmjax.evaluate.report import environment, polar_report, read_curves, read_runs, show_report, write_report
+    from rmjax.evaluate.inline import Shown, show_report
+    from rmjax.evaluate.report import environment, polar_report, read_curves, read_runs, write_report
     from rmjax.evaluate.rows import Row
     from rmjax.evaluate.scaling import PowerLaw, envelope, fit_power_law
     from rmjax.evaluate.scorers import Baseline, Ensemble, RewardScorer, ScoreError, Scorer
@@ -28,7 +29,8 @@ _PLACES = {
     "comparisons": "Evaluation evaluate_comparison evaluate_comparisons paired_gain with_best_as_reference",
     "discrimination": "Discrimination discriminate",
     "evaluators": "EVALUATORS Evaluator",
-    "report": "environment polar_report read_curves read_runs show_report write_report",
+    "inline": "Shown show_report",
+    "report": "environment polar_report read_curves read_runs write_report",
     "rows": "Row",
     "scaling": "PowerLaw envelope fit_power_law",
     "scorers": "Baseline Ensemble RewardScorer ScoreError Scorer",
@@ -52,6 +54,7 @@ __all__ = [
     "Row",
     "ScoreError",
     "Scorer",
+    "Shown",
     "Suite",
     "difference",
     "discriminate",

@@ -149,40 +149,6 @@ def reward_histogram(histogram: Histogram) -> Figure:
 
 
 @matplotlib.rc_context(STYLE)
-def margins(margins_P: ArrayLike) -> Figure:
-    """How far the better of two answers is ahead, r(better) − r(worse), of any number of pairs: right of 0 the order is right."""
-    values_P = np.asarray(margins_P, np.float64)
-    most = max(float(np.abs(values_P).max(initial=0.0)), 1e-12)
-    figure, (axes,) = _figure(3.0)
-    edges = np.linspace(-most, most, 41).tolist()
-    for side, color in ((values_P < 0, ORANGE), (values_P >= 0, BLUE)):
-        axes.hist(values_P[side], edges, color=color, alpha=0.75)
-    axes.axvline(0, color=_INK, linestyle="--", linewidth=1)
-    right = f"{np.mean((np.sign(values_P) + 1) / 2):.0%} of " if values_P.size else ""
-    axes.set(xlabel="r(better) − r(worse)", ylabel="pairs", title=f"{right}{values_P.size:,} pairs in order")
-    return figure
-
-
-@matplotlib.rc_context(STYLE)
-def lines(
-    curves: Mapping[str, Curve], ylabel: str, xlabel: str = "optimizer step", guide: float | None = None
-) -> Figure:
-    """Any metrics over training, a line for each name; `guide` is a value that a dashed line marks."""
-    figure, (axes,) = _figure(3.0)
-    for (name, curve), color in zip(
-        curves.items(), itertools.cycle((BLUE, ORANGE, GREEN, GRAY, "#9467bd")), strict=False
-    ):
-        axes.plot(curve.steps_S, curve.values_S, color=color, linewidth=1.4, label=_named(name))
-    if guide is not None:
-        axes.axhline(guide, color=_INK, linestyle="--", linewidth=1)
-    axes.set(xlabel=xlabel, ylabel=ylabel)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    handles, labels = axes.get_legend_handles_labels()
-    _legend_above(figure, dict(zip(labels, handles, strict=True)))
-    return figure
-
-
-@matplotlib.rc_context(STYLE)
 def gap_distributions(fractions: Mapping[str, ArrayLike]) -> Figure:
     """Fractions of reward gaps |Δr| by size, a line per model; every model's gaps are in units of its own largest one.
 
@@ -365,6 +331,39 @@ def scaling_law(
     axes.set_ylabel("validation loss (nats per pair)")
     handles, labels = axes.get_legend_handles_labels()
     _legend_above(figure, dict(zip(labels, handles, strict=True)), ("reward model",))
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def margins(margins_P: ArrayLike) -> Figure:
+    """How far the better of two answers is ahead, r(better) − r(worse), of any number of pairs: right of 0 the order is right."""
+    values_P = np.asarray(margins_P, np.float64)
+    most = max(float(np.abs(values_P).max(initial=0.0)), 1e-12)
+    figure, (axes,) = _figure(3.0)
+    counts_B, edges_E = np.histogram(values_P, np.linspace(-most, most, 41))
+    axes.bar(edges_E[:-1], counts_B, np.diff(edges_E), align="edge", color=[ORANGE] * 20 + [BLUE] * 20, alpha=0.75)
+    axes.axvline(0, color=_INK, linestyle="--", linewidth=1)
+    right = f"{np.mean((np.sign(values_P) + 1) / 2):.0%} of " if values_P.size else ""
+    axes.set(xlabel="r(better) − r(worse)", ylabel="pairs", title=f"{right}{values_P.size:,} pairs in order")
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def lines(
+    curves: Mapping[str, Curve], ylabel: str, xlabel: str = "optimizer step", guide: float | None = None
+) -> Figure:
+    """Any metrics over training, a line for each name; `guide` is a value that a dashed line marks."""
+    figure, (axes,) = _figure(3.0)
+    for (name, curve), color in zip(
+        curves.items(), itertools.cycle((BLUE, ORANGE, GREEN, GRAY, "#9467bd")), strict=False
+    ):
+        axes.plot(curve.steps_S, curve.values_S, color=color, linewidth=1.4, label=_named(name))
+    if guide is not None:
+        axes.axhline(guide, color=_INK, linestyle="--", linewidth=1)
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    handles, labels = axes.get_legend_handles_labels()
+    _legend_above(figure, dict(zip(labels, handles, strict=True)))
     return figure
 
 

@@ -1,4 +1,4 @@
-"""The report of a run: `report.json` and `report.html`, or the page below a notebook's cell.
+"""The report of a run: `report.json` and `report.html`.
 
 A report is a plain dict, all of whose parts are optional:
 
@@ -14,8 +14,6 @@ A report is a plain dict, all of whose parts are optional:
 `table.print_table` shows the accuracies in a terminal.
 """
 
-import dataclasses
-import html
 import importlib.metadata
 import importlib.util
 import json
@@ -178,31 +176,6 @@ def rebuild(path: Path, out: Path | None = None) -> tuple[dict[str, Any], Path]:
     folder.mkdir(parents=True, exist_ok=True)
     write_page(report, folder, runs)
     return report, folder / "report.html"
-
-
-@dataclasses.dataclass(frozen=True)
-class Shown:
-    """A report's page as the value of a notebook's cell, in a frame, so that neither takes the other's style.
-
-    Attributes:
-      page: HTML.
-      height: of the frame, in pixels.
-    """
-
-    page: str = dataclasses.field(repr=False)
-    height: int = 640
-
-    def _repr_html_(self) -> str:
-        style = f"width: 100%; height: {self.height}px; border: 0; background: Canvas"
-        return f'<iframe srcdoc="{html.escape(self.page)}" style="{style}"></iframe>'
-
-
-def show_report(report: Report, runs: "Mapping[str, Mapping[str, Curve]] | None" = None, height: int = 640) -> Shown:
-    """The page that `write_report` writes, for a notebook: the last value of a cell is shown below it; errors as there."""
-    require_plots()
-    from rmjax.evaluate import page
-
-    return Shown(page.render(report, table(report), runs or {}), height)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -1,4 +1,3 @@
-import html
 import html.parser
 import json
 import logging
@@ -15,7 +14,6 @@ from rmjax.evaluate.report import (
     polar_report,
     read_curves,
     read_runs,
-    show_report,
     write_report,
 )
 from rmjax.evaluate.rows import of_metric
@@ -119,13 +117,6 @@ def test_the_page_is_whole_and_needs_no_network(report, run):
     assert "<b>&bold" not in page
     assert {link[1:] for link in checker.links} <= set(checker.ids)
     assert json.loads((run / "report.json").read_text()) == json.loads(json.dumps(report))
-
-
-def test_a_notebook_shows_the_same_page_in_a_frame(report, run, tmp_path):
-    write_report(report, tmp_path, read_runs(run))
-    shown = show_report(report, read_runs(run), height=99)._repr_html_()
-    (page,) = re.findall(r'^<iframe srcdoc="([^"]*)" style="[^"]*height: 99px[^"]*"></iframe>$', shown)
-    assert html.unescape(page) == (tmp_path / "report.html").read_text()
 
 
 def test_figures_take_the_color_of_the_page(report, run):

@@ -1,13 +1,13 @@
 """Sources of the notebooks, and what is made of them."""
 
 import ast
+import json
 import re
 
 import pytest
 
 pytest.importorskip("jupytext")
-from tools import notebooks  # noqa: E402
-from tools.notebooks import ROOT, notebook, sources, stale, text  # noqa: E402
+from tools.notebooks import COMMAND, FOLDER, main, notebook, sources, stale  # noqa: E402
 
 LONGEST = 20  # lines of a cell
 MACHINE = re.compile(r"""["'(= ]/(?!content/)[a-z]+/|[A-Z]:\\\\""")
@@ -15,7 +15,7 @@ NAMES = [source.stem for source in sources()]
 
 
 def of(name: str):
-    return notebook(notebooks.FOLDER / f"{name}.py")
+    return notebook(FOLDER / f"{name}.py")
 
 
 def code(name: str) -> list[str]:
@@ -30,23 +30,28 @@ def test_notebooks_are_what_their_sources_say():
     assert not stale(), "run python -m tools.notebooks"
 
 
-def test_a_change_is_found(tmp_path, monkeypatch, capsys):
-    (tmp_path / "a.py").write_text("# %% [markdown]\n# # Title\n\n# %%\nx = 1\n")
-    (tmp_path / "b.ipynb").write_text("{}")
-    monkeypatch.setattr(notebooks, "FOLDER", tmp_path)
-    monkeypatch.setattr(notebooks, "ROOT", tmp_path)
+def test_a_change_is_found(tmp_path, capsys):
+    source, made = tmp_path / "a.py", tmp_path / "a.ipynb"
+    source.write_text("# %% [markdown]\n# # Title\n\n# %%\n# %matplotlib inline\nx = 1\n")
+    (tmp_path / "b.ipynb").write_text("{}")  # of no source
     assert [path.name for path in stale(tmp_path)] == ["a.ipynb", "b.ipynb"]
-    (tmp_path / "a.ipynb").write_text(text(tmp_path / "a.py"))
-    assert [path.name for path in stale(tmp_path)] == ["b.ipynb"]
-    (tmp_path / "a.py").write_text("# %%\nx = 2\n")
-    assert "a.ipynb" in [path.name for path in stale(tmp_path)]
+    assert main([], tmp_path) == 0 and [path.name for path in stale(tmp_path)] == ["b.ipynb"]
+    assert [cell["source"] for cell in json.loads(made.read_text())["cells"]] == [
+        ["# Title"],
+        ["%matplotlib inline\n", "x = 1"],
+    ]
+    (tmp_path / "b.ipynb").unlink()
+    assert main(["--check"], tmp_path) == 0
+    source.write_text(source.read_text().replace("1", "2"))
+    assert main(["--check"], tmp_path) == 1
+    assert capsys.readouterr().err == f"{tmp_path.name}/a.ipynb is not what its source says; run {COMMAND}\n"
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_nothing_of_a_run_or_a_machine_is_in_them(name):
     made = of(name)
     assert all(not cell.outputs and cell.execution_count is None for cell in made.cells if cell.cell_type == "code")
-    assert not MACHINE.search((ROOT / "notebooks" / f"{name}.py").read_text())
+    assert not MACHINE.search((FOLDER / f"{name}.py").read_text())
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -211,6 +211,22 @@ def test_progress_on_a_terminal_is_a_bar():
     assert "loss=0.25" in last and "pairs/s=31" in last
 
 
+@pytest.mark.parametrize(
+    ("shell", "bars"), [(None, False), (types.SimpleNamespace(), False), (types.SimpleNamespace(kernel=1), True)]
+)
+def test_progress_below_a_cell_is_a_bar(shell, bars, monkeypatch):
+    """IPython alone has no kernel."""
+    errors = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", errors)
+    monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=lambda: shell))
+    for file in (None, io.StringIO()):
+        progress = Progress(2, file=file)
+        progress.update(2, {})
+        progress.close()
+    assert ("\r" in errors.getvalue()) == bars
+    assert file and "\r" not in file.getvalue()
+
+
 def test_throughput_leaves_out_steps_that_compile_and_pauses():
     clock = Clock()
     throughput = Throughput(clock)
