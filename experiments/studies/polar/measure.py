@@ -40,6 +40,7 @@ BASELINES = {
     "longer": "longer",
     "shorter": "shorter",
 }
+README = Path("README.md")
 LADDERS = ("noise", "depth", "temperature", "topic")
 KINDS: Mapping[str, Callable[[Row], bool]] = {
     "all": lambda row: True,
@@ -190,4 +191,5 @@ def get_claim(grid: ConfigDict) -> Claim:
     return Claim(
         study, Path("docs/claims/polar.md"), lambda results: summarize(grid, results), parts,
         lambda lines: figures(grid.name, lines), lambda results: report(grid, results),
+        {"columns": README, "policies": README} if grid.name == "demo" else {},
     )  # fmt: skip
