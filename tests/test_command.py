@@ -204,7 +204,15 @@ def test_evaluate_train_report(home, tmp_path, monkeypatch, capsys):
     assert not list(tmp_path.glob("*.json*"))
 
 
-def test_ctrl_c_asks_a_run_to_stop_and_a_second_one_ends_it(capsys):
+@pytest.fixture
+def listening():
+    """A process that was started in the background ignores SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_asks_a_run_to_stop_and_a_second_one_ends_it(capsys, listening):
     def job():
         with guard.interruptible():
             signal.raise_signal(signal.SIGINT)
