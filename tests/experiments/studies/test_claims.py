@@ -67,4 +67,6 @@ def test_a_page_that_was_edited_by_hand_is_refused_and_written_again(tmp_path, m
     study.page(claim)
     study.check(claim)
     said = capsys.readouterr().out
-    assert "## interference/separate\n\n| arm | domain |" in said and "interference/joint" not in said  # the page has that one
+    assert (
+        "## interference/separate\n\n| arm | domain |" in said and "interference/joint" not in said
+    )  # the page has that one
