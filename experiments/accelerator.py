@@ -123,7 +123,7 @@ class Results:
             raise ValueError(
                 f"{path} has results of {before['device']}, and this is {about['device']}; use another --out"
             )
-        return cls(path, before | about, lines)
+        return cls(path, {**before, **about}, lines)
 
     def stage(self, name: str) -> Line | None:
         """Its line."""
@@ -176,7 +176,8 @@ def sizes_of(stage: Stage, given: Given) -> dict[str, Any]:
 
 def missing(results: Results, given: Given) -> list[Stage]:
     """The stages that are not done at these sizes, in their order; those that failed before come last."""
-    new, again = [], []
+    new: list[Stage] = []
+    again: list[Stage] = []
     for stage in STAGES:
         line = results.stage(stage.name)
         if line is None or line["sizes"] != sizes_of(stage, given):
@@ -240,6 +241,7 @@ def _said(given: Given, stage: str, job: Mapping[str, Any], seconds: float) -> t
         path, {**job, **{name: str(getattr(given, name)) for name in ("workdir", "peer", "init", "data", "groups")}}
     )
     environment = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false", "PYTHONUNBUFFERED": "1"}
+    code: int | None
     log = (given.workdir / f"{stage}.log").open("w+")
     with log, subprocess.Popen(
         [sys.executable, "-m", "experiments.accelerator", f"--stage={stage}", f"--job={path}"],
@@ -247,9 +249,10 @@ def _said(given: Given, stage: str, job: Mapping[str, Any], seconds: float) -> t
     ) as process:  # fmt: skip
         try:
             out, _ = process.communicate(timeout=max(seconds - GRACE, 1) if job else STARTING)
-            code: int | None = process.returncode
+            code = process.returncode
         except subprocess.TimeoutExpired:
-            code, out = _stop(process), ""
+            _stop(process)
+            code, out = None, ""
         except BaseException:
             _stop(process)
             raise

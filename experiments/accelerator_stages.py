@@ -131,7 +131,8 @@ def _apart(form: str, dtype: str, heads: Sequence[int], marks: ForestMask, block
     ]
 
     def dense(*qkv: Any) -> Any:
-        return attend(*qkv, attention_mask(marks.group_RT, marks.branch_RT))
+        q, k, v = qkv
+        return attend(q, k, v, attention_mask(marks.group_RT, marks.branch_RT))
 
     def tiles(*qkv: Any) -> Any:
         return _FORMS[form](*qkv, marks, block)
@@ -162,7 +163,7 @@ def utilization(notes: Notes, sizes: Sizes) -> None:
     for attention, remat in sizes["choices"]:
         if attention == "pallas" and attention not in tiled():
             continue
-        notes.take(f"{attention} {remat}", lambda a=attention, r=remat: _step(sizes, a, r))
+        notes.take(f"{attention} {remat}", functools.partial(_step, sizes, attention, remat))
 
 
 def _step(sizes: Sizes, attention: str, remat: str) -> Case:
@@ -264,7 +265,7 @@ def scoring(notes: Notes, sizes: Sizes) -> None:
 def sampling(notes: Notes, sizes: Sizes) -> None:
     """Tokens a second of SmolLM2-135M in bf16, full length, nucleus of 0.95 among 50."""
     for rows in sizes["rows"]:
-        notes.take(f"{rows} rows", lambda n=rows: _sampled(n, sizes))
+        notes.take(f"{rows} rows", functools.partial(_sampled, rows, sizes))
 
 
 def _sampled(rows: int, sizes: Sizes) -> Case:
@@ -328,5 +329,10 @@ def _judged(folder: Path, groups: str, most: int) -> Case:
         else:
             held_out = pool("shipped:policy_pool", split, "unseen").triples(seed=0, per_prompt=1, negatives=3)
         judged = discriminate(held_out[:most], model.scorer.score(held_out[:most]))
-        found |= {f"{split}_{name}": judged["overall"][name] for name in ("accuracy", "low", "high", "n")}
+        overall = judged["overall"]
+        found |= {
+            f"{split}_accuracy": overall["value"],
+            f"{split}_low": overall["low"],
+            f"{split}_high": overall["high"],
+        }
     return found

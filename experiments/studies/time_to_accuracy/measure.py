@@ -211,8 +211,12 @@ def _curves(
     def of(get: Callable[[Line], float]) -> tuple[list[float], list[float]]:
         return [sign * get(line) for line in found], [get(line) + startup * get(before) for line in seconds]
 
-    seeds = [of(lambda line, i=i: line["seeds"][i]) for i in range(len(before["seeds"]))]
+    seeds = [of(functools.partial(_of_seed, number)) for number in range(len(before["seeds"]))]
     return [of(lambda line: line["value"]), *seeds]
+
+
+def _of_seed(number: int, line: Line) -> float:
+    return float(line["seeds"][number])
 
 
 def crossing(found: Sequence[float], seconds: Sequence[float], level: float) -> float | None:
