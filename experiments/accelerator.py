@@ -241,6 +241,7 @@ def _said(given: Given, stage: str, job: Mapping[str, Any], seconds: float) -> t
         path, {**job, **{name: str(getattr(given, name)) for name in ("workdir", "peer", "init", "data", "groups")}}
     )
     environment = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false", "PYTHONUNBUFFERED": "1"}
+    code: int | None
     log = (given.workdir / f"{stage}.log").open("w+")
     with log, subprocess.Popen(
         [sys.executable, "-m", "experiments.accelerator", f"--stage={stage}", f"--job={path}"],
@@ -248,7 +249,7 @@ def _said(given: Given, stage: str, job: Mapping[str, Any], seconds: float) -> t
     ) as process:  # fmt: skip
         try:
             out, _ = process.communicate(timeout=max(seconds - GRACE, 1) if job else STARTING)
-            code: int | None = process.returncode
+            code = process.returncode
         except subprocess.TimeoutExpired:
             _stop(process)
             code, out = None, ""

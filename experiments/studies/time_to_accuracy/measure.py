@@ -211,11 +211,12 @@ def _curves(
     def of(get: Callable[[Line], float]) -> tuple[list[float], list[float]]:
         return [sign * get(line) for line in found], [get(line) + startup * get(before) for line in seconds]
 
-    def of_seed(number: int) -> tuple[list[float], list[float]]:
-        return of(lambda line: line["seeds"][number])
-
-    seeds = [of_seed(number) for number in range(len(before["seeds"]))]
+    seeds = [of(functools.partial(_of_seed, number)) for number in range(len(before["seeds"]))]
     return [of(lambda line: line["value"]), *seeds]
+
+
+def _of_seed(number: int, line: Line) -> float:
+    return float(line["seeds"][number])
 
 
 def crossing(found: Sequence[float], seconds: Sequence[float], level: float) -> float | None:
