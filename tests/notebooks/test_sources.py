@@ -7,6 +7,7 @@ import re
 import pytest
 
 pytest.importorskip("jupytext")
+from rmjax.evaluate import plots  # noqa: E402
 from tools.notebooks import COMMAND, FOLDER, main, notebook, sources, stale  # noqa: E402
 
 LONGEST = 20  # lines of a cell
@@ -78,3 +79,10 @@ def test_only_the_public_library_is_used(name):
         elif isinstance(node, ast.Import):
             roots |= {alias.name.split(".")[0] for alias in node.names}
     assert not roots & {"experiments", "configs", "tests", "tools", "tensorflow"} and "rmjax" in roots
+
+
+def test_the_figure_of_gaps_is_given_what_it_takes():
+    """Notebook 4 gives gaps, of which the figure makes twenty bins; a figure of ready fractions would draw them all the same."""
+    assert "plots.gap_distributions({name: reward_gaps(scores[name]) for name in ARMS})" in code("4_metarm")[-2]
+    (axes,) = plots.gap_distributions({"a": [0.0, 1.0, 2.0]}).axes
+    assert len(axes.patches[0].get_data().values) == 20  # type: ignore[attr-defined]
