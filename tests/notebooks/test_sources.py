@@ -8,6 +8,7 @@ import pytest
 
 pytest.importorskip("jupytext")
 from rmjax.evaluate import plots  # noqa: E402
+from rmjax.evaluate.gaps import gap_fractions  # noqa: E402
 from tools.notebooks import COMMAND, FOLDER, main, notebook, sources, stale  # noqa: E402
 
 LONGEST = 20  # lines of a cell
@@ -82,7 +83,8 @@ def test_only_the_public_library_is_used(name):
 
 
 def test_the_figure_of_gaps_is_given_what_it_takes():
-    """Notebook 4 gives gaps, of which the figure makes twenty bins; a figure of ready fractions would draw them all the same."""
-    assert "plots.gap_distributions({name: reward_gaps(scores[name]) for name in ARMS})" in code("4_metarm")[-2]
-    (axes,) = plots.gap_distributions({"a": [0.0, 1.0, 2.0]}).axes
-    assert len(axes.patches[0].get_data().values) == 20  # type: ignore[attr-defined]
+    """Notebook 4 gives fractions by bin; raw gaps would be drawn as if they were these."""
+    drawn = "plots.gap_distributions({name: gap_fractions(reward_gaps(scores[name])) for name in ARMS})"
+    assert drawn in code("4_metarm")[-2]
+    (axes,) = plots.gap_distributions({"a": gap_fractions([0.0, 1.0, 2.0])}).axes
+    assert len(axes.patches[0].get_data().values) == len(gap_fractions([1.0]))  # type: ignore[attr-defined]
