@@ -35,6 +35,7 @@ def check_console(folder: Path) -> None:
     assert console(folder, "--version") == f"rmjax {__version__}\n"
     rows = [{"prompt": "3 + 4?", "reference": "It is 7.", "output": output} for output in ("That is 7.", "No idea.")]
     (folder / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert "polar-smollm2" in shipped_models(), "README's six lines need it"
     for model in ("polar", *(f"shipped:{name}" for name in shipped_models())):
         shown = console(folder, "score", "answers.jsonl", f"--model={model}", "--out=scored.csv")
         assert "That is 7." in shown and len((folder / "scored.csv").read_text().splitlines()) == 3, shown

@@ -7,15 +7,17 @@ from pathlib import Path
 import pytest
 import zstandard
 
+from rmjax.hub import shipped
+from rmjax.light import save_light
 from rmjax.models import columns
-from tests.experiments.starting import save_start
+from tests.experiments.starting import save_adapted, save_start
 from tests.tools.docs.saying import write
 from tools.docs.pages import Block, all_pages, blocks, shown
 
 LANGUAGES = {"", "bash", "json", "python", "text"}
 ALL = [block for page in all_pages() for block in blocks(page)]
 PYTHON = sorted({block.page for block in ALL if block.language == "python"})
-MODELS = ("runs/demo/finetune", "runs/a", "runs/b", "runs/mine/model")
+MODELS = ("runs/a", "runs/b", "runs/mine/model")
 """Run directories that pages speak of."""
 PAIRS = [
     {"prompt": f"What is {i} + {i}?", "reference": f"{2 * i}", "chosen": f"It is {2 * i}.", "rejected": "No."}
@@ -31,6 +33,7 @@ def prepared(tmp_path_factory) -> Path:
         shutil.copytree(
             save_start(folder / "start", head=0.02) if name == MODELS[0] else folder / MODELS[0], folder / name
         )
+    save_light(save_adapted(folder / "adapted", folder / "start"), folder / "models/polar-smollm2")
     mine = folder / "runs/mine"
     write(mine / "preferences.jsonl", *PAIRS)
     write(
@@ -49,6 +52,7 @@ def prepared(tmp_path_factory) -> Path:
 @pytest.mark.parametrize("page", PYTHON, ids=shown)
 def test_python_runs(page, prepared, monkeypatch):
     monkeypatch.chdir(prepared)
+    monkeypatch.setattr(shipped, "FOLDER", prepared / "models")  # `make test-wheel` has the real one
     monkeypatch.setattr(columns, "_declared", dict(columns._declared))  # a page may declare some
     names: dict[str, object] = {"__name__": "page"}
     for block in blocks(page):
