@@ -92,8 +92,11 @@ def save_light(run: Path, folder: Path, dtype: str = "float32") -> str:
 def _base_of(run: Path, config: TransformerConfig, wanted: str) -> str:
     """The name of what the run began with that has the base's weights: of several the one farthest back."""
     for name in reversed(list(_begun_with(run))):
-        if name != "random" and fingerprint(base_params(name, config)) == wanted:
-            return name
+        try:
+            if name != "random" and fingerprint(base_params(name, config)) == wanted:
+                return name
+        except FileNotFoundError:  # moved since: a nearer one may have the same base
+            continue
     raise ValueError(
         f"{run}: its base is not what the run began with ({', '.join(_begun_with(run)) or 'no config.json says'}), so more than "
         "adapter and head was trained; use --to=merged, or copy the run as it is"

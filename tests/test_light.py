@@ -16,6 +16,7 @@ from rmjax.models.parameters import flat, nested
 from rmjax.reward_model import ADAPTER_FILE, CHECKPOINTS, MODEL_FILE, RewardModel, load_params
 from rmjax.start import load_start
 from tests.experiments.starting import save_adapted, save_start
+from tools.docs.commands import read_config
 
 ROWS = [{"prompt": f"{i} + {i}?", "reference": f"{2 * i}", "output": out} for i in range(3) for out in ("No.", str(i))]
 
@@ -174,3 +175,19 @@ def test_what_has_no_light_copy(home, tmp_path):
     with pytest.raises(ValueError, match="more than adapter and head was trained; use --to=merged"):
         save_light(run, tmp_path / "copy")
     assert not (tmp_path / "copy").exists() and (run / CHECKPOINTS).exists()
+
+
+def test_the_shipped_models_config_is_the_committed_one():
+    """What `configs/polar/shipped.py:finetune` trains is what lies in the package."""
+    config = settle(read_config("configs/polar/shipped.py:finetune"))
+    described = json.loads((shipped.model_folder(shipped.DEFAULT) / MODEL_FILE).read_text())
+    transformer, adapter = described["transformer"], described["transformer"]["adapter"]
+    assert (transformer["depth"], transformer["frozen_layers"]) == (config.model.layers, config.model.frozen_layers)
+    for field in ("kind", "pattern", "rank", "alpha"):
+        assert adapter[field] == getattr(config.adapter, field)
+    for field in ("kind", "max_length", "max_response_length", "split_token", "reward_token"):
+        assert described["format"][field] == getattr(config.format, field)
+    card = (shipped.model_folder(shipped.DEFAULT) / "card.md").read_text()
+    pretrain = settle(read_config("configs/polar/shipped.py:pretrain"))
+    assert f"{pretrain.run.steps} steps" in card and f"{config.run.steps} steps" in card
+    assert sum(path.stat().st_size for path in shipped.model_folder(shipped.DEFAULT).iterdir()) < 6_000_000

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from configs import demo
 
-LAYERS, FROZEN = 18, 10  # of SmolLM2's 30; the others carry the adapter
+LAYERS, FROZEN = 12, 4  # of SmolLM2's 30; those above the frozen ones carry the adapter
 RANK = 32  # 2.6 M parameters in all
 
 
@@ -21,11 +21,11 @@ def get_config(run: str = "pretrain") -> ConfigDict:
     config.adapter.alpha = 64.0
     config.adapter.pattern = "(attention|mlp)/(query|key|value|output|gate|up|down)$"  # every matrix of a layer
     if run == "pretrain":
-        config.run.steps = 300
-        config.run.save_every = 100
+        config.run.steps = 165
         return config
     config.model.init = "runs/shipped/pretrain"
     config.data.path = "shipped:triples_train"
-    config.run.steps = 200
-    config.run.save_every = 100
+    config.format.max_length = 768  # nothing that it learns from is as long, but what it is asked may be
+    config.format.max_response_length = 256
+    config.run.steps = config.run.save_every = 120
     return config

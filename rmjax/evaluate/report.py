@@ -109,9 +109,15 @@ def read_curves(path: Path) -> "dict[str, Curve]":
 
 
 def read_runs(folder: Path) -> "dict[str, dict[str, Curve]]":
-    """The curves of every `metrics.jsonl` at or below a folder, by the name of its own folder."""
-    paths = sorted(folder.resolve().rglob("metrics.jsonl"))
-    return {path.parent.name: read_curves(path) for path in paths}
+    """The curves of every `metrics.jsonl` at or below a folder, by its own folder's path from there, or its name.
+
+    What a study has put aside is left out.
+    """
+    top = folder.resolve()
+    paths = sorted(path for path in top.rglob("metrics.jsonl") if "superseded" not in path.relative_to(top).parts)
+    return {
+        path.parent.relative_to(top).as_posix() if path.parent != top else top.name: read_curves(path) for path in paths
+    }
 
 
 def write_report(report: Report, folder: Path, runs: "Mapping[str, Mapping[str, Curve]] | None" = None) -> None:

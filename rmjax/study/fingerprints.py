@@ -10,6 +10,7 @@ from typing import Any
 
 from rmjax.data.preferences import PREFERENCE_SETS, set_path
 from rmjax.data.sources import SHIPPED, located
+from rmjax.hub.shipped import model_folder
 from rmjax.study.cells import Cell, leaves
 
 Fingerprint = dict[str, Any]
@@ -65,7 +66,7 @@ def path_of(key: str, value: Any, config: Mapping[str, Any], workdir: Path) -> P
     if value.startswith("work:"):
         return workdir / value.removeprefix("work:")
     if value.startswith(SHIPPED):
-        return Path(located(value))
+        return model_folder(value) if key.endswith("init") else Path(located(value))
     if value in PREFERENCE_SETS:
         root = config.get(f"{key.rsplit('.', 1)[0]}.root", config.get("root"))
         return set_path(value, root) if root else None

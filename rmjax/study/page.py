@@ -11,6 +11,8 @@ from pathlib import Path
 
 _PART = re.compile(r"(<!-- made: (?P<name>[\w./-]+) -->)(?P<text>.*?)(<!-- end: (?P=name) -->)", re.DOTALL)
 
+_MARKER = re.compile(r"<!-- (?:made|end): ([\w./-]+) -->")
+
 
 def filled(page: str, parts: Mapping[str, str], place: Path, study: str) -> str:
     """The page with each part's text between its markers.
@@ -23,9 +25,14 @@ def filled(page: str, parts: Mapping[str, str], place: Path, study: str) -> str:
       study: whose parts these are: `study/NAME`. Other studies' markers stay as they are.
 
     Raises:
-      ValueError: none of the parts has markers on the page, a marker is there twice, or the study lacks the name of one.
+      ValueError: none of the parts has markers on the page, a marker is there twice or without its other one, or the study
+        lacks the name of one.
     """
     there = [match["name"] for match in _PART.finditer(page)]
+    if broken := [name for name in set(_MARKER.findall(page)) if name.startswith(f"{study}/") and name not in there]:
+        raise ValueError(
+            f"{place} has only one of the two markers of {', '.join(sorted(broken))}; add the other, or remove it"
+        )
     missing = left_out(page, parts)
     if parts and len(missing) == len(parts):
         raise ValueError(f"{place} has no place for {', '.join(missing)}; add <!-- made: {missing[0]} --> and its end")

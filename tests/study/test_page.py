@@ -45,3 +45,12 @@ def test_a_page_that_was_edited_by_hand_is_found(edit):
 def test_pages_without_a_place(page, parts, message):
     with pytest.raises(ValueError, match=message):
         filled(page, parts, AT, "s")
+
+
+@pytest.mark.parametrize(
+    "broken", ["<!-- made: s/b -->old", "old<!-- end: s/b -->", "<!-- made: s/b -->old<!-- end: s/c -->"]
+)
+def test_a_marker_without_its_other_one_is_no_place_for_a_part(broken):
+    page = f"<!-- made: s/a -->x<!-- end: s/a --> {broken}"
+    with pytest.raises(ValueError, match="page.md has only one of the two markers of s/"):
+        differing(page, {"s/a": "x", "s/b": "new"}, Path("page.md"), "s")

@@ -6,7 +6,8 @@ trained on.
 """
 
 import hashlib
-from collections import defaultdict
+import logging
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ REFERENCE = "gpt4_1106_preview"  # whose answer is the reference of a ranked tri
 ANNOTATOR, BASELINE = "alpaca_eval_gpt4", "text_davinci_003_ae1"
 NEGATIVES, GROUPS, TRIPLES = 3, 4, 3  # groups of a prompt for pre-training, ranked triples of one for fine-tuning
 CERTAIN = 0.25  # the judge's probability from 0 or 1, at most
+_log = logging.getLogger(__name__)
 _EVALUATED = "selfinstruct"
 
 
@@ -37,7 +39,9 @@ def write(root: Path, folder: Path) -> list[Comparison]:
     for name, found in groups.items():
         write_lines(folder / f"groups_{name}.jsonl", map(to_row, found))
     write_lines(folder / "test.jsonl", map(to_row, read.triples(test, 1)))
-    return list(read.triples(train, TRIPLES))
+    trained = list(read.triples(train, TRIPLES))
+    _log.info("alpaca_eval: left out %s", dict(read.skipped))
+    return trained
 
 
 def held_out(prompt_id: str, prompts: Mapping[str, Mapping]) -> bool:
@@ -57,11 +61,14 @@ class _Alpaca:
     """The files, by prompt."""
 
     def __init__(self, root: Path):
+        self.skipped: Counter[str] = Counter()
         self.prompts = {row["prompt_id"]: row for row in _rows(root / "policies/alpaca_eval_prompts.jsonl.zst")}
         self.outputs: dict[str, dict[str, str]] = defaultdict(dict)
         for row in _rows(root / "policies/alpaca_eval_outputs.jsonl.zst"):
             if row["output"].strip():
                 self.outputs[row["prompt_id"]][row["model"]] = row["output"]
+            else:
+                self.skipped["empty_output"] += 1
         pairs = [(row["model_a"], row["model_b"]) for row in _rows(root / "policies/alpaca_eval_siblings.jsonl.zst")]
         self.pairs = pairs
         self.near: dict[str, set[str]] = defaultdict(set)
@@ -84,6 +91,7 @@ class _Alpaca:
                 near = self.near[pair[0]] | self.near[pair[1]]
                 others = [name for name in there if name not in near and _unseen(name) == unseen]
                 if not set(pair) <= there.keys() or len(others) < NEGATIVES:
+                    self.skipped["group_without_answers"] += 1
                     continue
                 names = [pair[1], *(others[i] for i in rng.permutation(len(others))[:NEGATIVES])]
                 texts = [there[name] for name in names]
@@ -101,6 +109,7 @@ class _Alpaca:
             better = [name for name, p in judged.items() if p >= 1 - CERTAIN]
             worse = [name for name, p in judged.items() if p <= CERTAIN]
             if REFERENCE not in there or not better or not worse:
+                self.skipped["prompt_without_verdicts"] += 1
                 continue
             for number in range(each):
                 names = [better[rng.integers(len(better))], worse[rng.integers(len(worse))]]

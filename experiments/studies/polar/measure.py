@@ -100,20 +100,19 @@ def summarize(grid: Any, results: Mapping[str, Result]) -> list[Line]:
                 mean_line({"arm": ARMS[arm], "triples": count, "kind": "all"}, "accuracy", found.of(arm, count))
             )
         lines += _differences(found, count)
-    for kind in ("verified", "ladder"):
+    kinds = list(KINDS) if found.of(SCRATCH, most, kind="ladder")[0] else ["all"]
+    for kind in kinds[1:]:
         for arm in found.arms(most):
-            if not any(rows := found.of(arm, most, kind=kind)):
-                continue
+            rows = found.of(arm, most, kind=kind)
             lines.append(mean_line({"arm": ARMS[arm], "triples": most, "kind": kind}, "accuracy", rows))
-    for kind, (name, label) in itertools.product(KINDS, BASELINES.items()):
-        rows = found.of(SCRATCH, most, name, kind)
-        if rows[0]:
-            lines.append(mean_line({"arm": label, "triples": most, "kind": kind}, "baseline", rows[:1]))
+    for kind, (name, label) in itertools.product(kinds, BASELINES.items()):
+        rows = found.of(SCRATCH, most, name, kind)[:1]
+        lines.append(mean_line({"arm": label, "triples": most, "kind": kind}, "baseline", rows))
     return lines
 
 
 def _differences(found: _Runs, count: int) -> list[Line]:
-    """Between the arms with so many triples, and of POLAR and the best other arm above word overlap."""
+    """Between the arms with so many triples, and from POLAR and the arm without pre-training to two baselines."""
     there, lines = found.arms(count), []
     for first, second in ((PRETRAINED, SCRATCH), (SCRATCH, NO_REFERENCE), (PRETRAINED, LONGER)):
         if {first, second} <= set(there):
@@ -138,7 +137,7 @@ def parts(lines: Sequence[Line]) -> dict[str, str]:
     }
     if len(counts) > 1:
         found["triples"] = pivot(sizes, ("triples",), "arm", line_cell)
-    differences = [line for line in lines if line["metric"] == "difference"]
+    differences = [line | {"triples": line["triples"] or "all"} for line in lines if line["metric"] == "difference"]
     found["differences"] = pivot(differences, ("arm",), "triples", signed_cell)
     return {name: table.markdown(each) for name, each in found.items()}
 
