@@ -39,7 +39,7 @@ def test_a_page_that_was_edited_by_hand_is_found(edit):
         (OTHER, PARTS, "page.md has no place for s/a, s/b.d; add <!-- made: s/a --> and its end"),
         (PAGE + PAGE, PARTS, "page.md has the markers of s/a, s/b.d, t/z twice"),
         (PAGE, {"s/a": ""}, "page.md has markers of s/b.d, which nothing makes"),
-        (PAGE.replace("end: s/a", "end: x"), {"s/a": ""}, "page.md has no place for s/a"),
+        (PAGE.replace("end: s/a", "end: x"), {"s/a": ""}, "page.md has only one of the two markers of s/a"),
     ],
 )
 def test_pages_without_a_place(page, parts, message):
