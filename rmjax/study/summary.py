@@ -164,7 +164,7 @@ def write_summary(path: Path, study: str, about: Mapping[str, Any], lines: Seque
       lines: of the summary.
     """
     head = json.dumps({"study": study, "about": about}, ensure_ascii=False)[:-1]
-    together = itertools.groupby(lines, lambda line: (next(iter(line.values())), line["metric"]))
+    together = itertools.groupby(lines, lambda line: (next(iter(line.values())), line.get("metric")))
     body = ",\n".join(
         ", ".join(json.dumps(_rounded(line), ensure_ascii=False) for line in found) for _, found in together
     )

@@ -298,7 +298,7 @@ def test_a_tiny_grid(tmp_path):
     assert {name: result.why for name, result in found.items() if result.status != "done"} == {} and len(found) == 6
     lines = claim.summarize(found)
     accuracies = [line for line in lines if line["metric"] == "accuracy"]
-    assert len(accuracies) == 4 * 3 and all(0 <= line["value"] <= 1 and line["n"] > 2 for line in accuracies)
+    assert len(accuracies) == 4 * 3 and all(0 <= line["value"] <= 1 and line["n"] > 1 for line in accuracies)
     assert {line["arm"] for line in lines if line["metric"] == "ascent"} == {"meta-step_norm-1"}
     kept = {path.parent.name for path in workdir.glob("*/checkpoints")}
     assert kept == {"plain-seed0", "proxy-seed0"}, "those that others need"
