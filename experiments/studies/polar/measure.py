@@ -135,6 +135,7 @@ def parts(lines: Sequence[Line]) -> dict[str, str]:
         ),
         "policies": pivot([x for x in lines if x["metric"] in ("policies", "over")], ("arm",), "policies", _signed),
     }
+    found["summary"] = pivot(columns, ("arm",), "kind", mean_cell)
     if len(counts) > 1:
         found["triples"] = pivot(sizes, ("triples",), "arm", line_cell)
     differences = [line | {"triples": line["triples"] or "all"} for line in lines if line["metric"] == "difference"]
@@ -190,5 +191,5 @@ def get_claim(grid: ConfigDict) -> Claim:
     return Claim(
         study, Path("docs/claims/polar.md"), lambda results: summarize(grid, results), parts,
         lambda lines: figures(grid.name, lines), lambda results: report(grid, results),
-        {"columns": README, "policies": README} if grid.name == "demo" else {},
+        {"summary": README} if grid.name == "regimes" else {},
     )  # fmt: skip

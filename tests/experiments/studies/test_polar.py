@@ -161,7 +161,7 @@ def test_the_demo_from_end_to_end(tiny, tmp_path):
                 Options(lambda name: [], 0, None))  # fmt: skip
     lines = claim.summarize(found)
     assert {line["metric"] for line in lines} == {"policies", "over", "accuracy", "baseline", "difference"}
-    assert set(claim.parts(lines)) == {"columns", "policies", "differences"}
+    assert set(claim.parts(lines)) == {"columns", "policies", "differences", "summary"}
     report = claim.report(found)
     write_report(report, tmp_path)
     report = json.loads((tmp_path / "report.json").read_text())
