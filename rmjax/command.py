@@ -119,9 +119,10 @@ def _score(options: argparse.Namespace) -> None:
     model = RewardModel.load(options.model, mesh="all")
     scored = scoring.score_answers(model, answers, progress=True)
     report = scoring.report_of(model, options.model, answers, scored, model.scorer.counts)
+    if options.out:  # first: a terminal that is gone loses no scores
+        scoring.write_scored(options.out, answers, scored, options.field, report)
     _say(scoring.table(scored, options.rows), *scoring.said(report))
     if options.out:
-        scoring.write_scored(options.out, answers, scored, options.field, report)
         _say(f"wrote {options.out} and {scoring.report_path(options.out)}")
 
 
@@ -164,9 +165,9 @@ def _train(options: argparse.Namespace) -> None:
         )
     if is_config:
         config = read_config(options.source)
+        set_keys(config, options.keys)
     else:
-        config = fine_tuning(options.source, options.workdir, options.start, options.on_error)
-    set_keys(config, options.keys)
+        config = fine_tuning(options.source, options.workdir, options.start, options.on_error, options.keys)
     with interruptible():
         Trainer(config, options.workdir).run()
     held_out = options.workdir / HELD_OUT
