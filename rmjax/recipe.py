@@ -44,11 +44,11 @@ def fine_tuning(
 ) -> ConfigDict:
     """A config that fine-tunes a model on the preferences in a file, after a fifth of the prompts is laid aside.
 
-    Writes `workdir`/train.jsonl and held_out.jsonl, split by a hash of the prompt; no prompt is on both sides. There is a step for
-    each `RECORDS_A_STEP` records, but at least `FEWEST` steps and at most `LONGEST`. A step reads as many records as fit into
-    2 rows of 1,024 tokens: several passes over short records, less than one over long ones. Set run.steps for another number. From
-    a language model the last 2 of its first `DEPTH` layers are trained (Bradley–Terry on its chat template), which two CPU cores do
-    in minutes; from a reward model what was trained in it goes on, in its own format.
+    Writes `workdir`/train.jsonl and held_out.jsonl, split by a hash of the prompt; no prompt is on both sides. Steps are a
+    `RECORDS_A_STEP`th of the records, at least `FEWEST` and at most `LONGEST`; how often each record is read depends on its
+    length, since a step holds what fits into 2 rows of 1,024 tokens. From a language model the last 2 of its first `DEPTH` layers
+    are trained (Bradley–Terry on its chat template), with SmolLM2 in minutes on two CPU cores; from a reward model what was
+    trained in it goes on, in its own format.
 
     Args:
       path: ranked answers, in any layout that `data.readers.open_records` takes, or `shipped:NAME`.

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from rmjax import recipe
-
 from rmjax.config import get_config, settle
 from rmjax.data.record import RecordError
 from rmjax.data.sources import is_test
