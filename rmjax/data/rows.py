@@ -29,10 +29,6 @@ from rmjax.data.messages import from_strings
 from rmjax.data.record import RecordError
 from rmjax.files import disguise, refuse_url
 
-_CONVERSIONS = {
-    ".json": "write one JSON object a line, as `jq -c '.[]' FILE.json > FILE.jsonl` does of a list",
-    ".csv": "write one JSON object a line, as pandas.read_csv(FILE).to_json(NEW, orient='records', lines=True) does",
-}
 _TFDS_NAME = re.compile(r"tfds:(?P<name>\w+(/[\w.-]+)?(:\d+\.\d+\.\d+)?)(:(?P<split>[^@]+))?(@(?P<directory>.+))?")
 _POOL_LABELS = ("kind", "policy_split", "prompt_split")  # absent where a TFDS example has them empty
 
@@ -67,7 +63,8 @@ def open_rows(path: str | Path) -> Rows:
             return _not_empty(opener(path), str(path))
     _refuse_disguise(path)
     accepted = ", ".join(_OPENERS) + " and tfds:NAME:SPLIT"
-    remedy = "; ".join([f"use one of {accepted}", *(how for end, how in _CONVERSIONS.items() if path.suffix == end)])
+    lines = "write one JSON object a line (`jq -c '.[]' FILE.json > FILE.jsonl` does so for a list)"
+    remedy = f"use one of {accepted}" + (f"; {lines}" if path.suffix in (".json", ".csv", ".tsv") else "")
     raise RecordError(str(path), "", "unknown file type", remedy)
 
 
