@@ -45,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
     score.add_argument("--model", default=DEFAULT, help=f"{MODEL} ({DEFAULT})")
     score.add_argument("--out", type=Path, help="write all rows with their rewards: FILE.jsonl or FILE.csv")
     score.add_argument("--field", default="reward", help="name of the new field; FIELD_rank is the other one (reward)")
-    score.add_argument("--rows", type=int, default=40, help="lines of the table at most, 0 for all (40)")
+    score.add_argument("--rows", type=_count, default=40, help="lines of the table at most, 0 for all (40)")
     evaluate = command("evaluate", "Measure how often a model prefers the better answer, beside baselines.", _evaluate)
     evaluate.add_argument("preferences", help="file of ranked answers, shipped:NAME, or a real set's name")
     evaluate.add_argument("--model", default=DEFAULT, help=f"{MODEL} ({DEFAULT})")
@@ -61,7 +61,12 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("source", help="CONFIG.py[:ARGUMENT], or a file of ranked answers")
     train.add_argument("--workdir", type=Path, required=True, help="folder of the run")
     train.add_argument("--start", default="", help="preferences: smollm2, or the model to fine-tune; empty chooses")
-    train.add_argument("keys", nargs="*", metavar="KEY=VALUE", help="keys of the config, such as run.steps=100")
+    train.add_argument(
+        "keys",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="keys of the config, such as run.steps=100 (preferences: records / 4)",
+    )
     for each in (score, evaluate, train):
         each.add_argument(
             "--on_error", choices=["raise", "skip"], default="raise", help="what to do with a broken row (raise)"
@@ -70,6 +75,12 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument("path", type=Path, help="folder of a run, or a JSON file that an evaluation wrote")
     report.add_argument("--out", type=Path, help="folder of the page (that of the results)")
     return whole
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text} is no number of lines; give 1 or more, or 0 for all")
+    return int(text)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -119,9 +130,10 @@ def _score(options: argparse.Namespace) -> None:
     model = RewardModel.load(options.model, mesh="all")
     scored = scoring.score_answers(model, answers, progress=True)
     report = scoring.report_of(model, options.model, answers, scored, model.scorer.counts)
+    if options.out:  # first: a terminal that is gone loses no scores
+        scoring.write_scored(options.out, answers, scored, options.field, report)
     _say(scoring.table(scored, options.rows), *scoring.said(report))
     if options.out:
-        scoring.write_scored(options.out, answers, scored, options.field, report)
         _say(f"wrote {options.out} and {scoring.report_path(options.out)}")
 
 
@@ -164,9 +176,9 @@ def _train(options: argparse.Namespace) -> None:
         )
     if is_config:
         config = read_config(options.source)
+        set_keys(config, options.keys)
     else:
-        config = fine_tuning(options.source, options.workdir, options.start, options.on_error)
-    set_keys(config, options.keys)
+        config = fine_tuning(options.source, options.workdir, options.start, options.on_error, options.keys)
     with interruptible():
         Trainer(config, options.workdir).run()
     held_out = options.workdir / HELD_OUT

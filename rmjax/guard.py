@@ -34,14 +34,14 @@ def prepare() -> None:
 
 
 def log_to_terminal() -> None:
-    """Log lines from INFO on, without control characters. absl replaces the handler and the level when it starts a command, so
-    that this is called once before (for errors of imports and flags) and once after."""
+    """Log lines from INFO on, without control characters, by one handler. absl replaces the handler and the level when it starts
+    a command, so that this is called once before (for errors of imports and flags) and once after. A plain handler on the root
+    goes too: orbax's import makes one (by logging.basicConfig), which would show each line a second time, and unfiltered."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
     handler.addFilter(_printable)
     root = logging.getLogger()
-    ours = [h for h in root.handlers if h is absl_logging.get_absl_handler() or _printable in h.filters]
-    for old in ours:
+    for old in [h for h in root.handlers if h is absl_logging.get_absl_handler() or type(h) is logging.StreamHandler]:
         root.removeHandler(old)
     root.addHandler(handler)
     root.setLevel(logging.INFO)

@@ -3,10 +3,13 @@
 import ast
 import contextlib
 import dataclasses
+import filecmp
 import importlib.util
 import logging
 import math
 import sys
+import tempfile
+import traceback
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,33 +22,47 @@ from rmjax.data.readers import listed, open_records, write_records
 from rmjax.data.record import Comparison, RecordError, require_order
 from rmjax.data.rows import check_readable
 from rmjax.data.sources import is_test, located
+from rmjax.hub.gguf import load_gguf, smollm2_path
 from rmjax.hub.shipped import DEFAULT, SHIPPED, model_folder, shipped_models
+from rmjax.locks import locked
 from rmjax.reward_model import is_language_model, load_description
 from rmjax.sections import nearest
 
 _log = logging.getLogger(__name__)
 TRAIN, HELD_OUT = "train.jsonl", "held_out.jsonl"
-PAIRS_A_STEP = 4
-LONGEST = 300  # steps
+RECORDS_A_STEP = 4
+FEWEST, LONGEST = 20, 300  # steps
+DEPTH = 18  # layers of a language model at most
 
 
-def fine_tuning(path: str, workdir: Path, start: str = "", on_error: Literal["raise", "skip"] = "raise") -> ConfigDict:
+def fine_tuning(
+    path: str,
+    workdir: Path,
+    start: str = "",
+    on_error: Literal["raise", "skip"] = "raise",
+    keys: Sequence[str] = (),
+) -> ConfigDict:
     """A config that fine-tunes a model on the preferences in a file, after a fifth of the prompts is laid aside.
 
-    Writes `workdir`/train.jsonl and held_out.jsonl, split by a hash of the prompt; no prompt is on both sides. Steps are one pass
-    over the pairs, at most `LONGEST`. From a language model the last 2 of its first 18 layers are trained (Bradley–Terry on its
-    chat template), which two CPU cores do in minutes; from a reward model what was trained in it goes on, in its own format.
+    Writes `workdir`/train.jsonl and held_out.jsonl, split by a hash of the prompt; no prompt is on both sides. Steps are a
+    `RECORDS_A_STEP`th of the records, at least `FEWEST` and at most `LONGEST`; how often each record is read depends on its
+    length, since a step holds what fits into 2 rows of 1,024 tokens. From a language model the last 2 of its first `DEPTH` layers
+    are trained (Bradley–Terry on its chat template), with SmolLM2 in minutes on two CPU cores; from a reward model what was
+    trained in it goes on, in its own format.
 
     Args:
       path: ranked answers, in any layout that `data.readers.open_records` takes, or `shipped:NAME`.
       start: smollm2, a .gguf file, a model's folder or `shipped:NAME`. Empty: the shipped model where every record has a
         reference, which it reads, and smollm2 otherwise.
       on_error: what to do with a record that is broken or has no order.
+      keys: keys to set, as `set_keys` takes them.
 
     Raises:
       OSError, RecordError: the file, or one of its records, cannot be used.
       FileNotFoundError: there is no such `start`.
-      ValueError: no prompt is left to train on.
+      InUseError: another run is in `workdir`.
+      ValueError: no prompt is left to train on, a key cannot be set, or `workdir` holds other preferences. Nothing is written
+        then.
     """
     records = _ordered(path, on_error)
     sides = {
@@ -55,22 +72,35 @@ def fine_tuning(path: str, workdir: Path, start: str = "", on_error: Literal["ra
         raise ValueError(
             f"{path}: all of its {len(records)} records are held out by the hash of their prompts; give more prompts"
         )
-    workdir.mkdir(parents=True, exist_ok=True)
-    for name, found in sides.items():
-        if found:
-            write_records(workdir / name, found)
     start = start or _start(records)
-    _log.info("%s: %d records to train on, %d held out; from %s", path, len(sides[TRAIN]), len(sides[HELD_OUT]), start)
     config = get_config()
     _begin(config, start)
     config.data.update(
         kind="comparisons", path=str(workdir / TRAIN), reference="optional", rows=2, row_tokens=1024,
         candidates=max(2, *(len(c.outputs) for c in records)),
     )  # fmt: skip
-    steps = min(LONGEST, max(20, math.ceil(len(sides[TRAIN]) / PAIRS_A_STEP)))
+    steps = min(LONGEST, max(FEWEST, math.ceil(len(sides[TRAIN]) / RECORDS_A_STEP)))
     config.optimizer.learning_rate = 3e-4
     config.run.update(steps=steps, save_every=20, log_every=5)
+    set_keys(config, keys)
+    _write(workdir, sides)
+    _log.info("%s: %d records to train on, %d held out; from %s", path, len(sides[TRAIN]), len(sides[HELD_OUT]), start)
     return config
+
+
+def _write(workdir: Path, sides: Mapping[str, Sequence[Comparison]]) -> None:
+    """Writes the files that are not there yet. What is there stays: a run reads it, or has."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    with locked(workdir), tempfile.TemporaryDirectory(prefix=".split.", dir=workdir) as folder:
+        new = {name: Path(folder) / name for name, found in sides.items() if found}
+        for name, path in new.items():
+            write_records(path, sides[name])
+        for name in sides:
+            there = workdir / name
+            if there.exists() and (name not in new or not filecmp.cmp(there, new[name], shallow=False)):
+                raise ValueError(f"{workdir} holds a run on other preferences ({name} differs); use a new workdir")
+        for name, path in new.items():
+            path.replace(workdir / name)
 
 
 def _ordered(path: str, on_error: Literal["raise", "skip"]) -> list[Comparison]:
@@ -95,18 +125,30 @@ def _start(records: Sequence[Comparison]) -> str:
 
 
 def _begin(config: ConfigDict, start: str) -> None:
-    """Sets what depends on the model that a run starts from."""
+    """Sets what depends on the model that a run starts from; FileNotFoundError where it is not there."""
     config.model.init = start
     folder = model_folder(start)
     if not folder.is_dir() or is_language_model(folder):
         config.format.kind = "chat"
-        config.model.update(layers=18, frozen_layers=16)
+        depth = min(DEPTH, _depth(start))
+        config.model.update(layers=depth, frozen_layers=max(0, depth - 2))
         return
     architecture, form, _ = load_description(folder)
     config.model.frozen_layers = architecture.frozen_layers
     _copy(dataclasses.asdict(form), config.format)
     if architecture.adapter:
         _copy(dataclasses.asdict(architecture.adapter), config.adapter)
+
+
+def _depth(start: str) -> int:
+    """Layers of a language model."""
+    folder = model_folder(start)
+    if folder.is_dir():
+        return load_description(folder)[0].depth
+    path = smollm2_path() if start == "smollm2" else folder
+    if not path.is_file():
+        raise FileNotFoundError(f"{start}: no such model; give smollm2, a .gguf file, a model's folder or shipped:NAME")
+    return load_gguf(path, weights=False)[0].depth
 
 
 def _copy(facts: Mapping[str, Any], section: ConfigDict) -> None:
@@ -120,22 +162,43 @@ def read_config(given: str) -> ConfigDict:
 
     Raises:
       OSError: the file cannot be read.
-      ValueError: it has no `get_config`, or refuses the argument.
+      ValueError: it has no `get_config`, refuses the argument, cannot be run, or gives no config; the message names the file.
     """
     name, _, argument = given.partition(":")
     check_readable(Path(name))
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        found = _called(name, [argument] if argument else [])
+    except Exception as error:  # whatever the file raises, its author can mend
+        raise ValueError(f"{name}{_line_in(name, error)}: {_said(error)}") from error
+    finally:
+        sys.path.remove(str(Path.cwd()))
+    if not isinstance(found, ConfigDict):
+        raise ValueError(
+            f"{name}: get_config returns {type(found).__name__}; return a ConfigDict, such as rmjax.config.get_config()"
+        )
+    return found
+
+
+def _called(name: str, arguments: Sequence[str]) -> Any:
     spec = importlib.util.spec_from_file_location(Path(name).stem, name)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(Path.cwd()))
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(Path.cwd()))
+    spec.loader.exec_module(module)
     if not hasattr(module, "get_config"):
-        raise ValueError(f"{name}: has no function get_config; a config file returns a ConfigDict from it")
-    found: ConfigDict = module.get_config(*([argument] if argument else []))
-    return found
+        raise ValueError("has no function get_config; a config file returns a ConfigDict from it")
+    return module.get_config(*arguments)
+
+
+def _line_in(name: str, error: Exception) -> str:
+    """`:LINE` where the file was when it raised; nothing where it was not running."""
+    path = Path(name).resolve()
+    at = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).resolve() == path]
+    return f":{at[-1]}" if at else ""
+
+
+def _said(error: Exception) -> str:
+    return str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
 
 
 def set_keys(config: ConfigDict, changes: Sequence[str]) -> None:
@@ -168,6 +231,8 @@ def _inner(place: Any, name: str, key: str) -> Any:
 def _typed(before: Any, text: str, key: str) -> Any:
     if isinstance(before, str):
         return text
+    if isinstance(before, tuple) and not text:
+        return ()
     value: Any = tuple(text.split(","))  # of texts, unless it can be read as something else
     with contextlib.suppress(ValueError, SyntaxError):
         value = ast.literal_eval({"true": "True", "false": "False"}.get(text, text))

@@ -102,6 +102,24 @@ def test_a_csv_has_a_line_for_each_answer(home, tmp_path):
     assert len(rest) == 4 and all(float(row[7]) for row in rest)
 
 
+def test_scores_are_written_before_they_are_shown(home, tmp_path, monkeypatch):
+    def closed(*_):
+        raise BrokenPipeError("the terminal is gone")
+
+    monkeypatch.setattr(command, "_say", closed)
+    assert command.run(["score", str(home / "answers.jsonl"), f"--out={tmp_path / 's.csv'}"]) == 1
+    assert len((tmp_path / "s.csv").read_text().splitlines()) > 4 and (tmp_path / "s.csv.report.json").is_file()
+
+
+def test_a_second_command_leaves_the_data_of_a_run_alone(home, tmp_path, capsys):
+    (tmp_path / "w").mkdir()
+    (tmp_path / "w" / "train.jsonl").write_text("mine\n")
+    said = refused(capsys, "train", home / "pairs.jsonl", f"--workdir={tmp_path / 'w'}")
+    assert "w holds a run on other preferences (train.jsonl differs); use a new workdir" in said
+    assert [path.name for path in (tmp_path / "w").iterdir()] == ["train.jsonl"]
+    assert (tmp_path / "w" / "train.jsonl").read_text() == "mine\n"
+
+
 def test_lines_from_a_pipe_and_conversations(monkeypatch, capsys):
     talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
     text = json.dumps({"messages": talk}) + "\n\n" + json.dumps({"prompt": "Hi", "output": "Go."})
@@ -125,6 +143,13 @@ def test_lines_from_a_pipe_and_conversations(monkeypatch, capsys):
         (["score", "answers.jsonl", "--model=shipped:large"], "there are: shipped:polar-smollm2"),
         (["score", "answers.jsonl", "--model=gone"], "gone/model.json: not there"),
         (["evaluate", "answers.jsonl", "--model=gone"], "--model=gone does not exist"),
+        (
+            ["evaluate", "answers.jsonl"],
+            "none of its 3 rows has an order to measure against (2 × one output, 1 × order",
+        ),
+        (["score", "table.csv"], "tfds:NAME:SPLIT; write one JSON object a line"),
+        (["score", "list.json"], "write one JSON object a line (`jq -c '.[]' FILE.json > FILE.jsonl`"),
+        (["train", "pairs.jsonl", "--workdir=w", "--start=gone"], "gone: no such model; give smollm2"),
         (["evaluate", "none.jsonl"], "none.jsonl: no such file"),
         (["train", "none.py", "--workdir=w"], "none.py: no such file"),
         (["train", "empty.py", "--workdir=w"], "empty.py: has no function get_config"),
@@ -144,10 +169,11 @@ def test_errors_are_one_line(home, tmp_path, monkeypatch, capsys, argv, message)
     for name in ("answers.jsonl", "pairs.jsonl"):
         (tmp_path / name).write_text((home / name).read_text())
     (tmp_path / "broken.jsonl").write_text('{"prompt": "a", "output": "b"}\n{"prompt"\n')
-    (tmp_path / "empty.py").write_text("")
+    for name in ("empty.py", "table.csv", "list.json"):
+        (tmp_path / name).write_text("")
     (tmp_path / "bare").mkdir()
     assert message in refused(capsys, *argv)
-    assert not (tmp_path / "s.jsonl").exists() and not list(tmp_path.glob("w/checkpoints/*"))
+    assert not (tmp_path / "s.jsonl").exists() and not list(tmp_path.glob("w/*"))
 
 
 @pytest.mark.parametrize(
@@ -157,6 +183,7 @@ def test_errors_are_one_line(home, tmp_path, monkeypatch, capsys, argv, message)
         (["scores"], "invalid choice: 'scores'"),
         (["train", "pairs.jsonl"], "required: --workdir"),
         (["score", "a.jsonl", "--outs=b"], "unrecognized arguments: --outs=b"),
+        (["score", "a.jsonl", "--rows=-3"], "-3 is no number of lines; give 1 or more, or 0 for all"),
         (["train", "pairs.jsonl", "--workdir=w", "steps"], "steps is no KEY=VALUE"),
     ],
 )

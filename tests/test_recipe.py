@@ -1,13 +1,23 @@
 """The ready recipe and keys that are set by text; training by it is in tests/test_command.py."""
 
+import re
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
+from rmjax import recipe
 from rmjax.config import get_config, settle
 from rmjax.data.record import RecordError
 from rmjax.data.sources import is_test
+from rmjax.locks import InUseError
 from rmjax.recipe import HELD_OUT, LONGEST, TRAIN, fine_tuning, read_config, set_keys
+from rmjax.reward_model import load_description
 from tests.experiments.starting import save_start
 from tests.tools.docs.saying import write
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize(
@@ -19,6 +29,7 @@ from tests.tools.docs.saying import write
         ("data.path=12", "data.path", "12"),
         ("run.tensorboard=true", "run.tensorboard", True),
         ("adapter.expert_types=0,1", "adapter.expert_types", (0, 1)),
+        ("adapter.expert_types=", "adapter.expert_types", ()),
         ("optimizer.rates=head=2,norm=3", "optimizer.rates", ("head=2", "norm=3")),
         ("trainable=head|a=b", "trainable", "head|a=b"),
     ],
@@ -70,6 +81,56 @@ def test_a_recipe_is_a_config_that_holds_prompts_out(tmp_path):
     settle(config)
 
 
+def split_files(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if not path.name.startswith(".")}
+
+
+@pytest.mark.parametrize(
+    "changed", [pairs(30)[:-1], pairs(30, reference="r"), [p for p in pairs(30) if not is_test(p["prompt"])]]
+)
+def test_the_data_of_a_run_are_never_replaced(tmp_path, changed):
+    fine_tuning(str(write(tmp_path / "pairs.jsonl", *pairs(30))), tmp_path / "w")
+    before = split_files(tmp_path / "w")
+    assert sorted(before) == [HELD_OUT, TRAIN]
+    write(tmp_path / "pairs.jsonl", *changed)
+    with pytest.raises(ValueError, match="w holds a run on other preferences .*; use a new workdir"):
+        fine_tuning(str(tmp_path / "pairs.jsonl"), tmp_path / "w", "smollm2")
+    assert split_files(tmp_path / "w") == before
+
+
+def test_nothing_is_written_before_all_is_checked(tmp_path):
+    path, work = str(write(tmp_path / "pairs.jsonl", *pairs(30))), tmp_path / "w"
+    with pytest.raises(FileNotFoundError, match="gone: no such model"):
+        fine_tuning(path, work, str(tmp_path / "gone"))
+    with pytest.raises(ValueError, match="no config key run.step"):
+        fine_tuning(path, work, keys=["run.step=3"])
+    work.mkdir()
+    code = (
+        "import sys; from pathlib import Path; from rmjax.locks import locked\n"
+        "with locked(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+    )
+    words = [sys.executable, "-c", code, str(work)]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT) as other:
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(InUseError, match="w is in use by another run"):
+            fine_tuning(path, work)
+        other.stdin.close()
+    assert split_files(work) == {}
+    assert fine_tuning(path, work, keys=["run.steps=7"]).run.steps == 7 and sorted(split_files(work)) == [
+        HELD_OUT,
+        TRAIN,
+    ]
+
+
+def test_a_small_language_model_is_trained_at_its_own_depth(tmp_path, monkeypatch):
+    path, start = write(tmp_path / "pairs.jsonl", *pairs(9)), save_start(tmp_path / "start")
+    monkeypatch.setattr(recipe, "is_language_model", lambda folder: True)
+    config = fine_tuning(str(path), tmp_path / "w", str(start))
+    depth = load_description(start)[0].depth
+    assert depth < 18 and (config.model.layers, config.model.frozen_layers) == (depth, max(0, depth - 2))
+    assert config.format.kind == "chat"
+
+
 def test_a_reward_model_goes_on_in_its_own_format(tmp_path):
     path = write(tmp_path / "pairs.jsonl", *pairs(9))
     config = fine_tuning(str(path), tmp_path / "w", str(save_start(tmp_path / "start")))
@@ -101,3 +162,27 @@ def test_a_config_file_gets_its_argument(tmp_path):
         "from ml_collections import ConfigDict\ndef get_config(name='none'): return ConfigDict({'name': name})\n"
     )
     assert [read_config(f"{tmp_path / 'c.py'}{end}").name for end in ("", ":mine")] == ["none", "mine"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("def get_config(:", "c.py: SyntaxError: invalid syntax (c.py, line 1)"),
+        ("def get_config(): return 3", "c.py: TypeError: get_config() takes 0 positional arguments but 1 was given"),
+        ("def get_config(x): return None", "c.py: get_config returns NoneType; return a ConfigDict"),
+        ("import gone_away", "c.py:1: ModuleNotFoundError: No module named 'gone_away'"),
+        ("def get_config(x):\n  raise ValueError(f'{x} is odd')", "c.py:2: x is odd"),
+        ("\n", "c.py: has no function get_config"),
+    ],
+)
+def test_a_wrong_config_file_is_one_error(tmp_path, text, said):
+    (tmp_path / "c.py").write_text(text)
+    with pytest.raises(ValueError, match=re.escape(said)):
+        read_config(f"{tmp_path / 'c.py'}:x")
+
+
+def test_a_config_may_import_what_lies_in_the_present_folder_when_it_is_called(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "beside_it_1.py").write_text("from rmjax.config import get_config")
+    (tmp_path / "c.py").write_text("def get_config():\n  import beside_it_1\n  return beside_it_1.get_config()\n")
+    assert read_config("c.py") == get_config() and str(tmp_path) not in sys.path

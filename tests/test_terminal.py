@@ -64,6 +64,17 @@ def test_counts_that_are_logged_reach_the_terminal():
     assert done.stderr == "INFO rmjax.x: left out 3 rows\n"
 
 
+def test_a_line_of_the_console_command_is_shown_once():
+    code = (
+        "import logging; from rmjax import guard; import orbax.checkpoint; logging.basicConfig(); guard.prepare(); "
+        "logging.getLogger('rmjax.x').info('left out %s rows', '\\x1b3')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1]
+    )
+    assert done.stderr == "INFO rmjax.x: left out \\x1b3 rows\n"
+
+
 def test_log_lines_and_errors_obey_no_name(monkeypatch):
     stream = io.StringIO()
     root = logging.Logger("root")

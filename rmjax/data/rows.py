@@ -63,7 +63,9 @@ def open_rows(path: str | Path) -> Rows:
             return _not_empty(opener(path), str(path))
     _refuse_disguise(path)
     accepted = ", ".join(_OPENERS) + " and tfds:NAME:SPLIT"
-    raise RecordError(str(path), "", "unknown file type", f"use one of {accepted}")
+    lines = "write one JSON object a line (`jq -c '.[]' FILE.json > FILE.jsonl` does so for a list)"
+    remedy = f"use one of {accepted}" + (f"; {lines}" if path.suffix in (".json", ".csv", ".tsv") else "")
+    raise RecordError(str(path), "", "unknown file type", remedy)
 
 
 def _refuse_disguise(path: Path, magic: bytes = b"") -> None:

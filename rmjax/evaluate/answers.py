@@ -10,20 +10,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from rmjax.data.messages import as_value
+from rmjax.data.messages import USER, as_value, messages_of
 from rmjax.data.readers import listed
 from rmjax.data.record import Comparison, RecordError, parse, unknown_fields
 from rmjax.data.rows import Rows, open_rows
 from rmjax.data.sources import located
-from rmjax.data.texts import Notes, split_answer
+from rmjax.data.texts import Notes, read_text, split_answer
 from rmjax.evaluate.report import environment
 from rmjax.files import refuse_unwritable, write_json, write_lines, write_text
 from rmjax.reward_model import RewardModel
 from rmjax.terminal import printable
 
 ENDINGS = (".jsonl", ".csv")
-_SAME = ("prompt", "messages", "reference", "references", "wrapper")
-"""Fields that answers to one prompt have in common."""
 _FORMS = {"output", "outputs", "chosen"}
 
 
@@ -109,13 +107,7 @@ def score_answers(model: RewardModel, answers: Answers, progress: bool = False) 
     groups: dict[str, list[tuple[int, int]]] = {}
     for i, record in enumerate(answers.records):
         groups.setdefault(_group(answers.rows[i], record), []).extend((i, j) for j in range(len(record.outputs)))
-    merged = [
-        dataclasses.replace(
-            answers.records[members[0][0]], outputs=tuple(answers.records[i].outputs[j] for i, j in members), ranks=None,
-            scores=None, votes=None, policies=None, columns={},
-        )
-        for members in groups.values()
-    ]  # fmt: skip
+    merged = [_merged(answers.records, members) for members in groups.values()]
     found: dict[tuple[int, int], Scored] = {}
     for members, record, rewards in zip(groups.values(), merged, model.score_groups(merged, progress), strict=True):
         for (i, j), text, reward in zip(members, record.outputs, rewards, strict=True):
@@ -124,11 +116,26 @@ def score_answers(model: RewardModel, answers: Answers, progress: bool = False) 
     return [found[place] for place in sorted(found)]
 
 
+def _merged(records: Sequence[Comparison], members: Sequence[tuple[int, int]]) -> Comparison:
+    """The answers to one prompt as one record. The shortest prompt counts: where rows give the same one, ending in an answer that
+    only some of them repeat, `parse` takes it off these alone."""
+    first = min((records[i] for i, _ in members), key=lambda record: len(messages_of(record.prompt, USER)))
+    outputs = tuple(records[i].outputs[j] for i, j in members)
+    return dataclasses.replace(first, outputs=outputs, ranks=None, scores=None, votes=None, policies=None, columns={})
+
+
 def _group(row: Mapping[str, Any], record: Comparison) -> str:
-    """What answers to one prompt have in common: as given, and as read (a prompt that ends in its answer loses that)."""
-    given = [row.get(name) for name in _SAME if name != "messages"]
-    read = [as_value(record.prompt), [as_value(text) for text in record.references]]
-    return json.dumps([given, read], default=str, sort_keys=True)
+    """What answers to one prompt have in common: prompt, references and wrapper as they were read, whatever the layout."""
+    read = [as_value(_asked(row, record)), [as_value(text) for text in record.references], record.wrapper]
+    return json.dumps(read, sort_keys=True)
+
+
+def _asked(row: Mapping[str, Any], record: Comparison) -> str:
+    """The prompt of a row, with the answer that it ends in, which `parse` takes off: other rows may have that prompt with another
+    answer."""
+    given = _with_answer(row, record.place)
+    field = "prompt" if given.get("messages") is None else "messages"
+    return read_text(given[field], USER, record.place, field)
 
 
 # --- what is shown and written -----------------------------------------------------------------------------------------
@@ -169,7 +176,7 @@ def check_out(out: Path, answers: Answers, field: str) -> None:
 
     Raises:
       OSError: the file cannot be written, or is the one that was read.
-      ValueError: an ending other than `ENDINGS`, or a row that has a field of one of the new names.
+      ValueError: an ending other than `ENDINGS`, a row that has a field of one of the new names or one that JSON cannot hold.
     """
     if out.suffix not in ENDINGS:
         raise ValueError(f"--out={out} ends in {out.suffix or 'nothing'}; write {' or '.join(ENDINGS)}")
@@ -181,8 +188,19 @@ def check_out(out: Path, answers: Answers, field: str) -> None:
             raise ValueError(
                 f"{record.place}: has a field `{taken[0]}`, which would be lost; rename it, or give --field=NAME"
             )
+        _refuse_no_json(row, record.place)
     for path in (out, report_path(out)):
         refuse_unwritable(path)
+
+
+def _refuse_no_json(row: Mapping[str, Any], place: str) -> None:
+    for name, value in row.items():
+        try:
+            json.dumps(value)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"{place}: field `{name}` cannot be written as JSON ({error}); make it a text, or leave the column out"
+            ) from error
 
 
 def report_path(out: Path) -> Path:

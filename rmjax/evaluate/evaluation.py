@@ -21,7 +21,7 @@ from rmjax.evaluate.comparisons import evaluate_comparison, with_best_as_referen
 from rmjax.evaluate.report import environment, write_report
 from rmjax.evaluate.score_log import ScoreLog, fingerprint_comparisons, fingerprint_files
 from rmjax.evaluate.scorers import Scorer, checked
-from rmjax.evaluate.suites import SUITES, load_comparisons
+from rmjax.evaluate.suites import SUITES, load_comparisons, said
 from rmjax.files import refuse_unwritable, write_json, write_text
 from rmjax.hub.shipped import model_folder
 from rmjax.locks import locked
@@ -99,7 +99,7 @@ def evaluate(options: Options) -> dict[str, Any]:
     Raises:
       OSError: a file or the model cannot be read or written; before any scoring where possible.
       RecordError: a row is broken, or there is none.
-      ValueError: `split` of what is no real set.
+      ValueError: `split` of what is no real set, or no row has an order.
       ScoreError: the model gave a score that is not finite.
       InUseError: another process is writing `out`.
     """
@@ -120,6 +120,7 @@ def _evaluate(options: Options, partial: Path) -> dict[str, Any]:
     started = time.monotonic()
     loaded = load_comparisons(options.data, options.root, options.split, options.on_error)
     given = loaded.records
+    _refuse_no_order(options.data, given)
     rows = [with_best_as_reference(row) for row in given] if options.reference == "best" else given
     fingerprint = {
         "model": fingerprint_files(options.folder, ignore=options.outputs),
@@ -152,6 +153,15 @@ def _evaluate(options: Options, partial: Path) -> dict[str, Any]:
     if options.scores:
         write_text(options.scores, "".join(_score_lines(rows, scores)))
     return result
+
+
+def _refuse_no_order(data: str, records: Sequence[Comparison]) -> None:
+    left_out = SUITES["comparisons"].evaluator.left_out(records)
+    if sum(left_out.values()) == len(records):
+        raise ValueError(
+            f"{data}: none of its {len(records)} rows has an order to measure against ({said(left_out)}); give chosen and "
+            "rejected, or outputs with best, ranks or scores; `rmjax score` needs none"
+        )
 
 
 def _measures(options: Options, rows: Sequence[Comparison]) -> dict[str, float]:

@@ -165,7 +165,7 @@ def rebuild(path: Path, out: Path | None = None) -> tuple[dict[str, Any], Path]:
 
     Raises:
       OSError: there is nothing to report, or a file cannot be read or written.
-      ValueError: the file is not a JSON object.
+      ValueError: the file is not JSON, or nothing in it can be shown.
       ModuleNotFoundError: as `write_report`.
     """
     source = path / "report.json" if path.is_dir() else path
@@ -179,9 +179,24 @@ def rebuild(path: Path, out: Path | None = None) -> tuple[dict[str, Any], Path]:
             )
     else:
         report, runs = _read(source), read_runs(path) if path.is_dir() else {}
+    shown = _shown(report, runs, path)
     folder.mkdir(parents=True, exist_ok=True)
-    write_page(report, folder, runs)
+    write_text(folder / "report.html", shown)
     return report, folder / "report.html"
+
+
+def _shown(report: Report, runs: "Mapping[str, Mapping[str, Curve]]", path: Path) -> str:
+    """The page of what a user named: any JSON file, maybe."""
+    from rmjax.evaluate import page
+
+    remedy = "give the folder of a run, or the JSON file that an evaluation wrote"
+    try:
+        found = page.render(report, table(report), runs)
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is no file of results; {remedy}") from error
+    if "<h2>" not in found:
+        raise ValueError(f"{path} has no results to show; {remedy}")
+    return found
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -190,7 +205,7 @@ def _read(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{path} is not JSON ({error}); run the job again to write it") from error
     if not isinstance(report, dict):
-        raise ValueError(f"{path} is not a JSON object; run the job again to write it")
+        raise ValueError(f"{path} is no file of results, which is a JSON object; give one that an evaluation wrote")
     return report
 
 

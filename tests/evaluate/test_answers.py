@@ -1,7 +1,10 @@
 """Files of answers: how they are read, ranked, shown and written; no model is run."""
 
+import datetime
 import json
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from rmjax.data.record import RecordError
@@ -41,6 +44,40 @@ def test_answers_to_one_prompt_are_ranked_together(tmp_path):
     write_scored(tmp_path / "out.jsonl", found, scored, "r", {})
     written = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert written[2] == {**rows[2], "r": [3.0, 2.0], "r_rank": [1, 2]} and written[0]["r"] == 2.0
+
+
+ASKED = [{"role": "user", "content": "p"}]
+SAID = [*ASKED, {"role": "assistant", "content": "zz"}]
+
+
+@pytest.mark.parametrize(
+    ("rows", "prompts", "ranks"),
+    [
+        ([{"prompt": "p", "output": "a"}, {"messages": SAID}], ["p"], [2, 1]),
+        ([{"prompt": "p", "output": "a"}, {"prompt": ASKED, "output": "zz"}], ["p"], [2, 1]),
+        (
+            [{"prompt": "p", "output": "a", "reference": ""}, {"prompt": "p", "output": "b", "wrapper": "sft"}],
+            ["p"],
+            [1, 1],
+        ),
+        ([{"prompt": "p", "output": "a"}, {"prompt": "p", "output": "b", "wrapper": "pretrain"}], ["p", "p"], [1, 1]),
+        ([{"prompt": SAID, "output": "y"}, {"prompt": SAID, "output": "zz"}], ["p"], [2, 1]),
+        ([{"prompt": SAID, "output": "y"}, {"prompt": "p", "output": "zz"}], ["p\nzz", "p"], [1, 1]),
+    ],
+)
+def test_one_prompt_is_one_group_in_any_layout(tmp_path, rows, prompts, ranks):
+    model = Length()
+    scored = score_answers(model, read_answers(write(tmp_path / "a.jsonl", *rows)))
+    assert [f"{prompt}" for prompt, _ in model.seen] == prompts and [s.rank for s in scored] == ranks
+
+
+@pytest.mark.parametrize("value", [b"raw", datetime.datetime(2026, 1, 2)])
+@pytest.mark.parametrize("ending", ["jsonl", "csv"])
+def test_a_column_that_json_cannot_hold_is_refused_before_scoring(tmp_path, value, ending):
+    path = tmp_path / "a.parquet"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([{"prompt": "p", "output": "a", "more": value}]), path)
+    with pytest.raises(ValueError, match="a.parquet.*: field `more` cannot be written as JSON .*make it a text"):
+        scoring.check_out(tmp_path / f"out.{ending}", read_answers(str(path)), "reward")
 
 
 def test_broken_rows_stop_or_are_counted(tmp_path):

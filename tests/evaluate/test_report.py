@@ -14,6 +14,7 @@ from rmjax.evaluate.report import (
     polar_report,
     read_curves,
     read_runs,
+    rebuild,
     write_report,
 )
 from rmjax.evaluate.rows import of_metric
@@ -210,3 +211,21 @@ def test_json_is_replaced_whole_or_not_at_all(tmp_path):
         write_json(tmp_path / "absent" / "report.json", {})
     assert json.loads(path.read_text()) == {"a": 1}
     assert [file.name for file in tmp_path.iterdir()] == ["report.json"]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"overall": 3}, "is no file of results"),
+        ({"discrimination": [1]}, "is no file of results"),
+        ({"baselines": [1], "seconds": 3}, "has no results to show"),
+        ({"routing": {"a": {}}}, "is no file of results"),
+        ([1], "is no file of results"),
+        ({"a": 1}, "has no results to show"),
+    ],
+)
+def test_another_json_file_gives_no_page(tmp_path, content, said):
+    (tmp_path / "other.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=f"other.json {said}"):
+        rebuild(tmp_path / "other.json")
+    assert [path.name for path in tmp_path.iterdir()] == ["other.json"]

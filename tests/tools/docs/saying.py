@@ -21,7 +21,7 @@ from experiments.start import guarded
 from rmjax import RewardModel, Trainer
 from rmjax import config as base
 from rmjax.evaluate import evaluation
-from rmjax.hub import gguf, shipped
+from rmjax.hub import gguf
 from rmjax.hub.adapters import save_adapter
 from rmjax.locks import locked
 from rmjax.parallel.mesh import make_mesh
@@ -348,9 +348,7 @@ def no_weights(home: Path, folder: Path) -> None:
 
 @says
 def no_shipped(home: Path, folder: Path) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shipped, "FOLDER", folder)
-        RewardModel.load("shipped:large")
+    RewardModel.load("shipped:large")
 
 
 @says
