@@ -288,8 +288,8 @@ def test_a_tiny_grid(tmp_path):
     """Four steps of a tiny model on one in twelve prompts of the pool, with a proxy that makes the stages."""
     rows = [row for _, row in iterate_rows(located("shipped:policy_pool"))]
     write_lines(tmp_path / "pool.jsonl", [row for row in rows if zlib.crc32(row["prompt_id"].encode()) % 12 == 0])
-    start = str(save_start(tmp_path / "start"))
-    grid = small("best_of_n", init=start, layers=0, steps=4, warmup=2, seeds=(0,), compared=("plain", "plain-again"))
+    start = str(save_start(tmp_path / "start", head=0.5))
+    grid = small("best_of_n", init=start, layers=0, steps=4, warmup=0, seeds=(0,), compared=("plain", "plain-again"))
     grid.chosen = "plain|plain-again|self-labeled|meta-step_norm-1"
     grid.writer.update({"pool": str(tmp_path / "pool.jsonl"), "tested_answers": 3, "best_of": (1, 2, 3)})
     claim, workdir = measure.get_claim(grid), tmp_path / "grid"
