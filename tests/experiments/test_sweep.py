@@ -47,7 +47,7 @@ def test_what_is_refused_before_anything_starts(home, text, message):
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("nothing", "there is no experiments/nothing.py"), ("start", "has no run"), ("demo", "has no run")],
+    [("nothing", "there is no experiments/nothing.py"), ("start", "has no run"), ("study", "has no run")],
 )
 def test_an_experiment_that_is_none(home, name, message):
     with pytest.raises(ValueError, match=message):
