@@ -25,14 +25,11 @@ SOLVER_TASKS = {
     "number_sequence": dict(max_complexity=1),
     "products": dict(min_terms=2, max_terms=2, min_digits=1, max_digits=1),
 }
-TRIPLE_TASKS = {
+TRIPLE_TASKS = SOLVER_TASKS | {
     "basic_arithmetic": dict(min_terms=2, max_terms=2, min_digits=1, max_digits=2, allow_parentheses=False),
     "chain_sum": dict(min_terms=2, max_terms=3, min_digits=1, max_digits=2),
-    "letter_counting": dict(min_words=2, max_words=4),
-    "syllogism": dict(),
     "simple_equations": dict(min_terms=2, max_terms=2, min_value=1, max_value=12),
     "gcd": dict(min_numbers=2, max_numbers=2, min_value=2, max_value=40),
-    "number_sequence": dict(max_complexity=1),
     "products": dict(min_terms=2, max_terms=2, min_digits=1, max_digits=2),
 }
 SKILL_TASKS = {

@@ -67,24 +67,28 @@ def is_right(category: str, answer: str, output: str) -> bool | None:
     return is_correct(category, answer, found[-1])
 
 
-def verified(workdir: Path, name: str) -> Iterator[dict]:
-    """Triples of verified answers."""
+def verified(workdir: Path, name: str, left_out: Counter[str]) -> Iterator[dict]:
+    """Triples of verified answers. `left_out` counts, by reason, what gives none."""
     asked = {row["id"]: row for row in rows_of(workdir / f"{name}_prompts.jsonl")}
     answers: dict[str, dict[bool, list[str]]] = defaultdict(lambda: {True: [], False: []})
     for row in rows_of(workdir / name / "solver.jsonl"):
         prompt, output = asked[row["prompt_id"]], row["output"].strip()
-        verdict = is_right(prompt["category"], prompt["answer"], output)
-        if output and verdict is not None and output not in answers[row["prompt_id"]][verdict]:
+        verdict = is_right(prompt["category"], prompt["answer"], output) if output else None
+        if verdict is None:
+            left_out["answer_without_verdict"] += 1
+        elif output not in answers[row["prompt_id"]][verdict]:
             answers[row["prompt_id"]][verdict].append(output)
     pool = {row["prompt"] for row in pool_rows(per_task=5, seed=1)}
     for prompt_id, sides in answers.items():
-        if asked[prompt_id]["prompt"] not in pool:  # pre-training may have seen answers to it
+        if asked[prompt_id]["prompt"] in pool:  # pre-training may have seen answers to it
+            left_out["prompt_of_the_pool"] += 1
+        elif not (sides[True] and sides[False]):
+            left_out["prompt_without_right_or_wrong"] += 1
+        else:
             yield from _of_prompt(asked[prompt_id], sides[True], sides[False])
 
 
 def _of_prompt(prompt: Mapping, right: Sequence[str], wrong: Sequence[str]) -> Iterator[dict]:
-    if not right or not wrong:
-        return
     for number, chosen in enumerate(right[:TRIPLES_PER_PROMPT]):
         others = [text for text in right if text != chosen]
         reference = others[number % len(others)] if others else _in_words(prompt)
@@ -98,8 +102,8 @@ def _in_words(prompt: Mapping) -> str:
     return f"The answer is {json.loads(prompt['answer'])[0] if prompt['category'] == 'fact' else prompt['answer']}."
 
 
-def ladder(workdir: Path, name: str) -> Iterator[dict]:
-    """Triples of one ladder."""
+def ladder(workdir: Path, name: str, left_out: Counter[str]) -> Iterator[dict]:
+    """Triples of one ladder; `left_out` as in `verified`."""
     pool = {row["prompt"] for row in pool_rows(per_task=5, seed=1)}
     asked = [row for row in rows_of(workdir / f"{name}_prompts.jsonl") if row["prompt"] not in pool]
     rungs = [_outputs(workdir / name / f"{name}-{number}.jsonl") for number in range(len(config.RUNGS[name]))]
@@ -110,6 +114,8 @@ def ladder(workdir: Path, name: str) -> Iterator[dict]:
             texts = tuple(rung[prompt["id"]][0] for rung in rungs)
         if all(texts) and len(set(texts)) == len(texts):
             yield triple(prompt, name, 0, texts)
+        else:
+            left_out["rungs_empty_or_equal"] += 1
 
 
 def _outputs(path: Path) -> dict[str, list[str]]:
@@ -146,8 +152,10 @@ def make(workdir: Path) -> dict[str, list[dict]]:
         chosen = config.get_config(name)
         chosen.prompts = str(workdir / f"{name}_prompts.jsonl")
         sample.run(chosen, workdir / name)
-    found = [row for name in config.ANSWERED for row in verified(workdir, name)]
-    found += [row for name in config.RUNGS for row in ladder(workdir, name)]
+    left_out: Counter[str] = Counter()
+    found = [row for name in config.ANSWERED for row in verified(workdir, name, left_out)]
+    found += [row for name in config.RUNGS for row in ladder(workdir, name, left_out)]
+    _log.info("triples: left out %s", dict(left_out))
     return {split: _split(found, wanted) for split, wanted in (("train", False), ("test", True))}
 
 

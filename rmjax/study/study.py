@@ -287,12 +287,11 @@ def in_order(cells: Sequence[Cell]) -> list[Cell]:
       ValueError: cells that need each other.
     """
     left = list(cells)
-    found: list[Cell] = []
+    found: dict[str, Cell] = {}
     while left:
-        done = {cell.name for cell in found}
-        ready = [cell for cell in left if set(cell.needs) <= done]
-        if not ready:
+        ready = next((cell for cell in left if set(cell.needs) <= found.keys()), None)
+        if ready is None:
             raise ValueError(f"the cells {', '.join(cell.name for cell in left)} need each other")
-        found += ready
-        left = [cell for cell in left if cell not in ready]
-    return found
+        found[ready.name] = ready
+        left.remove(ready)
+    return list(found.values())

@@ -236,6 +236,18 @@ def test_cells_that_need_each_other():
         in_order(study(cell("a", init="cell:b"), cell("b", init="cell:a")).cells)
 
 
+def test_a_cell_comes_where_it_was_given_unless_it_needs_a_later_one():
+    """Else a study of several seeds that is stopped early has none of them whole."""
+    given = study(
+        cell("start0"),
+        cell("after0", init="cell:start0"),
+        cell("start1"),
+        cell("after1", init="cell:last"),
+        cell("last"),
+    )
+    assert [each.name for each in in_order(given.cells)] == ["start0", "after0", "start1", "last", "after1"]
+
+
 # --- processes ---------------------------------------------------------------------------------------------------------
 
 

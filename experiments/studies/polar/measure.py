@@ -1,7 +1,8 @@
 """What POLAR pre-training is worth: `python -m experiments.study polar:regimes` (or `:demo`, `:real`).
 
 The paper's table 13 has three columns: the whole method, without pre-training, without pre-training and reference. Here they
-stand for several numbers of ranked triples, beside baselines, and beside a run without pre-training that takes as many FLOPs.
+stand for several numbers of ranked triples, beside baselines and, where `config.longer` asks for it, beside a run without
+pre-training that takes as many FLOPs.
 """
 
 import dataclasses
@@ -107,7 +108,8 @@ def summarize(grid: Any, results: Mapping[str, Result]) -> list[Line]:
             lines.append(mean_line({"arm": ARMS[arm], "triples": most, "kind": kind}, "accuracy", rows))
     for kind, (name, label) in itertools.product(kinds, BASELINES.items()):
         rows = found.of(SCRATCH, most, name, kind)[:1]
-        lines.append(mean_line({"arm": label, "triples": most, "kind": kind}, "baseline", rows))
+        if any(rows):  # `longer` is no baseline of its own where nothing has a reference
+            lines.append(mean_line({"arm": label, "triples": most, "kind": kind}, "baseline", rows))
     return lines
 
 
@@ -134,8 +136,8 @@ def parts(lines: Sequence[Line]) -> dict[str, str]:
             columns, ("arm",), "kind", lambda line: (mean_cell if line["metric"] == "baseline" else line_cell)(line)
         ),
         "policies": pivot([x for x in lines if x["metric"] in ("policies", "over")], ("arm",), "policies", _signed),
+        "summary": pivot(columns, ("arm",), "kind", mean_cell),
     }
-    found["summary"] = pivot(columns, ("arm",), "kind", mean_cell)
     if len(counts) > 1:
         found["triples"] = pivot(sizes, ("triples",), "arm", line_cell)
     differences = [line | {"triples": line["triples"] or "all"} for line in lines if line["metric"] == "difference"]
@@ -170,7 +172,7 @@ def report(grid: Any, results: Mapping[str, Result]) -> dict[str, Any]:
     kinds = None if grid.pool == runs.REAL else pool(grid.pool, "all", "unseen").kind
     splits = {split: discrimination_of(*found.policies(split), kinds) for split in SPLITS}
     preferences = {arm: found.of(arm, most)[0] for arm in found.arms(most)}
-    baselines = {name: found.of(SCRATCH, most, name)[0] for name in BASELINES}
+    baselines = {name: rows for name in BASELINES if (rows := found.of(SCRATCH, most, name)[0])}
     return polar_report(splits, preferences, baselines, 0.0, {})
 
 

@@ -53,9 +53,8 @@ def _pretrain(grid: Any, seed: int) -> Cell:
     tests = {"pool": grid.pool, "per_prompt": grid.per_prompt}
     if grid.pool == REAL:
         training.data.update(kind="comparisons", path="work:data/groups_train.jsonl", epochs=0)
-        training.format.update(
-            max_length=144, max_response_length=32
-        )  # real prompts are long: two groups a row at least
+        # Real prompts are long: so a row holds two groups at least.
+        training.format.update(max_length=144, max_response_length=32)
         tests = {split: f"work:data/groups_{split}.jsonl" for split in SPLITS}
     values = {"arm": PRETRAIN, "triples": 0, "seed": seed}
     return Cell(pretrain_name(seed), values, ConfigDict({"training": training, "tests": tests}))
