@@ -14,7 +14,7 @@ LABELS = {
     "unseen": "unseen policies",
     "pretrained": "pre-trained",
     "scratch": "from scratch",
-    "no_reference": "that, no reference",
+    "no_reference": "scratch, no reference",
 }
 
 
