@@ -146,8 +146,9 @@ class Results:
 
 def without_paths(text: str) -> str:
     """An error without the folders of the machine, which tell nothing and do not belong into committed results."""
-    for folder, name in ((Path.cwd(), "."), (sys.prefix, "PYTHON"), (sys.base_prefix, "PYTHON"), (Path.home(), "~")):
-        text = text.replace(f"{folder}/", f"{name}/")
+    names = {str(Path.home()): "~", str(Path.cwd()): ".", sys.base_prefix: "PYTHON", sys.prefix: "PYTHON"}
+    for folder in sorted(names, key=len, reverse=True):  # one folder may lie in another
+        text = text.replace(f"{folder}/", f"{names[folder]}/")
     return text
 
 

@@ -135,9 +135,15 @@ def test_polar_that_has_not_come_to_its_end_goes_on(tmp_path, monkeypatch):
     assert len(results.cases("polar")) == 2
 
 
-def test_errors_hold_no_path_of_the_machine():
-    text = f'File "{Path.cwd()}/rmjax/x.py"; File "{sys.prefix}/lib/y.py"'
-    assert accelerator.without_paths(text) == 'File "./rmjax/x.py"; File "PYTHON/lib/y.py"'
+@pytest.mark.parametrize("python", ["/opt/env", "/home/me/here/.venv", "/home/me/env"])
+def test_errors_hold_no_path_of_the_machine(monkeypatch, python):
+    monkeypatch.setattr(accelerator.Path, "cwd", lambda: Path("/home/me/here"))
+    monkeypatch.setattr(accelerator.Path, "home", lambda: Path("/home/me"))
+    monkeypatch.setattr(accelerator.sys, "prefix", python)
+    monkeypatch.setattr(accelerator.sys, "base_prefix", "/usr")
+    text = f'File "/home/me/here/rmjax/x.py"; File "{python}/lib/y.py"; File "/usr/lib/z.py"; File "/home/me/w.py"'
+    said = 'File "./rmjax/x.py"; File "PYTHON/lib/y.py"; File "PYTHON/lib/z.py"; File "~/w.py"'
+    assert accelerator.without_paths(text) == said
 
 
 def test_the_section_says_what_the_files_say(tmp_path):
