@@ -1,6 +1,6 @@
 """The sizes of POLAR's studies: `python -m experiments.study polar:NAME`.
 
-demo: `make demo`, one seed and all triples. regimes: 8 to 512 ranked triples, three seeds. real: the same on answers of public
+demo: `make demo`, one seed and all triples. regimes: 8 to 512 ranked triples, three seeds. real: 32 and 512, on answers of public
 models, with a judge's preferences (docs/data.md says where they lie).
 """
 
@@ -28,7 +28,7 @@ def regimes() -> ConfigDict:
     config.triples = (8, 32, 128, 512)  # ranked triples to fine-tune on; 0 = all
     config.steps = (6, 12, 24, 48)  # of fine-tuning, for each number of triples
     config.without_reference = (512,)  # numbers of triples for which the arm without references is run
-    config.longer = ()  # and that without pre-training for as many FLOPs as both stages take; not part of what is published
+    config.longer = (512,)  # and that without pre-training for as many FLOPs as both stages take
     config.longer_steps = 150  # its steps
     config.per_prompt = 1  # groups of each held-out prompt: who wrote what
     return config
@@ -42,13 +42,17 @@ def demo() -> ConfigDict:
     config.triples = (0,)
     config.steps = (40,)
     config.without_reference = (0,)
+    config.longer = ()
     return config
 
 
 def real() -> ConfigDict:
-    """Public models' answers."""
+    """Public models' answers; two sizes, since their texts are long."""
     config = regimes()
     config.name = "real"
     config.pool = config.train = config.test = "alpaca_eval"
+    config.triples = (32, 512)
+    config.steps = (12, 48)
     config.without_reference = ()
+    config.longer = ()
     return config
