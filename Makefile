@@ -116,6 +116,7 @@ growth: venv  ## pairs per second against model, row, group and devices: docs/sp
 speed: venv  ## write the tables of docs/speed.md from the results in docs/speed
 	for file in docs/speed/trainers_*.json; do \
 	  name=$${file#docs/speed/trainers_}; $(RUN) experiments.study "trainers:$${name%.json}" --page; done
+	$(RUN) experiments.study time_to_accuracy --page
 	$(RUN) experiments.accelerator --page
 
 lint: venv  ## ruff and mypy
