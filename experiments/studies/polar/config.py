@@ -1,6 +1,6 @@
 """The sizes of POLAR's studies: `python -m experiments.study polar:NAME`.
 
-demo: `make demo`, one seed and all triples. regimes: 8 to 512 ranked triples, three seeds. real: 32 and 512, on answers of public
+demo: `make demo`, one seed and all triples. regimes: 8 to 512 ranked triples, three seeds. real: 512, on answers of public
 models, with a judge's preferences (docs/data.md says where they lie).
 """
 
@@ -47,12 +47,12 @@ def demo() -> ConfigDict:
 
 
 def real() -> ConfigDict:
-    """Public models' answers; two sizes, since their texts are long."""
+    """Public models' answers; one size, since their texts are long."""
     config = regimes()
     config.name = "real"
     config.pool = config.train = config.test = "alpaca_eval"
-    config.triples = (32, 512)
-    config.steps = (12, 48)
+    config.triples = (512,)
+    config.steps = (48,)
     config.without_reference = ()
     config.longer = ()
     return config
