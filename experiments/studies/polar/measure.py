@@ -114,13 +114,14 @@ def summarize(grid: Any, results: Mapping[str, Result]) -> list[Line]:
 
 
 def _differences(found: _Runs, count: int) -> list[Line]:
-    """Between the arms with so many triples, and from POLAR and the arm without pre-training to two baselines."""
+    """Between the arms with so many triples, and from those with a reference to two baselines."""
     there, lines = found.arms(count), []
     for first, second in ((PRETRAINED, SCRATCH), (SCRATCH, NO_REFERENCE), (PRETRAINED, LONGER)):
         if {first, second} <= set(there):
             axes = {"arm": f"{ARMS[first]} − {ARMS[second]}", "triples": count}
             lines.append(difference_line(axes, "difference", found.of(first, count), found.of(second, count)))
-    for arm, name in itertools.product((PRETRAINED, SCRATCH), ("word_overlap", "length")):
+    with_reference = [arm for arm in there if arm != NO_REFERENCE]
+    for arm, name in itertools.product(with_reference, ("word_overlap", "length")):
         axes = {"arm": f"{ARMS[arm]} − {BASELINES[name]}", "triples": count}
         lines.append(difference_line(axes, "difference", found.of(arm, count), found.of(arm, count, name)))
     return lines
