@@ -246,6 +246,7 @@ class RewardModel:
         mesh: Mesh | str | None = None,
         wrapped: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
     ):
+        config.check_length(form.max_length, "the format's max_length")
         self.config, self.format, self.tokenizer, self.mesh = config, form, tokenizer, _on_mesh(mesh)
         self._wrapped = wrapped
         measures: Mapping[str, Rewards] = {}
