@@ -127,7 +127,7 @@ def by_layer(config: TransformerConfig) -> dict[str, jax.Array]:
     windowed_L = c.windowed or (c.window > 0,) * c.depth
     if len({*windowed_L}) > 1:
         found["window"] = jnp.where(jnp.array(windowed_L), c.window, _UNLIMITED)
-    if c.rotary or "window" in found and c.local_rope:
+    if not all(c.rotary) or ("window" in found and c.local_rope):
         still = jnp.zeros(c.rope.turned(c.head_width) // 2), 1.0
         of_layers = [
             _frequencies(c, windowed) if rotary else still
