@@ -78,9 +78,7 @@ def load_description(directory: Path) -> tuple[TransformerConfig, Format, Tokeni
         raise FileNotFoundError(f"{path}: not there; a model is a directory that experiments.train has written")
     try:
         described = json.loads(path.read_text())
-        transformer = dict(described["transformer"])
-        adapter = transformer.pop("adapter", None)  # older descriptions lack it
-        config = TransformerConfig(**transformer, adapter=AdapterConfig(**adapter) if adapter else None)
+        config = TransformerConfig.parse(described["transformer"])
         kernels = kernels_for(jax.default_backend())
         if config.attention == "pallas" and refusal(kernels, config.attention_block, config.head_width, config.dtype):
             config = dataclasses.replace(config, attention="blockwise")
@@ -248,6 +246,7 @@ class RewardModel:
         mesh: Mesh | str | None = None,
         wrapped: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
     ):
+        config.check_length(form.max_length, "the format's max_length")
         self.config, self.format, self.tokenizer, self.mesh = config, form, tokenizer, _on_mesh(mesh)
         self._wrapped = wrapped
         measures: Mapping[str, Rewards] = {}

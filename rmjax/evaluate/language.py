@@ -38,7 +38,8 @@ class LanguageModel:
     form: Format  # of kind "chat" its template and end token are used; else a prompt is plain text
 
     def encoder(self, row_tokens: int) -> Encoder:
-        """What turns records into token ids for this model."""
+        """What turns records into token ids for this model. ValueError where its texts may be longer than the model allows."""
+        self.config.check_length(self.form.max_length, "the format's max_length")
         return Encoder(self.tokenizer, self.form, row_tokens)
 
     @classmethod

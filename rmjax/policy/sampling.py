@@ -16,6 +16,9 @@ from jaxtyping import Array, Float, Int
 
 from rmjax.models.transformer import Past, Transformer, TransformerConfig
 
+_COLUMNS = {"k": 4, "v": 3, "position": 2}
+"""The axis of a past's columns."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Decoding:
@@ -79,16 +82,20 @@ def generate(
     `prefix` (ids_1T, valid_1T) stands before every prompt and is run once; `prompts` (ids_BT, valid_BT) once per
     prompt, not per sample; both left-padded (`left_pad`). Returns [R, max_new_tokens] ids; from the first stop token on
     (inclusive) a row holds −1. Decoding ends when every row has stopped.
+
+    Raises:
+      ValueError: prefix, prompts and new tokens may be longer than the architecture's rotary positions allow.
     """
     model = Transformer(config)
     M = max_new_tokens
     (prefix_1T, prefix_valid_1T), (prompts_BT, valid_BT) = prefix, prompts
+    config.check_length(prefix_1T.shape[1] + prompts_BT.shape[1] + M, "prefix, prompt and new tokens together")
     B = prompts_BT.shape[0]
     _, past = _read(model, params, prefix_1T, prefix_valid_1T, None, prefix_valid_1T[:, :0])
     past = jax.tree.map(functools.partial(jnp.repeat, repeats=B, axis=1), past)
     before_BC = jnp.repeat(prefix_valid_1T, B, axis=0)
     logits_BV, new = _read(model, params, prompts_BT, valid_BT, past, before_BC)
-    past = {"k": jnp.concatenate([past["k"], new["k"]], -1), "v": jnp.concatenate([past["v"], new["v"]], -2)}
+    past = {name: jnp.concatenate([x, new[name]], _COLUMNS[name]) for name, x in past.items()}
     known_BC = jnp.concatenate([before_BC, valid_BT], axis=1)
     T = known_BC.shape[1]
 
@@ -132,13 +139,15 @@ def _read(model: Transformer, params: Any, ids_BT: Array, valid_BT: Array, past:
 
 def _widen(past: Past, columns: int) -> Past:
     """Room for `columns` more tokens, on the column axis of each array."""
-    k = jnp.pad(past["k"], ((0, 0),) * 4 + ((0, columns),))
-    return {"k": k, "v": jnp.pad(past["v"], ((0, 0),) * 3 + ((0, columns), (0, 0)))}
+
+    def wider(name: str, x: Array) -> Array:
+        return jnp.pad(x, [(0, columns if axis == _COLUMNS[name] else 0) for axis in range(x.ndim)])
+
+    return {name: wider(name, x) for name, x in past.items()}
 
 
 def _write(past: Past, new: Any, column: jax.Array) -> Past:
-    k = jax.lax.dynamic_update_slice(past["k"], new["k"], (0, 0, 0, 0, column))
-    return {"k": k, "v": jax.lax.dynamic_update_slice(past["v"], new["v"], (0, 0, 0, column, 0))}
+    return {name: jax.lax.dynamic_update_slice_in_dim(x, new[name], column, _COLUMNS[name]) for name, x in past.items()}
 
 
 def left_pad(prompts: Sequence[Sequence[int]], multiple: int = 16) -> tuple[np.ndarray, np.ndarray]:
