@@ -78,9 +78,7 @@ def load_description(directory: Path) -> tuple[TransformerConfig, Format, Tokeni
         raise FileNotFoundError(f"{path}: not there; a model is a directory that experiments.train has written")
     try:
         described = json.loads(path.read_text())
-        transformer = dict(described["transformer"])
-        adapter = transformer.pop("adapter", None)  # older descriptions lack it
-        config = TransformerConfig(**transformer, adapter=AdapterConfig(**adapter) if adapter else None)
+        config = TransformerConfig.parse(described["transformer"])
         kernels = kernels_for(jax.default_backend())
         if config.attention == "pallas" and refusal(kernels, config.attention_block, config.head_width, config.dtype):
             config = dataclasses.replace(config, attention="blockwise")

@@ -88,9 +88,9 @@ def _changed(start: Start, model: Model) -> Start:
         )
     if sizes:
         sizes["head_width"] = _head_width(vars(start.config) | sizes)
-    config = dataclasses.replace(
-        start.config, depth=depth, frozen_layers=model.frozen_layers, dtype=model.dtype, param_dtype=model.param_dtype,
-        remat=model.remat, attention=model.attention, attention_block=model.attention_block, **sizes,
+    config = start.config.with_layers(
+        range(depth), frozen_layers=model.frozen_layers, dtype=model.dtype, param_dtype=model.param_dtype, remat=model.remat,
+        attention=model.attention, attention_block=model.attention_block, **sizes,
     )  # fmt: skip
     params = start.params
     if start.config.adapter and (depth, config.frozen_layers) != (start.config.depth, start.config.frozen_layers):
