@@ -322,7 +322,9 @@ class RewardModel:
         if is_hub_folder(directory):
             return cls._of_hub(open_folder(directory), mesh, dtype, form)
         if dtype or form:
-            raise ValueError(f"{directory} is no folder of the hub's form, and has dtype and format of its own; give neither")
+            raise ValueError(
+                f"{directory} is no folder of the hub's form, and has dtype and format of its own; give neither"
+            )
         described, wrapped = load_description(directory), _described(directory).get("methods", {})
         if is_language_model(directory) and not wrapped:
             raise ValueError(
@@ -335,8 +337,8 @@ class RewardModel:
     def _of_hub(cls, model: HubModel, mesh: Mesh | str | None, dtype: str, form: Format | None) -> "RewardModel":
         if not model.head:
             raise ValueError(
-                f"{model.folder} is a language model ({model.described.architecture or 'no reward head'}), not a reward model; to make "
-                "one of it, train with --config.model.init and objective=preference"
+                f"{model.folder} is a language model ({model.described.architecture or 'without head'}), not a reward model; to "
+                "make one of it, train with --config.model.init and objective=preference"
             )
         config, form, tokenizer = _hub_description(model, form)
         params = model.params

@@ -45,7 +45,8 @@ def load_start(model: Model) -> Start:
     path = smollm2_path() if model.init in ("smollm2", "random") else Path(model.init)
     if not path.is_file():
         raise FileNotFoundError(
-            f"config.model.init={model.init}: no such run directory or .gguf file; see `rmjax.settings.Model`{fetching(model.init)}"
+            f"config.model.init={model.init}: no such run directory or .gguf file; see `rmjax.settings.Model`"
+            + fetching(model.init)
         )
     config, params, tokenizer = load_gguf(path, weights=model.init != "random")
     if model.preset:

@@ -40,7 +40,9 @@ class Format:
     kind: str = "polar"  # one of KINDS; older descriptions lack it
     template: str = ""  # chat: Jinja text, a file or a shipped template; "" = the model's own
     end_token: str = ""  # chat: ends a turn, "" = what the template writes | language model: ends a text, "" = nothing
-    bos_token: str = ""  # chat: what the template's `bos_token` stands for; "" = the tokenizer's own | polar, plain: before all
+    bos_token: str = (
+        ""  # chat: what the template's `bos_token` stands for; "" = the tokenizer's own | polar, plain: before all
+    )
     read_out: str = "end"  # chat: "end" token of the last turn | "last" token, blanks behind the end token included
     date: str = ""  # chat: ISO date for a template that asks for it; "" = the day on which the model is made
 

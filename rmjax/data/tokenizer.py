@@ -59,7 +59,9 @@ class Tokenizer:
         except Exception as error:  # the Rust binding raises bare Exception
             raise TokenizerError(f"{path}: not a tokenizer file ({error}); it is written by training") from error
         added = sorted(plain.get_added_tokens_decoder().items())
-        special = [token.content for _, token in added if token.special]  # others are ordinary text, found before merges
+        special = [
+            token.content for _, token in added if token.special
+        ]  # others are ordinary text, found before merges
         plain.encode_special_tokens = True
         return cls(plain, special)
 

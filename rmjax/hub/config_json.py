@@ -1,4 +1,4 @@
-"""config.json of Hugging Face's form to an architecture and back; a key that would change the model and is not read is an error."""
+"""config.json of Hugging Face's form to an architecture and back; one that would change the model and is not read is an error."""
 
 import dataclasses
 import json
@@ -77,8 +77,12 @@ def _described(file: Keys) -> Described:
     if found not in KINDS:
         raise HubError(f"model_type is {found!r}; supported: {', '.join((*KINDS, *NESTED))}")
     classes = outer.get("architectures") or [""]
-    named = {name: outer.get(f"{name}_token_id", file.get(f"{name}_token_id")) for name in ("bos", "eos", "pad", "reward")}
-    tokens = {name: tuple(ids if isinstance(ids, list) else [] if ids is None else [ids]) for name, ids in named.items()}
+    named = {
+        name: outer.get(f"{name}_token_id", file.get(f"{name}_token_id")) for name in ("bos", "eos", "pad", "reward")
+    }
+    tokens = {
+        name: tuple(ids if isinstance(ids, list) else [] if ids is None else [ids]) for name, ids in named.items()
+    }
     return Described(found, str(classes[0]), _architecture(file, KINDS[found]), bool(key), tokens)
 
 
@@ -97,12 +101,16 @@ def _architecture(file: Keys, kind: Kind) -> TransformerConfig:
         raise HubError(
             f"keys change the model and are not supported, or are missing: {'; '.join(faults)}; use a model without them"
         )
-    fields |= dict(kind.fixed) | _switches(file, kind) | _gemma(kind, fields, given) | _layers(file, kind, fields, given)
+    fields |= (
+        dict(kind.fixed) | _switches(file, kind) | _gemma(kind, fields, given) | _layers(file, kind, fields, given)
+    )
     try:
         rope, local = read_ropes(file, kind, given)
     except RopeError as error:
         raise HubError(str(error)) from error
-    if rope.kind == "longrope":  # a text's own length would decide between two models: here it is the one of short texts
+    if (
+        rope.kind == "longrope"
+    ):  # a text's own length would decide between two models: here it is the one of short texts
         fields["max_positions"] = min(fields["max_positions"], rope.original_max_positions)
     return TransformerConfig(rope=rope, local_rope=local if fields["window"] and local != rope else None, **fields)
 
@@ -262,5 +270,3 @@ def _refuse_other(said: TransformerConfig, wanted: TransformerConfig, model_type
 
 def _close(a: Any, b: Any) -> bool:
     return isinstance(a, float) and isinstance(b, float) and math.isclose(a, b, rel_tol=1e-7)
-
-

@@ -173,7 +173,7 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
                 "attention_bias": ("qkv_bias",), "qkv_bias": ("qkv_bias",), "mlp_bias": ("output_bias", "mlp_bias"),
                 "bias": ("output_bias", "mlp_bias"),
             },
-            decoder="InternLM3ForCausalLM", reward="InternLM3ForSequenceClassification",
+            decoder="LlamaForCausalLM",  # transformers has Llama's class for it, and none with a head
         ),
     }
 )  # fmt: skip

@@ -4,7 +4,7 @@
     tokenizer               tokenizer.json, and of tokenizer_config.json and chat_template.jinja the template, bos and eos
     format                  what is assumed of how a reward model reads texts: `assumed_format`
 
-Parameters are leaves that are read when they are asked for (`models.stored`): `stored.placed` reads them straight into a sharding.
+Parameters are leaves that are read when they are asked for (`models.stored`): `placed` reads them straight into a sharding.
 """
 
 import dataclasses
@@ -178,8 +178,8 @@ def _template(folder: Path, config: Mapping[str, Any]) -> str:
 def assumed_format(model: HubModel, tokenizer: Tokenizer) -> Format:
     """How a reward model of the hub reads a text: as its rmjax.json says, where we wrote it, or as its class is used.
 
-    `InternLM2ForRewardModel` with POLAR's separator reads POLAR's format; without it (InternLM2-Reward) the chat template and then
-    the token that config.json names. All others read the chat template's text at its last token, blanks included.
+    `InternLM2ForRewardModel` with POLAR's separator reads POLAR's format; without it (InternLM2-Reward) the chat template and
+    then the token that config.json names. All others read the chat template's text at its last token, blanks included.
 
     Raises:
       ValueError: the class reads a chat template, and the folder has none.
@@ -207,6 +207,6 @@ def assumed_format(model: HubModel, tokenizer: Tokenizer) -> Format:
 def _needs_template(model: HubModel, tokenizer: Tokenizer) -> None:
     if not tokenizer.chat_template:
         raise HubError(
-            f"{model.folder}: has no chat template, which a {model.described.architecture or 'reward model'} reads; put one there as "
-            f"{TEMPLATE}, or give RewardModel.load a `form`"
+            f"{model.folder}: has no chat template, which a {model.described.architecture or 'reward model'} reads; put one "
+            f"there as {TEMPLATE}, or give RewardModel.load a `form`"
         )

@@ -78,7 +78,10 @@ LLAMA = Family(
     ),
 )
 
-_QK_NORMS = {"attention/query_norm/scale": Name("self_attn.q_norm"), "attention/key_norm/scale": Name("self_attn.k_norm")}
+_QK_NORMS = {
+    "attention/query_norm/scale": Name("self_attn.q_norm"),
+    "attention/key_norm/scale": Name("self_attn.k_norm"),
+}
 _ATTENTION = ("attention/query", "attention/key", "attention/value")
 
 
@@ -98,9 +101,7 @@ GEMMA = _with(
         "mlp_post_norm/scale": Name("post_feedforward_layernorm"),
     }
 )
-PHI3 = _with(
-    {}, (Fused("self_attn.qkv_proj", _ATTENTION), Fused("mlp.gate_up_proj", ("mlp/gate", "mlp/up")))
-)
+PHI3 = _with({}, (Fused("self_attn.qkv_proj", _ATTENTION), Fused("mlp.gate_up_proj", ("mlp/gate", "mlp/up"))))
 INTERNLM2 = _with(
     {
         "attention_norm/scale": Name("attention_norm"),

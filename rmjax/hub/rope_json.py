@@ -7,7 +7,14 @@ from rmjax.hub.families import Kind
 from rmjax.models.rope import Rope
 
 FULL, SLIDING = "full_attention", "sliding_attention"
-_KINDS = {"default": "none", "linear": "linear", "dynamic": "dynamic", "llama3": "llama3", "yarn": "yarn", "longrope": "longrope"}
+_KINDS = {
+    "default": "none",
+    "linear": "linear",
+    "dynamic": "dynamic",
+    "llama3": "llama3",
+    "yarn": "yarn",
+    "longrope": "longrope",
+}
 # Kind → key of a block → our field. `original_max_position_embeddings` has rules of its own.
 _LENGTH = "original_max_position_embeddings"
 _READ: Mapping[str, Mapping[str, str]] = {
@@ -52,7 +59,9 @@ def read_ropes(file: Block, kind: Kind, given: Callable[[str], Any]) -> tuple[Ro
         return _read(before[FULL], file, kind, given), _read(before[SLIDING], file, kind, given) if local else None
     nested = {FULL, SLIDING} & set(blocks)
     if nested and not local:
-        raise RopeError(f"rope_parameters is by kind of layer, {', '.join(sorted(blocks))}, which this family does not have")
+        raise RopeError(
+            f"rope_parameters is by kind of layer, {', '.join(sorted(blocks))}, which this family does not have"
+        )
     now = {name: _merged(blocks.get(name) or {} if nested else blocks, before[name]) for name in (FULL, SLIDING)}
     ropes = {name: _read(now[name], file, kind, given) for name in ((FULL, SLIDING) if local else (FULL,))}
     _refuse_disagreement(file, before, ropes, kind, given)

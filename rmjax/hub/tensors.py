@@ -66,7 +66,9 @@ class Tensors:
                 continue
             name = _bare(stored)
             if name in self._places:
-                raise HubError(f"{file}: has {stored}, which {self._places[name][0].name} has, too; get the folder again")
+                raise HubError(
+                    f"{file}: has {stored}, which {self._places[name][0].name} has, too; get the folder again"
+                )
             part = self._handle(file).get_slice(stored)
             self._places[name] = file, stored
             self.shapes[name], self.dtypes[name] = tuple(part.get_shape()), part.get_dtype()
@@ -127,7 +129,9 @@ def _check_index(index: Path, named: Mapping[str, str], files: Sequence[Path]) -
     wrong = [f"{name} in {file}" for name, file in named.items() if found.get(name) != file]
     wrong += [f"{name}, which is in {file}, nowhere" for name, file in found.items() if name not in named]
     if wrong:
-        raise HubError(f"{index}: has {_listed(wrong)}, and the files say otherwise; fetch index and files of one revision")
+        raise HubError(
+            f"{index}: has {_listed(wrong)}, and the files say otherwise; fetch index and files of one revision"
+        )
 
 
 def _without_weights(folder: Path) -> str:

@@ -74,7 +74,8 @@ def count(tree: Any) -> int:
 
 
 def warm_start(initial: Mapping[str, Any], loaded: Mapping[str, Any], may_miss: str = "^head/") -> dict[str, Any]:
-    """`initial` with every leaf replaced by the loaded one, on the host or in its files; leaves matching `may_miss` may be absent there.
+    """`initial` with every leaf replaced by the loaded one, on the host or in its files; leaves matching `may_miss` may be
+    absent there.
 
     A language model has no reward head: that one is expected. From a reward model nothing may be absent: pass "".
 

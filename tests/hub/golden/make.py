@@ -1,6 +1,6 @@
 """Makes the tiny models of this folder and what `transformers` says of them: `make parity` (torch and transformers are needed).
 
-A folder is a model in Hugging Face's form, written by `save_pretrained` where its class is in transformers, and golden.safetensors
+A folder is a model in Hugging Face's form, written by `save_pretrained` where transformers has its class, and golden.safetensors
 beside it: `logits` of each token of TEXTS, one text behind the other, or `rewards` of the texts. All is computed in float32 by
 eager attention. Right- and left-padded batches have to agree with each text alone to 1e-5, or nothing is written.
 
@@ -66,7 +66,12 @@ MODELS = {
     "llama": ("llama", HEAD, False, False),
     "llama_llama3": ("llama", LLAMA3 | {"tie_word_embeddings": True}, False, True),
     "llama_dynamic": ("llama", rope("dynamic", factor=2.0), False, True),
-    "llama_reward_biases": ("llama", rope("linear", factor=4.0) | {"attention_bias": True, "mlp_bias": True}, True, False),
+    "llama_reward_biases": (
+        "llama",
+        rope("linear", factor=4.0) | {"attention_bias": True, "mlp_bias": True},
+        True,
+        False,
+    ),
     "llama_reward_yarn": ("llama", YARN, True, True),
     "llama_reward_pad_eos": ("llama", OTHER_EOS, True, True),
     "smollm2_old_keys": ("llama", {"tie_word_embeddings": True}, False, True),
@@ -84,7 +89,12 @@ MODELS = {
     "gemma3_reward": ("gemma3_text", GEMMA3, True, True),
     "phi3": ("phi3", LONG | {"hidden_size": 32}, False, True),
     "phi3_reward": ("phi3", {"sliding_window": 6}, True, True),
-    "internlm3": ("internlm3", HEAD | rope("dynamic", factor=6.0) | {"attention_bias": True, "mlp_bias": True}, False, True),
+    "internlm3": (
+        "internlm3",
+        HEAD | rope("dynamic", factor=6.0) | {"attention_bias": True, "mlp_bias": True},
+        False,
+        True,
+    ),
 }
 
 
@@ -164,7 +174,9 @@ def write_tensors(name, tensors, config, found):
     folder = HERE / name
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    save_file({key: value.contiguous() for key, value in tensors.items()}, folder / "model.safetensors", {"format": "pt"})
+    save_file(
+        {key: value.contiguous() for key, value in tensors.items()}, folder / "model.safetensors", {"format": "pt"}
+    )
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     save_file({key: value.float().contiguous() for key, value in found.items()}, folder / "golden.safetensors")
 
@@ -231,12 +243,24 @@ def other_heads(seed):
         tied = model.config.tie_word_embeddings
         inside = "" if name.startswith("qwen2") else "model."
         state = {f"{inside}{key}": value.bfloat16() for key, value in model.state_dict().items() if "rotary" not in key}
-        kept = {key: value for key, value in state.items() if not key.endswith("lm_head.weight") or (inside and not tied)}
-        kept |= {f"{key}.{end}": x for key, pair in zip(keys, layers, strict=True) for end, x in zip(("weight", "bias"), pair, strict=True)}
-        config = model.config.to_diff_dict() | {"architectures": ["Qwen2ForRewardModel" if not inside else "GRMRewardModel"]}
+        kept = {
+            key: value for key, value in state.items() if not key.endswith("lm_head.weight") or (inside and not tied)
+        }
+        kept |= {
+            f"{key}.{end}": x
+            for key, pair in zip(keys, layers, strict=True)
+            for end, x in zip(("weight", "bias"), pair, strict=True)
+        }
+        config = model.config.to_diff_dict() | {
+            "architectures": ["Qwen2ForRewardModel" if not inside else "GRMRewardModel"]
+        }
         config = {key: value for key, value in config.items() if key != "_attn_implementation"}
         if inside:
-            config |= {"vhead_layer_type": "mlp" if hidden else "linear", "vhead_num_neurons": hidden, "vhead_num_layers": 1}
+            config |= {
+                "vhead_layer_type": "mlp" if hidden else "linear",
+                "vhead_num_neurons": hidden,
+                "vhead_num_layers": 1,
+            }
         write_tensors(name, kept, config, {"rewards": rewards})
         seed += 2
 
@@ -245,12 +269,21 @@ def gemma3_nested(seed):
     """The text model inside one that sees, with two of its tensors, as files before transformers 5 call them."""
     model = made("gemma3_text", GEMMA3, False, True, seed)
     found = golden(model, False)
-    state = {f"language_model.{key}": value.bfloat16() for key, value in model.state_dict().items() if "lm_head" not in key}
-    state |= {f"{key}.weight": torch.ones(2, 2) for key in ("vision_tower.vision_model.post_layernorm", "multi_modal_projector.norm")}
+    state = {
+        f"language_model.{key}": value.bfloat16() for key, value in model.state_dict().items() if "lm_head" not in key
+    }
+    state |= {
+        f"{key}.weight": torch.ones(2, 2)
+        for key in ("vision_tower.vision_model.post_layernorm", "multi_modal_projector.norm")
+    }
     text = model.config.to_diff_dict()
     text = {key: value for key, value in text.items() if key not in ("_attn_implementation", "architectures")}
     local = text.pop("rope_parameters")["sliding_attention"]["rope_theta"]
-    text |= {"rope_theta": 100_000.0, "rope_scaling": {"factor": 8.0, "rope_type": "linear"}, "rope_local_base_freq": local}
+    text |= {
+        "rope_theta": 100_000.0,
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+        "rope_local_base_freq": local,
+    }
     config = {
         "architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3", "text_config": text, "eos_token_id": [1, 2],
         "vision_config": {"hidden_size": 2}, "mm_tokens_per_image": 4, "torch_dtype": "bfloat16",
