@@ -18,6 +18,7 @@ from absl import app, flags
 from experiments.start import guarded, parse_flags, prepare
 from rmjax.hub.adapters import export_peft, save_adapter
 from rmjax.hub.export import export_hugging_face
+from rmjax.hub.families import KINDS
 from rmjax.hub.shipped import model_folder
 from rmjax.light import hub_family, save_light
 from rmjax.models.lora import merged
@@ -61,6 +62,11 @@ def export(model: Path, to: str, output: Path, base: str = "", dtype: str = "", 
     params, writes = load_params(model), is_language_model(model)
     used = {"backbone": params["backbone"]} if writes else params  # a language model's head is none
     if to == "peft":
+        if (family := hub_family(model)) and KINDS[family].names.fused:
+            raise ValueError(
+                f"the base is a {family} model, whose matrices are fused, and the adapter is on parts of them: PEFT cannot say "
+                "that; write --to=hugging_face, which merges it"
+            )
         export_peft(output, config, used, base)
     elif to == "adapter":
         save_adapter(output, config.adapter, used, dtype)

@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 
 from rmjax import methods
-from rmjax.data.formats import Encoder, Format, completed
+from rmjax.data.formats import Encoder, Format, completed, refuse_longer
 from rmjax.data.messages import as_value
 from rmjax.data.record import Comparison, RecordError, parse, unknown_fields
 from rmjax.data.texts import Notes
@@ -32,6 +32,7 @@ from rmjax.models.attention import kernels_for, refusal
 from rmjax.models.lora import ADAPTER_PATH, AdapterConfig, merged
 from rmjax.models.parameters import ParameterError, check_same, first_layers, flat, merge, nested
 from rmjax.models.reward import RewardTransformer
+from rmjax.models.rope import longest_text
 from rmjax.models.stored import Stored, on_host, placed
 from rmjax.models.transformer import TransformerConfig
 from rmjax.parallel.mesh import RULES, Rules, make_mesh, parameter_shardings, replicated
@@ -270,6 +271,7 @@ class RewardModel:
     ):
         self.config, self.format, self.tokenizer, self.mesh = config, form, tokenizer, _on_mesh(mesh)
         self._wrapped = wrapped
+        refuse_longer(form, longest_text(config.rope, config.max_positions))
         measures: Mapping[str, Rewards] = {}
         if wrapped:
             self.params = jax.device_put(params, replicated(self.mesh) if self.mesh else None)

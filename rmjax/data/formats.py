@@ -84,6 +84,15 @@ def completed(form: Format, tokenizer: Tokenizer) -> Format:
     return dataclasses.replace(form, template=source, end_token=end, bos_token=bos, date=form.date or today)
 
 
+def refuse_longer(form: Format, longest: int) -> None:
+    """ValueError where texts may be longer than `models.rope.longest_text` says; 0 = there is no such length."""
+    if longest and form.max_length > longest:
+        raise ValueError(
+            f"format.max_length is {form.max_length}, and the model's rotary positions are made for texts up to {longest} tokens; "
+            "lower it to that"
+        )
+
+
 class Layout(Protocol):
     """What a kind of format does: one record's token sequences, whole or cut."""
 

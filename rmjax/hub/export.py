@@ -188,7 +188,8 @@ def _tensor(pieces: list[tuple[str, int, Place]], where: Layout, leaves: Mapping
         if path.startswith("backbone/layers/"):
             leaf = leaf.layer(layer) if isinstance(leaf, Stored) else leaf[layer]
         array = np.asarray(jax.device_get(leaf))
-        out[slice(None) if place.rows is None else place.rows] = array.T if place.transposed else array
+        with np.errstate(over="ignore"):
+            out[slice(None) if place.rows is None else place.rows] = array.T if place.transposed else array
     if not np.isfinite(out).all():
         raise ValueError(
             f"{place.tensor} has numbers that are too large for {out.dtype}, or not finite; take another dtype"

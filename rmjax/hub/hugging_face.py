@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rmjax.data.formats import Format
+from rmjax.data.formats import Format, completed
 from rmjax.data.tokenizer import Tokenizer, TokenizerError
 from rmjax.hub.config_json import CONFIG, Described, read_config
 from rmjax.hub.names import HEADS
@@ -191,7 +191,7 @@ def assumed_format(model: HubModel, tokenizer: Tokenizer) -> Format:
     sizes = {"max_length": max(length, 7), "max_response_length": max(1, min(Format.max_response_length, length))}
     if not (reward := model.described.tokens["reward"]):
         _needs_template(model, tokenizer)
-        return Format(kind="chat", template=tokenizer.chat_template, read_out="last", **sizes)
+        return completed(Format(kind="chat", template=tokenizer.chat_template, read_out="last", **sizes), tokenizer)
     token = tokenizer.token(reward[0])
     if token not in tokenizer.special:
         tokenizer.special = (*tokenizer.special, token)
@@ -201,7 +201,7 @@ def assumed_format(model: HubModel, tokenizer: Tokenizer) -> Format:
             response_cut_side="right", **sizes,
         )  # fmt: skip
     _needs_template(model, tokenizer)
-    return Format(kind="chat", template=tokenizer.chat_template + token, end_token=token, **sizes)
+    return completed(Format(kind="chat", template=tokenizer.chat_template + token, end_token=token, **sizes), tokenizer)
 
 
 def _needs_template(model: HubModel, tokenizer: Tokenizer) -> None:

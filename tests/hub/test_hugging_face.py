@@ -168,8 +168,12 @@ def test_a_pointer_in_place_of_a_file(folder):
 
 @pytest.mark.parametrize(
     ("file", "said"),
-    [("pytorch_model.bin", r"pickles \(pytorch_model\.bin\)"), ("adapter_model.safetensors", "an adapter alone"), ("x", "has no model.safe")],
-)  # fmt: skip
+    [
+        ("pytorch_model.bin", r"pickles \(pytorch_model\.bin\)"),
+        ("adapter_model.safetensors", "an adapter alone"),
+        ("x", "has no model.safe"),
+    ],
+)
 def test_a_folder_without_safetensors(folder, file, said):
     (folder / "model.safetensors").unlink()
     (folder / file).write_bytes(b"\x80\x02")
@@ -180,7 +184,7 @@ def test_a_folder_without_safetensors(folder, file, said):
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        (lambda m: m | {"model.norm.weight": "model-00003-of-00002.safetensors"}, "names model-00003-of-00002.safetensors, which"),
+        (lambda m: m | {"model.norm.weight": "model-00003-of-00002.safetensors"}, "names model-00003-of-00002"),
         (lambda m: m | {"model.other.weight": "model-00001-of-00002.safetensors"}, "model.other.weight in model-00001"),
         (lambda m: {k: v for k, v in m.items() if "norm" not in k}, "nowhere, and the files say otherwise"),
         (lambda m: None, "not an index of tensors"),
@@ -200,7 +204,7 @@ def test_what_is_left_out_is_counted(tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         open_folder(folder)
     assert "2 tensors left out: vision" in caplog.text
-    change(folder, model_type="gemma3_text", **json.loads((folder / "config.json").read_text())["text_config"])
+    change(folder, **json.loads((folder / "config.json").read_text())["text_config"])
     change(folder, text_config=..., vision_config=..., mm_tokens_per_image=...)
     with pytest.raises(HubError, match=r"vision_tower\.\S+ is unknown"):
         open_folder(folder)
@@ -299,3 +303,11 @@ def test_a_part_is_the_part_of_the_whole(name, path, index):
     for key in (*path.split("/"), "kernel"):
         leaf = leaf[key]
     np.testing.assert_array_equal(leaf[index], on_host(leaf)[index])
+
+
+def test_texts_longer_than_the_rotary_positions_are_made_for(tmp_path):
+    form = Format("<|reward|>", READ, max_length=65)
+    with pytest.raises(
+        ValueError, match="max_length is 65, and the model's rotary positions are made for texts up to 64"
+    ):
+        RewardModel.load(copied("polar", tmp_path / "polar"), form=form)
