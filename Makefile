@@ -112,7 +112,7 @@ bench: $(VENV_BENCH)/.installed  ## against TRL's RewardTrainer on this machine 
 
 parity: $(VENV_BENCH)/.installed  ## make tests/hub/golden again, tiny models of each family and what transformers says of them
 	$(VENV_BENCH)/bin/python tests/hub/golden/make.py
-	JAX_PLATFORMS=cpu $(RUN) pytest -q tests/hub/test_parity.py $(PYTEST_ARGS)
+	JAX_PLATFORMS=cpu $(RUN) pytest -q tests/hub/test_parity.py tests/hub/test_opened_elsewhere.py $(PYTEST_ARGS)
 
 growth: venv  ## pairs per second against model, row, group and devices: docs/speed/growth.svg
 	$(RUN) experiments.study growth --publish

@@ -88,7 +88,7 @@ def refuse_longer(form: Format, longest: int) -> None:
     """ValueError where texts may be longer than `models.rope.longest_text` says; 0 = there is no such length."""
     if longest and form.max_length > longest:
         raise ValueError(
-            f"format.max_length is {form.max_length}, and the model's rotary positions are made for texts up to {longest} tokens; "
+            f"format.max_length is {form.max_length}, and the model's rotary positions are made for texts up to {longest}; "
             "lower it to that"
         )
 
