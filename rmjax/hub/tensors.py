@@ -1,6 +1,7 @@
 """Tensors of a folder's safetensors files: which there are, whether they are those of an architecture, and parts of them."""
 
 import dataclasses
+import functools
 import json
 import re
 from collections import Counter
@@ -214,6 +215,7 @@ def layout(config: TransformerConfig, family: Family, head: str = "") -> Layout:
     return Layout(leaves, wanted)
 
 
+@functools.lru_cache(maxsize=64)
 def decoder_shapes(config: TransformerConfig) -> dict[str, tuple[int, ...]]:
     """Path from the root → shape of a decoder's parameters."""
     tokens_RT = jnp.zeros((1, 2), jnp.int32)

@@ -1,5 +1,6 @@
 """Folders of the hub: what is read, and what bad ones say."""
 
+import functools
 import json
 import logging
 
@@ -23,6 +24,11 @@ from tests.hub.goldens import CHATML, FOLDER, NAMES, READ, copied
 @pytest.fixture
 def folder(tmp_path):
     return copied("llama", tmp_path / "llama")
+
+
+@functools.cache
+def opened(name):
+    return open_folder(FOLDER / name)
 
 
 def change(folder, **keys):
@@ -299,7 +305,7 @@ def test_a_run_is_no_folder_of_the_hub(tmp_path):
 @pytest.mark.parametrize("path", ["attention/query", "attention/key", "attention/value", "mlp/gate"])
 @pytest.mark.parametrize("name", ["internlm2", "phi3", "llama"])
 def test_a_part_is_the_part_of_the_whole(name, path, index):
-    leaf = open_folder(FOLDER / name).params["backbone"]["layers"]
+    leaf = opened(name).params["backbone"]["layers"]
     for key in (*path.split("/"), "kernel"):
         leaf = leaf[key]
     np.testing.assert_array_equal(leaf[index], on_host(leaf)[index])

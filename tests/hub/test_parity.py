@@ -28,23 +28,26 @@ def logits(model: Transformer, tokens_RT, positions_RT, valid_RT):
 
 
 @pytest.mark.parametrize("name", DECODERS)
-def test_logits(name):
+def test_logits(name, record_property):
     model, wanted = opened(name), golden(name)["logits"]
     run = jax.jit(functools.partial(Transformer(model.config).apply, method=logits))
     params = {"params": in_fp32(model)["backbone"]}
     for left in (False, True):
         tokens_RT, positions_RT, valid_RT = padded(left)
         found = np.asarray(run(params, tokens_RT, positions_RT, valid_RT))[valid_RT]
+        record_property("left" if left else "right", float(np.abs(found - wanted).max()))
         np.testing.assert_allclose(found, wanted, rtol=0, atol=TOLERANCE, err_msg=f"left: {left}")
 
 
 @pytest.mark.parametrize("attention", ["dense", "blockwise"])
 @pytest.mark.parametrize("name", REWARDS)
-def test_rewards(name, attention):
+def test_rewards(name, attention, record_property):
     model, wanted = opened(name), golden(name)["rewards"]
     config = dataclasses.replace(model.config, attention=attention, attention_block=16)
     found = jax.jit(RewardTransformer(config).apply)({"params": in_fp32(model)}, forest())
-    np.testing.assert_allclose(np.asarray(found)[..., 0].reshape(-1), wanted, rtol=0, atol=TOLERANCE)
+    found = np.asarray(found)[..., 0].reshape(-1)
+    record_property(attention, float(np.abs(found - wanted).max()))
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=TOLERANCE)
 
 
 def test_every_family_has_both():
