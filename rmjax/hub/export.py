@@ -150,7 +150,8 @@ def _write_tensors(folder: Path, where: Layout, leaves: Mapping[str, Any], dtype
             {name: _tensor(held[name], where, leaves, dtype) for name in parts[0]}, folder / SINGLE, {"format": "pt"}
         )
         return 1
-    placed, total = {}, 0
+    placed: dict[str, str] = {}
+    total = 0
     for n, part in enumerate(parts, 1):
         file = f"model-{n:05}-of-{len(parts):05}.safetensors"
         tensors = {name: _tensor(held[name], where, leaves, dtype) for name in part}

@@ -188,7 +188,10 @@ def assumed_format(model: HubModel, tokenizer: Tokenizer) -> Format:
         return Format(**said)
     config = model.config
     length = min(Format.max_length, config.max_positions, longest_text(config.rope, config.max_positions) or 2**30)
-    sizes = {"max_length": max(length, 7), "max_response_length": max(1, min(Format.max_response_length, length))}
+    sizes: dict[str, Any] = {
+        "max_length": max(length, 7),
+        "max_response_length": max(1, min(Format.max_response_length, length)),
+    }
     if not (reward := model.described.tokens["reward"]):
         _needs_template(model, tokenizer)
         return completed(Format(kind="chat", template=tokenizer.chat_template, read_out="last", **sizes), tokenizer)

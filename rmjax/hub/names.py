@@ -87,7 +87,7 @@ _ATTENTION = ("attention/query", "attention/key", "attention/value")
 
 def _with(layers: Mapping[str, Name], fused: tuple[Fused, ...] = (), whole: Mapping[str, Name] = LLAMA.whole) -> Family:
     held = {f"{part}/kernel" for tensor in fused for part in tensor.parts}
-    kept = {path: name for path, name in (LLAMA.layers | layers).items() if path not in held}
+    kept = {path: name for path, name in {**LLAMA.layers, **layers}.items() if path not in held}
     return Family(MappingProxyType(dict(whole)), MappingProxyType(kept), fused)
 
 

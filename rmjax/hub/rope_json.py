@@ -87,7 +87,7 @@ def _merged(block: Block, before: Block) -> dict[str, Any]:
 def _refuse_disagreement(
     file: Block, before: Mapping[str, Block], ropes: Mapping[str, Rope], kind: Kind, given: Callable[[str], Any]
 ) -> None:
-    compared = {}
+    compared: dict[str, tuple[Any, Any]] = {}
     if "rope_scaling" in file:
         compared["rope_scaling"] = _read(before[FULL], file, kind, given), ropes[FULL]
     if file.get("rope_theta") is not None:

@@ -52,7 +52,9 @@ class Tensors:
     """
 
     def __init__(self, folder: Path, vision: bool = False):
-        self.folder, self.shapes, self.dtypes = folder, {}, {}  # type: ignore[var-annotated]
+        self.folder = folder
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.dtypes: dict[str, str] = {}
         self.skipped: Counter[str] = Counter()
         self._places: dict[str, tuple[Path, str]] = {}
         self._open: tuple[Path, Any] | None = None

@@ -34,8 +34,11 @@ class Stored:
         return Stored(self.shape, dtype, self._read, self.layers)
 
     def __getitem__(self, index: slice | Index) -> Any:
-        if isinstance(index, slice):
-            return self._some_layers(index)
+        return self._some_layers(index) if isinstance(index, slice) else self.part(index)
+
+    def part(self, index: Index | None) -> np.ndarray:
+        """What a slice of each axis leaves; None = all of it."""
+        index = index or (slice(None),) * self.ndim
         if self.layers is None:
             return np.ascontiguousarray(self._read(0, index), dtype=self.dtype)
         chosen = self.layers[index[0]]
@@ -46,7 +49,7 @@ class Stored:
         return found
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        found = self[(slice(None),) * self.ndim]
+        found = self.part(None)
         return found if dtype is None else found.astype(dtype)
 
     def _some_layers(self, index: slice) -> "Stored":
@@ -70,7 +73,7 @@ def on_host(tree: Any) -> Any:
 def placed(leaf: Stored, sharding: Sharding) -> jax.Array:
     """The array with this sharding. Beside it, the host holds one layer at most of what lies on its devices."""
     if leaf.layers is None or not leaf.layers:
-        return jax.make_array_from_callback(leaf.shape, sharding, leaf.__getitem__)
+        return jax.make_array_from_callback(leaf.shape, sharding, leaf.part)
     below = sharding
     if isinstance(sharding, NamedSharding):
         below = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
@@ -78,6 +81,6 @@ def placed(leaf: Stored, sharding: Sharding) -> jax.Array:
     put = jax.jit(jax.lax.dynamic_update_index_in_dim, static_argnums=3, donate_argnums=0, out_shardings=sharding)
     for n in range(len(leaf.layers)):
         part = leaf.layer(n)
-        piece = jax.make_array_from_callback(part.shape, below, part.__getitem__)
+        piece = jax.make_array_from_callback(part.shape, below, part.part)
         whole = jax.block_until_ready(put(whole, piece, n, 0))  # else pieces would pile up
     return whole
