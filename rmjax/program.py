@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from rmjax.methods import Chosen, Rewards
 from rmjax.models import parameters, stored
 from rmjax.models.attention import PLATFORMS
-from rmjax.models.reward import RewardTransformer
+from rmjax.models.reward import READOUT, RewardTransformer
 from rmjax.models.stored import Stored
 from rmjax.models.transformer import TransformerConfig
 from rmjax.parallel import hosts
@@ -63,9 +63,11 @@ def make_program(chosen: Chosen, architecture: TransformerConfig, mesh: Mesh, ru
     """The training step of a config.
 
     Raises:
-      ValueError: `config.trainable` matches frozen layers, or nothing that the objective reads would move.
+      ValueError: `config.trainable` matches frozen layers, or nothing that the objective reads would move; or texts may be longer
+        than the architecture's rotary positions allow.
     """
     config = chosen.config
+    architecture.check_length(config.format.max_length, "config.format.max_length")
     model, rate, update = chosen.model(RewardTransformer(architecture)), make_rate(config), make_optimizer(config)
     selected = chosen.roles.selected(chosen.trainable)
     boxed = chosen.roles.spread(
@@ -162,7 +164,7 @@ def first_state(chosen: Chosen, program: Program, start: Start) -> State:
 def refuse_dead_head(chosen: Chosen, state: State) -> None:
     """ValueError where the reward head is zero and not trained: every gradient would be 0."""
     moving, frozen = parameters.flat(state.trainable), parameters.flat(state.frozen)
-    heads = [path for path in (*moving, *frozen) if "head/kernel" in path]
+    heads = [path for path in (*moving, *frozen) if re.search(READOUT, path)]
     if chosen.language_model or not heads or any(path in moving for path in heads):
         return
     if not any(np.any(hosts.whole(frozen[path])) for path in heads):

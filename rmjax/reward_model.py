@@ -269,6 +269,7 @@ class RewardModel:
         mesh: Mesh | str | None = None,
         wrapped: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
     ):
+        config.check_length(form.max_length, "the format's max_length")
         self.config, self.format, self.tokenizer, self.mesh = config, form, tokenizer, _on_mesh(mesh)
         self._wrapped = wrapped
         refuse_longer(form, longest_text(config.rope, config.max_positions))

@@ -24,6 +24,7 @@ from rmjax.hub.adapters import save_adapter
 from rmjax.models.lora import AdapterConfig
 from rmjax.models.parameters import ParameterError, flat, nested
 from rmjax.models.reward import RewardTransformer
+from rmjax.models.rope import Rope
 from rmjax.models.transformer import TransformerConfig
 from rmjax.reward_model import CHECKPOINTS, MODEL_FILE, RewardModel, save_description
 from rmjax.train.checkpoint import CheckpointError, Checkpoints
@@ -232,6 +233,12 @@ def test_trained_twice_loads_what_it_saved(directory, model, params):
     for path in ("head", "backbone"):
         for one, other in zip(jax.tree.leaves(model.params[path]), jax.tree.leaves(params[path]), strict=True):
             np.testing.assert_array_equal(one, other)
+
+
+def test_texts_longer_than_rotary_positions_allow_are_refused(model):
+    config = dataclasses.replace(model.config, rope=Rope(kind="dynamic", factor=2.0), max_positions=32)
+    with pytest.raises(ValueError, match=r"the format's max_length is \d+, but .*rope.kind=dynamic.* lower it to 32"):
+        RewardModel(config, model.format, model.tokenizer, model.params)
 
 
 # --- scores that are not finite -----------------------------------------------------------------------------------------

@@ -116,7 +116,7 @@ def load_adapter(path: str | Path, params: Mapping[str, Any], base: str) -> tupl
         raise ValueError(f"{path}: not an adapter file that save_adapter wrote (it has {', '.join(foreign)})")
     if metadata.get("sha256", _digest(leaves)) != _digest(leaves):  # older files have none
         raise ValueError(f"{path}: is damaged, its numbers are not those that were written; get the file again")
-    if "head/kernel" in flat(params) and "head/kernel" not in leaves:
+    if "head" in params and not any(name.startswith("head/") for name in leaves):
         raise ValueError(f"{path}: is a language model's adapter (it has no head), and this is a reward model")
     kept = nested({p: leaf for p, leaf in flat(params).items() if not re.search(_OWN, p)})
     kept["backbone"] = _stacked(kept["backbone"], adapted)
@@ -170,6 +170,10 @@ def _peft_tensors(
     config: TransformerConfig, adapter: AdapterConfig, params: Mapping[str, Any]
 ) -> dict[str, np.ndarray]:
     leaves, prefix, names = flat(jax.device_get(params)), "base_model.model.", LLAMA.dense()
+    if config.head != "linear":
+        raise ValueError(
+            "PEFT's `score` is one matrix, and this model's head is an mlp; use --to=merged or --to=adapter"
+        )
     tensors = {}
     for path in leaves:
         place, _, leaf = path.rpartition("/")

@@ -26,6 +26,7 @@ from rmjax.methods.method import Build, Method, Rewards, Wrapped
 from rmjax.models.forest import Forest
 from rmjax.models.lora import ADAPTER_PATH
 from rmjax.models.parameters import flat, merge, nested
+from rmjax.models.reward import READOUT
 from rmjax.sections import choice, number
 from rmjax.settings import Config
 from rmjax.train.objective import Objective, Terms
@@ -202,9 +203,10 @@ def _check(config: Config, mesh: Any, rules: Any) -> None:
 
 def _loaded(config: Config, params: Any) -> Any:
     """What a loaded model has once and members have each, repeated for them, with noise that tells them apart."""
-    if np.ndim(params.get("head", {}).get("kernel")) == 3:  # of an ensemble already
+    head: Any = next((leaf for path, leaf in flat(params).items() if re.search(READOUT, path)), None)
+    if np.ndim(head) == 3:  # of an ensemble already
         return params
-    if not np.any(np.asarray(params.get("head", {}).get("kernel", 0.0))):  # a language model's: members draw their own
+    if head is None or not np.any(np.asarray(head)):  # a language model's: members draw their own
         params = {name: part for name, part in params.items() if name != "head"}
     own, members, random = (
         member_pattern(_section(config).over),

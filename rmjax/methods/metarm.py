@@ -29,6 +29,7 @@ from rmjax.losses.reduction import total
 from rmjax.methods.method import MAIN, Method, Setting, SideStream
 from rmjax.models.forest import Forest
 from rmjax.models.parameters import flat
+from rmjax.models.reward import READOUT
 from rmjax.sections import choice, number, one_of, pattern
 from rmjax.settings import RECORD_SPLITS, ROOT, SPLITS, WRAPPERS, Config
 from rmjax.train.gradient import Gradient
@@ -163,7 +164,7 @@ def describe(scalars: Mapping[str, float]) -> dict[str, float]:
 
 def refuse_zero_head(params: Any) -> None:
     """ValueError where the reward head is zero: all rewards are equal, and J has no gradient at all."""
-    heads = [leaf for path, leaf in flat(params).items() if path.startswith("head/")]
+    heads = [leaf for path, leaf in flat(params).items() if re.search(READOUT, path)]
     if not any(np.any(np.asarray(leaf)) for leaf in heads):
         raise ValueError(
             "the reward head is zero, so all rewards are equal and the difference loss has no gradient; start from a "
@@ -360,7 +361,9 @@ def _check_start(config: Config, params: Any, rate: optax.Schedule, trainable: s
     """ValueError where J would begin at a reward head that is zero: that of `params` (None = random weights), unless it is
     trained and the warm-up moves it."""
     warmup = _sections(config)[0].warmup_steps
-    warmed = re.search(trainable, "head/kernel") and any(np.asarray(rate(step)) > 0 for step in range(warmup))
+    warmed = any(re.search(trainable, path) for path in ("head/kernel", "head/output/kernel")) and any(
+        np.asarray(rate(step)) > 0 for step in range(warmup)
+    )
     if not warmed:
         refuse_zero_head(params or {})
 

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 
 from rmjax.models.lora import AdapterConfig
-from rmjax.models.rope import Rope
+from rmjax.models.rope import Rope, longest_text
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {"silu": nn.silu, "gelu_tanh": nn.gelu}
 """nn.gelu is the approximation by tanh."""
@@ -96,6 +96,15 @@ class TransformerConfig:
         if self.local_rope and self.local_rope.partial != self.rope.partial:
             raise ValueError(
                 f"local_rope.partial is {self.local_rope.partial} and rope.partial {self.rope.partial}; they must be the same"
+            )
+
+    def check_length(self, tokens: int, name: str) -> None:
+        """ValueError where texts of so many tokens, which `name` allows, would have rotary positions by their own length."""
+        limit = longest_text(self.rope, self.max_positions)
+        if limit and tokens > limit:
+            raise ValueError(
+                f"{name} is {tokens}, but this model's rotary positions (rope.kind={self.rope.kind}) change with the length of a "
+                f"text of more than {limit} tokens, which is not supported; lower it to {limit}"
             )
 
     @classmethod

@@ -10,6 +10,8 @@ from rmjax.models.forest import Forest, attention_mask
 from rmjax.models.tiles import ForestMask
 from rmjax.models.transformer import Transformer, TransformerConfig
 
+READOUT = "(^|/)head/(output/)?kernel$"
+"""Paths of the matrix that gives rewards, of either head: it is zero at the start."""
 _FP32: Any = {"dtype": jnp.float32, "param_dtype": jnp.float32, "precision": "highest"}  # else a TPU multiplies in bf16
 _ZERO = nn.with_logical_partitioning(nn.initializers.zeros, (None,))
 _ZEROS = nn.with_logical_partitioning(nn.initializers.zeros, ("embed", None))

@@ -82,10 +82,14 @@ def generate(
     `prefix` (ids_1T, valid_1T) stands before every prompt and is run once; `prompts` (ids_BT, valid_BT) once per
     prompt, not per sample; both left-padded (`left_pad`). Returns [R, max_new_tokens] ids; from the first stop token on
     (inclusive) a row holds −1. Decoding ends when every row has stopped.
+
+    Raises:
+      ValueError: prefix, prompts and new tokens may be longer than the architecture's rotary positions allow.
     """
     model = Transformer(config)
     M = max_new_tokens
     (prefix_1T, prefix_valid_1T), (prompts_BT, valid_BT) = prefix, prompts
+    config.check_length(prefix_1T.shape[1] + prompts_BT.shape[1] + M, "prefix, prompt and new tokens together")
     B = prompts_BT.shape[0]
     _, past = _read(model, params, prefix_1T, prefix_valid_1T, None, prefix_valid_1T[:, :0])
     past = jax.tree.map(functools.partial(jnp.repeat, repeats=B, axis=1), past)

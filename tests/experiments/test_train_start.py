@@ -15,6 +15,8 @@ from rmjax import config as base
 from rmjax import program, start
 from rmjax.data.formats import Format
 from rmjax.data.tokenizer import Tokenizer
+from rmjax.models.rope import Rope
+from rmjax.models.transformer import TransformerConfig
 from rmjax.parallel.mesh import RULES, make_mesh
 from rmjax.reward_model import save_description
 from rmjax.settings import Model
@@ -79,6 +81,16 @@ def make(config):
     chosen, mesh = base.chosen(config), make_mesh({})
     program.check(chosen, mesh, RULES)
     return program.make_program(chosen, start.start_of(chosen).config, mesh, RULES)
+
+
+def test_texts_longer_than_rotary_positions_allow_are_refused():
+    config = base.get_config()
+    short = TransformerConfig(97, 16, 1, 2, 1, 8, 32, rope=Rope(kind="dynamic", factor=2.0), max_positions=256)
+    chosen = base.chosen(config)
+    with pytest.raises(
+        ValueError, match=r"config.format.max_length is 1024, but .*rope.kind=dynamic.* lower it to 256"
+    ):
+        program.make_program(chosen, short, make_mesh({}), RULES)
 
 
 def test_parameters_that_rounding_keeps_from_learning_are_warned_of(caplog):

@@ -12,6 +12,11 @@ from rmjax.models.transformer import TransformerConfig
 from rmjax.train.state import initial_params
 
 EVERY = "(query|key|value|output|gate|up|down)$"
+GEMMA = {
+    "window": 2, "windowed": (True, False), "norm_offset": True, "post_norms": True, "qk_norm": True,
+    "attention_softcap": 5.0, "activation": "gelu_tanh", "embedding_scale": 5.5, "mlp_bias": True, "output_bias": True,
+}  # fmt: skip
+"""What Gemma has, and biases that it has not."""
 PAIRS = fill(
     ForestShape(2, 16, 2, 2),
     [[Tree(np.array([1, 2, 3]), (np.array([4]), np.array([5, 6])), np.array([0.0, 1.0]), type=r)] for r in range(2)],

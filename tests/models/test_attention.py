@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rmjax.data.packing import ForestShape, Tree, fill
-from rmjax.models.attention import blockwise
+from rmjax.models.attention import blockwise, pallas_attention
 from rmjax.models.forest import attention_mask
 from rmjax.models.reward import RewardTransformer
 from rmjax.models.tiles import ForestMask, tiles_seen
@@ -122,6 +122,77 @@ def test_blocks_of_any_marks_have_the_dense_form_s_values(seed, block):
     group, leaf = (jnp.asarray(random.integers(0, 4, (2, 12))) for _ in range(2))
     want = attend(q, k, v, attention_mask(group, leaf))
     np.testing.assert_allclose(blockwise(q, k, v, ForestMask(group, leaf), block), want, atol=1e-5)
+
+
+@st.composite
+def forests_with_windows(draw):
+    """(forest of one row, window, block), the row of up to three groups, windows from one token to more than there are."""
+    random = np.random.default_rng(draw(st.integers(0, 9999)))
+
+    def tree():
+        prefix, *leaves = (random.integers(1, 64, n) for n in (random.integers(0, 8), *random.integers(1, 6, 3)))
+        return Tree(prefix, tuple(leaves), np.zeros(3, np.float32))
+
+    forest = fill(ForestShape(1, 72, 3, 3), [[tree() for _ in range(draw(st.integers(1, 3)))]])
+    return forest, draw(st.integers(1, 14)), draw(st.sampled_from([4, 8]))
+
+
+def windowed_by_hand(forest, window):
+    """Token by token: the last `window` tokens of the path from the root to it."""
+    group_T, branch_T, position_T = (np.asarray(x)[0] for x in (forest.group_RT, forest.branch_RT, forest.positions_RT))
+    mask_TS = np.zeros((len(group_T),) * 2, bool)
+    for t in np.flatnonzero(group_T):
+        path = [s for s in range(t + 1) if group_T[s] == group_T[t] and branch_T[s] in (0, branch_T[t])]
+        assert position_T[path].tolist() == list(range(len(path)))
+        mask_TS[t, path[-window:]] = True
+    return mask_TS[None]
+
+
+@settings(max_examples=20, deadline=None)
+@given(forests_with_windows())
+def test_a_window_is_the_last_tokens_of_the_path(drawn):
+    """In tiles and by positions as by hand; and a tile whose tokens are all outside is left out, none that has one inside."""
+    forest, window, block = drawn
+    random = np.random.default_rng(0)
+    q, k, v = (jnp.asarray(random.normal(size=(1, 72, heads, 8)), jnp.float32) for heads in (4, 2, 2))
+    marks = (jnp.asarray(x) for x in (forest.group_RT, forest.branch_RT, forest.positions_RT))
+    parts, by_hand = ForestMask(*marks, jnp.asarray(window)), windowed_by_hand(forest, window)
+    want = attend(q, k, v, jnp.asarray(by_hand), softcap=1.5, scale=0.5)
+    np.testing.assert_allclose(blockwise(q, k, v, parts, block, scale=0.5, softcap=1.5), want, atol=1e-5)
+    seen = tiles_seen(*(x.reshape(1, 72 // block, block, 4) for x in parts.marks()))
+    tiles = by_hand.reshape(1, 72 // block, block, 72 // block, block).any((2, 4))
+    assert not np.any(tiles & ~np.asarray(seen))
+
+
+def test_tiles_outside_of_a_window_are_left_out():
+    """Of a plain row of 64 tokens in blocks of 8 under a window of 8: the diagonal, and the tiles beside it."""
+    row = [jnp.ones((1, 64), jnp.int32), jnp.zeros((1, 64), jnp.int32), jnp.arange(64)[None]]
+    seen = tiles_seen(*(x.reshape(1, 8, 8, 4) for x in ForestMask(*row, jnp.asarray(8)).marks()))
+    np.testing.assert_array_equal(seen[0], np.eye(8, dtype=bool) | np.eye(8, k=-1, dtype=bool))
+
+
+def test_gradients_with_a_window_and_a_softcap_are_those_of_the_dense_form(forest):
+    random = np.random.default_rng(1)
+    q, k, v, weights = (jnp.asarray(random.normal(size=(2, 37, heads, 8)), jnp.float32) for heads in (4, 2, 2, 4))
+    group, leaf, position = (jnp.asarray(x) for x in (forest.group_RT, forest.branch_RT, forest.positions_RT))
+    mask = attention_mask(group, leaf) & (position[:, :, None] - position[:, None] < 6)
+    parts = ForestMask(group, leaf, position, jnp.asarray(6))
+
+    def slopes(form):
+        return jax.jit(jax.grad(lambda qkv: jnp.sum(form(*qkv) * weights)))((q, k, v))
+
+    dense = slopes(lambda *qkv: attend(*qkv, mask, softcap=1.5))
+    for want, got in zip(dense, slopes(lambda *qkv: blockwise(*qkv, parts, 8, softcap=1.5)), strict=True):
+        np.testing.assert_allclose(got, want, atol=1e-5, rtol=1e-5)
+        assert np.abs(want).max() > 0.1
+
+
+@pytest.mark.parametrize("changes", [{"softcap": 50.0}, {"window": jnp.asarray(4)}])
+def test_kernels_refuse_what_they_do_not_have(changes):
+    q, marks = jnp.ones((1, 128, 2, 8)), jnp.ones((1, 128), jnp.int32)
+    mask = ForestMask(marks, marks, marks, changes.pop("window", None))
+    with pytest.raises(ValueError, match="attention=pallas has neither windows nor a softcap; use blockwise"):
+        pallas_attention(q, q, q, mask, 128, interpret=True, kernels="tpu", **changes)
 
 
 def test_tiles_that_nobody_sees_are_not_computed():

@@ -16,15 +16,15 @@ from rmjax.models.reward import RewardTransformer
 from rmjax.models.transformer import Transformer, causal_mask
 from rmjax.parallel.mesh import make_mesh, parameter_shardings
 from rmjax.train.state import initial_params
-from tests.models.adapting import EVERY, PAIRS, moved, rewards, small, started
+from tests.models.adapting import EVERY, GEMMA, PAIRS, moved, rewards, small, started
 
 FAMILY = ("lora", "rslora", "dora")
 
 
-@pytest.mark.parametrize("kind", FAMILY)
-def test_identity_at_the_start_and_the_base_tree_unchanged(kind):
-    base, base_params = started(small(qkv_bias=True))
-    model, params = started(small(qkv_bias=True, adapter=AdapterConfig(kind, EVERY)))
+@pytest.mark.parametrize(("kind", "changes"), [*((kind, {"qkv_bias": True}) for kind in FAMILY), ("lora", GEMMA)])
+def test_identity_at_the_start_and_the_base_tree_unchanged(kind, changes):
+    base, base_params = started(small(**changes))
+    model, params = started(small(**changes, adapter=AdapterConfig(kind, EVERY)))
     own = {p for p in flat(params) if "/lora_" in p}
     assert len(own) == 7 * (3 if kind == "dora" else 2)
     assert {p for p in flat(params)} - own == set(flat(base_params))

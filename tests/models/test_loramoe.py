@@ -215,7 +215,8 @@ def test_experts_shard_on_the_tensor_axis():
 
 
 def test_the_same_under_remat_and_with_frozen_layers():
-    config = small(depth=3, frozen_layers=1, adapter=experts(router="block"))
+    layers = {"window": 2, "windowed": (True, True, False), "rotary": (True, False, True)}  # that differ
+    config = small(depth=3, frozen_layers=1, **layers, post_norms=True, adapter=experts(router="block"))
     model, params = started(config)
     params = moved(params)
     out, routing = routed(model, params)

@@ -1,6 +1,7 @@
 """Rewards do not depend on company: alone, packed, shared, shifted, in any row and order they are the same."""
 
 import dataclasses
+import re
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,7 +16,9 @@ from hypothesis import strategies as st
 from rmjax.data.packing import ForestShape, Tree, fill, pack
 from rmjax.losses import ranking
 from rmjax.models.forest import Forest
-from rmjax.models.reward import RewardTransformer
+from rmjax.models.parameters import flat
+from rmjax.models.reward import READOUT, RewardTransformer
+from rmjax.models.rope import Rope
 from rmjax.models.transformer import Transformer, causal_mask
 
 LEAVES, GROUPS, LONGEST = 3, 5, 16
@@ -27,13 +30,24 @@ TOLERANCE = 1e-5
 
 @pytest.fixture(scope="module")
 def scorer(tiny_config, random_params):
+    return scoring(tiny_config, random_params)
+
+
+@pytest.fixture(scope="module")
+def windowed(tiny_config, random_params):
+    """In tiles, the first layer under a window that is shorter than the texts."""
+    changes = {"window": 5, "windowed": (True, False), "local_rope": Rope(100.0), "attention_softcap": 4.0}
+    config = dataclasses.replace(tiny_config, **changes, attention="blockwise", attention_block=8)
+    return scoring(config, random_params)
+
+
+def scoring(config, random_params):
     """A tiny fp32 model with a random head; rewards have a standard deviation of about 1."""
-    head = np.random.default_rng(1).standard_normal((tiny_config.width, 1)).astype(np.float32)
-    backbone = random_params(tiny_config, 0)
-    params = {"backbone": backbone, "head": {"kernel": head / tiny_config.width**0.5}}
-    model = RewardTransformer(tiny_config)
+    head = np.random.default_rng(1).standard_normal((config.width, 1)).astype(np.float32)
+    params = {"backbone": random_params(config, 0), "head": {"kernel": head / config.width**0.5}}
+    model = RewardTransformer(config)
     rewards = jax.jit(lambda forest: model.apply({"params": params}, forest))
-    return SimpleNamespace(config=tiny_config, params=params, model=model, rewards=rewards)
+    return SimpleNamespace(config=config, params=params, model=model, rewards=rewards)
 
 
 def separate(ids: list[int]) -> Tree:
@@ -88,6 +102,28 @@ def check(scorer, forest: Forest, rows: list[list[int]], wanted: list[list[float
 @settings(deadline=None, max_examples=40)
 @given(data=st.data())
 def test_a_reward_does_not_depend_on_company(scorer, data):
+    in_any_company(scorer, data)
+
+
+@settings(deadline=None, max_examples=12)
+@given(data=st.data())
+def test_a_reward_under_a_window_does_not_depend_on_company(windowed, data):
+    in_any_company(windowed, data)
+
+
+def test_in_tiles_and_densely_a_window_gives_the_same_rewards(windowed):
+    dense = RewardTransformer(dataclasses.replace(windowed.config, attention="dense"))
+    whole = RewardTransformer(
+        dataclasses.replace(windowed.config, attention="dense", window=0, windowed=(), local_rope=None)
+    )
+    random = np.random.default_rng(0)
+    forest = fill(ALONE, [[separate(random.integers(0, 97, LONGEST).tolist())]])
+    want, other = (jax.jit(m.apply)({"params": windowed.params}, forest) for m in (dense, whole))
+    np.testing.assert_allclose(windowed.rewards(forest), want, atol=TOLERANCE)
+    assert np.abs(np.asarray(want) - other).max() > 1e-2
+
+
+def in_any_company(scorer, data):
     groups = data.draw(st.lists(groups_of_sequences(), min_size=1, max_size=GROUPS))
     wanted = [[alone(scorer, s) for s in sequences] for sequences in groups]
     trees = [shared(sequences) for sequences in groups]
@@ -185,6 +221,30 @@ def test_the_head_computes_in_fp32_whatever_the_backbone(scorer):
     rounding = 1e-6 * np.abs(readout).sum()
     assert abs(readout.sum()) * 2**-14 > 3 * rounding, "the test would not see a rounded head"
     assert float(rewards_RGN[0, 0, 1]) == pytest.approx(readout.sum() * (1 + 2**-14), abs=rounding)
+
+
+def test_an_mlp_head_starts_at_zero_and_is_two_matrices_with_a_relu_between(scorer):
+    model, params = initial(scorer, head="mlp", head_hidden=24)
+    D = scorer.config.width
+    shapes = {"hidden": {"kernel": (D, 24), "bias": (24,)}, "output": {"kernel": (24, 1), "bias": (1,)}}
+    assert jax.tree.map(jnp.shape, params["head"]) == shapes
+    assert jax.tree.map(jnp.shape, initial(scorer, head="mlp")[1]["head"])["hidden"]["kernel"] == (D, D)
+    assert [path for path in flat(params) if re.search(READOUT, path)] == ["head/output/kernel"]
+    assert not np.asarray(model.apply({"params": params}, small_forest())).any()
+    random = np.random.default_rng(2)
+    head = jax.tree.map(lambda x: random.standard_normal(x.shape).astype(np.float32), params["head"])
+    params = {"backbone": scorer.params["backbone"], "head": head}
+    apply = jax.jit(
+        lambda forest: (
+            model.apply({"params": params}, forest),
+            scorer.model.apply({"params": scorer.params}, forest, method="hidden"),
+        )
+    )
+    rewards_RGN, hidden_RTD = (np.asarray(x) for x in apply(small_forest()))
+    x_D = hidden_RTD[0, small_forest().readout_RGN[0, 0, 1]]
+    want = np.maximum(x_D @ head["hidden"]["kernel"] + head["hidden"]["bias"], 0) @ head["output"]["kernel"]
+    assert float(rewards_RGN[0, 0, 1]) == pytest.approx(float(want[0] + head["output"]["bias"][0]), abs=1e-4)
+    assert not rewards_RGN[small_forest().readout_RGN < 0].any()
 
 
 def test_neither_padding_nor_absent_leaves_have_a_gradient(scorer):

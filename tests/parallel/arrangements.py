@@ -23,6 +23,7 @@ from rmjax.models.attention import pallas_attention
 from rmjax.models.lora import AdapterConfig
 from rmjax.models.parameters import flat
 from rmjax.models.reward import RewardTransformer
+from rmjax.models.rope import Rope
 from rmjax.models.transformer import TransformerConfig
 from rmjax.parallel.hlo import parse
 from rmjax.parallel.mesh import AXES, make_mesh
@@ -44,6 +45,9 @@ if kind == "pallas":
 if kind in ("pallas", "blockwise"):
     block = 512 if kind == "pallas" else 8  # several blocks a row; the kernels take none so small
     architecture = dataclasses.replace(architecture, attention=kind, attention_block=block, remat="attention")
+if kind in ("blockwise", "windows"):
+    layers = {"window": 3, "windowed": (True, False), "local_rope": Rope(100.0)}
+    architecture = dataclasses.replace(architecture, **layers, attention_softcap=2.0)
 model = RewardTransformer(architecture)
 trainable = "lora_|head" if adapter else "/layers/|final_norm|head"
 update = adamw(lambda step: 1e-3, weight_decay=0.1)

@@ -113,9 +113,10 @@ def test_experts_are_sharded_and_train_as_on_one_device():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("attention", ["pallas", "blockwise"])
+@pytest.mark.parametrize("attention", ["pallas", "blockwise", "windows"])
 def test_attention_in_tiles_trains_as_on_one_device(attention):
-    """Rows, heads and tokens are cut; where tokens are, a device's gradients of keys are a part of a sum."""
+    """Rows, heads and tokens are cut; where tokens are, a device's gradients of keys are a part of a sum. `windows` is the dense
+    form, with layers that differ; in `blockwise` they do as well."""
     # More parts than key-value heads, and the smallest part of a row: kernels refuse the one, and take 128 tokens at least.
     arrangements = FEW + ([(1, 1, 8, 1), (1, 1, 1, 8)] if attention == "blockwise" else [])
     report = reported(attention, arrangements)

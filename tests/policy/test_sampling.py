@@ -11,6 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import stats  # type: ignore[import-untyped]
 
+from rmjax.models.rope import Rope
 from rmjax.models.transformer import Transformer, causal_mask
 from rmjax.policy.sampling import Decoding, draw, generate, left_pad, rules
 
@@ -47,6 +48,10 @@ def sample(
 
 @pytest.fixture(scope="module")
 def logits(config, params):
+    return full_pass(config, params)
+
+
+def full_pass(config, params):
     """ids -> next-token logits_V by a full pass without cache or padding to the left."""
 
     @jax.jit
@@ -71,6 +76,22 @@ def free(params, config):
 
 
 def test_greedy_tokens_are_the_arg_max_of_a_full_pass(params, config, logits):
+    greedy_is_the_arg_max(params, config, logits)
+
+
+def test_greedy_tokens_under_a_window_are_the_arg_max_of_a_full_pass(params, config):
+    """Shorter than the prefix; the second layer sees all."""
+    config = dataclasses.replace(config, window=4, windowed=(True, False), rotary=(True, False))
+    greedy_is_the_arg_max(params, config, full_pass(config, params))
+
+
+def test_a_text_longer_than_rotary_positions_allow_is_refused(params, config):
+    config = dataclasses.replace(config, rope=Rope(kind="dynamic", factor=2.0), max_positions=32)
+    with pytest.raises(ValueError, match="prefix, prompt and new tokens together is 38, but .* lower it to 32"):
+        sample(params, config, PROMPTS, keys(0, 1, 2, 3), [GREEDY] * 4)
+
+
+def greedy_is_the_arg_max(params, config, logits):
     rows = sample(params, config, PROMPTS, keys(0, 1, 2, 3), [GREEDY] * 4, prefix=PREFIX)
     for prompt, row in zip(PROMPTS, rows, strict=True):
         ids = PREFIX + prompt
