@@ -50,7 +50,7 @@ class FormatSection:
     template: str = ""  # chat: a .jinja file, a shipped one (chatml) or Jinja text; empty = the model's own
     end_token: str = ""  # chat: ends a turn, empty = what the template writes | texts: ends each, empty = nothing does
     bos_token: str = (
-        ""  # chat: the template's `bos_token`; empty = the tokenizer's own | polar, plain: before all; empty = none
+        ""  # chat: the template's `bos_token` | polar, plain: begins a sequence; empty = as the tokenizer does
     )
     read_out: str = choice("end", "end", "last")  # chat: the last turn's end token | what the template writes after it
     date: str = ""  # chat: YYYY-MM-DD for templates that ask for the day; empty = that of the run's start
