@@ -40,7 +40,7 @@ class HubError(ValueError):
 class Tensors:
     """The tensors of a folder, by name without the prefixes of models around the decoder.
 
-    One file is open at a time, since pages of it that were read count as memory while it is.
+    A file is open for one read at a time, since pages of it that were read count as memory while it is.
 
     Attributes:
       shapes, dtypes: of each, as the files say.
@@ -57,13 +57,11 @@ class Tensors:
         self.dtypes: dict[str, str] = {}
         self.skipped: Counter[str] = Counter()
         self._places: dict[str, tuple[Path, str]] = {}
-        self._open: tuple[Path, Any] | None = None
         for file in _files(folder):
-            self._add(file, vision)
-        self.close()
+            self._add(file, _opened(file), vision)
 
-    def _add(self, file: Path, vision: bool) -> None:
-        for stored in self._handle(file).keys():  # noqa: SIM118  # not a mapping
+    def _add(self, file: Path, handle: Any, vision: bool) -> None:
+        for stored in handle.keys():  # noqa: SIM118  # not a mapping
             if _COMPUTED.search(stored) or (vision and _VISION.match(stored)):
                 self.skipped["frequencies" if _COMPUTED.search(stored) else "vision"] += 1
                 continue
@@ -72,30 +70,17 @@ class Tensors:
                 raise HubError(
                     f"{file}: has {stored}, which {self._places[name][0].name} has, too; get the folder again"
                 )
-            part = self._handle(file).get_slice(stored)
+            part = handle.get_slice(stored)
             self._places[name] = file, stored
             self.shapes[name], self.dtypes[name] = tuple(part.get_shape()), part.get_dtype()
-
-    def _handle(self, file: Path) -> Any:
-        if self._open is None or self._open[0] != file:
-            self._open = file, _opened(file)
-        return self._open[1]
-
-    def close(self) -> None:
-        """Closes the file that is open; the next read opens one again."""
-        self._open = None
 
     def part(self, name: str, index: Index) -> np.ndarray:
         """A part of a tensor, in the file's own order and dtype."""
         file, stored = self._places[name]
         try:
-            return self._handle(file).get_slice(stored)[tuple(index)]
+            return _opened(file).get_slice(stored)[tuple(index)]
         except SafetensorError as error:
             raise HubError(f"{file}: {stored} is unreadable ({error}); get the file again") from error
-
-    def file_of(self, name: str) -> Path:
-        """The file that holds a tensor."""
-        return self._places[name][0]
 
     def drop(self, name: str, why: str) -> None:
         """Leaves a tensor out, and counts it."""

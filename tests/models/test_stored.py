@@ -58,13 +58,14 @@ def test_it_is_placed_layer_by_layer():
 
 
 OVER_DEVICES = """
-import jax, numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
-from rmjax.models.stored import Stored, placed
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec as P
+from rmjax.models.stored import placed
+from rmjax.parallel.mesh import make_mesh
 from tests.models.test_stored import LAYERS, stacked
 
-mesh = jax.make_mesh((2, 2), ("a", "b"))
-for spec in (P(None, "a", "b"), P(None, None, "b"), P(), P("a", None, "b")):
+mesh = make_mesh({"fsdp": 2, "tensor": 2})
+for spec in (P(None, "fsdp", "tensor"), P(None, None, "tensor"), P(), P("fsdp", None, "tensor")):
     found = placed(stacked(), NamedSharding(mesh, spec))
     np.testing.assert_array_equal(found, LAYERS)
     assert found.sharding.is_equivalent_to(NamedSharding(mesh, spec), 3), spec
@@ -76,14 +77,14 @@ def test_over_devices():
     subprocess.run([sys.executable, "-c", OVER_DEVICES], env=os.environ | simulated.devices(4), check=True)
 
 
-SHARD, SHARDS = 64 * 2**20, 6  # bytes, files
+SHARD, SHARDS = 128 * 2**20, 4  # bytes, files
 BIG = f"""
 import json, sys
 from pathlib import Path
 import jax, jax.numpy as jnp, numpy as np
 from safetensors.numpy import save_file
 from rmjax.hub.hugging_face import open_folder
-from rmjax.models.stored import placed
+from rmjax.models.stored import Stored, placed
 from rmjax.models.transformer import TransformerConfig
 from rmjax.hub.config_json import written_config
 from rmjax.hub.families import KINDS
@@ -112,7 +113,8 @@ index = {{name: f"{{n}}.safetensors" for n, names in enumerate(parts) for name i
 
 model = open_folder(folder)
 device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-shapes = sorted({{(x.shape, str(x.dtype)) for x in jax.tree.leaves(model.params)}})
+warm = Stored((2, 8, 8), jnp.bfloat16, lambda layer, index: np.ones((8, 8))[index], range(2))
+jax.block_until_ready(placed(warm, device))  # the backend, and the compiler's own memory
 Path("/proc/self/clear_refs").write_text("5")  # from here on, and not while files were written
 before = peak()
 params = jax.block_until_ready(jax.tree.map(lambda x: placed(x, device), model.params))
