@@ -21,7 +21,7 @@ ROOT = "../shared/data"
 class Model:
     """`config.model`."""
 
-    init: str = "smollm2"  # smollm2 | .gguf file | run directory | shipped:NAME | random (SmolLM2's sizes unless set)
+    init: str = "smollm2"  # smollm2 | .gguf file | run or hub folder | org/model[@revision] | shipped:NAME | random
     layers: int = number(0, low=0)  # first k layers only, for small machines; 0 = all
     frozen_layers: int = number(0, low=0)  # of them, this many from the bottom stay as they are, forward pass only
     preset: str = choice("", "", *PRESETS)  # random weights only: sizes by name; empty = those of SmolLM2
@@ -49,7 +49,7 @@ class FormatSection:
     reward_token: str = "<empty_output>"  # polar, plain: read-out
     template: str = ""  # chat: a .jinja file, a shipped one (chatml) or Jinja text; empty = the model's own
     end_token: str = ""  # chat: ends a turn, empty = what the template writes | texts: ends each, empty = nothing does
-    bos_token: str = ""  # chat: the template's `bos_token`; empty = the tokenizer's own
+    bos_token: str = ""  # chat: the template's `bos_token`; empty = the tokenizer's own | polar, plain: before all; empty = none
     read_out: str = choice("end", "end", "last")  # chat: the last turn's end token | what the template writes after it
     date: str = ""  # chat: YYYY-MM-DD for templates that ask for the day; empty = that of the run's start
     max_length: int = number(1024, low=7)  # tokens: one sequence (POLAR: 16384)

@@ -40,7 +40,9 @@ class Format:
     kind: str = "polar"  # one of KINDS; older descriptions lack it
     template: str = ""  # chat: Jinja text, a file or a shipped template; "" = the model's own
     end_token: str = ""  # chat: ends a turn, "" = what the template writes | language model: ends a text, "" = nothing
-    bos_token: str = ""  # chat: what the template's `bos_token` stands for; "" = the tokenizer's own
+    bos_token: str = (
+        ""  # chat: what the template's `bos_token` stands for; "" = the tokenizer's own | polar, plain: before all
+    )
     read_out: str = "end"  # chat: "end" token of the last turn | "last" token, blanks behind the end token included
     date: str = ""  # chat: ISO date for a template that asks for it; "" = the day on which the model is made
 
@@ -80,6 +82,15 @@ def completed(form: Format, tokenizer: Tokenizer) -> Format:
         tokenizer.id(token)
     today = datetime.date.today().isoformat() if "strftime_now" in source else ""
     return dataclasses.replace(form, template=source, end_token=end, bos_token=bos, date=form.date or today)
+
+
+def refuse_longer(form: Format, longest: int) -> None:
+    """ValueError where texts may be longer than `models.rope.longest_text` says; 0 = there is no such length."""
+    if longest and form.max_length > longest:
+        raise ValueError(
+            f"format.max_length is {form.max_length}, and the model's rotary positions are made for texts up to {longest}; "
+            "lower it to that"
+        )
 
 
 class Layout(Protocol):

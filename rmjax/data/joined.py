@@ -2,8 +2,8 @@
 
 Source: POLAR (arXiv 2507.05197) section 4.1 for the format; the truncation order is that of the official trainer.
 
-    with a reference:  P [\\n] REF <split> P [\\n] CAND <reward>
-    without one:       P [\\n] CAND <reward>
+    with a reference:  [bos] P [\\n] REF <split> P [\\n] CAND <reward>
+    without one:       [bos] P [\\n] CAND <reward>
 
 `[\\n]` is there with the wrapper "sft" and absent with "pretrain" (whose prompts are text cut off in mid-sentence) or
 where the answer is empty. The read-out is the reward token. Messages are joined by newlines, their roles dropped.
@@ -35,6 +35,7 @@ class Joined:
         self.reads_references = form.kind == "polar"
         self._split = tokenizer.id(form.split_token) if self.reads_references else -1
         self._reward = tokenizer.id(form.reward_token)
+        self._bos = [tokenizer.id(form.bos_token)] if form.bos_token else []
 
     def begun(self, prompt: str) -> list[int]:
         """A language model goes on from the prompt as it is."""
@@ -48,13 +49,13 @@ class Joined:
         def half(answer: str) -> list[int]:
             return self.tokenizer.encode(prompt + ("\n" if wrapper == "sft" and answer else "") + answer)
 
-        prefix = [] if reference is None else [*half(reference), self._split]
+        prefix = [*self._bos, *([] if reference is None else [*half(reference), self._split])]
         return [[*prefix, *half(output), self._reward] for output in outputs]
 
     def answer_tokens(self, c: Comparison) -> list[int]:
         """Number of tokens of each output behind the prompt; −1 where it shares one with it."""
         before = self.tokenizer.encode(c.prompt + ("\n" if c.wrapper == "sft" else ""))
-        whole = [half[:-1] for half in self._sequences(c.prompt, None, c.outputs, c.wrapper)]
+        whole = [half[len(self._bos) : -1] for half in self._sequences(c.prompt, None, c.outputs, c.wrapper)]
         return [len(ids) - len(before) if ids[: len(before)] == before else -1 for ids in whole]
 
     def fits(self, c: Comparison, reference: str | None, sequences: Sequence[list[int]]) -> bool:

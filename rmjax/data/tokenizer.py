@@ -58,7 +58,10 @@ class Tokenizer:
             plain = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the Rust binding raises bare Exception
             raise TokenizerError(f"{path}: not a tokenizer file ({error}); it is written by training") from error
-        special = [token.content for _, token in sorted(plain.get_added_tokens_decoder().items())]
+        added = sorted(plain.get_added_tokens_decoder().items())
+        special = [
+            token.content for _, token in added if token.special
+        ]  # others are ordinary text, found before merges
         plain.encode_special_tokens = True
         return cls(plain, special)
 
@@ -82,6 +85,23 @@ class Tokenizer:
     @property
     def vocab_size(self) -> int:
         return self._plain.get_vocab_size()
+
+    @property
+    def words(self) -> int:
+        """One more than the highest id that plain text can become."""
+        special = set(self.special)
+        return 1 + max(i for token, i in self._plain.get_vocab().items() if token not in special)
+
+    def has(self, token: str) -> bool:
+        """Whether a token of exactly this string is in the vocabulary."""
+        return self._plain.token_to_id(token) is not None
+
+    def token(self, number: int) -> str:
+        """The string of a token; TokenizerError if there is none of this id."""
+        found = self._plain.id_to_token(number)
+        if found is None:
+            raise TokenizerError(f"no token has the id {number}; there are {self.vocab_size}")
+        return found
 
     def id(self, token: str) -> int:
         """The id of a token given by its exact string; TokenizerError if there is none."""

@@ -47,7 +47,8 @@ class TransformerConfig:
     logit_softcap: float = 0.0  # the same of next-token logits
     tied_embeddings: bool = True
     max_positions: int = 8192
-    head: str = "linear"  # of a reward model: linear (no bias) | mlp (Dense, ReLU, Dense, both with bias)
+    head: str = "linear"  # of a reward model: linear | mlp (Dense, ReLU, Dense, both with bias)
+    head_bias: bool = False  # of the linear head, for models that were made elsewhere (GRM)
     head_hidden: int = 0  # width between the mlp head's matrices; 0 = width
     dtype: str = "float32"  # of activations; head and loss are fp32 whatever this says
     param_dtype: str = "float32"

@@ -13,6 +13,7 @@ from rmjax.models.transformer import Transformer, TransformerConfig
 READOUT = "(^|/)head/(output/)?kernel$"
 """Paths of the matrix that gives rewards, of either head: it is zero at the start."""
 _FP32: Any = {"dtype": jnp.float32, "param_dtype": jnp.float32, "precision": "highest"}  # else a TPU multiplies in bf16
+_ZERO = nn.with_logical_partitioning(nn.initializers.zeros, (None,))
 _ZEROS = nn.with_logical_partitioning(nn.initializers.zeros, ("embed", None))
 
 
@@ -24,7 +25,7 @@ class MlpHead(nn.Module):
     @nn.compact
     def __call__(self, x_RND: Float[Array, "R N D"]) -> Float[Array, "R N 1"]:
         start = nn.with_logical_partitioning(nn.initializers.lecun_normal(), ("embed", None))
-        bias: Any = {"bias_init": nn.with_logical_partitioning(nn.initializers.zeros, (None,))}
+        bias: Any = {"bias_init": _ZERO}
         hidden_RNF = nn.relu(nn.Dense(self.width, kernel_init=start, name="hidden", **bias, **_FP32)(x_RND))
         return nn.Dense(1, kernel_init=_ZEROS, name="output", **bias, **_FP32)(hidden_RNF)
 
@@ -37,9 +38,10 @@ class RewardTransformer(nn.Module):
     def setup(self) -> None:
         c = self.config
         self.backbone = Transformer(c)
-        linear = c.head == "linear"
         self.head = (
-            nn.Dense(1, use_bias=False, kernel_init=_ZEROS, **_FP32) if linear else MlpHead(c.head_hidden or c.width)
+            nn.Dense(1, use_bias=c.head_bias, kernel_init=_ZEROS, bias_init=_ZERO, **_FP32)
+            if c.head == "linear"
+            else MlpHead(c.head_hidden or c.width)
         )
 
     def __call__(self, forest: Forest) -> Float[Array, "R G N"]:
