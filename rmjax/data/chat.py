@@ -132,11 +132,7 @@ class Chat:
         return _render(self.source, hidden, self.date, **self._tokens, **more), restore
 
     def _ids(self, text: str, restore: Callable[[str], str]) -> list[int]:
-        ids: list[int] = []
-        for part in self.tokenizer.split(text):
-            special = part in self.tokenizer.special
-            ids += [self.tokenizer.id(part)] if special else self.tokenizer.encode(restore(part))
-        return ids
+        return self.tokenizer.encode_marked(text, restore)
 
 
 def _each_text(value: Any, change: Callable[[str], str]) -> Any:
