@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from rmjax import methods
-from rmjax.data.formats import Encoder, Format, completed
+from rmjax.data.formats import Encoder, Format, completed, stored
 from rmjax.data.messages import as_value
 from rmjax.data.record import Comparison, RecordError, parse, unknown_fields
 from rmjax.data.texts import Notes
@@ -84,11 +84,12 @@ def load_description(directory: Path) -> tuple[TransformerConfig, Format, Tokeni
         kernels = kernels_for(jax.default_backend())
         if config.attention == "pallas" and refusal(kernels, config.attention_block, config.head_width, config.dtype):
             config = dataclasses.replace(config, attention="blockwise")
-        parts = config, Format(**described["format"])
+        parts = config, stored(described["format"])
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: not a model description ({error!r})") from error
     tokenizer, form = _tokenizer(directory, described.get("base")), parts[1]
-    tokenizer.chat_template, tokenizer.bos_token, tokenizer.eos_token = form.template, form.bos_token, form.end_token
+    tokenizer.chat_template, tokenizer.bos_token = form.template, form.bos_token
+    tokenizer.eos_token, tokenizer.adds_bos = form.eos_token or form.end_token, False  # the format says all of it
     return *parts, tokenizer
 
 

@@ -49,7 +49,10 @@ class FormatSection:
     reward_token: str = "<empty_output>"  # polar, plain: read-out
     template: str = ""  # chat: a .jinja file, a shipped one (chatml) or Jinja text; empty = the model's own
     end_token: str = ""  # chat: ends a turn, empty = what the template writes | texts: ends each, empty = nothing does
-    bos_token: str = ""  # chat: the template's `bos_token`; empty = the tokenizer's own
+    bos_token: str = (
+        ""  # chat: the template's `bos_token` | polar, plain: begins a sequence; empty = as the tokenizer does
+    )
+    eos_token: str = ""  # chat: the template's `eos_token`; empty = the tokenizer's own
     read_out: str = choice("end", "end", "last")  # chat: the last turn's end token | what the template writes after it
     date: str = ""  # chat: YYYY-MM-DD for templates that ask for the day; empty = that of the run's start
     max_length: int = number(1024, low=7)  # tokens: one sequence (POLAR: 16384)

@@ -61,7 +61,11 @@ def check_format(model: Model, form: Format) -> None:
     if not folder.is_dir() or is_language_model(folder):
         return
     theirs = load_description(folder)[1]
-    of_kind = {"polar": ("split_token", "reward_token"), "plain": ("reward_token",), "chat": CHAT_FIELDS}
+    of_kind = {
+        "polar": ("split_token", "reward_token", "bos_token"),
+        "plain": ("reward_token", "bos_token"),
+        "chat": CHAT_FIELDS,
+    }
     for field in ("kind", *of_kind[form.kind]):
         before, now = getattr(theirs, field), getattr(form, field)
         if before != now:

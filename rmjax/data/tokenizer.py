@@ -7,6 +7,7 @@ token is encoded with it before, since sentencepiece's kind may begin a text wit
 along.
 """
 
+import functools
 import hashlib
 import json
 import re
@@ -18,7 +19,7 @@ from typing import Any
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
-from rmjax.data.tokenizer_files import Files, TokenizerError, adds_bos, read_folder, renamed
+from rmjax.data.tokenizer_files import Files, TokenizerError, adds_bos, read_folder, renamed, with_added, without_blank
 
 _NAMES = "\ue000" + secrets.token_hex(16)
 _OURS = {
@@ -176,7 +177,34 @@ class Tokenizer:
         if not after or after not in self._marks:
             return self._plain.encode(text, add_special_tokens=False).ids
         ids = self._plain.encode(self._marks[after] + text, add_special_tokens=False).ids
-        return ids[ids.index(self._ids[after]) + 1 :]
+        return ids[ids.index(self.id(after)) + 1 :]
+
+    def encode_continued(self, text: str) -> list[int]:
+        """Ids of plain text that goes on where other text has stopped: no blank is put before it. The two share no token."""
+        return self._bare.encode(text, add_special_tokens=False).ids
+
+    @functools.cached_property
+    def _bare(self) -> tokenizers.Tokenizer:
+        """The same without a blank before texts; itself where there is none."""
+        described = json.loads(self._plain.to_str())
+        bare = without_blank(described)
+        return self._plain if bare == described else tokenizers.Tokenizer.from_str(json.dumps(bare))
+
+    def guarding(self, tokens: Sequence[str]) -> "Tokenizer":
+        """The tokenizer in which these are special, too, so that no text makes them; itself where they are.
+
+        Raises:
+          TokenizerError: one is not in the vocabulary.
+        """
+        new = [token for token in tokens if token not in self._marks]
+        if not new:
+            return self
+        for token in new:
+            self.id(token)
+        made = self.from_description(with_added(self._described(), new), new)
+        for name in ("chat_template", "bos_token", "eos_token", "pad_token", "adds_bos"):
+            setattr(made, name, getattr(self, name))
+        return made
 
     def encode_marked(self, text: str, restore: Callable[[str], str] = str) -> list[int]:
         """Ids of a template's text, in which special tokens count as such; `restore` puts in what is text whatever it spells."""

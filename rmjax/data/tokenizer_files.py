@@ -3,7 +3,7 @@ older folders have in their stead (special tokens as objects, lists of named tem
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,13 +103,19 @@ def _completed(described: dict[str, Any], decoder: Mapping[str, Any], named: tup
     """With the added tokens that only other files know: they get the ids that these give them, or the next ones."""
     added = list(described.get("added_tokens") or ())
     known = {token["content"] for token in added}
-    vocab = vocabulary(described)
-    for number, token in sorted(decoder.items(), key=lambda item: int(item[0])):
+    for number, token in sorted(((int(n), token) for n, token in decoder.items()), key=lambda pair: pair[0]):
         if token["content"] not in known:
-            added.append({"id": int(number), **FLAGS, "special": False, **token})
+            added.append({"id": number, **FLAGS, "special": False, **token})
             known.add(token["content"])
+    return with_added({**described, "added_tokens": added}, named)
+
+
+def with_added(described: Mapping[str, Any], tokens: Sequence[str]) -> dict[str, Any]:
+    """A `tokenizer.json` in which these are added tokens, by their ids in the vocabulary or the next ones."""
+    added, vocab = list(described["added_tokens"]), vocabulary(described)
+    known = {token["content"] for token in added}
     following = max([*vocab.values(), *(token["id"] for token in added)], default=-1) + 1
-    for content in named:
+    for content in tokens:
         if content not in known:
             number = vocab.get(content, following)
             following += number == following
@@ -161,3 +167,24 @@ def renamed(described: Mapping[str, Any], names: Mapping[str, str]) -> dict[str,
 def _made_of(merge: Any) -> set[str]:
     first, second = merge.split(" ", 1) if isinstance(merge, str) else merge
     return {first, second, first + second}
+
+
+def without_blank(described: Mapping[str, Any]) -> dict[str, Any]:
+    """A `tokenizer.json` that puts no blank before a text."""
+    parts = {name: _without(described.get(name)) for name in ("normalizer", "pre_tokenizer")}
+    return {**described, **parts}
+
+
+def _without(part: Any) -> Any:
+    if part is None:
+        return None
+    for name in ("normalizers", "pretokenizers"):
+        if part.get(name):
+            return {**part, name: [_without(each) for each in part[name] if each["type"] != "Prepend"]}
+    if part["type"] == "Prepend":
+        return None
+    changes: dict[str, dict[str, Any]] = {
+        "Metaspace": {"prepend_scheme": "never"},
+        "ByteLevel": {"add_prefix_space": False},
+    }
+    return part | {key: value for key, value in changes.get(part["type"], {}).items() if key in part}
