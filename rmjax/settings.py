@@ -14,6 +14,7 @@ DTYPES = ("float32", "bfloat16")
 SPLITS = ("seen", "unseen", "all")
 RECORD_SPLITS = ("all", "train", "test")
 WRAPPERS = ("sft", "pretrain")
+LAYOUTS = ("conversations", "hh", "sharegpt", "labeled")
 ROOT = "../shared/data"
 
 
@@ -67,7 +68,13 @@ class Data:
     """`config.data`: the main stream of records."""
 
     kind: str = "pool"  # pool (who wrote what) | comparisons (ranked answers) | texts (language model)
-    path: str = ""  # a file, shipped:NAME, tfds:NAME, or a real set's name (see docs/data.md)
+    path: str = (
+        ""  # a file, a folder of shards, shipped:NAME, tfds:NAME, hf:ORG/NAME, or a real set's name (see docs/data.md)
+    )
+    columns: tuple[
+        str, ...
+    ] = ()  # comparisons, texts: "FIELD=COLUMN" each, dots lead inside; empty = all by their names
+    layout: str = choice("", "", *LAYOUTS)  # comparisons, texts: how rows of other forms are read (see docs/data.md)
     root: str = ROOT  # where the real sets lie
     split: str = choice("all", *RECORD_SPLITS)  # real sets: test is a fifth of the prompts, by hash
     policies: str = choice("seen", *SPLITS)  # pool: policies that may write
