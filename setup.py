@@ -24,6 +24,8 @@ INSTALL_REQUIRES = [
     "pyarrow>=17",
     "tqdm>=4.66",
     "safetensors>=0.5",
+    "huggingface_hub>=0.30",  # its cache: models by name; tokenizers brings it too
+    "ml-dtypes>=0.5",  # bfloat16 in numpy; jax brings it too
     "PyYAML>=6",  # manifests of jobs; flax and ml-collections bring it too
 ]
 

@@ -13,6 +13,8 @@ from pathlib import Path
 
 from rmjax.files import write_json, write_text
 from rmjax.hub.adapters import fingerprint, save_adapter
+from rmjax.hub.config_json import read_config
+from rmjax.hub.hugging_face import is_hub_folder
 from rmjax.hub.shipped import model_folder
 from rmjax.models.transformer import TransformerConfig
 from rmjax.reward_model import (
@@ -103,9 +105,17 @@ def _base_of(run: Path, config: TransformerConfig, wanted: str) -> str:
     )
 
 
+def hub_family(run: Path) -> str:
+    """`model_type` of the hub's model that a run, or what it began with, came from; "" where there is none."""
+    folders = [run, *(model_folder(name) for name in _begun_with(run))]
+    return next((read_config(folder).model_type for folder in folders if is_hub_folder(folder)), "")
+
+
 def _begun_with(run: Path) -> Iterator[str]:
     """`model.init` of the run's config, of the run that this names, and so on; what is not there any more ends it."""
     described, config = run / MODEL_FILE, run / "config.json"
+    if is_hub_folder(run):
+        return
     if base := json.loads(described.read_text(encoding="utf-8")).get("base"):
         yield base["name"]
     elif config.is_file():

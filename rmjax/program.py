@@ -15,9 +15,10 @@ import optax
 from jax.sharding import Mesh
 
 from rmjax.methods import Chosen, Rewards
-from rmjax.models import parameters
+from rmjax.models import parameters, stored
 from rmjax.models.attention import PLATFORMS
 from rmjax.models.reward import RewardTransformer
+from rmjax.models.stored import Stored
 from rmjax.models.transformer import TransformerConfig
 from rmjax.parallel import hosts
 from rmjax.parallel.mesh import Rules, shards
@@ -171,11 +172,13 @@ def refuse_dead_head(chosen: Chosen, state: State) -> None:
         )
 
 
-def _placed(array: jax.Array | np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
+def _placed(array: jax.Array | np.ndarray | Stored, sharding: jax.sharding.Sharding) -> jax.Array:
     """A process has its own copy of what it loaded, on the host, and gives of it what lies on its devices: no device needs
     memory for all of it."""
     if isinstance(array, jax.Array):
         return jax.device_put(array, sharding)
+    if isinstance(array, Stored):
+        return stored.placed(array, sharding)
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 

@@ -14,10 +14,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 
 from rmjax import methods
-from rmjax.data.formats import Encoder, Format, completed, stored
+from rmjax.data.formats import Encoder, Format, completed, refuse_longer, stored
 from rmjax.data.messages import as_value
 from rmjax.data.record import Comparison, RecordError, parse, unknown_fields
 from rmjax.data.texts import Notes
@@ -26,11 +26,14 @@ from rmjax.evaluate.scorers import OfMembers, Rewards, RewardScorer, batch_token
 from rmjax.files import write_text
 from rmjax.hub.adapters import fingerprint, frozen_layers, load_adapter
 from rmjax.hub.gguf import load_gguf, smollm2_path
-from rmjax.hub.shipped import model_folder
+from rmjax.hub.hugging_face import HubModel, assumed_format, is_hub_folder, open_folder, read_tokenizer
+from rmjax.hub.shipped import fetching, model_folder
 from rmjax.models.attention import kernels_for, refusal
 from rmjax.models.lora import ADAPTER_PATH, AdapterConfig, merged
 from rmjax.models.parameters import ParameterError, check_same, first_layers, flat, merge, nested
 from rmjax.models.reward import RewardTransformer
+from rmjax.models.rope import longest_text
+from rmjax.models.stored import Stored, on_host, placed
 from rmjax.models.transformer import TransformerConfig
 from rmjax.parallel.mesh import RULES, Rules, make_mesh, parameter_shardings, replicated
 from rmjax.train.checkpoint import Checkpoints
@@ -71,16 +74,18 @@ def save_description(
 
 
 def load_description(directory: Path) -> tuple[TransformerConfig, Format, Tokenizer]:
-    """Reads what `save_description` wrote; attention by kernels becomes `blockwise`, of the same values, where they do
-    not run. FileNotFoundError or ValueError, naming the file, where that fails."""
+    """Reads what `save_description` wrote, or a folder in Hugging Face's form; attention by kernels becomes `blockwise`, of the
+    same values, where they do not run. FileNotFoundError or ValueError, naming the file, where that fails."""
     path = directory / MODEL_FILE
+    if is_hub_folder(directory):
+        return _hub_description(open_folder(directory))
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: not there; a model is a directory that experiments.train has written")
+        raise FileNotFoundError(
+            f"{path}: not there; a model is a directory that experiments.train has written{fetching(directory)}"
+        )
     try:
         described = json.loads(path.read_text())
-        transformer = dict(described["transformer"])
-        adapter = transformer.pop("adapter", None)  # older descriptions lack it
-        config = TransformerConfig(**transformer, adapter=AdapterConfig(**adapter) if adapter else None)
+        config = TransformerConfig.parse(described["transformer"])
         kernels = kernels_for(jax.default_backend())
         if config.attention == "pallas" and refusal(kernels, config.attention_block, config.head_width, config.dtype):
             config = dataclasses.replace(config, attention="blockwise")
@@ -91,6 +96,14 @@ def load_description(directory: Path) -> tuple[TransformerConfig, Format, Tokeni
     tokenizer.chat_template, tokenizer.bos_token = form.template, form.bos_token
     tokenizer.eos_token, tokenizer.adds_bos = form.eos_token or form.end_token, False  # the format says all of it
     return *parts, tokenizer
+
+
+def _hub_description(model: HubModel, form: Format | None = None) -> tuple[TransformerConfig, Format, Tokenizer]:
+    """A language model's format is its chat template, or none yet."""
+    tokenizer = read_tokenizer(model.folder, model.described)
+    if form is None and not model.head:
+        form = Format(kind="chat" if tokenizer.chat_template else "plain", template=tokenizer.chat_template)
+    return model.config, form or assumed_format(model, tokenizer), tokenizer
 
 
 def _tokenizer(directory: Path, base: Mapping[str, str] | None) -> Tokenizer:
@@ -138,6 +151,8 @@ def base_params(name: str, config: TransformerConfig) -> dict[str, Any]:
 
 def is_language_model(directory: Path) -> bool:
     """Whether a directory that `load_description` can read was trained to write: its reward head is then as it started."""
+    if is_hub_folder(directory):
+        return not open_folder(directory).head
     objective = _described(directory).get("objective", "preference")  # older descriptions lack it
     return methods.named(objective).language_model
 
@@ -163,7 +178,10 @@ def refuse_wrapped(directory: Path) -> None:
 
 def load_params(directory: Path, step: int | None = None, *, every_role: bool = False) -> dict[str, Any]:
     """The main model's parameters of a training directory's newest intact checkpoint (or that of `step`), on the host; those of
-    all its roles with `every_role`. Adapter and head on their base, where the directory holds only these."""
+    all its roles with `every_role`. Adapter and head on their base, where the directory holds only these. Of a folder in Hugging
+    Face's form its parameters, in the dtypes of its files."""
+    if is_hub_folder(directory):
+        return dict(on_host(open_folder(directory).params))
     if base := _described(directory).get("base"):
         return _on_base(directory, base["name"])
     with Checkpoints(directory / CHECKPOINTS) as checkpoints:
@@ -214,13 +232,16 @@ def _placed(config: TransformerConfig, params: Any, mesh: Mesh | None, rules: Ru
       ValueError: a parameter does not divide; the message names it.
     """
     if mesh is None:
-        return jax.device_put(params)
+        default = SingleDeviceSharding(jax.local_devices()[0])
+        return jax.tree.map(lambda x: placed(x, default) if isinstance(x, Stored) else jax.device_put(x), params)
     boxed = jax.eval_shape(functools.partial(initial_params, RewardTransformer(config), 0))
     shardings = parameter_shardings(boxed, mesh, rules)
 
     def place(x: Any, sharding: NamedSharding) -> jax.Array:
         if isinstance(x, jax.Array):
             return jax.device_put(x, sharding)
+        if isinstance(x, Stored):
+            return placed(x, sharding)
         return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
     return jax.tree.map(place, params, shardings)
@@ -251,6 +272,7 @@ class RewardModel:
     ):
         self.config, self.format, self.tokenizer, self.mesh = config, form, tokenizer, _on_mesh(mesh)
         self._wrapped = wrapped
+        refuse_longer(form, longest_text(config.rope, config.max_positions))
         measures: Mapping[str, Rewards] = {}
         if wrapped:
             self.params = jax.device_put(params, replicated(self.mesh) if self.mesh else None)
@@ -282,9 +304,17 @@ class RewardModel:
         check_same(abstract_params(self.config), params)
 
     @classmethod
-    def load(cls, path: str | Path, mesh: Mesh | str | None = None) -> "RewardModel":
+    def load(
+        cls, path: str | Path, mesh: Mesh | str | None = None, dtype: str = "", form: Format | None = None
+    ) -> "RewardModel":
         """From a directory that training wrote (its newest intact checkpoint) or `rmjax.light` (an adapter and head on a base
-        that lies elsewhere), or `shipped:NAME`, one of the latter that comes with the package; `mesh` as of the class.
+        that lies elsewhere), `shipped:NAME`, one of the latter that comes with the package, or a model of the hub: a folder, or
+        `org/model[@revision]` that is in the cache.
+
+        Args:
+          mesh: as of the class.
+          dtype: of a hub model's activations and weights; "" = of its files.
+          form: how a hub model reads texts; None = as `hub.hugging_face.assumed_format` says.
 
         Raises:
           FileNotFoundError, ValueError: not such a directory, a damaged file, or a language model; the message names it.
@@ -292,6 +322,12 @@ class RewardModel:
           ParameterError: no reward head, or parameters of another architecture than the description's.
         """
         directory = model_folder(path)
+        if is_hub_folder(directory):
+            return cls._of_hub(open_folder(directory), mesh, dtype, form)
+        if dtype or form:
+            raise ValueError(
+                f"{directory} is no folder of the hub's form, and has dtype and format of its own; give neither"
+            )
         described, wrapped = load_description(directory), _described(directory).get("methods", {})
         if is_language_model(directory) and not wrapped:
             raise ValueError(
@@ -299,6 +335,21 @@ class RewardModel:
                 "train with --config.model.init and objective=preference"
             )
         return cls(*described, load_params(directory, every_role=bool(wrapped)), mesh, wrapped)
+
+    @classmethod
+    def _of_hub(cls, model: HubModel, mesh: Mesh | str | None, dtype: str, form: Format | None) -> "RewardModel":
+        if not model.head:
+            raise ValueError(
+                f"{model.folder} is a language model ({model.described.architecture or 'without head'}), not a reward model; to "
+                "make one of it, train with --config.model.init and objective=preference"
+            )
+        config, form, tokenizer = _hub_description(model, form)
+        params = model.params
+        if dtype:
+            config = dataclasses.replace(config, dtype=dtype, param_dtype=dtype)
+            wanted = flat(abstract_params(config))
+            params = nested({path: leaf.astype(wanted[path].dtype) for path, leaf in flat(params).items()})
+        return cls(config, form, tokenizer, params, mesh)
 
     @functools.cached_property
     def base(self) -> str:

@@ -9,7 +9,8 @@ from typing import Any
 from rmjax.data.formats import CHAT_FIELDS, Format
 from rmjax.data.tokenizer import Tokenizer
 from rmjax.hub.gguf import load_gguf, smollm2_path
-from rmjax.hub.shipped import model_folder
+from rmjax.hub.hugging_face import is_hub_folder, open_folder, read_tokenizer
+from rmjax.hub.shipped import fetching, model_folder
 from rmjax.methods import Chosen
 from rmjax.models import parameters
 from rmjax.models.presets import PRESETS
@@ -31,8 +32,13 @@ class Start:
 
 
 def load_start(model: Model) -> Start:
-    """From `config.model`: a GGUF language model, a run directory, a shipped model, or random weights of the given sizes."""
+    """From `config.model`: a GGUF language model, a run directory, a shipped model, one of the hub, or random weights of the
+    given sizes."""
     folder = model_folder(model.init)
+    if is_hub_folder(folder):
+        found = open_folder(folder)
+        tokenizer = read_tokenizer(folder, found.described)
+        return _changed(Start(found.config, tokenizer, found.params, may_miss="" if found.head else "^head/"), model)
     if folder.is_dir():
         config, _, tokenizer = load_description(folder)
         return _changed(Start(config, tokenizer, load_params(folder), may_miss=""), model)
@@ -40,6 +46,7 @@ def load_start(model: Model) -> Start:
     if not path.is_file():
         raise FileNotFoundError(
             f"config.model.init={model.init}: no such run directory or .gguf file; see `rmjax.settings.Model`"
+            + fetching(model.init)
         )
     config, params, tokenizer = load_gguf(path, weights=model.init != "random")
     if model.preset:
@@ -92,9 +99,9 @@ def _changed(start: Start, model: Model) -> Start:
         )
     if sizes:
         sizes["head_width"] = _head_width(vars(start.config) | sizes)
-    config = dataclasses.replace(
-        start.config, depth=depth, frozen_layers=model.frozen_layers, dtype=model.dtype, param_dtype=model.param_dtype,
-        remat=model.remat, attention=model.attention, attention_block=model.attention_block, **sizes,
+    config = start.config.with_layers(
+        range(depth), frozen_layers=model.frozen_layers, dtype=model.dtype, param_dtype=model.param_dtype, remat=model.remat,
+        attention=model.attention, attention_block=model.attention_block, **sizes,
     )  # fmt: skip
     params = start.params
     if start.config.adapter and (depth, config.frozen_layers) != (start.config.depth, start.config.frozen_layers):

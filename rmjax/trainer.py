@@ -16,13 +16,14 @@ from ml_collections import ConfigDict
 from rmjax import methods
 from rmjax.config import complete, keep_config, settle
 from rmjax.data import placement
-from rmjax.data.formats import Encoder, Format, completed
+from rmjax.data.formats import Encoder, Format, completed, refuse_longer
 from rmjax.data.pipeline import FileSource, Source
 from rmjax.evaluate.scorers import RewardScorer, batch_tokens, on_mesh
 from rmjax.evaluate.suites import Measure, evaluators_from
 from rmjax.files import refuse_url, write_json
 from rmjax.locks import locked
 from rmjax.models import parameters
+from rmjax.models.rope import longest_text
 from rmjax.parallel.hosts import EndTogether
 from rmjax.parallel.mesh import Rules, make_mesh, make_rules
 from rmjax.program import Program, check, compiler_options, first_state, flops_per_token, make_program, refuse_dead_head
@@ -78,6 +79,7 @@ class Trainer:
             open_workdir(self.workdir)
         self.start: Start = start_of(self.chosen)
         self.format = self._format()
+        refuse_longer(self.format, longest_text(self.start.config.rope, self.start.config.max_positions))
         if not self.chosen.language_model:  # a reward head is bound to its format
             check_format(self.config.model, self.format)
         data = self.config.data

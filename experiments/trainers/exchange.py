@@ -20,20 +20,28 @@ from rmjax.data.pipeline import PackForests
 from rmjax.hub.names import LLAMA
 from rmjax.models.forest import Forest
 from rmjax.models.parameters import flat
+from rmjax.models.rope import Rope
 from rmjax.models.transformer import TransformerConfig
 
 TRIAL = 8  # batches from which their mean number of pairs is taken
+
+
+_OF_LLAMA = (
+    "vocab_size", "width", "depth", "heads", "kv_heads", "head_width", "mlp_width", "norm_epsilon", "max_positions",
+    "dtype", "param_dtype", "remat", "attention", "attention_block",
+)  # fmt: skip
+"""What may differ of a plain Llama with tied embeddings and all layers trained, beside the base of its rotary positions."""
 
 
 def write_model(folder: Path, config: TransformerConfig, params: Mapping[str, Any], tokenizer: str) -> None:
     """config.json, model.safetensors (fp32) and tokenizer.json.
 
     Raises:
-      ValueError: the architecture is not Llama's (biases, norms of queries and keys, an adapter, frozen layers apart), or the
-        parameters are not those of one.
+      ValueError: the architecture is not Llama's (biases, norms of queries and keys, an adapter, frozen layers apart, …), or
+        the parameters are not those of one.
     """
-    others = config.qkv_bias, config.qk_norm, config.adapter, config.frozen_layers, config.rope_scale != 1
-    if any(others) or not config.tied_embeddings:
+    plain = TransformerConfig(rope=Rope(config.rope.theta), **{name: getattr(config, name) for name in _OF_LLAMA})
+    if config != plain:
         raise ValueError(
             "the comparison needs a plain Llama with tied embeddings, all layers trained; change config.model"
         )
@@ -65,7 +73,7 @@ def _described(config: TransformerConfig) -> dict[str, Any]:
         "hidden_size": config.width, "intermediate_size": config.mlp_width, "num_hidden_layers": config.depth,
         "num_attention_heads": config.heads, "num_key_value_heads": config.kv_heads, "head_dim": config.head_width,
         "rms_norm_eps": config.norm_epsilon, "max_position_embeddings": config.max_positions,
-        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta}, "hidden_act": "silu",
+        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope.theta}, "hidden_act": "silu",
         "tie_word_embeddings": True, "num_labels": 1, "bos_token_id": None, "eos_token_id": None,
     }  # fmt: skip
 

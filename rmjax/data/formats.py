@@ -105,8 +105,18 @@ def stored(described: Mapping[str, Any]) -> Format:
 
 
 def own_tokens(form: Format) -> list[str]:
-    """Tokens that the format alone may write."""
-    return [*([form.split_token] * (form.kind == "polar")), *([form.reward_token] * (form.kind != "chat"))]
+    """Tokens that the format alone may write. One of one character, a newline's say, stays a text's."""
+    of_kind = {"polar": (form.split_token, form.reward_token), "plain": (form.reward_token,), "chat": (form.end_token,)}
+    return [token for token in of_kind[form.kind] if len(token) > 1]
+
+
+def refuse_longer(form: Format, longest: int) -> None:
+    """ValueError where texts may be longer than `models.rope.longest_text` says; 0 = there is no such length."""
+    if longest and form.max_length > longest:
+        raise ValueError(
+            f"format.max_length is {form.max_length}, and the model's rotary positions are made for texts up to {longest}; "
+            "lower it to that"
+        )
 
 
 class Layout(Protocol):

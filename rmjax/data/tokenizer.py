@@ -148,6 +148,23 @@ class Tokenizer:
     def vocab_size(self) -> int:
         return self._plain.get_vocab_size()
 
+    @property
+    def words(self) -> int:
+        """One more than the highest id that plain text can become."""
+        return 1 + max(i for i in self._plain.get_vocab().values() if i not in self._hidden)
+
+    def has(self, token: str) -> bool:
+        """Whether a token of exactly this string is in the vocabulary."""
+        return self._ids.get(token, self._plain.token_to_id(token)) is not None
+
+    def token(self, number: int) -> str:
+        """The string of a token; TokenizerError if there is none of this id."""
+        special = {i: token for token, i in self._ids.items()}
+        found = special.get(number, self._plain.id_to_token(number))
+        if found is None:
+            raise TokenizerError(f"no token has the id {number}; there are {self.vocab_size}")
+        return found
+
     def id(self, token: str) -> int:
         """The id of a token given by its exact string; TokenizerError if there is none."""
         found = self._ids.get(token, self._plain.token_to_id(token))
@@ -201,10 +218,24 @@ class Tokenizer:
             return self
         for token in new:
             self.id(token)
-        made = self.from_description(with_added(self._described(), new), new)
-        for name in ("chat_template", "bos_token", "eos_token", "pad_token", "adds_bos"):
-            setattr(made, name, getattr(self, name))
+        return self._like(self.from_description(with_added(self._described(), new), new))
+
+    def limited(self, size: int) -> "Tokenizer":
+        """Without the special tokens from `size` on, which the model has no embeddings of: an image's, say, or a pad token."""
+        beyond = {token for token, number in self._ids.items() if number >= size}
+        if not beyond:
+            return self
+        described = self._described()
+        added = [token for token in described["added_tokens"] if token["content"] not in beyond]
+        made = self._like(self.from_description({**described, "added_tokens": added}))
+        for name in ("bos_token", "eos_token", "pad_token"):
+            setattr(made, name, "" if getattr(self, name) in beyond else getattr(self, name))
         return made
+
+    def _like(self, other: "Tokenizer") -> "Tokenizer":
+        for name in ("chat_template", "bos_token", "eos_token", "pad_token", "adds_bos"):
+            setattr(other, name, getattr(self, name))
+        return other
 
     def encode_marked(self, text: str, restore: Callable[[str], str] = str) -> list[int]:
         """Ids of a template's text, in which special tokens count as such; `restore` puts in what is text whatever it spells."""

@@ -48,8 +48,10 @@ def read_folder(folder: Path) -> Files:
 def _read(folder: Path) -> Files:
     path = folder / "tokenizer.json"
     if not path.is_file():
+        found = " (tokenizer.model is another format)" if (folder / "tokenizer.model").is_file() else ""
         raise FileNotFoundError(
-            f"{path}: no such file; write it with `transformers` (AutoTokenizer.from_pretrained(…).save_pretrained(…))"
+            f"{path}: not there{found}; write it once where transformers is: "
+            "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
         )
     described, config = _json(path), _json(folder / "tokenizer_config.json", optional=True)
     older = _json(folder / "special_tokens_map.json", optional=True)

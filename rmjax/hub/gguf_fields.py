@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from rmjax.models.rope import Rope
 from rmjax.models.transformer import TransformerConfig
 
 Fields = Mapping[str, Any]
@@ -108,8 +109,7 @@ def architecture(fields: Fields, tied_embeddings: bool) -> TransformerConfig:
         kv_heads=_size(fields, "llama.attention.head_count_kv"),
         head_width=_size(fields, "llama.attention.key_length", width // heads),
         mlp_width=_size(fields, "llama.feed_forward_length"),
-        rope_theta=_positive(fields, "llama.rope.freq_base"),
-        rope_scale=_rope_scale(fields),
+        rope=_rope(fields),
         norm_epsilon=round(_positive(fields, "llama.attention.layer_norm_rms_epsilon"), 12),
         tied_embeddings=tied_embeddings,
         max_positions=_size(fields, "llama.context_length"),
@@ -197,12 +197,12 @@ def _positive(fields: Fields, name: str) -> float:
     return float(found)
 
 
-def _rope_scale(fields: Fields) -> float:
+def _rope(fields: Fields) -> Rope:
     """Linear position interpolation; llama.cpp takes a factor without a type as linear, and 0 as none."""
+    theta = _positive(fields, "llama.rope.freq_base")
     name = next((n for n in ("llama.rope.scaling.factor", "llama.rope.scale_linear") if fields.get(n)), None)
-    if name is None or fields.get("llama.rope.scaling.type") == "none":
-        return 1.0
-    return _positive(fields, name)
+    factor = _positive(fields, name) if name and fields.get("llama.rope.scaling.type") != "none" else 1.0
+    return Rope(theta, "none" if factor == 1 else "linear", factor)
 
 
 def _refuse_unsupported(fields: Fields, config: TransformerConfig) -> None:

@@ -1,5 +1,6 @@
-"""Models that come with the package: `shipped:NAME` is a folder in it."""
+"""Folders of models by name: `shipped:NAME` is one in the package, `org/model[@revision]` one in huggingface_hub's cache."""
 
+import re
 from importlib import resources
 from pathlib import Path
 
@@ -14,15 +15,40 @@ def shipped_models() -> list[str]:
 
 
 def model_folder(path: str | Path) -> Path:
-    """The folder of a model: that of a shipped one, any other path as it is.
+    """The folder of a model: that of a shipped one; of one of the hub, if nothing here has that name and the cache has it; any
+    other path as it is. Nothing is fetched.
 
     Raises:
       FileNotFoundError: there is no shipped model of that name; the message lists those that exist.
     """
     name = str(path).removeprefix(SHIPPED)
     if name == str(path):
-        return Path(path)
+        return Path(path) if Path(path).exists() else cached(name) or Path(path)
     if name not in shipped_models():
         known = ", ".join(f"{SHIPPED}{each}" for each in shipped_models()) or "none in this installation"
         raise FileNotFoundError(f"{path}: no such model comes with rmjax; there are: {known}")
     return FOLDER / name
+
+
+_HUB_NAME = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?")
+
+
+def cached(name: str) -> Path | None:
+    """The folder of `org/model[@revision]` in huggingface_hub's cache; None where it is not there, or the name is none."""
+    if not (found := _HUB_NAME.fullmatch(name)):
+        return None
+    from huggingface_hub import snapshot_download  # slow to import, needed only here
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(found["repo"], revision=found["revision"], local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
+
+
+def fetching(name: str | Path) -> str:
+    """What fetches a name of the hub, as the end of a sentence; "" where it is none."""
+    if not (found := _HUB_NAME.fullmatch(str(name))) or Path(name).exists():
+        return ""
+    revision = f" --revision {found['revision']}" if found["revision"] else ""
+    return f"; where it is a model of the hub, `hf download {found['repo']}{revision}` fetches it"

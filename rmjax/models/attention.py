@@ -2,8 +2,8 @@
 device of a mesh by the kernels for it.
 
 Axis letters beside the transformer's (R rows, T query tokens, S key tokens, H query heads, J key-value heads, E head width): M
-marks of a token (group, branch, column), B tokens a block, C blocks of queries, D blocks of keys. The mask is never built as
-a whole.
+marks of a token (group, branch, column, and under a window one more), B tokens a block, C blocks of queries, D blocks of keys.
+The mask is never built as a whole.
 """
 
 import dataclasses
@@ -45,10 +45,16 @@ class _Form:
     block: int
     interpret: bool
     itemsize: int  # bytes of a number of q
+    softcap: float = 0.0  # of scores; XLA's kernels alone have it
 
     def module(self) -> Any:
         """Where the kernels are; each is imported where it runs, since Mosaic GPU alone takes a second."""
         return importlib.import_module(f"rmjax.models.{self.kernels}_kernels")
+
+    def run(self, name: str, *arrays: Any) -> Any:
+        """The kernels' `outputs` or `gradients`."""
+        more = {"softcap": self.softcap} if self.softcap else {}
+        return getattr(self.module(), name)(*arrays, self.interpret, **more)
 
     def edge(self, tokens: int) -> int:
         """Tokens a block, where a device has `tokens` queries a row."""
@@ -73,14 +79,18 @@ def blockwise(
     v_RTJE: Float[Array, "R T J E"],
     mask: ForestMask,
     block: int,
+    scale: float = 0.0,
+    softcap: float = 0.0,
 ) -> Float[Array, "R T H E"]:
     """`pallas_attention`'s values on any device, with derivatives of any order. Tiles that no row of a device has need of are
     left out: many short groups in a long row cost what they would cost in rows of their own.
 
     block: tokens of a query block and of a key block. What lies in memory at once are H · block² scores of a row.
+    scale: of products of queries and keys; 0 = 1 / √E. softcap: of scores, see `tiles.capped`; 0 = none.
     Source: Dao et al. 2022 (FlashAttention), algorithms 1 and 4.
     """
-    return _attend(q_RTHE, k_RTJE, v_RTJE, mask, _Form("xla", block, False, q_RTHE.dtype.itemsize))
+    form = _Form("xla", block, False, q_RTHE.dtype.itemsize, softcap)
+    return _attend(q_RTHE, k_RTJE, v_RTJE, mask, form, scale)
 
 
 def pallas_attention(
@@ -91,6 +101,8 @@ def pallas_attention(
     block: int,
     interpret: bool = False,
     kernels: str = "",
+    scale: float = 0.0,
+    softcap: float = 0.0,
 ) -> Float[Array, "R T H E"]:
     """Grouped-query attention, softmax in fp32; a padding token gives 0. Tiles that no token sees are left out.
 
@@ -104,16 +116,20 @@ def pallas_attention(
       interpret: run without either, slowly; for tests.
       kernels: tpu, triton or mosaic; empty: a GPU's where JAX's default device is one (`kernels_for`), a TPU's else (a program
         may be compiled for TPUs where there is none).
+      scale: of products of queries and keys; 0 = 1 / √E.
+      softcap: must be 0: the kernels have none.
 
     Raises:
-      ValueError: heads that do not divide over the mesh, or what `refusal` says.
+      ValueError: heads that do not divide over the mesh, a softcap, a mask with a window, or what `refusal` says.
 
     Source: Dao et al. 2022 (FlashAttention), algorithms 1 and 4.
     """
     kernels = kernels or kernels_for("gpu" if jax.default_backend() == "gpu" else "tpu")
     if reason := refusal(kernels, block, q_RTHE.shape[-1], q_RTHE.dtype, interpret):
         raise ValueError(reason)
-    return _attend(q_RTHE, k_RTJE, v_RTJE, mask, _Form(kernels, block, interpret, q_RTHE.dtype.itemsize))
+    if softcap or mask.window is not None:
+        raise ValueError("attention=pallas has neither windows nor a softcap; use blockwise")
+    return _attend(q_RTHE, k_RTJE, v_RTJE, mask, _Form(kernels, block, interpret, q_RTHE.dtype.itemsize), scale)
 
 
 def kernels_for(platform: str) -> str:
@@ -177,31 +193,28 @@ def _power_of_two(n: int) -> bool:
     return n > 0 and n & (n - 1) == 0
 
 
-def _attend(q_RTHE, k_RTJE, v_RTJE, mask: ForestMask, form: _Form):
-    column_RT = jnp.broadcast_to(jnp.arange(q_RTHE.shape[1], dtype=jnp.int32), mask.group_RT.shape)
-    marks_RTM = jnp.stack([mask.group_RT, mask.branch_RT, column_RT], axis=-1)
-    return _tiled(q_RTHE * q_RTHE.shape[-1] ** -0.5, k_RTJE, v_RTJE, marks_RTM, form)
+def _attend(q_RTHE, k_RTJE, v_RTJE, mask: ForestMask, form: _Form, scale: float):
+    return _tiled(q_RTHE * (scale or q_RTHE.shape[-1] ** -0.5), k_RTJE, v_RTJE, *mask.marks(), form)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _tiled(q_RTHE, k_RSJE, v_RSJE, marks_RTM, form: _Form):
-    return _forward(q_RTHE, k_RSJE, v_RSJE, marks_RTM, form)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _tiled(q_RTHE, k_RSJE, v_RSJE, queries_RTM, keys_RSM, form: _Form):
+    return _forward(q_RTHE, k_RSJE, v_RSJE, queries_RTM, keys_RSM, form)[0]
 
 
-def _forward(q_RTHE, k_RSJE, v_RSJE, marks_RTM, form: _Form):
-    given = (q_RTHE, k_RSJE, v_RSJE, marks_RTM, marks_RTM)
+def _forward(q_RTHE, k_RSJE, v_RSJE, queries_RTM, keys_RSM, form: _Form):
+    given = (q_RTHE, k_RSJE, v_RSJE, queries_RTM, keys_RSM)
     return _on_each_device(form, _outputs, "qkkmn", "ql", given)
 
 
-def _save(q_RTHE, k_RSJE, v_RSJE, marks_RTM, form: _Form):
-    out, log_total = (checkpoint_name(x, SAVED) for x in _forward(q_RTHE, k_RSJE, v_RSJE, marks_RTM, form))
-    return out, (q_RTHE, k_RSJE, v_RSJE, marks_RTM, out, log_total)
+def _save(q_RTHE, k_RSJE, v_RSJE, queries_RTM, keys_RSM, form: _Form):
+    given = (q_RTHE, k_RSJE, v_RSJE, queries_RTM, keys_RSM)
+    out, log_total = (checkpoint_name(x, SAVED) for x in _forward(*given, form))
+    return out, (*given, out, log_total)
 
 
 def _backward(form: _Form, saved, d_out_RTHE):
-    q_RTHE, k_RSJE, v_RSJE, marks_RTM, out_RTHE, log_total_RHT = saved
-    given = (q_RTHE, k_RSJE, v_RSJE, marks_RTM, marks_RTM, out_RTHE, log_total_RHT, d_out_RTHE)
-    return *_on_each_device(form, _gradients, "qkkmnqlq", "qkk", given), None
+    return *_on_each_device(form, _gradients, "qkkmnqlq", "qkk", (*saved, d_out_RTHE)), None, None
 
 
 _tiled.defvjp(_save, _backward)
@@ -249,7 +262,7 @@ def _outputs(form: _Form, token_axes, q_RTHE, k_RSJE, v_RSJE, queries_RTM, keys_
     B = form.edge(T)
     q, k, v = (form.in_blocks(x, B).transpose(0, 2, 1, 3) for x in (q_RTHE, k_RSJE, v_RSJE))
     marks, seen_RCD = _marks(form, queries_RTM, keys_RSM, B)
-    out_RHTE, log_total_RHT = form.module().outputs(q, k, v, marks, seen_RCD, form.interpret)
+    out_RHTE, log_total_RHT = form.run("outputs", q, k, v, marks, seen_RCD)
     return out_RHTE.transpose(0, 2, 1, 3)[:, :T], log_total_RHT[:, :, :T]
 
 
@@ -262,8 +275,7 @@ def _gradients(
     delta_RHT = jnp.einsum("rthe,rthe->rht", d_out_RTHE, out_RTHE, preferred_element_type=jnp.float32)
     log_total, delta = (jnp.pad(x, ((0, 0), (0, 0), (0, q.shape[2] - T))) for x in (log_total_RHT, delta_RHT))
     marks, seen_RCD = _marks(form, queries_RTM, keys_RSM, B)
-    gradients = form.module().gradients
-    d_q, *d_kv = gradients(q, k, v, marks, seen_RCD, log_total, delta, d_out, form.interpret)
+    d_q, *d_kv = form.run("gradients", q, k, v, marks, seen_RCD, log_total, delta, d_out)
     d_k, d_v = (x.transpose(0, 2, 1, 3)[:, :S] for x in d_kv)
     if token_axes:  # each device has the sum over its own queries
         d_k, d_v = jax.lax.psum((d_k, d_v), token_axes)
@@ -273,6 +285,7 @@ def _gradients(
 def _marks(form: _Form, queries_RTM: Array, keys_RSM: Array, B: int) -> tuple[Marks, Bool[Array, "R C D"]]:
     """Marks as the kernels read them, and which key blocks a query block may see something of."""
     queries_RTM, keys_RSM = (form.in_blocks(x, B) for x in (queries_RTM, keys_RSM))
-    padding = (keys_RSM[..., :1] == 0) & (jnp.arange(3) == 0)
-    seen_RCD = tiles_seen(*(x.reshape(len(x), -1, B, 3) for x in (queries_RTM, keys_RSM)))
+    M = keys_RSM.shape[-1]
+    padding = (keys_RSM[..., :1] == 0) & (jnp.arange(M) == 0)
+    seen_RCD = tiles_seen(*(x.reshape(len(x), -1, B, M) for x in (queries_RTM, keys_RSM)))
     return (queries_RTM, jnp.where(padding, -1, keys_RSM)), seen_RCD

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from rmjax.models.stored import Stored
+
 
 class ParameterError(ValueError):
     """Parameters and architecture, or a path pattern and the tree, do not fit."""
@@ -72,7 +74,8 @@ def count(tree: Any) -> int:
 
 
 def warm_start(initial: Mapping[str, Any], loaded: Mapping[str, Any], may_miss: str = "^head/") -> dict[str, Any]:
-    """`initial` with every leaf replaced by the loaded one, on the host; leaves matching `may_miss` may be absent there.
+    """`initial` with every leaf replaced by the loaded one, on the host or in its files; leaves matching `may_miss` may be
+    absent there.
 
     A language model has no reward head: that one is expected. From a reward model nothing may be absent: pass "".
 
@@ -83,10 +86,15 @@ def warm_start(initial: Mapping[str, Any], loaded: Mapping[str, Any], may_miss: 
     theirs = flat(loaded)
     return nested(
         {
-            path: np.asarray(jax.device_get(theirs[path])).astype(leaf.dtype, copy=False) if path in theirs else leaf
+            path: _on_host(theirs[path]).astype(leaf.dtype, copy=False) if path in theirs else leaf
             for path, leaf in flat(initial).items()
         }
     )
+
+
+def _on_host(leaf: Any) -> Any:
+    """What lies in files stays there."""
+    return leaf if isinstance(leaf, Stored) else np.asarray(jax.device_get(leaf))
 
 
 def check_same(wanted: Mapping[str, Any], loaded: Mapping[str, Any], may_miss: str = "") -> None:

@@ -1,4 +1,4 @@
-"""The reward model: a decoder, the hidden states at the read-outs, and a linear head, both of the latter in fp32."""
+"""The reward model: a decoder, the hidden states at the read-outs, and a head on them, both of the latter in fp32."""
 
 from typing import Any
 
@@ -10,6 +10,23 @@ from rmjax.models.forest import Forest, attention_mask
 from rmjax.models.tiles import ForestMask
 from rmjax.models.transformer import Transformer, TransformerConfig
 
+_FP32: Any = {"dtype": jnp.float32, "param_dtype": jnp.float32, "precision": "highest"}  # else a TPU multiplies in bf16
+_ZERO = nn.with_logical_partitioning(nn.initializers.zeros, (None,))
+_ZEROS = nn.with_logical_partitioning(nn.initializers.zeros, ("embed", None))
+
+
+class MlpHead(nn.Module):
+    """Two matrices with biases and a ReLU between them, as Qwen2.5-Math-RM and others have it; zero at the start."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, x_RND: Float[Array, "R N D"]) -> Float[Array, "R N 1"]:
+        start = nn.with_logical_partitioning(nn.initializers.lecun_normal(), ("embed", None))
+        bias: Any = {"bias_init": _ZERO}
+        hidden_RNF = nn.relu(nn.Dense(self.width, kernel_init=start, name="hidden", **bias, **_FP32)(x_RND))
+        return nn.Dense(1, kernel_init=_ZEROS, name="output", **bias, **_FP32)(hidden_RNF)
+
 
 class RewardTransformer(nn.Module):
     """Rewards of every branch. The head is zero at the start, so the first loss is ln 2 exactly and rewards are 0."""
@@ -17,14 +34,13 @@ class RewardTransformer(nn.Module):
     config: TransformerConfig
 
     def setup(self) -> None:
-        self.backbone = Transformer(self.config)
-        zeros = nn.with_logical_partitioning(nn.initializers.zeros, ("embed", None))
-        fp32: Any = {
-            "dtype": jnp.float32,
-            "param_dtype": jnp.float32,
-            "precision": "highest",
-        }  # else a TPU multiplies in bf16
-        self.head = nn.Dense(1, use_bias=False, kernel_init=zeros, **fp32)
+        c = self.config
+        self.backbone = Transformer(c)
+        self.head = (
+            nn.Dense(1, use_bias=c.head_bias, kernel_init=_ZEROS, bias_init=_ZERO, **_FP32)
+            if c.head == "linear"
+            else MlpHead(c.head_hidden or c.width)
+        )
 
     def __call__(self, forest: Forest) -> Float[Array, "R G N"]:
         """Rewards in fp32, 0 where a branch is absent."""

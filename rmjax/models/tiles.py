@@ -10,8 +10,9 @@ MASKED, FLOOR = -1e30, -1e29
 """A score that is not visible, and where maxima start: so far above it that exp(MASKED − FLOOR) is 0. Both are finite, so that a
 token that sees none is free of NaN."""
 
-Marks = tuple[Int[Array, "R T 3"], Int[Array, "R S 3"]]
-"""Group, branch and column of queries and of keys; the keys' group is −1 where they are padding."""
+Marks = tuple[Int[Array, "R T M"], Int[Array, "R S M"]]
+"""Group, branch and column of queries and of keys; the keys' group is −1 where they are padding. Under a window a fourth: of a
+key its position, of a query the last position before its window."""
 
 
 @flax.struct.dataclass
@@ -20,21 +21,39 @@ class ForestMask:
 
     group_RT: Int[Array, "R T"]  # 0 = padding
     branch_RT: Int[Array, "R T"]  # 0 = the shared prefix
+    position_RT: Int[Array, "R T"] | None = None  # on the token's path; only read under a window
+    window: Int[Array, ""] | None = None  # tokens that one sees, itself included; None = all
+
+    def marks(self) -> Marks:
+        """Of queries and of keys, which are padding where their group is 0."""
+        column_RT = jnp.broadcast_to(jnp.arange(self.group_RT.shape[1], dtype=jnp.int32), self.group_RT.shape)
+        alike = [self.group_RT, self.branch_RT, column_RT]
+        if self.window is None or self.position_RT is None:
+            marks_RTM = jnp.stack(alike, axis=-1)
+            return marks_RTM, marks_RTM
+        before_RT = self.position_RT - self.window
+        return jnp.stack([*alike, before_RT], axis=-1), jnp.stack([*alike, self.position_RT], axis=-1)
 
 
-def tiles_seen(queries_RCBM: Int[Array, "R C B 3"], keys_RDBM: Int[Array, "R D B 3"]) -> Bool[Array, "R C D"]:
+def capped(scores: Array, softcap: float) -> Array:
+    """c · tanh(scores / c), which stays between −c and c (Gemma 2); the scores as they are where c is 0."""
+    return softcap * jnp.tanh(scores / softcap) if softcap else scores
+
+
+def tiles_seen(queries_RCBM: Int[Array, "R C B M"], keys_RDBM: Int[Array, "R D B M"]) -> Bool[Array, "R C D"]:
     """Which tiles may have a token that sees another, by the ranges of the blocks' marks. A tile may be in it although no token
     sees one, but not the other way round."""
 
     def ranges(marks_RCBM):
         real, most = marks_RCBM[..., :1] > 0, jnp.iinfo(jnp.int32).max
         low = jnp.min(marks_RCBM, axis=2, where=real, initial=most)
-        return low, jnp.max(marks_RCBM, axis=2, where=real, initial=-1)
+        return low, jnp.max(marks_RCBM, axis=2, where=real, initial=-most)
 
     q_low, q_high = (x[:, :, None] for x in ranges(queries_RCBM))
     k_low, k_high = (x[:, None] for x in ranges(keys_RDBM))
     overlap = (k_low <= q_high) & (q_low <= k_high)
-    return overlap[..., 0] & ((k_low[..., 1] == 0) | overlap[..., 1]) & (k_low[..., 2] <= q_high[..., 2])
+    seen = overlap[..., 0] & ((k_low[..., 1] == 0) | overlap[..., 1]) & (k_low[..., 2] <= q_high[..., 2])
+    return seen & (k_high[..., 3] > q_low[..., 3]) if queries_RCBM.shape[-1] == 4 else seen
 
 
 def apart(marks: Marks) -> Sequence[Int[Array, "R T"]]:

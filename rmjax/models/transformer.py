@@ -1,4 +1,4 @@
-"""A decoder-only transformer (Llama / Qwen / InternLM2 / Mistral family) in Flax Linen.
+"""A decoder-only transformer (Llama, Mistral, Qwen, SmolLM, InternLM, Gemma, Phi-3 families) in Flax Linen.
 
 Axis letters: R rows, T tokens a row, S key columns, D width, H query heads, J key-value heads, P query heads per
 key-value head, E head width, F mlp width, V vocabulary, L layers.
@@ -13,55 +13,17 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from rmjax.models.adapters import adapted
+from rmjax.models.architecture import ACTIVATIONS, TransformerConfig
 from rmjax.models.attention import SAVED, blockwise, pallas_attention
 from rmjax.models.contraction import product
-from rmjax.models.lora import ROUTING, AdapterConfig
-from rmjax.models.tiles import ForestMask
+from rmjax.models.lora import ROUTING
+from rmjax.models.rope import frequencies, rotate
+from rmjax.models.tiles import ForestMask, capped
 
 _ANY: Any = jax.sharding.PartitionSpec.UNCONSTRAINED
 Past = dict[str, jax.Array]
-"""Keys and values of earlier columns: `k` [L, R, J, E, S], `v` [L, R, J, S, E] (layouts that one-token dots like)."""
-
-
-@dataclasses.dataclass(frozen=True)
-class TransformerConfig:
-    """The architecture: all that is needed to rebuild the parameter tree."""
-
-    vocab_size: int
-    width: int
-    depth: int  # layers, the frozen ones included
-    heads: int
-    kv_heads: int
-    head_width: int
-    mlp_width: int
-    rope_theta: float = 10_000.0
-    rope_scale: float = 1.0  # linear position interpolation; 1 = none
-    norm_epsilon: float = 1e-5
-    qkv_bias: bool = False  # Qwen 1.5 / 2 / 2.5
-    qk_norm: bool = False  # Qwen 3: RMSNorm on each query and key head
-    tied_embeddings: bool = True
-    max_positions: int = 8192
-    dtype: str = "float32"  # of activations; head and loss are fp32 whatever this says
-    param_dtype: str = "float32"
-    remat: str = (
-        "none"  # none | dots (keep matmul results) | attention (keep its outputs) | full (keep layer inputs only)
-    )
-    attention: str = "dense"  # under a forest's mask: dense | in tiles: blockwise, pallas (TPU, GPU)
-    attention_block: int = 512  # tokens along the side of a tile
-    frozen_layers: int = 0  # first layers, stacked apart under this name: never trained, they cost a forward pass only
-    adapter: AdapterConfig | None = None  # on Dense modules of the other layers
-
-    def __post_init__(self) -> None:
-        if self.heads % self.kv_heads:
-            raise ValueError(f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})")
-        if self.remat not in _REMAT:
-            raise ValueError(f"remat is {self.remat!r}; choose one of {sorted(_REMAT)}")
-        if self.attention not in ("dense", *_TILED):
-            raise ValueError(f"attention is {self.attention!r}; choose one of dense, {', '.join(_TILED)}")
-        if self.attention_block < 1:
-            raise ValueError(f"attention_block is {self.attention_block}; it must be 1 or more")
-        if not 0 <= self.frozen_layers < self.depth:
-            raise ValueError(f"frozen_layers is {self.frozen_layers}; it must leave one of the {self.depth} layers")
+"""Keys and values of earlier columns: `k` [L, R, J, E, S], `v` [L, R, J, S, E] (layouts that one-token dots like). Where
+there are windows their positions too: `position` [L, R, S]."""
 
 
 _TILED = {"blockwise": blockwise, "pallas": pallas_attention}
@@ -74,18 +36,7 @@ _REMAT: dict[str, Any] = {
     "attention": _ATTENTION,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
-
-
-def rope(
-    x_RTHE: Float[Array, "R T H E"], positions_RT: Int[Array, "R T"], theta: float, scale: float = 1.0
-) -> Float[Array, "R T H E"]:
-    """Rotary position embedding, half-split form (RoFormer eq. 34; the layout of HF Llama), angles in fp32."""
-    half = x_RTHE.shape[-1] // 2
-    frequency_E = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angle_RT1E = (positions_RT[..., None, None] / scale) * frequency_E
-    cos, sin = jnp.cos(angle_RT1E), jnp.sin(angle_RT1E)
-    a, b = jnp.split(x_RTHE.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_RTHE.dtype)
+_UNLIMITED = jnp.iinfo(jnp.int32).max
 
 
 def attend(
@@ -94,17 +45,21 @@ def attend(
     v_RSJE: Float[Array, "R S J E"],
     mask_RTS: Bool[Array, "R T S"],
     past: Past | None = None,
+    scale: float = 0.0,
+    softcap: float = 0.0,
 ) -> Float[Array, "R T H E"]:
     """Grouped-query attention with an arbitrary mask; softmax in fp32. A row of False attends to nothing and gives 0.
 
     With `past` (one layer's, [R, J, E, C] and [R, J, C, E]) the mask has C + S columns, the past ones first.
+
+    scale: of products of queries and keys; 0 = 1 / √E. softcap: of scores, see `tiles.capped`; 0 = none.
     """
     R, T, H, E = q_RTHE.shape
     S, J = k_RSJE.shape[1:3]
     P = H // J
     # Plain batched matrix products: on CPU the einsum form is 1.4 times slower. Rows and heads stay axes of their own, and
     # tokens stay outside the heads of a group: merged otherwise, sharded axes would have to be gathered first.
-    q = (q_RTHE * (E**-0.5)).reshape(R, T, J, P, E).transpose(0, 2, 1, 3, 4).reshape(R, J, T * P, E)
+    q = (q_RTHE * (scale or E**-0.5)).reshape(R, T, J, P, E).transpose(0, 2, 1, 3, 4).reshape(R, J, T * P, E)
     k = k_RSJE.transpose(0, 2, 3, 1)
     v = v_RSJE.transpose(0, 2, 1, 3)
     scores = jax.lax.batch_matmul(q, k)
@@ -113,7 +68,8 @@ def attend(
         scores = jnp.concatenate([jax.lax.batch_matmul(q, past["k"]), scores], axis=-1)
     # A finite floor keeps fully masked (padding) rows free of NaN; the second `where` makes them exactly zero.
     mask = mask_RTS[:, None, :, None]
-    scores_RJTPS = jnp.where(mask, scores.reshape(R, J, T, P, C + S).astype(jnp.float32), -1e30)
+    scores_RJTPS = capped(scores.reshape(R, J, T, P, C + S).astype(jnp.float32), softcap)
+    scores_RJTPS = jnp.where(mask, scores_RJTPS, -1e30)
     weights = jnp.where(mask, jax.nn.softmax(scores_RJTPS, axis=-1), 0.0).astype(v_RSJE.dtype)
     weights = weights.reshape(R, J, T * P, C + S)
     out = jax.lax.batch_matmul(weights[..., C:], v)
@@ -136,7 +92,9 @@ def _dense(config: TransformerConfig, features: int, axes: tuple[str, str], name
     )
 
 
-def _norm(config: TransformerConfig, name: str, axis: str = "embed") -> nn.RMSNorm:
+def _norm(config: TransformerConfig, name: str, axis: str = "embed") -> nn.Module:
+    if config.norm_offset:
+        return OffsetNorm(config, axis, name=name)
     return nn.RMSNorm(
         epsilon=config.norm_epsilon,
         dtype=config.dtype,
@@ -146,13 +104,57 @@ def _norm(config: TransformerConfig, name: str, axis: str = "embed") -> nn.RMSNo
     )
 
 
+class OffsetNorm(nn.Module):
+    """Gemma's RMSNorm: x / rms(x) times 1 + scale, both in fp32 until the end."""
+
+    config: TransformerConfig
+    axis: str
+
+    @nn.compact
+    def __call__(self, x_RTD):
+        c = self.config
+        zeros = nn.with_logical_partitioning(nn.initializers.zeros, (self.axis,))
+        scale_D = self.param("scale", zeros, (x_RTD.shape[-1],), c.param_dtype).astype(jnp.float32)
+        x = x_RTD.astype(jnp.float32)
+        x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + c.norm_epsilon)
+        return (x * (1 + scale_D)).astype(c.dtype)
+
+
+def by_layer(config: TransformerConfig) -> dict[str, jax.Array]:
+    """What differs from layer to layer, on a leading axis L, for the scan over them: `frequency` [L, F] and `attention_factor` [L]
+    of rotary positions, `window` [L]. What all layers have alike is not in it, so that nothing is computed for it."""
+    c, found = config, {}
+    windowed_L = c.windowed or (c.window > 0,) * c.depth
+    if len({*windowed_L}) > 1:
+        found["window"] = jnp.where(jnp.array(windowed_L), c.window, _UNLIMITED)
+    if c.rotary or "window" in found and c.local_rope:
+        still = jnp.zeros(c.rope.turned(c.head_width) // 2), 1.0
+        of_layers = [
+            _frequencies(c, windowed) if rotary else still
+            for windowed, rotary in zip(windowed_L, c.rotary or (True,) * c.depth, strict=True)
+        ]
+        found["frequency"] = jnp.stack([frequency_F for frequency_F, _ in of_layers])
+        found["attention_factor"] = jnp.array([factor for _, factor in of_layers])
+    return found
+
+
+def _frequencies(config: TransformerConfig, windowed: bool) -> tuple[jax.Array, float]:
+    rope = config.local_rope if windowed and config.local_rope else config.rope
+    return frequencies(rope, config.head_width, config.max_positions)
+
+
+def _shared_window(config: TransformerConfig) -> int:
+    """Of a model whose layers are all windowed, or none; 0 = none."""
+    return config.window if not config.windowed or all(config.windowed) else 0
+
+
 class Attention(nn.Module):
     """Self-attention over this call's tokens and, when decoding, over the past; returns this call's (k, v) as well."""
 
     config: TransformerConfig
 
     @nn.compact
-    def __call__(self, x_RTD, positions_RT, mask_RTS, past: Past | None):
+    def __call__(self, x_RTD, positions_RT, mask_RTS, past: Past | None, layer: dict[str, jax.Array]):
         c = self.config
         R, T, _ = x_RTD.shape
         q = _dense(c, c.heads * c.head_width, ("embed", "heads"), "query", c.qkv_bias)(x_RTD)
@@ -164,57 +166,73 @@ class Attention(nn.Module):
         if c.qk_norm:
             q_RTHE = _norm(c, "query_norm", "head")(q_RTHE)
             k_RTJE = _norm(c, "key_norm", "head")(k_RTJE)
-        q_RTHE = rope(q_RTHE, positions_RT, c.rope_theta, c.rope_scale)
-        k_RTJE = rope(k_RTJE, positions_RT, c.rope_theta, c.rope_scale)
+        window = layer.get("window", _shared_window(c))
+        turning = layer.get("frequency"), layer.get("attention_factor")
+        if turning[0] is None:
+            turning = _frequencies(c, _shared_window(c) > 0)
+        q_RTHE, k_RTJE = (rotate(x, positions_RT, *turning) for x in (q_RTHE, k_RTJE))
         # Where tokens are cut, every part of the queries needs all keys; heads stay as the projections left them.
         q_RTHE = nn.with_logical_constraint(q_RTHE, ("rows", "tokens", _ANY, _ANY))
         k_RTJE = nn.with_logical_constraint(k_RTJE, ("rows", None, _ANY, _ANY))
         v_RTJE = nn.with_logical_constraint(v_RTJE, ("rows", None, _ANY, _ANY))
-        if isinstance(mask_RTS, ForestMask):
-            out_RTHE = _TILED[c.attention](q_RTHE, k_RTJE, v_RTJE, mask_RTS, c.attention_block)
-        else:
-            out_RTHE = attend(q_RTHE, k_RTJE, v_RTJE, mask_RTS, past)
-        out_RTD = _dense(c, c.width, ("heads", "embed"), "output")(out_RTHE.reshape(R, T, -1))
-        return out_RTD, {"k": k_RTJE.transpose(0, 2, 3, 1), "v": v_RTJE.transpose(0, 2, 1, 3)}
+        out_RTHE = self._attend(q_RTHE, k_RTJE, v_RTJE, positions_RT, mask_RTS, past, window)
+        out_RTD = _dense(c, c.width, ("heads", "embed"), "output", c.output_bias)(out_RTHE.reshape(R, T, -1))
+        new = {"k": k_RTJE.transpose(0, 2, 3, 1), "v": v_RTJE.transpose(0, 2, 1, 3)}
+        return out_RTD, new | ({"position": positions_RT} if c.window else {})
+
+    def _attend(self, q_RTHE, k_RSJE, v_RSJE, positions_RT, mask, past: Past | None, window: jax.Array | int):
+        """window: tokens; the Python number 0 = none."""
+        c, windowed = self.config, not isinstance(window, int) or window > 0
+        if isinstance(mask, ForestMask):
+            mask = mask.replace(position_RT=positions_RT, window=jnp.asarray(window)) if windowed else mask
+            return _TILED[c.attention](
+                q_RTHE, k_RSJE, v_RSJE, mask, c.attention_block, scale=c.attention_scale, softcap=c.attention_softcap
+            )
+        if windowed:
+            keys_RS = positions_RT if past is None else jnp.concatenate([past["position"], positions_RT], axis=-1)
+            mask = mask & (positions_RT[:, :, None] - keys_RS[:, None] < window)
+        return attend(q_RTHE, k_RSJE, v_RSJE, mask, past, c.attention_scale, c.attention_softcap)
 
 
 class Mlp(nn.Module):
-    """Gated SiLU: down(silu(gate(x)) * up(x))."""
+    """Gated: down(activation(gate(x)) * up(x))."""
 
     config: TransformerConfig
 
     @nn.compact
     def __call__(self, x_RTD):
         c = self.config
-        gate_RTF = _dense(c, c.mlp_width, ("embed", "mlp"), "gate")(x_RTD)
-        up_RTF = _dense(c, c.mlp_width, ("embed", "mlp"), "up")(x_RTD)
-        return _dense(c, c.width, ("mlp", "embed"), "down")(nn.silu(gate_RTF) * up_RTF)
+        gate_RTF = _dense(c, c.mlp_width, ("embed", "mlp"), "gate", c.mlp_bias)(x_RTD)
+        up_RTF = _dense(c, c.mlp_width, ("embed", "mlp"), "up", c.mlp_bias)(x_RTD)
+        return _dense(c, c.width, ("mlp", "embed"), "down", c.mlp_bias)(ACTIVATIONS[c.activation](gate_RTF) * up_RTF)
 
 
 class Block(nn.Module):
-    """One pre-norm layer; gives its new keys and values when `keep_past`."""
+    """One pre-norm layer, of some families with norms after its parts too; gives its new keys and values when `keep_past`."""
 
     config: TransformerConfig
 
     @nn.compact
-    def __call__(self, x_RTD, past, positions_RT, mask_RTS, keep_past: bool):
+    def __call__(self, x_RTD, past, layer, positions_RT, mask_RTS, keep_past: bool):
         c = self.config
-        y, new = Attention(c, name="attention")(_norm(c, "attention_norm")(x_RTD), positions_RT, mask_RTS, past)
+        y, new = Attention(c, name="attention")(_norm(c, "attention_norm")(x_RTD), positions_RT, mask_RTS, past, layer)
+        y = _norm(c, "attention_post_norm")(y) if c.post_norms else y
         x_RTD = nn.with_logical_constraint(x_RTD + y, ("rows", "tokens", None))
-        x_RTD = x_RTD + Mlp(c, name="mlp")(_norm(c, "mlp_norm")(x_RTD))
-        return nn.with_logical_constraint(x_RTD, ("rows", "tokens", None)), new if keep_past else None
+        y = Mlp(c, name="mlp")(_norm(c, "mlp_norm")(x_RTD))
+        y = _norm(c, "mlp_post_norm")(y) if c.post_norms else y
+        return nn.with_logical_constraint(x_RTD + y, ("rows", "tokens", None)), new if keep_past else None
 
 
 def _stacked(config: TransformerConfig, depth: int) -> Any:
     """`depth` blocks as one scan."""
     block: Any = Block
     if config.remat != "none":
-        block = nn.remat(Block, policy=_REMAT[config.remat], prevent_cse=False, static_argnums=(5,))
+        block = nn.remat(Block, policy=_REMAT[config.remat], prevent_cse=False, static_argnums=(6,))
     return nn.scan(
         block,
         variable_axes={"params": 0, ROUTING: 0},
         split_rngs={"params": True, "dropout": True},
-        in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+        in_axes=(0, 0, nn.broadcast, nn.broadcast, nn.broadcast),
         length=depth,
         metadata_params={nn.PARTITION_NAME: "layers"},
     )(config)
@@ -255,12 +273,14 @@ class Transformer(nn.Module):
     def _run(self, tokens_RT, positions_RT, mask_RTS, past, keep_past: bool):
         x_RTD = nn.with_logical_constraint(self._embed(tokens_RT), ("rows", "tokens", None))
         below, above, k = None, past, self.config.frozen_layers
+        layers = by_layer(self.config)
         if k:
             if past is not None:
-                below, above = ({name: x[part] for name, x in past.items()} for part in (slice(k), slice(k, None)))
-            x_RTD, below = self.frozen_layers(x_RTD, below, positions_RT, mask_RTS, keep_past)
+                below, above = _parted(past, k)
+            lower, layers = _parted(layers, k)
+            x_RTD, below = self.frozen_layers(x_RTD, below, lower, positions_RT, mask_RTS, keep_past)
         with adapted(self.config.adapter):
-            x_RTD, new = self.layers(x_RTD, above, positions_RT, mask_RTS, keep_past)
+            x_RTD, new = self.layers(x_RTD, above, layers, positions_RT, mask_RTS, keep_past)
         if k and keep_past:
             new = jax.tree.map(lambda *parts: jnp.concatenate(parts), below, new)
         return self.final_norm(x_RTD), new
@@ -268,14 +288,19 @@ class Transformer(nn.Module):
     def _embed(self, tokens_RT):
         """Looks up whole rows: from a table that is cut along the width, the compiler would gather the batch instead."""
         table_VD = nn.with_logical_constraint(self.embedding.embedding, ("vocab", None))
-        return jnp.take(table_VD.astype(self.config.dtype), tokens_RT, axis=0)
+        x_RTD = jnp.take(table_VD.astype(self.config.dtype), tokens_RT, axis=0)
+        if self.config.embedding_scale == 1:
+            return x_RTD
+        return x_RTD * jnp.asarray(self.config.embedding_scale, self.config.param_dtype).astype(x_RTD.dtype)
 
     def logits(self, hidden_RTD: Float[Array, "R T D"]) -> Float[Array, "R T V"]:
         """Next-token logits, computed in fp32: bf16 would round a logit of 18 to a multiple of 1/8."""
         hidden_RTD = hidden_RTD.astype(jnp.float32)
         if not self.config.tied_embeddings:
-            return self.output(hidden_RTD)
-        return jnp.dot(hidden_RTD, self.embedding.embedding.astype(jnp.float32).T)
+            logits_RTV = self.output(hidden_RTD)
+        else:
+            logits_RTV = jnp.dot(hidden_RTD, self.embedding.embedding.astype(jnp.float32).T)
+        return capped(logits_RTV, self.config.logit_softcap)
 
     def decode(
         self,
@@ -290,6 +315,11 @@ class Transformer(nn.Module):
         """
         hidden_RTD, new = self._run(tokens_RT, positions_RT, mask_RTS, past, True)
         return self.logits(hidden_RTD[:, -1:])[:, 0], new
+
+
+def _parted(stacked: dict[str, jax.Array], k: int) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+    """The first k layers' part, and the others'."""
+    return {name: x[:k] for name, x in stacked.items()}, {name: x[k:] for name, x in stacked.items()}
 
 
 def causal_mask(valid_RT: Bool[Array, "R T"]) -> Bool[Array, "R T T"]:

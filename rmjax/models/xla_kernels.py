@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from rmjax.models.tiles import FLOOR, Marks
+from rmjax.models.tiles import FLOOR, Marks, capped
 
 # What is not visible is masked before the exponential: after it, it could be infinite, and its derivative NaN (methods of
 # second order differentiate the backward pass).
@@ -20,9 +20,9 @@ from rmjax.models.tiles import FLOOR, Marks
 
 def outputs(
     q_RHTE: Float[Array, "R H T E"], k_RJSE: Float[Array, "R J S E"], v_RJSE: Float[Array, "R J S E"],
-    marks: Marks, seen_RCD: Bool[Array, "R C D"], interpret: bool = False,
+    marks: Marks, seen_RCD: Bool[Array, "R C D"], interpret: bool = False, softcap: float = 0.0,
 ) -> tuple[Float[Array, "R H T E"], Float[Array, "R H T"]]:  # fmt: skip
-    """Outputs, and for each query the logarithm of its softmax's denominator, in fp32. C must be even."""
+    """Outputs, and for each query the logarithm of its softmax's denominator, in fp32. C must be even. softcap: of scores."""
     del interpret
     (_, C, D), J = seen_RCD.shape, k_RJSE.shape[1]
     k_DRJBE, v_DRJBE = (_in_blocks(x, D) for x in (k_RJSE, v_RJSE))
@@ -37,7 +37,7 @@ def outputs(
     def tile(carry, step):
         slot, i, j = step
         out, top, total = (x[slot] for x in carry)
-        visible, scores = see(i, j), _scores(q_CRJPBE[i], k_DRJBE[j])
+        visible, scores = see(i, j), capped(_scores(q_CRJPBE[i], k_DRJBE[j]), softcap)
         higher = jnp.maximum(top, jnp.max(scores, axis=-1, where=visible, initial=FLOOR))
         weights = jnp.exp(jnp.where(visible, scores - higher[..., None], -jnp.inf))
         shrink = jnp.exp(top - higher)
@@ -59,7 +59,7 @@ def outputs(
 def gradients(
     q_RHTE: Float[Array, "R H T E"], k_RJSE: Float[Array, "R J S E"], v_RJSE: Float[Array, "R J S E"],
     marks: Marks, seen_RCD: Bool[Array, "R C D"], log_total_RHT: Float[Array, "R H T"],
-    delta_RHT: Float[Array, "R H T"], d_out_RHTE: Float[Array, "R H T E"], interpret: bool = False,
+    delta_RHT: Float[Array, "R H T"], d_out_RHTE: Float[Array, "R H T E"], interpret: bool = False, softcap: float = 0.0,
 ) -> tuple[Float[Array, "R H T E"], Float[Array, "R J S E"], Float[Array, "R J S E"]]:  # fmt: skip
     """Of queries, and in fp32 of keys and of values. delta: the sum over E of output times its gradient."""
     del interpret
@@ -72,10 +72,12 @@ def gradients(
     def tile(carry, step):
         (d_q, d_k, d_v), (slot, i, j) = carry, step
         q, k, v, d_out = q_CRJPBE[i], k_DRJBE[j], v_DRJBE[j], d_out_CRJPBE[i]
-        exponents = _scores(q, k) - log_total_CRJPB[i][..., None]
-        weights = jnp.exp(jnp.where(see(i, j), exponents, -jnp.inf))
-        d_weights = _scores(d_out, v)
-        d_scores = (weights * (d_weights - delta_CRJPB[i][..., None])).astype(q.dtype)
+        scores = capped(_scores(q, k), softcap)
+        weights = jnp.exp(jnp.where(see(i, j), scores - log_total_CRJPB[i][..., None], -jnp.inf))
+        d_scores = weights * (_scores(d_out, v) - delta_CRJPB[i][..., None])
+        if softcap:
+            d_scores = d_scores * (1 - jnp.square(scores / softcap))
+        d_scores = d_scores.astype(q.dtype)
         d_q = d_q.at[slot].add(dot("rjpbs,rjse->rjpbe", d_scores, k))
         d_k = d_k.at[j].add(dot("rjpbe,rjpbs->rjes", q, d_scores))
         d_v = d_v.at[j].add(dot("rjpbe,rjpbs->rjes", d_out, weights.astype(q.dtype)))
@@ -136,16 +138,18 @@ def _bound(q_CRJPBE: Array, marks: Marks, seen_RCD: Array) -> tuple[Array, Calla
     slot, i, j = _schedule(C, D)
     # An array for each mark: cut from one of all three, they make a tile's mask several times as slow on a CPU.
     of_blocks = [
-        [_in_blocks(x_RTM[:, None, :, m], n)[:, :, 0] for m in range(3)] for x_RTM, n in zip(marks, (C, D), strict=True)
+        [_in_blocks(x_RTM[:, None, :, m], n)[:, :, 0] for m in range(x_RTM.shape[-1])]
+        for x_RTM, n in zip(marks, (C, D), strict=True)
     ]
     steps = (jnp.any(seen_RCD, axis=0)[i, j], slot, i, j)
     q_CRJPBE, (queries, keys), steps = jax.lax.optimization_barrier((q_CRJPBE, of_blocks, steps))
 
     def see(i, j):
-        group, leaf, column = (x_CRB[i][:, :, None] for x_CRB in queries)
-        key_group, key_leaf, key_column = (x_DRB[j][:, None] for x_DRB in keys)
+        group, leaf, column, *before = (x_CRB[i][:, :, None] for x_CRB in queries)
+        key_group, key_leaf, key_column, *position = (x_DRB[j][:, None] for x_DRB in keys)
         branch = (key_leaf == 0) | (key_leaf == leaf)
-        return ((key_group == group) & branch & (key_column <= column))[:, None, None]
+        seen = (key_group == group) & branch & (key_column <= column)
+        return (seen & (position[0] > before[0]) if position else seen)[:, None, None]
 
     return q_CRJPBE, see, steps
 

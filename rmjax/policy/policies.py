@@ -72,9 +72,9 @@ def drop_layers(config: TransformerConfig, params: Any, dropped: Sequence[int]) 
     gone = {layer % config.depth for layer in dropped if -config.depth <= layer < config.depth}
     if len(gone) < len(set(dropped)) or len(gone) == config.depth:
         raise ValueError(f"cannot drop layers {tuple(dropped)} of {config.depth}; name distinct existing ones, not all")
-    kept = jnp.array([layer for layer in range(config.depth) if layer not in gone])
-    layers = jax.tree.map(lambda x: x[kept], params["layers"])
-    return dataclasses.replace(config, depth=len(kept)), {**params, "layers": layers}
+    kept = [layer for layer in range(config.depth) if layer not in gone]
+    layers = jax.tree.map(lambda x: x[jnp.array(kept)], params["layers"])
+    return config.with_layers(kept), {**params, "layers": layers}
 
 
 def blend_noise(params: Any, noise: float, seed: int) -> Any:

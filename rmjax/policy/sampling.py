@@ -16,6 +16,9 @@ from jaxtyping import Array, Float, Int
 
 from rmjax.models.transformer import Past, Transformer, TransformerConfig
 
+_COLUMNS = {"k": 4, "v": 3, "position": 2}
+"""The axis of a past's columns."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Decoding:
@@ -88,7 +91,7 @@ def generate(
     past = jax.tree.map(functools.partial(jnp.repeat, repeats=B, axis=1), past)
     before_BC = jnp.repeat(prefix_valid_1T, B, axis=0)
     logits_BV, new = _read(model, params, prompts_BT, valid_BT, past, before_BC)
-    past = {"k": jnp.concatenate([past["k"], new["k"]], -1), "v": jnp.concatenate([past["v"], new["v"]], -2)}
+    past = {name: jnp.concatenate([x, new[name]], _COLUMNS[name]) for name, x in past.items()}
     known_BC = jnp.concatenate([before_BC, valid_BT], axis=1)
     T = known_BC.shape[1]
 
@@ -132,13 +135,15 @@ def _read(model: Transformer, params: Any, ids_BT: Array, valid_BT: Array, past:
 
 def _widen(past: Past, columns: int) -> Past:
     """Room for `columns` more tokens, on the column axis of each array."""
-    k = jnp.pad(past["k"], ((0, 0),) * 4 + ((0, columns),))
-    return {"k": k, "v": jnp.pad(past["v"], ((0, 0),) * 3 + ((0, columns), (0, 0)))}
+
+    def wider(name: str, x: Array) -> Array:
+        return jnp.pad(x, [(0, columns if axis == _COLUMNS[name] else 0) for axis in range(x.ndim)])
+
+    return {name: wider(name, x) for name, x in past.items()}
 
 
 def _write(past: Past, new: Any, column: jax.Array) -> Past:
-    k = jax.lax.dynamic_update_slice(past["k"], new["k"], (0, 0, 0, 0, column))
-    return {"k": k, "v": jax.lax.dynamic_update_slice(past["v"], new["v"], (0, 0, 0, column, 0))}
+    return {name: jax.lax.dynamic_update_slice_in_dim(x, new[name], column, _COLUMNS[name]) for name, x in past.items()}
 
 
 def left_pad(prompts: Sequence[Sequence[int]], multiple: int = 16) -> tuple[np.ndarray, np.ndarray]:

@@ -173,5 +173,7 @@ def test_damage_is_named(tmp_path, name, text, said):
 
 
 def test_without_a_tokenizer_the_remedy_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"tokenizer\.json: no such file; write it with `transformers`"):
+    with pytest.raises(
+        FileNotFoundError, match=r"tokenizer\.json: not there; write it once where transformers is: AutoTokenizer"
+    ):
         Tokenizer.from_folder(tmp_path)

@@ -13,7 +13,7 @@ from rmjax.hub.adapters import export_peft, fingerprint, frozen_layers, load_ada
 from rmjax.models.lora import AdapterConfig, merged
 from rmjax.models.parameters import first_layers, flat, nested
 from rmjax.models.reward import RewardTransformer
-from rmjax.models.transformer import rope
+from rmjax.models.rope import Rope, frequencies, rotate
 from rmjax.train.metrics import count_traces
 from tests.models.adapting import EVERY, PAIRS, experts, moved, rewards, small, started
 
@@ -162,7 +162,8 @@ def test_q_and_k_rows_are_in_hugging_faces_order():
     angle = positions[0][:, None] * 100.0 ** (-np.arange(0, 8, 2) / 8)
     cos, sin = (np.concatenate([f(angle)] * 2, -1) for f in (np.cos, np.sin))
     half_rotated = np.concatenate([-x[0, :, 0, 4:], x[0, :, 0, :4]], -1)
-    np.testing.assert_allclose(rope(x, positions, 100.0)[0, :, 0], x[0, :, 0] * cos + half_rotated * sin, atol=1e-5)
+    turned = rotate(x, positions, *frequencies(Rope(100.0), 8))
+    np.testing.assert_allclose(turned[0, :, 0], x[0, :, 0] * cos + half_rotated * sin, atol=1e-5)
 
 
 def test_a_language_model_is_exported_without_head(tmp_path):

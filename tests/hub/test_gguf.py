@@ -14,6 +14,7 @@ import pytest
 
 from rmjax.hub.gguf import GGUFError, load_gguf, smollm2_path
 from rmjax.hub.gguf_fields import vocabulary
+from rmjax.models.rope import Rope
 from rmjax.models.transformer import Transformer, causal_mask
 from rmjax.policy.sampling import Decoding, generate, left_pad, rules
 
@@ -67,7 +68,7 @@ def _write(
         "attention.head_count_kv": config.kv_heads,
     }  # fmt: skip
     fields = {f"llama.{name}": size for name, size in sizes.items()} | {
-        "llama.rope.freq_base": float(config.rope_theta),
+        "llama.rope.freq_base": float(config.rope.theta),
         "llama.attention.layer_norm_rms_epsilon": float(config.norm_epsilon),
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": "smollm",
@@ -91,7 +92,7 @@ def _write(
 @pytest.mark.parametrize("tied", [True, False])
 def test_reads_back_what_was_written(tiny_config, random_params, tmp_path, tied):
     config = dataclasses.replace(
-        tiny_config, tied_embeddings=tied, rope_theta=5000.0, norm_epsilon=1e-6, max_positions=77
+        tiny_config, tied_embeddings=tied, rope=Rope(5000.0), norm_epsilon=1e-6, max_positions=77
     )
     params = random_params(config)
     got_config, got, tokenizer = load_gguf(_write(tmp_path / "tiny.gguf", config, _tensors(params, config)))
@@ -211,7 +212,8 @@ def test_neutral_values_and_descriptions_change_nothing(tiny_config, tiny_tensor
 
 @pytest.mark.parametrize("field", ["llama.rope.scaling.factor", "llama.rope.scale_linear"])
 def test_reads_linear_position_interpolation(tiny_config, tiny_tensors, tmp_path, field):
-    assert load_gguf(_write(tmp_path / "f.gguf", tiny_config, tiny_tensors, **{field: 4.0}))[0].rope_scale == 4.0
+    found = load_gguf(_write(tmp_path / "f.gguf", tiny_config, tiny_tensors, **{field: 4.0}))[0]
+    assert found.rope == Rope(10_000.0, "linear", 4.0)
 
 
 def test_a_key_length_of_its_own_is_the_head_width(tiny_config, random_params, tmp_path):

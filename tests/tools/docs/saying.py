@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from safetensors.numpy import load_file, save_file
 
 from experiments import export as exporting
 from experiments import start
@@ -28,6 +29,7 @@ from rmjax.parallel.mesh import make_mesh
 from rmjax.reward_model import CHECKPOINTS
 from rmjax.train.checkpoint import Checkpoints
 from tests.experiments.running import execute
+from tests.hub.goldens import copied
 
 Provocation = Callable[[Path, Path], object]
 SAID: dict[str, Provocation] = {}
@@ -335,6 +337,49 @@ def mixture_to_peft(home: Path, folder: Path) -> None:
 
 
 @says
+def mixture_to_hub(home: Path, folder: Path) -> None:
+    exporting.export(adapted(home), "hugging_face", folder / "hub")
+
+
+def of_the_hub(folder: Path, **keys: Any) -> Path:
+    """A tiny model of the hub, with keys of its config.json changed."""
+    copied("llama", folder / "hub")
+    path = folder / "hub/config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | keys))
+    return folder / "hub"
+
+
+@says
+def unread_key(home: Path, folder: Path) -> None:
+    RewardModel.load(of_the_hub(folder, hidden_act="relu", residual_multiplier=0.2))
+
+
+@says
+def disagreeing_rope(home: Path, folder: Path) -> None:
+    RewardModel.load(of_the_hub(folder, rope_theta=5e5))
+
+
+@says
+def wrong_tensors(home: Path, folder: Path) -> None:
+    path = of_the_hub(folder) / "model.safetensors"
+    tensors = load_file(path)
+    tensors["model.other.weight"] = tensors.pop("model.norm.weight")
+    save_file(tensors, path)
+    RewardModel.load(folder / "hub")
+
+
+@says
+def pickled_weights(home: Path, folder: Path) -> None:
+    (of_the_hub(folder) / "model.safetensors").rename(folder / "hub/pytorch_model.bin")
+    RewardModel.load(folder / "hub")
+
+
+@says
+def not_fetched(home: Path, folder: Path) -> None:
+    begin(home, folder, model__init="org/model")
+
+
+@says
 def adapter_again(home: Path, folder: Path) -> None:
     begin(home, folder, model__init=str(adapted(home)))
 
@@ -400,6 +445,7 @@ STEPS = {
     "other-base",
     "mixture-merged",
     "mixture-to-peft",
+    "mixture-to-hub",
     "adapter-again",
 }
 """What takes training steps, and so a compilation."""

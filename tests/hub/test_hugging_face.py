@@ -1,0 +1,313 @@
+"""Folders of the hub: what is read, and what bad ones say."""
+
+import json
+import logging
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from rmjax.data.formats import Format
+from rmjax.hub import shipped
+from rmjax.hub.config_json import read_config, written_config
+from rmjax.hub.families import KINDS
+from rmjax.hub.hugging_face import is_hub_folder, open_folder, read_tokenizer
+from rmjax.hub.tensors import HubError
+from rmjax.models.stored import on_host
+from rmjax.reward_model import RewardModel, base_model, load_params
+from rmjax.settings import Model
+from rmjax.start import load_start
+from tests.hub.goldens import CHATML, FOLDER, NAMES, READ, copied
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return copied("llama", tmp_path / "llama")
+
+
+def change(folder, **keys):
+    """config.json with keys changed; `...` takes one out."""
+    path = folder / "config.json"
+    file = json.loads(path.read_text()) | keys
+    path.write_text(json.dumps({key: value for key, value in file.items() if value is not ...}))
+    return folder
+
+
+def change_tensors(folder, changed):
+    path = folder / "model.safetensors"
+    save_file(changed(load_file(path)), path, {"format": "pt"})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_config_is_the_same_written_and_read(name, tmp_path):
+    described = read_config(FOLDER / name)
+    (tmp_path / "config.json").write_text(json.dumps(written_config(described.transformer, described.model_type)))
+    assert read_config(tmp_path).transformer == described.transformer
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"model_type": "falcon"}, "model_type is 'falcon'; supported: llama, "),
+        ({"hidden_size": ...}, "hidden_size is missing"),
+        ({"num_hidden_layers": "2"}, "num_hidden_layers is '2', not a whole number above 0"),
+        ({"rms_norm_eps": 0}, "rms_norm_eps is 0, not a number above 0"),
+        ({"hidden_act": "relu", "residual_multiplier": 0.2}, "hidden_act is 'relu', supported: silu, swish; residual_multiplier"),
+        ({"a_new_kind_of_attention": 7}, "a_new_kind_of_attention is 7"),
+        ({"sliding_window": 4096}, "sliding_window is 4096"),
+        ({"quantization_config": {"quant_method": "gptq"}}, r"quantization_config is set \(gptq\)"),
+        ({"num_attention_heads": 3}, "heads .3. must be a multiple of kv_heads"),
+        ({"rope_theta": 5e5}, "rope_theta says 500000.0, and rope_parameters 10000.0"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling says .*linear.*, and rope_parameters .*none"),
+        ({"rope_parameters": ..., "rope_scaling": {"type": "mrope"}}, "rope_type is 'mrope'; supported: default, linear"),
+        ({"rope_parameters": ..., "rope_scaling": {"type": "llama3", "factor": 8.0}}, "without low_freq_factor"),
+        ({"rope_parameters": ..., "rope_scaling": {"type": "linear", "rope_type": "yarn"}}, "rope_type and type differ"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": 2, "beta": 3}}, "beta is 3, which is not read"),
+        ({"rope_parameters": {"full_attention": {}, "sliding_attention": {}}}, "which this family does not have"),
+    ],
+)  # fmt: skip
+def test_a_key_that_would_be_ignored(folder, keys, said):
+    with pytest.raises(HubError, match=said) as caught:
+        read_config(change(folder, **keys))
+    assert str(caught.value).startswith(str(folder / "config.json"))
+
+
+def test_all_such_keys_are_named_at_once(folder):
+    with pytest.raises(HubError) as caught:
+        read_config(change(folder, hidden_act="relu", one=1, two=[2], intermediate_size=...))
+    assert all(word in str(caught.value) for word in ("hidden_act", "one is 1", "two is [2]", "intermediate_size"))
+
+
+def test_keys_that_only_describe(folder):
+    before = read_config(folder).transformer
+    changed = {"_name_or_path": "x", "temperature": 0.6, "attention_dropout": 0.1, "quirk": None, "pretraining_tp": 2}
+    assert read_config(change(folder, **changed)).transformer == before
+
+
+@pytest.mark.parametrize(
+    ("name", "keys", "field", "value"),
+    [
+        ("mistral_reward", {"sliding_window": ...}, "window", 4096),  # absent is not null
+        ("mistral_reward", {"sliding_window": None}, "window", 0),
+        ("qwen2", {"use_sliding_window": False}, "window", 0),
+        ("qwen2", {"layer_types": ...}, "windowed", (False, True)),
+        ("gemma2", {"layer_types": ...}, "windowed", (True, False, True)),
+        ("gemma3", {"query_pre_attn_scalar": 8}, "attention_scale", 0.0),
+        ("smollm3", {"no_rope_layers": ..., "no_rope_layer_interval": 2}, "rotary", (True, False, True, False)),
+        ("smollm3", {"no_rope_layers": [1, 1, 1, 1]}, "rotary", ()),
+        ("phi3", {}, "max_positions", 32),  # the model of short texts
+        ("internlm2", {"bias": ...}, "qkv_bias", True),
+    ],
+)
+def test_what_absent_and_changed_keys_mean(name, keys, field, value, tmp_path):
+    (tmp_path / "config.json").write_text((FOLDER / name / "config.json").read_text())
+    assert getattr(read_config(change(tmp_path, **keys)).transformer, field) == value
+
+
+def test_families_are_told_apart_when_written():
+    with pytest.raises(HubError, match="a llama model has"):
+        written_config(read_config(FOLDER / "qwen3").transformer, "llama")
+    assert set(KINDS) >= {read_config(FOLDER / name).model_type for name in NAMES}
+
+
+def test_every_wrong_tensor_is_named_at_once(folder):
+    def wrong(tensors):
+        tensors["model.layers.0.self_attn.q_proj.weight"] = np.zeros((4, 4), np.float32)
+        tensors["model.layers.7.mlp.up_proj.weight"] = tensors.pop("model.norm.weight")
+        tensors["model.layers.1.mlp.up_proj.weight"] = tensors["model.layers.1.mlp.up_proj.weight"].astype(np.float64)
+        return tensors
+
+    change_tensors(folder, wrong)
+    with pytest.raises(HubError) as caught:
+        open_folder(folder)
+    said = (
+        "model.norm.weight is missing; model.layers.7.mlp.up_proj.weight is unknown; "
+        "model.layers.0.self_attn.q_proj.weight has shape [4, 4], and by config.json it has [32, 16]; "
+        "model.layers.1.mlp.up_proj.weight is of dtype F64, supported: F32, F16, BF16"
+    )
+    assert said in str(caught.value)
+
+
+def test_eight_bits_are_refused(folder):
+    import ml_dtypes
+
+    def eight(tensors):
+        return {name: x.astype(ml_dtypes.float8_e4m3fn) for name, x in tensors.items()}
+
+    change_tensors(folder, eight)
+    with pytest.raises(HubError, match="lm_head.weight is of dtype F8_E4M3, supported"):
+        open_folder(folder)
+
+
+def test_a_reward_class_without_its_head(folder):
+    change(folder, architectures=["LlamaForSequenceClassification"])
+    change_tensors(folder, lambda tensors: {k: v for k, v in tensors.items() if k != "lm_head.weight"})
+    with pytest.raises(HubError, match=r"score\.weight is missing"):
+        open_folder(folder)
+
+
+def test_two_labels_are_no_reward(tmp_path):
+    folder = copied("qwen2_reward", tmp_path / "two")
+    change_tensors(folder, lambda tensors: tensors | {"score.weight": np.repeat(tensors["score.weight"], 2, 0)})
+    with pytest.raises(HubError, match=r"score\.weight has shape \[2, 16\], and by config\.json it has \[1, 16\]"):
+        open_folder(folder)
+
+
+def test_a_cut_file(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(HubError, match=r"model\.safetensors: not a readable safetensors file .*get the file again"):
+        open_folder(folder)
+
+
+def test_a_pointer_in_place_of_a_file(folder):
+    (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    with pytest.raises(HubError, match="a Git LFS pointer, not the file itself; fetch it with `git lfs pull`"):
+        open_folder(folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [
+        ("pytorch_model.bin", r"pickles \(pytorch_model\.bin\)"),
+        ("adapter_model.safetensors", "an adapter alone"),
+        ("x", "has no model.safe"),
+    ],
+)
+def test_a_folder_without_safetensors(folder, file, said):
+    (folder / "model.safetensors").unlink()
+    (folder / file).write_bytes(b"\x80\x02")
+    with pytest.raises(FileNotFoundError, match=said):
+        open_folder(folder)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        (lambda m: m | {"model.norm.weight": "model-00003-of-00002.safetensors"}, "names model-00003-of-00002"),
+        (lambda m: m | {"model.other.weight": "model-00001-of-00002.safetensors"}, "model.other.weight in model-00001"),
+        (lambda m: {k: v for k, v in m.items() if "norm" not in k}, "nowhere, and the files say otherwise"),
+        (lambda m: None, "not an index of tensors"),
+    ],
+)  # fmt: skip
+def test_an_index_that_the_files_do_not_bear_out(changed, said, tmp_path):
+    folder = copied("mistral_sharded", tmp_path / "sharded")
+    path = folder / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    path.write_text(json.dumps(index | {"weight_map": changed(index["weight_map"])}))
+    with pytest.raises(HubError, match=said):
+        open_folder(folder)
+
+
+def test_what_is_left_out_is_counted(tmp_path, caplog):
+    folder = copied("gemma3_nested", tmp_path / "seeing")
+    with caplog.at_level(logging.INFO):
+        open_folder(folder)
+    assert "2 tensors left out: vision" in caplog.text
+    change(folder, **json.loads((folder / "config.json").read_text())["text_config"])
+    change(folder, text_config=..., vision_config=..., mm_tokens_per_image=...)
+    with pytest.raises(HubError, match=r"vision_tower\.\S+ is unknown"):
+        open_folder(folder)
+
+
+def test_pad_is_eos_is_said(tmp_path, caplog):
+    open_folder(copied("llama_reward_pad_eos", tmp_path / "padded"))
+    assert "pad_token_id is 2, an end token too" in caplog.text
+
+
+def test_tokenizer_template_and_tokens(folder):
+    tokenizer = read_tokenizer(folder, read_config(folder))
+    assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.chat_template) == ("<s>", "</s>", CHATML)
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    assert read_tokenizer(folder, read_config(folder)).chat_template == "{{ messages }}"
+    change(folder, vocab_size=40)
+    with pytest.raises(ValueError, match=r"tokenizer\.json: has 64 tokens, and the model 40"):
+        read_tokenizer(folder, read_config(folder))
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer.model").touch()
+    with pytest.raises(FileNotFoundError, match=r"tokenizer\.model is another format.*save_pretrained"):
+        read_tokenizer(folder, read_config(folder))
+
+
+def test_polar_reads_what_its_client_writes(tmp_path):
+    model = RewardModel.load(copied("polar", tmp_path / "polar"), dtype="float32")
+    assert (model.format.kind, model.format.bos_token, model.config.dtype) == ("polar", "<s>", "float32")
+    (sequences,) = model.scorer.encoder.sequences(_parsed({"prompt": "ab", "reference": "c", "output": "d"}))
+    ids = [model.tokenizer.id(token) for token in ("<s>", *"ab\nc", "<|reward|>", *"ab\nd", READ)]
+    assert sequences == [ids]
+
+
+def _parsed(row):
+    from rmjax.data.record import parse
+
+    return parse(row, "row")
+
+
+def test_a_language_model_is_no_reward_model(folder):
+    with pytest.raises(ValueError, match=r"is a language model \(LlamaForCausalLM\), not a reward model"):
+        RewardModel.load(folder)
+
+
+def test_no_template_asks_for_a_format(tmp_path):
+    folder = copied("qwen3_reward", tmp_path / "bare", template="")
+    with pytest.raises(HubError, match="has no chat template, which a Qwen3ForSequenceClassification reads"):
+        RewardModel.load(folder)
+    form = Format(kind="plain", reward_token="</s>", max_length=64, max_response_length=32)
+    assert RewardModel.load(folder, form=form).format == form
+
+
+def test_a_run_starts_from_a_folder(folder, tmp_path):
+    start = load_start(Model(init=str(folder), layers=1))
+    assert (start.config.depth, start.may_miss, start.config.param_dtype) == (1, "^head/", "float32")
+    assert start.params["backbone"]["layers"]["mlp"]["up"]["kernel"].shape == (1, 16, 24)  # still in its file
+    reward = load_start(Model(init=str(copied("polar", tmp_path / "polar"))))
+    assert (reward.may_miss, set(reward.params)) == ("", {"backbone", "head"})
+    bare, tokenizer = base_model(str(folder))
+    whole = load_params(folder)["backbone"]
+    np.testing.assert_array_equal(bare["layers"]["mlp"]["up"]["kernel"], whole["layers"]["mlp"]["up"]["kernel"])
+    assert tokenizer.eos_token == "</s>"
+
+
+def test_a_name_of_the_hub_comes_from_the_cache(tmp_path, monkeypatch):
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"`hf download org/tiny --revision v2` fetches it"):
+        load_start(Model(init="org/tiny@v2"))
+    repository = tmp_path / "models--org--tiny"
+    copied("llama", repository / "snapshots" / ("a" * 40))
+    (repository / "refs").mkdir()
+    (repository / "refs/main").write_text("a" * 40)
+    assert shipped.cached("org/tiny") == repository / "snapshots" / ("a" * 40)
+    assert load_start(Model(init="org/tiny")).config.width == 16
+    assert shipped.cached("no hub name") is None
+    assert shipped.fetching(tmp_path) == ""
+
+
+def test_a_run_is_no_folder_of_the_hub(tmp_path):
+    (tmp_path / "config.json").write_text('{"model": {"init": "smollm2"}}')
+    assert not is_hub_folder(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    assert not is_hub_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "index",
+    [(slice(None),) * 3, (slice(1, 2), slice(3, 9), slice(0, 5)), (slice(None), slice(0, 4), slice(7, 8))],
+)
+@pytest.mark.parametrize("path", ["attention/query", "attention/key", "attention/value", "mlp/gate"])
+@pytest.mark.parametrize("name", ["internlm2", "phi3", "llama"])
+def test_a_part_is_the_part_of_the_whole(name, path, index):
+    leaf = open_folder(FOLDER / name).params["backbone"]["layers"]
+    for key in (*path.split("/"), "kernel"):
+        leaf = leaf[key]
+    np.testing.assert_array_equal(leaf[index], on_host(leaf)[index])
+
+
+def test_texts_longer_than_the_rotary_positions_are_made_for(tmp_path):
+    form = Format("<|reward|>", READ, max_length=65)
+    with pytest.raises(
+        ValueError, match="max_length is 65, and the model's rotary positions are made for texts up to 64"
+    ):
+        RewardModel.load(copied("polar", tmp_path / "polar"), form=form)
