@@ -26,7 +26,7 @@ Past = dict[str, jax.Array]
 there are windows their positions too: `position` [L, R, S]."""
 
 
-_TILED = {"blockwise": blockwise, "pallas": pallas_attention}
+_TILED: dict[str, Any] = {"blockwise": blockwise, "pallas": pallas_attention}
 _ATTENTION = jax.checkpoint_policies.save_only_these_names(SAVED)
 _REMAT: dict[str, Any] = {
     "none": None,
@@ -114,15 +114,15 @@ class OffsetNorm(nn.Module):
     def __call__(self, x_RTD):
         c = self.config
         zeros = nn.with_logical_partitioning(nn.initializers.zeros, (self.axis,))
-        scale_D = self.param("scale", zeros, (x_RTD.shape[-1],), c.param_dtype).astype(jnp.float32)
+        scale_D: Any = self.param("scale", zeros, (x_RTD.shape[-1],), c.param_dtype)
         x = x_RTD.astype(jnp.float32)
         x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + c.norm_epsilon)
-        return (x * (1 + scale_D)).astype(c.dtype)
+        return (x * (1 + scale_D.astype(jnp.float32))).astype(c.dtype)
 
 
 def by_layer(config: TransformerConfig) -> dict[str, jax.Array]:
-    """What differs from layer to layer, on a leading axis L, for the scan over them: `frequency` [L, F] and `attention_factor` [L]
-    of rotary positions, `window` [L]. What all layers have alike is not in it, so that nothing is computed for it."""
+    """What differs from layer to layer, on a leading axis L, for the scan over them: `frequency` [L, F] and `attention_factor`
+    [L] of rotary positions, `window` [L]. What all layers have alike is not in it, so that nothing is computed for it."""
     c, found = config, {}
     windowed_L = c.windowed or (c.window > 0,) * c.depth
     if len({*windowed_L}) > 1:
@@ -141,6 +141,13 @@ def by_layer(config: TransformerConfig) -> dict[str, jax.Array]:
 def _frequencies(config: TransformerConfig, windowed: bool) -> tuple[jax.Array, float]:
     rope = config.local_rope if windowed and config.local_rope else config.rope
     return frequencies(rope, config.head_width, config.max_positions)
+
+
+def _turning(config: TransformerConfig, layer: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array | float]:
+    """A layer's frequencies, and the factor of cosine and sine."""
+    if "frequency" in layer:
+        return layer["frequency"], layer["attention_factor"]
+    return _frequencies(config, _shared_window(config) > 0)
 
 
 def _shared_window(config: TransformerConfig) -> int:
@@ -166,16 +173,15 @@ class Attention(nn.Module):
         if c.qk_norm:
             q_RTHE = _norm(c, "query_norm", "head")(q_RTHE)
             k_RTJE = _norm(c, "key_norm", "head")(k_RTJE)
-        window = layer.get("window", _shared_window(c))
-        turning = layer.get("frequency"), layer.get("attention_factor")
-        if turning[0] is None:
-            turning = _frequencies(c, _shared_window(c) > 0)
+        turning = _turning(c, layer)
         q_RTHE, k_RTJE = (rotate(x, positions_RT, *turning) for x in (q_RTHE, k_RTJE))
         # Where tokens are cut, every part of the queries needs all keys; heads stay as the projections left them.
         q_RTHE = nn.with_logical_constraint(q_RTHE, ("rows", "tokens", _ANY, _ANY))
         k_RTJE = nn.with_logical_constraint(k_RTJE, ("rows", None, _ANY, _ANY))
         v_RTJE = nn.with_logical_constraint(v_RTJE, ("rows", None, _ANY, _ANY))
-        out_RTHE = self._attend(q_RTHE, k_RTJE, v_RTJE, positions_RT, mask_RTS, past, window)
+        out_RTHE = self._attend(
+            q_RTHE, k_RTJE, v_RTJE, positions_RT, mask_RTS, past, layer.get("window", _shared_window(c))
+        )
         out_RTD = _dense(c, c.width, ("heads", "embed"), "output", c.output_bias)(out_RTHE.reshape(R, T, -1))
         new = {"k": k_RTJE.transpose(0, 2, 3, 1), "v": v_RTJE.transpose(0, 2, 1, 3)}
         return out_RTD, new | ({"position": positions_RT} if c.window else {})
@@ -184,7 +190,8 @@ class Attention(nn.Module):
         """window: tokens; the Python number 0 = none."""
         c, windowed = self.config, not isinstance(window, int) or window > 0
         if isinstance(mask, ForestMask):
-            mask = mask.replace(position_RT=positions_RT, window=jnp.asarray(window)) if windowed else mask
+            if windowed:
+                mask = dataclasses.replace(mask, position_RT=positions_RT, window=jnp.asarray(window))
             return _TILED[c.attention](
                 q_RTHE, k_RSJE, v_RSJE, mask, c.attention_block, scale=c.attention_scale, softcap=c.attention_softcap
             )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ from flax import traverse_util
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rmjax.models.lora import AdapterConfig
 from rmjax.models.parameters import first_layers
 from rmjax.models.rope import Rope
 from rmjax.models.transformer import Transformer, TransformerConfig, attend, causal_mask
@@ -24,7 +26,36 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "untied": {"tied_embeddings": False},
     "long": {"rope": Rope(kind="linear", factor=4.0)},
     "all": {"qkv_bias": True, "qk_norm": True, "tied_embeddings": False, "norm_epsilon": 1e-3, "kv_heads": 1},
+    "mistral": {"window": 9, "output_bias": True, "mlp_bias": True},
+    "qwen2, windows above": {"window": 9, "windowed": (False, True), "qkv_bias": True},
+    "gemma2": {
+        "window": 9,
+        "windowed": (True, False),
+        "activation": "gelu_tanh",
+        "norm_offset": True,
+        "post_norms": True,
+        "embedding_scale": 5.5,
+        "attention_scale": 0.3,
+        "attention_softcap": 2.0,
+        "logit_softcap": 3.0,
+    },
+    "gemma3": {
+        "window": 9,
+        "windowed": (True, False),
+        "activation": "gelu_tanh",
+        "norm_offset": True,
+        "post_norms": True,
+        "qk_norm": True,
+        "rope": Rope(1e6, "linear", 8.0),
+        "local_rope": Rope(1e4),
+    },
+    "smollm3": {"rotary": (True, False)},
+    "phi3": {"rope": Rope(partial=0.5, attention_factor=1.2), "tied_embeddings": False},
 }
+"""What families of models have; in the tests positions are 0 to 39, so that a window of 9 hides much."""
+
+
+LONG = Rope(kind="longrope", original_max_positions=16, short_factors=(1.0,) * 3, long_factors=(1.0,) * 4)
 
 
 # --- a transformer in numpy, float64, with loops over rows and heads -------------------------------------------------
@@ -37,23 +68,46 @@ def _numpy_logits(config, params, tokens_RT, positions_RT, mask_RTS):
 
 
 def _numpy_row(config, params, tokens_T, positions_T, mask_TS):
-    x_TD = params["embedding"]["embedding"][tokens_T]
+    x_TD = params["embedding"]["embedding"][tokens_T] * config.embedding_scale
     for i in range(config.depth):
         layer = jax.tree.map(lambda x, i=i: x[i], params["layers"])
         y_TD = _norm(config, layer["attention_norm"], x_TD)
-        x_TD = x_TD + _numpy_attention(config, layer["attention"], y_TD, positions_T, mask_TS)
-        y_TD = _norm(config, layer["mlp_norm"], x_TD)
-        gate_TF, up_TF = (y_TD @ layer["mlp"][name]["kernel"] for name in ("gate", "up"))
-        x_TD = x_TD + (gate_TF / (1 + np.exp(-gate_TF)) * up_TF) @ layer["mlp"]["down"]["kernel"]
+        y_TD = _numpy_attention(config, layer["attention"], y_TD, positions_T, mask_TS, i)
+        x_TD = x_TD + (_norm(config, layer["attention_post_norm"], y_TD) if config.post_norms else y_TD)
+        y_TD = _numpy_mlp(config, layer["mlp"], _norm(config, layer["mlp_norm"], x_TD))
+        x_TD = x_TD + (_norm(config, layer["mlp_post_norm"], y_TD) if config.post_norms else y_TD)
     x_TD = _norm(config, params["final_norm"], x_TD)
-    return x_TD @ (params["embedding"]["embedding"].T if config.tied_embeddings else params["output"]["kernel"])
+    logits_TV = x_TD @ (params["embedding"]["embedding"].T if config.tied_embeddings else params["output"]["kernel"])
+    return _capped(logits_TV, config.logit_softcap)
 
 
-def _numpy_attention(config, params, x_TD, positions_T, mask_TS):
+def _numpy_mlp(config, params, x_TD):
+    gate_TF, up_TF = (_numpy_dense(params[name], x_TD) for name in ("gate", "up"))
+    if config.activation == "silu":
+        gate_TF = gate_TF / (1 + np.exp(-gate_TF))
+    else:
+        gate_TF = gate_TF / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (gate_TF + 0.044715 * gate_TF**3)))
+    return _numpy_dense(params["down"], gate_TF * up_TF)
+
+
+def _numpy_dense(params, x):
+    return x @ params["kernel"] + params.get("bias", 0.0)
+
+
+def _capped(x, cap):
+    return cap * np.tanh(x / cap) if cap else x
+
+
+def _numpy_attention(config, params, x_TD, positions_T, mask_TS, layer):
     def project(name, heads):
-        out = x_TD @ params[name]["kernel"] + params[name].get("bias", 0.0)
-        return out.reshape(len(x_TD), heads, config.head_width)
+        return _numpy_dense(params[name], x_TD).reshape(len(x_TD), heads, config.head_width)
 
+    windowed = config.window > 0 and (not config.windowed or config.windowed[layer])
+    if windowed:
+        mask_TS = mask_TS & (positions_T[:, None] - positions_T < config.window)
+    rope = config.local_rope if windowed and config.local_rope else config.rope
+    if config.rotary and not config.rotary[layer]:
+        positions_T = np.zeros_like(positions_T)
     q_THE = project("query", config.heads)
     k_TJE, v_TJE = project("key", config.kv_heads), project("value", config.kv_heads)
     if config.qk_norm:
@@ -61,23 +115,24 @@ def _numpy_attention(config, params, x_TD, positions_T, mask_TS):
     out_THE = np.zeros_like(q_THE)
     for h in range(config.heads):
         j = h // (config.heads // config.kv_heads)  # heads of one key-value head are neighbors
-        q_TE, k_TE = _rotate(config, q_THE[:, h], positions_T), _rotate(config, k_TJE[:, j], positions_T)
-        scores_TS = np.where(mask_TS, q_TE @ k_TE.T / np.sqrt(config.head_width), -np.inf)
+        q_TE, k_TE = _rotate(rope, q_THE[:, h], positions_T), _rotate(rope, k_TJE[:, j], positions_T)
+        scores_TS = q_TE @ k_TE.T * (config.attention_scale or 1 / np.sqrt(config.head_width))
+        scores_TS = np.where(mask_TS, _capped(scores_TS, config.attention_softcap), -np.inf)
         weights_TS = np.exp(scores_TS - scores_TS.max(-1, keepdims=True))
         out_THE[:, h] = weights_TS / weights_TS.sum(-1, keepdims=True) @ v_TJE[:, j]
-    return out_THE.reshape(len(x_TD), -1) @ params["output"]["kernel"]
+    return _numpy_dense(params["output"], out_THE.reshape(len(x_TD), -1))
 
 
 def _norm(config, params, x):
-    return x / np.sqrt((x**2).mean(-1, keepdims=True) + config.norm_epsilon) * params["scale"]
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + config.norm_epsilon) * (params["scale"] + config.norm_offset)
 
 
-def _rotate(config, x_TE, positions_T):
-    """Pairs (e, e + E/2) as complex numbers, turned by position * theta^(-2e/E)."""
-    half = config.head_width // 2
-    angle_TE = positions_T[:, None] / config.rope.factor * config.rope.theta ** (-np.arange(half) / half)
-    turned_TE = (x_TE[:, :half] + 1j * x_TE[:, half:]) * np.exp(1j * angle_TE)
-    return np.concatenate([turned_TE.real, turned_TE.imag], axis=-1)
+def _rotate(rope, x_TE, positions_T):
+    """Pairs (e, e + d/2) of the first d as complex numbers, turned by position * theta^(-2e/d)."""
+    half = int(x_TE.shape[1] * rope.partial) // 2
+    angle_TE = positions_T[:, None] / rope.factor * rope.theta ** (-np.arange(half) / half)
+    turned_TE = (x_TE[:, :half] + 1j * x_TE[:, half : 2 * half]) * np.exp(1j * angle_TE) * (rope.attention_factor or 1)
+    return np.concatenate([turned_TE.real, turned_TE.imag, x_TE[:, 2 * half :]], axis=-1)
 
 
 # --- helpers ---------------------------------------------------------------------------------------------------------
@@ -125,7 +180,7 @@ def test_equals_the_numpy_transformer(tiny_config, random_params, name):
     np.testing.assert_allclose(_logits(config, params, *inputs), want_RTV, atol=1e-5 * np.abs(want_RTV).max())
 
 
-@pytest.mark.parametrize("name", ["llama", "all"])
+@pytest.mark.parametrize("name", ["llama", "all", "gemma3"])
 def test_parameter_tree(tiny_config, name):
     """Checkpoints, adapters and sharding rules name these paths; layers lie on a leading axis of length depth."""
     config = dataclasses.replace(tiny_config, **VARIANTS[name])
@@ -155,7 +210,14 @@ def test_parameter_tree(tiny_config, name):
         "layers/attention/query_norm/scale": ((L, E), ("layers", "head")),
         "layers/attention/key_norm/scale": ((L, E), ("layers", "head")),
     }
-    assert {path: (box.value.shape, box.names) for path, box in boxes.items()} == want | (more if name == "all" else {})
+    of_gemma = {
+        "layers/attention_post_norm/scale": ((L, D), ("layers", "embed")),
+        "layers/mlp_post_norm/scale": ((L, D), ("layers", "embed")),
+        "layers/attention/query_norm/scale": ((L, E), ("layers", "head")),
+        "layers/attention/key_norm/scale": ((L, E), ("layers", "head")),
+    }
+    want |= {"all": more, "gemma3": of_gemma}.get(name, {})
+    assert {path: (box.value.shape, box.names) for path, box in boxes.items()} == want
 
 
 def _both(model, tokens_RT, positions_RT, mask_RTS):
@@ -204,6 +266,40 @@ def test_causal_mask(valid):
         assert mask[r, t, s] == (s <= t and valid[r][t] and valid[r][s])
 
 
+@pytest.mark.parametrize("name", ["gemma3", "smollm3", "qwen2, windows above"])
+def test_layers_that_differ_may_be_cut(tiny_config, random_params, name):
+    """The first layer alone is the model whose second layer adds nothing; the second alone goes by the second's kind."""
+    config = dataclasses.replace(tiny_config, **VARIANTS[name])
+    params, inputs = random_params(config), _inputs(config)
+    for kept, gone in ((0, 1), (1, 0)):
+        silent = jax.tree.map(lambda x: x.copy(), params)
+        for path in (("attention", "output"), ("mlp", "down")) if not config.post_norms else ():
+            silent["layers"][path[0]][path[1]]["kernel"][gone] = 0
+        for norm in ("attention_post_norm", "mlp_post_norm") if config.post_norms else ():
+            silent["layers"][norm]["scale"][gone] = -1.0
+        alone = {**params, "layers": jax.tree.map(lambda x, kept=kept: x[kept : kept + 1], params["layers"])}
+        got = _logits(config.with_layers([kept]), alone, *inputs)
+        np.testing.assert_allclose(got, _logits(config, silent, *inputs), atol=2e-5)
+
+
+def test_descriptions_are_read_again(tiny_config):
+    for variant in VARIANTS.values():
+        config = dataclasses.replace(tiny_config, **variant, adapter=AdapterConfig("lora"))
+        described = json.loads(json.dumps(dataclasses.asdict(config)))
+        assert TransformerConfig.parse(described) == config
+        assert hash(TransformerConfig.parse(described)) == hash(config)
+    with pytest.raises(TypeError, match="ropes"):
+        TransformerConfig.parse(described | {"ropes": 1})
+
+
+@pytest.mark.parametrize(("scale", "rope"), [(1.0, Rope(5e5)), (4.0, Rope(5e5, "linear", 4.0))])
+def test_descriptions_of_before_are_read(tiny_config, scale, rope):
+    """They had a base and a scale of positions, and none of the later fields."""
+    sizes = ("vocab_size", "width", "depth", "heads", "kv_heads", "head_width", "mlp_width")
+    described = {name: getattr(tiny_config, name) for name in sizes} | {"rope_theta": 5e5, "rope_scale": scale}
+    assert TransformerConfig.parse(described) == dataclasses.replace(tiny_config, rope=rope)
+
+
 @pytest.mark.parametrize("remat", ["dots", "full"])
 def test_remat_changes_neither_logits_nor_gradient(tiny_config, random_params, remat):
     params, inputs = jax.tree.map(jnp.asarray, random_params(tiny_config)), _inputs(tiny_config)
@@ -223,7 +319,7 @@ def test_remat_decodes_as_well(tiny_config, random_params):
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), got, want)
 
 
-@pytest.mark.parametrize("name", ["llama", "all"])
+@pytest.mark.parametrize("name", ["llama", "all", "mistral", "gemma2"])
 @pytest.mark.parametrize("cut", [1, 4, 6])
 def test_decoding_after_a_past_equals_the_full_pass(tiny_config, random_params, name, cut):
     config = dataclasses.replace(tiny_config, **VARIANTS[name])
@@ -280,6 +376,19 @@ def test_parameters_have_their_own_dtype(tiny_config):
         ({"kv_heads": 3}, r"heads \(4\) must be a multiple of kv_heads \(3\)"),
         ({"remat": "half"}, "remat is 'half'; choose one of none, dots, attention, full"),
         ({"frozen_layers": 2}, "frozen_layers is 2; it must leave one of the 2 layers"),
+        ({"activation": "relu"}, "activation is 'relu'; choose one of silu, gelu_tanh"),
+        ({"head": "deep"}, "head is 'deep'; choose one of linear, mlp"),
+        ({"window": -1}, "window is -1; it must be 0 or more"),
+        ({"window": 4, "windowed": (True,)}, "windowed says it of 1 layers; it must do so of all 2"),
+        ({"rotary": (True,) * 3}, "rotary says it of 3 layers; it must do so of all 2"),
+        ({"windowed": (True, False)}, "window is 0, but windowed is set; set window, too"),
+        ({"local_rope": Rope()}, "window is 0, but local_rope is set"),
+        ({"window": 4, "local_rope": Rope(partial=0.5)}, "local_rope.partial is 0.5 and rope.partial 1.0"),
+        ({"rope": Rope(partial=0.4)}, "rope.partial is 0.4, 3 of 8 numbers; it must be an even number"),
+        ({"rope": LONG}, "rope.short_factors has 3 numbers; it must have one for each of 4 pairs"),
+        ({"rope": Rope(kind="dynamic", original_max_positions=4096)}, "max_positions is 8192; rope.kind=dynamic"),
+        ({"attention": "pallas", "window": 4}, "attention is pallas, .* a window of 4 tokens; set model.attention"),
+        ({"attention": "pallas", "attention_softcap": 50.0}, "do not have a softcap of 50.0; set model.attention to"),
     ],
 )
 def test_an_impossible_architecture_is_refused(tiny_config: TransformerConfig, change, message):
