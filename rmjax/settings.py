@@ -22,7 +22,9 @@ ROOT = "../shared/data"
 class Model:
     """`config.model`."""
 
-    init: str = "smollm2"  # smollm2 | gemma3 | .gguf file | run or hub folder | org/model[@revision] | shipped:NAME | random
+    init: str = (
+        "smollm2"  # smollm2 | gemma3 | .gguf file | run or hub folder | org/model[@revision] | shipped:NAME | random
+    )
     layers: int = number(0, low=0)  # first k layers only, for small machines; 0 = all
     frozen_layers: int = number(0, low=0)  # of them, this many from the bottom stay as they are, forward pass only
     preset: str = choice("", "", *PRESETS)  # random weights only: sizes by name; empty = those of SmolLM2

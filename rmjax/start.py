@@ -3,7 +3,6 @@
 import dataclasses
 import logging
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from rmjax.data.formats import CHAT_FIELDS, Format
