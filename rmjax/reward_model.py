@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 
 from rmjax import methods
-from rmjax.data.formats import Encoder, Format, completed, refuse_longer
+from rmjax.data.formats import Encoder, Format, completed, refuse_longer, stored
 from rmjax.data.messages import as_value
 from rmjax.data.record import Comparison, RecordError, parse, unknown_fields
 from rmjax.data.texts import Notes
@@ -25,7 +25,7 @@ from rmjax.data.tokenizer import Tokenizer
 from rmjax.evaluate.scorers import OfMembers, Rewards, RewardScorer, batch_tokens, model_rewards, on_mesh
 from rmjax.files import write_text
 from rmjax.hub.adapters import fingerprint, frozen_layers, load_adapter
-from rmjax.hub.gguf import load_gguf, smollm2_path
+from rmjax.hub.gguf import gguf_path, load_gguf
 from rmjax.hub.hugging_face import HubModel, assumed_format, is_hub_folder, open_folder, read_tokenizer
 from rmjax.hub.shipped import fetching, model_folder
 from rmjax.models.attention import kernels_for, refusal
@@ -89,11 +89,12 @@ def load_description(directory: Path) -> tuple[TransformerConfig, Format, Tokeni
         kernels = kernels_for(jax.default_backend())
         if config.attention == "pallas" and refusal(kernels, config.attention_block, config.head_width, config.dtype):
             config = dataclasses.replace(config, attention="blockwise")
-        parts = config, Format(**described["format"])
+        parts = config, stored(described["format"])
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: not a model description ({error!r})") from error
     tokenizer, form = _tokenizer(directory, described.get("base")), parts[1]
-    tokenizer.chat_template, tokenizer.bos_token, tokenizer.eos_token = form.template, form.bos_token, form.end_token
+    tokenizer.chat_template, tokenizer.bos_token = form.template, form.bos_token
+    tokenizer.eos_token, tokenizer.adds_bos = form.eos_token or form.end_token, False  # the format says all of it
     return *parts, tokenizer
 
 
@@ -121,7 +122,7 @@ def base_model(name: str, weights: bool = True) -> tuple[dict[str, Any], Tokeniz
     """What adapters lie on: (parameters of `Transformer` on the host, {} without `weights`; tokenizer).
 
     Args:
-      name: smollm2, a .gguf file, or a directory that `load_params` reads.
+      name: smollm2, gemma3, a .gguf file, or a directory that `load_params` reads.
 
     Raises:
       FileNotFoundError: it is not there.
@@ -132,7 +133,7 @@ def base_model(name: str, weights: bool = True) -> tuple[dict[str, Any], Tokeniz
         found = flat(load_params(folder)["backbone"] if weights else {})
         bare = nested({path: x for path, x in found.items() if not re.search(ADAPTER_PATH, path)})
         return bare, load_description(folder)[2]
-    _, params, tokenizer = load_gguf(smollm2_path() if name == "smollm2" else name, weights)
+    _, params, tokenizer = load_gguf(gguf_path(name), weights)
     return params, tokenizer
 
 

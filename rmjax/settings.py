@@ -14,6 +14,7 @@ DTYPES = ("float32", "bfloat16")
 SPLITS = ("seen", "unseen", "all")
 RECORD_SPLITS = ("all", "train", "test")
 WRAPPERS = ("sft", "pretrain")
+LAYOUTS = ("conversations", "hh", "sharegpt", "labeled")
 ROOT = "../shared/data"
 
 
@@ -21,7 +22,9 @@ ROOT = "../shared/data"
 class Model:
     """`config.model`."""
 
-    init: str = "smollm2"  # smollm2 | .gguf file | run or hub folder | org/model[@revision] | shipped:NAME | random
+    init: str = (
+        "smollm2"  # smollm2 | gemma3 | .gguf file | run or hub folder | org/model[@revision] | shipped:NAME | random
+    )
     layers: int = number(0, low=0)  # first k layers only, for small machines; 0 = all
     frozen_layers: int = number(0, low=0)  # of them, this many from the bottom stay as they are, forward pass only
     preset: str = choice("", "", *PRESETS)  # random weights only: sizes by name; empty = those of SmolLM2
@@ -49,7 +52,10 @@ class FormatSection:
     reward_token: str = "<empty_output>"  # polar, plain: read-out
     template: str = ""  # chat: a .jinja file, a shipped one (chatml) or Jinja text; empty = the model's own
     end_token: str = ""  # chat: ends a turn, empty = what the template writes | texts: ends each, empty = nothing does
-    bos_token: str = ""  # chat: the template's `bos_token`; empty = the tokenizer's own | polar, plain: before all; empty = none
+    bos_token: str = (
+        ""  # chat: the template's `bos_token` | polar, plain: begins a sequence; empty = as the tokenizer does
+    )
+    eos_token: str = ""  # chat: the template's `eos_token`; empty = the tokenizer's own
     read_out: str = choice("end", "end", "last")  # chat: the last turn's end token | what the template writes after it
     date: str = ""  # chat: YYYY-MM-DD for templates that ask for the day; empty = that of the run's start
     max_length: int = number(1024, low=7)  # tokens: one sequence (POLAR: 16384)
@@ -64,7 +70,13 @@ class Data:
     """`config.data`: the main stream of records."""
 
     kind: str = "pool"  # pool (who wrote what) | comparisons (ranked answers) | texts (language model)
-    path: str = ""  # a file, shipped:NAME, tfds:NAME, or a real set's name (see docs/data.md)
+    path: str = (
+        ""  # a file, a folder of shards, shipped:NAME, tfds:NAME, hf:ORG/NAME, or a real set's name (see docs/data.md)
+    )
+    columns: tuple[
+        str, ...
+    ] = ()  # comparisons, texts: "FIELD=COLUMN" each, dots lead inside; empty = all by their names
+    layout: str = choice("", "", *LAYOUTS)  # comparisons, texts: how rows of other forms are read (see docs/data.md)
     root: str = ROOT  # where the real sets lie
     split: str = choice("all", *RECORD_SPLITS)  # real sets: test is a fifth of the prompts, by hash
     policies: str = choice("seen", *SPLITS)  # pool: policies that may write

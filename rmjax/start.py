@@ -3,12 +3,11 @@
 import dataclasses
 import logging
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from rmjax.data.formats import CHAT_FIELDS, Format
 from rmjax.data.tokenizer import Tokenizer
-from rmjax.hub.gguf import load_gguf, smollm2_path
+from rmjax.hub.gguf import gguf_path, load_gguf
 from rmjax.hub.hugging_face import is_hub_folder, open_folder, read_tokenizer
 from rmjax.hub.shipped import fetching, model_folder
 from rmjax.methods import Chosen
@@ -42,7 +41,7 @@ def load_start(model: Model) -> Start:
     if folder.is_dir():
         config, _, tokenizer = load_description(folder)
         return _changed(Start(config, tokenizer, load_params(folder), may_miss=""), model)
-    path = smollm2_path() if model.init in ("smollm2", "random") else Path(model.init)
+    path = gguf_path("smollm2" if model.init == "random" else model.init)
     if not path.is_file():
         raise FileNotFoundError(
             f"config.model.init={model.init}: no such run directory or .gguf file; see `rmjax.settings.Model`"
@@ -68,7 +67,11 @@ def check_format(model: Model, form: Format) -> None:
     if not folder.is_dir() or is_language_model(folder):
         return
     theirs = load_description(folder)[1]
-    of_kind = {"polar": ("split_token", "reward_token"), "plain": ("reward_token",), "chat": CHAT_FIELDS}
+    of_kind = {
+        "polar": ("split_token", "reward_token", "bos_token"),
+        "plain": ("reward_token", "bos_token"),
+        "chat": CHAT_FIELDS,
+    }
     for field in ("kind", *of_kind[form.kind]):
         before, now = getattr(theirs, field), getattr(form, field)
         if before != now:

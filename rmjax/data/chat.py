@@ -76,14 +76,22 @@ class Chat:
 
     Args:
       source: Jinja text.
-      end_token: ends the assistant's turn; the template's `eos_token`.
-      bos_token: the template's; no other beginning of text is added.
+      end_token: ends the assistant's turn.
+      bos_token, eos_token: the template's; no other beginning of text is added. Without an `eos_token` it is `end_token`.
       date: ISO date that the template's `strftime_now` tells; a score must not depend on the day.
     """
 
-    def __init__(self, source: str, tokenizer: Tokenizer, end_token: str, bos_token: str = "", date: str = ""):
+    def __init__(
+        self,
+        source: str,
+        tokenizer: Tokenizer,
+        end_token: str,
+        bos_token: str = "",
+        date: str = "",
+        eos_token: str = "",
+    ):
         self.source, self.tokenizer, self.end_token, self.date = source, tokenizer, end_token, date
-        self._tokens = {"bos_token": bos_token, "eos_token": end_token}
+        self._tokens = {"bos_token": bos_token, "eos_token": eos_token or end_token}
         self._spelled = re.compile(
             "|".join(map(re.escape, sorted(tokenizer.special, key=len, reverse=True))) or r"(?!)"
         )
@@ -92,14 +100,14 @@ class Chat:
         """Ids of a conversation up to the end token of its last turn, which is added where the template does not end with it.
 
         Args:
-          whole: keep the blanks that the template writes behind the end token.
+          whole: keep what the template writes behind the end token: blanks, an end of text.
 
         Raises:
           TemplateError: the template refuses the conversation.
         """
         text, restore = self._rendered(messages)
         before, end, behind = text.rpartition(self.end_token)
-        if not end or behind.strip():  # the template itself does not end with it
+        if not end or behind.replace(self._tokens["eos_token"], "").strip():  # the template itself does not end with it
             return [*self._ids(text, restore), self.tokenizer.id(self.end_token)]
         return self._ids(text if whole else before + end, restore)
 
@@ -132,11 +140,7 @@ class Chat:
         return _render(self.source, hidden, self.date, **self._tokens, **more), restore
 
     def _ids(self, text: str, restore: Callable[[str], str]) -> list[int]:
-        ids: list[int] = []
-        for part in self.tokenizer.split(text):
-            special = part in self.tokenizer.special
-            ids += [self.tokenizer.id(part)] if special else self.tokenizer.encode(restore(part))
-        return ids
+        return self.tokenizer.encode_marked(text, restore)
 
 
 def _each_text(value: Any, change: Callable[[str], str]) -> Any:

@@ -24,3 +24,14 @@ class RecordError(ValueError):
         """Key to count by: the field without its index, and the problem."""
         field = self.field.split("[")[0]
         return f"{field}: {self.problem}" if field else self.problem
+
+
+def not_utf8(error: UnicodeDecodeError, place: str, where: str, field: str = "") -> RecordError:
+    """Where a text's bytes are not UTF-8; `where` says what they are counted in."""
+    detail = f"byte {error.start + 1} {where} is 0x{error.object[error.start]:02x}"
+    return RecordError(place, field, "not UTF-8", "convert the file to UTF-8, for example with iconv", detail)
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, its class where it has none."""
+    return (str(error).splitlines() or [type(error).__name__])[0]

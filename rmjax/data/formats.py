@@ -8,23 +8,24 @@
 import dataclasses
 import datetime
 import functools
+import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from typing import Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 
-from rmjax.data.chat import end_of_turn, template_text
+from rmjax.data.chat import TemplateError, end_of_turn, template_text
 from rmjax.data.columns import tree_columns, uncut
 from rmjax.data.joined import SPECIALS, Joined, tree_tokens
 from rmjax.data.messages import USER, Conversation, Message, messages_of, text_of
 from rmjax.data.packing import Tree
 from rmjax.data.record import Comparison, select
 from rmjax.data.tokenizer import Tokenizer
-from rmjax.data.turns import Turns
+from rmjax.data.turns import Turns, refused
 
 KINDS = ("polar", "chat", "plain")
-CHAT_FIELDS = ("template", "end_token", "bos_token", "read_out", "date")
+CHAT_FIELDS = ("template", "end_token", "bos_token", "eos_token", "read_out", "date")
 SCORED_TOGETHER = 16  # candidates a tree at most when scoring; more would only make the batch's branch axis longer
 
 
@@ -41,8 +42,9 @@ class Format:
     template: str = ""  # chat: Jinja text, a file or a shipped template; "" = the model's own
     end_token: str = ""  # chat: ends a turn, "" = what the template writes | language model: ends a text, "" = nothing
     bos_token: str = (
-        ""  # chat: what the template's `bos_token` stands for; "" = the tokenizer's own | polar, plain: before all
+        ""  # chat: the template's `bos_token` | polar, plain: begins a sequence; "" = as the tokenizer does
     )
+    eos_token: str = ""  # chat: the template's `eos_token`, "" = the tokenizer's own; older descriptions lack it
     read_out: str = "end"  # chat: "end" token of the last turn | "last" token, blanks behind the end token included
     date: str = ""  # chat: ISO date for a template that asks for it; "" = the day on which the model is made
 
@@ -69,7 +71,8 @@ def completed(form: Format, tokenizer: Tokenizer) -> Format:
       ValueError: a chat format without a template, or a template that needs a token and is given none.
     """
     if form.kind != "chat":
-        return form
+        begins = form.bos_token or (tokenizer.bos_token if tokenizer.adds_bos else "")
+        return dataclasses.replace(form, bos_token=begins)
     source = template_text(form.template) if form.template else tokenizer.chat_template
     if not source:
         raise ValueError("format.template is empty, and the model has none of its own; name a file, or chatml")
@@ -78,10 +81,33 @@ def completed(form: Format, tokenizer: Tokenizer) -> Format:
         raise ValueError("format.template writes no special token behind an answer; set format.end_token")
     if "bos_token" in source and not bos:
         raise ValueError("format.template asks for bos_token, and the model has none; set format.bos_token")
-    for token in filter(None, (end, bos)):
+    eos = (form.eos_token or tokenizer.eos_token or end) if "eos_token" in source else form.eos_token
+    for token in filter(None, (end, bos, eos)):
         tokenizer.id(token)
+    if asked := re.search(r"\b(pad|unk|sep|cls|mask)_token\b", source):
+        raise ValueError(
+            f"format.template asks for {asked[0]}, which is not given to templates; write the token itself there"
+        )
     today = datetime.date.today().isoformat() if "strftime_now" in source else ""
-    return dataclasses.replace(form, template=source, end_token=end, bos_token=bos, date=form.date or today)
+    return dataclasses.replace(
+        form, template=source, end_token=end, bos_token=bos, eos_token=eos, date=form.date or today
+    )
+
+
+def stored(described: Mapping[str, Any]) -> Format:
+    """A format as a model's description holds it; in older ones a template's `eos_token` was the end of a turn.
+
+    Raises:
+      TypeError, ValueError: it is none.
+    """
+    older = "eos_token" not in described and "eos_token" in described.get("template", "")
+    return Format(**described, **({"eos_token": described["end_token"]} if older else {}))
+
+
+def own_tokens(form: Format) -> list[str]:
+    """Tokens that the format alone may write. One of one character, a newline's say, stays a text's."""
+    of_kind = {"polar": (form.split_token, form.reward_token), "plain": (form.reward_token,), "chat": (form.end_token,)}
+    return [token for token in of_kind[form.kind] if len(token) > 1]
 
 
 def refuse_longer(form: Format, longest: int) -> None:
@@ -126,10 +152,11 @@ class Encoder:
     """
 
     def __init__(self, tokenizer: Tokenizer, form: Format, row_tokens: int):
-        self.tokenizer, self.form, self.row_tokens = tokenizer, completed(form, tokenizer), row_tokens
+        self.form, self.row_tokens = completed(form, tokenizer), row_tokens
+        self.tokenizer = tokenizer.guarding(own_tokens(self.form))
         self.counts: Counter[str] = Counter()
         kind = Turns if form.kind == "chat" else Joined
-        self._layout: Layout = kind(tokenizer, self.form, row_tokens)
+        self._layout: Layout = kind(self.tokenizer, self.form, row_tokens)
 
     def trees(self, c: Comparison, record: int = -1) -> list[Tree]:
         """For training. Candidates of equal tokens that are ranked differently become one, of their mean rank: no pair of
@@ -260,7 +287,10 @@ class Encoder:
           record: the row's index in its source.
           ended: False for texts that just stop; the end token then is not learned.
         """
-        before, after = self.continued(c.prompt, c.outputs[0])
+        try:
+            before, after = self.continued(c.prompt, c.outputs[0])
+        except TemplateError as error:
+            raise refused(c, error) from error
         ids = before + after + ([self.tokenizer.id(self.form.end_token)] if ended and self.form.end_token else [])
         self._count_texts(c)
         cut = len(ids) > self.row_tokens
@@ -280,7 +310,8 @@ class Encoder:
         """
         before = self.begun(prompt)
         if not isinstance(output, Conversation) or self.form.kind != "chat":
-            return before, self.tokenizer.encode(output)
+            encode = self.tokenizer.encode_continued if before else self.tokenizer.encode
+            return before, encode(output)
         (whole,) = self._layout.sequences(Comparison(prompt, (output,)), None)
         if whole[: len(before)] != before:
             raise ValueError("format.template lays an answer of several messages out otherwise than it begins one")
@@ -288,8 +319,9 @@ class Encoder:
         return before, whole[len(before) : end]
 
     def begun(self, prompt: str) -> list[int]:
-        """Ids that a language model goes on from: with a chat format up to where the assistant speaks; of "" none."""
-        return self._layout.begun(prompt) if prompt else []
+        """Ids that a language model goes on from: with a chat format up to where the assistant speaks; of "" none but the
+        beginning of a text that is no chat."""
+        return self._layout.begun(prompt) if prompt or self.form.kind != "chat" else []
 
     def begun_messages(self, messages: Sequence[Message]) -> list[int]:
         """The same of messages."""

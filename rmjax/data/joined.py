@@ -2,9 +2,10 @@
 
 Source: POLAR (arXiv 2507.05197) section 4.1 for the format; the truncation order is that of the official trainer.
 
-    with a reference:  [bos] P [\\n] REF <split> P [\\n] CAND <reward>
-    without one:       [bos] P [\\n] CAND <reward>
+    with a reference:  [BOS] P [\\n] REF <split> P [\\n] CAND <reward>
+    without one:       [BOS] P [\\n] CAND <reward>
 
+BOS is there where the format names one, as that of a model does whose tokenizer adds it.
 `[\\n]` is there with the wrapper "sft" and absent with "pretrain" (whose prompts are text cut off in mid-sentence) or
 where the answer is empty. The read-out is the reward token. Messages are joined by newlines, their roles dropped.
 """
@@ -35,27 +36,29 @@ class Joined:
         self.reads_references = form.kind == "polar"
         self._split = tokenizer.id(form.split_token) if self.reads_references else -1
         self._reward = tokenizer.id(form.reward_token)
-        self._bos = [tokenizer.id(form.bos_token)] if form.bos_token else []
+        self._begin = [tokenizer.id(form.bos_token)] if form.bos_token else []
 
     def begun(self, prompt: str) -> list[int]:
         """A language model goes on from the prompt as it is."""
-        return self.tokenizer.encode(prompt)
+        return self._begin + self.tokenizer.encode(prompt)
 
     def sequences(self, c: Comparison, reference: str | None) -> list[list[int]]:
         """A candidate's sequence each, uncut."""
         return self._sequences(c.prompt, reference, c.outputs, c.wrapper)
 
     def _sequences(self, prompt: str, reference: str | None, outputs: Sequence[str], wrapper: str) -> list[list[int]]:
-        def half(answer: str) -> list[int]:
-            return self.tokenizer.encode(prompt + ("\n" if wrapper == "sft" and answer else "") + answer)
+        def half(answer: str, after: str = "") -> list[int]:
+            return self.tokenizer.encode(prompt + ("\n" if wrapper == "sft" and answer else "") + answer, after)
 
-        prefix = [*self._bos, *([] if reference is None else [*half(reference), self._split])]
-        return [[*prefix, *half(output), self._reward] for output in outputs]
+        if reference is None:
+            return [[*self._begin, *half(output), self._reward] for output in outputs]
+        prefix = [*self._begin, *half(reference), self._split]
+        return [[*prefix, *half(output, self.form.split_token), self._reward] for output in outputs]
 
     def answer_tokens(self, c: Comparison) -> list[int]:
         """Number of tokens of each output behind the prompt; −1 where it shares one with it."""
-        before = self.tokenizer.encode(c.prompt + ("\n" if c.wrapper == "sft" else ""))
-        whole = [half[len(self._bos) : -1] for half in self._sequences(c.prompt, None, c.outputs, c.wrapper)]
+        before = self.begun(c.prompt + ("\n" if c.wrapper == "sft" else ""))
+        whole = [half[:-1] for half in self._sequences(c.prompt, None, c.outputs, c.wrapper)]
         return [len(ids) - len(before) if ids[: len(before)] == before else -1 for ids in whole]
 
     def fits(self, c: Comparison, reference: str | None, sequences: Sequence[list[int]]) -> bool:
@@ -63,9 +66,9 @@ class Joined:
         if max(map(len, sequences)) > self.form.max_length or tree_tokens(sequences) > self.row_tokens:
             return False
         cap = self.form.max_response_length
-        # A token is at least one byte, so short texts need no tokenizing to be known to fit.
-        texts = [text for text in (reference or "", *c.outputs) if len(text.encode()) > cap]
-        return all(len(self.tokenizer.encode(text)) <= cap for text in texts)
+        # A token is at least one byte, but for BOS and a blank put before; so short texts are known to fit without tokenizing.
+        texts = [text for text in (reference or "", *c.outputs) if len(text.encode()) + len(self._begin) + 1 > cap]
+        return all(len(self.begun(text)) <= cap for text in texts)
 
     def cut(self, c: Comparison, reference: str | None) -> list[list[int]]:
         """POLAR's rule: answers keep `max_response_length` tokens, then the prompt keeps its tail.
@@ -92,7 +95,10 @@ class Joined:
     def _cut_texts(
         self, prompt: str, reference: str | None, outputs: Sequence[str], spare: int
     ) -> tuple[str, str | None, list[str]]:
-        encode, halves = self.tokenizer.encode, 1 if reference is None else 2
+        encode, halves = (
+            self.begun,
+            1 if reference is None else 2,
+        )  # official counts have a BOS each, where there is one
         prompt_ids = encode(prompt)
         answers = [encode(text) for text in ([] if reference is None else [reference]) + list(outputs)]
         row_budget = self.row_tokens - halves - len(outputs) - spare

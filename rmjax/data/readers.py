@@ -19,6 +19,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 
 from rmjax.data import fields
 from rmjax.data.columns import parquet_schema
+from rmjax.data.layouts import AS_THEY_ARE, Mapped
 from rmjax.data.messages import as_strings
 from rmjax.data.record import (
     FIELDS,
@@ -30,7 +31,7 @@ from rmjax.data.record import (
     to_row,
     unknown_fields,
 )
-from rmjax.data.rows import JsonLines, Rows, open_rows
+from rmjax.data.rows import Rows, open_rows
 from rmjax.data.texts import Notes
 from rmjax.files import replacing
 
@@ -80,17 +81,20 @@ class RandomAccessSource:
         return f"RandomAccessSource(path={self.path!r}, length={len(self)})"
 
 
-def open_records(path: str | Path, on_error: Literal["raise", "skip"] = "raise") -> RandomAccessSource:
+def open_records(
+    path: str | Path, on_error: Literal["raise", "skip"] = "raise", mapping: Mapped = AS_THEY_ARE
+) -> RandomAccessSource:
     """Opens and validates a file of comparisons.
 
-    Accepts .jsonl, .jsonl.zst, .parquet, .array_record (records are UTF-8 JSON) and
-    "tfds:NAME[/CONFIG][:SPLIT][@DIR]". Every record is parsed once here, so a fault shows before
-    training starts; records are parsed again at each access and not kept.
+    Accepts .jsonl, .jsonl.zst, .parquet, .array_record (records are UTF-8 JSON), a folder of one kind of these,
+    "tfds:NAME[/CONFIG][:SPLIT][@DIR]" and "hf:ORG/NAME[/CONFIG][:SPLIT][@REVISION]". Every record is parsed once here, so a
+    fault shows before training starts; records are parsed again at each access and not kept.
 
     Args:
       path: file or TFDS name.
       on_error: "raise" raises the first bad record's error and says how many there are; "skip"
         leaves bad records out, counts them by reason in `skipped` and logs the counts.
+      mapping: how the file's rows become rows in our fields.
 
     Raises:
       FileNotFoundError, IsADirectoryError, PermissionError: the file cannot be read.
@@ -99,7 +103,7 @@ def open_records(path: str | Path, on_error: Literal["raise", "skip"] = "raise")
     """
     if on_error not in ("raise", "skip"):
         raise ValueError(f'on_error is "{on_error}"; use "raise" or "skip"')
-    rows = open_rows(path)
+    rows = open_rows(path, mapping)
     kept: list[int] = []
     errors: list[RecordError] = []
     unknown: collections.Counter[str] = collections.Counter()
@@ -133,6 +137,7 @@ def read_all(
     known: Collection[str] = FIELDS,
     on_error: Literal["raise", "skip"] = "raise",
     skipped: collections.Counter[str] | None = None,
+    mapping: Mapped = AS_THEY_ARE,
 ) -> list[_T]:
     """All rows of a file through one of the parsers (`parse_text`, `parse_sample`, `parse_prompt`).
 
@@ -140,6 +145,7 @@ def read_all(
       known: the fields that the parser reads; others are logged with their counts.
       on_error: as in `open_records`.
       skipped: gets the number of rows that are left out, by reason.
+      mapping: as in `open_records`.
 
     Raises:
       FileNotFoundError, IsADirectoryError, PermissionError: the file cannot be read.
@@ -148,7 +154,7 @@ def read_all(
     found: list[_T] = []
     errors: list[RecordError] = []
     unknown: collections.Counter[str] = collections.Counter()
-    notes, rows = Notes(), open_rows(path)
+    notes, rows = Notes(), open_rows(path, mapping)
     for i in range(len(rows)):
         try:
             row = rows.row(i)
@@ -175,8 +181,8 @@ def _parse_row(rows: Rows, i: int) -> Comparison:
 
 def _tally(rows: Rows, errors: Sequence[RecordError]) -> dict[str, int]:
     tally = collections.Counter(error.reason for error in errors)
-    if isinstance(rows, JsonLines) and rows.blank_lines:
-        tally["blank line"] = rows.blank_lines
+    if blank := getattr(rows, "blank_lines", 0):  # of JSON lines
+        tally["blank line"] = blank
     return dict(tally)
 
 

@@ -1,4 +1,5 @@
-"""Random access to the raw rows of a file, one small class per storage format.
+"""Random access to the raw rows of a file or of several, one small class per storage format (Parquet and TFDS have files of
+their own).
 
 Every class has `__len__`, `row(i)` (the decoded row, not validated) and `place(i)` ("file:line").
 They keep no open files, so that data loading threads can share them and worker processes can
@@ -14,26 +15,20 @@ import io
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
-import pyarrow
-import pyarrow.parquet
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
-from rmjax.data.columns import folded
 from rmjax.data.decompression import decompress, sensible_limit, too_large
-from rmjax.data.messages import from_strings
-from rmjax.data.record import RecordError
+from rmjax.data.errors import RecordError, first_line, not_utf8
+from rmjax.data.layouts import AS_THEY_ARE, Mapped
+from rmjax.data.parquet_rows import open_parquet
+from rmjax.data.shards import HUB, ShardError, folder_shards, hub_shards
+from rmjax.data.tfds_rows import open_tfds, read_chunked
 from rmjax.files import disguise, refuse_url
-
-_TFDS_NAME = re.compile(r"tfds:(?P<name>\w+(/[\w.-]+)?(:\d+\.\d+\.\d+)?)(:(?P<split>[^@]+))?(@(?P<directory>.+))?")
-_POOL_LABELS = ("kind", "policy_split", "prompt_split")  # absent where a TFDS example has them empty
-
-_BATCH_ROWS = 1024  # of a Parquet file, decoded at once at most
-_CHUNK_BYTES = 2**24  # of its table in memory
 
 
 class Rows(Protocol):
@@ -46,26 +41,101 @@ class Rows(Protocol):
     def place(self, i: int) -> str: ...
 
 
-def open_rows(path: str | Path) -> Rows:
-    """Opens a file by its extension, or a TFDS data set by "tfds:NAME[/CONFIG][:SPLIT][@DIR]".
+def open_rows(path: str | Path, mapping: Mapped = AS_THEY_ARE) -> Rows:
+    """Opens a file by its extension, a folder of such files, a TFDS data set by "tfds:NAME[/CONFIG][:SPLIT][@DIR]", or one of
+    the hub by "hf:ORG/NAME[/CONFIG][:SPLIT][@REVISION]", which huggingface_hub's cache has to hold.
+
+    Args:
+      mapping: how rows become rows in our fields.
 
     Raises:
-      FileNotFoundError, IsADirectoryError, PermissionError: the file cannot be read.
-      RecordError: unknown extension, or the file is damaged or empty.
+      FileNotFoundError, IsADirectoryError, PermissionError: the file cannot be read, or some of a set are not there.
+      RecordError: unknown extension, or the file is damaged or empty; a set's name that does not say which.
     """
+    rows = _not_empty(_opened(path), str(path))
+    return MappedRows(rows, mapping) if mapping else rows
+
+
+def _opened(path: str | Path) -> Rows:
     if str(path).startswith("tfds:"):
-        return _not_empty(open_tfds(str(path)), str(path))
-    path = Path(path)
+        return open_tfds(str(path))
+    try:
+        if str(path).startswith(HUB):
+            return _together(hub_shards(str(path)))
+        if Path(path).is_dir():
+            return _together(folder_shards(Path(path), tuple(_OPENERS)))
+    except ShardError as error:
+        problem, _, remedy = str(error).partition("; ")
+        raise RecordError(str(path), "", problem.removeprefix(f"{path}: "), remedy) from None
+    return _open_file(Path(path))
+
+
+def _together(paths: Sequence[Path]) -> Rows:
+    shards = tuple(map(_open_file, paths))
+    return shards[0] if len(shards) == 1 else ShardRows(shards, np.cumsum([0, *map(len, shards)]))
+
+
+def _open_file(path: Path) -> Rows:
     check_readable(path)
     for suffix, (opener, magic) in _OPENERS.items():
         if path.name.endswith(suffix):
             _refuse_disguise(path, magic)
-            return _not_empty(opener(path), str(path))
+            return opener(path)
     _refuse_disguise(path)
     accepted = ", ".join(_OPENERS) + " and tfds:NAME:SPLIT"
     lines = "write one JSON object a line (`jq -c '.[]' FILE.json > FILE.jsonl` does so for a list)"
     remedy = f"use one of {accepted}" + (f"; {lines}" if path.suffix in (".json", ".csv", ".tsv") else "")
     raise RecordError(str(path), "", "unknown file type", remedy)
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardRows:
+    """Rows of several files as of one, in the files' order; a place names the file."""
+
+    shards: tuple[Rows, ...]
+    starts: np.ndarray  # [S + 1] number of the first row of each, and of all
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    @property
+    def blank_lines(self) -> int:
+        """Lines that are no rows."""
+        return sum(getattr(shard, "blank_lines", 0) for shard in self.shards)
+
+    def row(self, i: int) -> object:
+        shard, within = self._find(i)
+        return shard.row(within)
+
+    def place(self, i: int) -> str:
+        shard, within = self._find(i)
+        return shard.place(within)
+
+    def _find(self, i: int) -> tuple[Rows, int]:
+        number = int(np.searchsorted(self.starts, i, side="right")) - 1
+        return self.shards[number], i - int(self.starts[number])
+
+
+@dataclasses.dataclass(frozen=True)
+class MappedRows:
+    """Rows in our fields of a file in others."""
+
+    rows: Rows
+    mapping: Mapped
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def blank_lines(self) -> int:
+        """Lines that are no rows."""
+        return getattr(self.rows, "blank_lines", 0)
+
+    def row(self, i: int) -> object:
+        return self.mapping.row(self.rows.row(i), self.place(i))
+
+    def place(self, i: int) -> str:
+        return self.rows.place(i)
 
 
 def _refuse_disguise(path: Path, magic: bytes = b"") -> None:
@@ -119,7 +189,7 @@ def decode_json(line: bytes, place: str) -> object:
     try:
         return _JSON.decode(line.decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise _not_utf8(error, place, "of the line") from None
+        raise not_utf8(error, place, "of the line") from None
     except json.JSONDecodeError as error:
         detail = f"column {error.pos + 1}: {error.msg}"  # not `colno`, which begins anew after a newline
         raise RecordError(place, "", "broken JSON", remedy, detail) from None
@@ -129,11 +199,6 @@ def decode_json(line: bytes, place: str) -> object:
         raise RecordError(place, "", "not a JSON number", "write null, or leave the field out", str(error)) from None
     except ValueError as error:  # Python limits the digits of an integer
         raise RecordError(place, "", "number with too many digits", remedy, str(error).split(";")[0]) from None
-
-
-def _not_utf8(error: UnicodeDecodeError, place: str, where: str, field: str = "") -> RecordError:
-    detail = f"byte {error.start + 1} {where} is 0x{error.object[error.start]:02x}"
-    return RecordError(place, field, "not UTF-8", "convert the file to UTF-8, for example with iconv", detail)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,103 +281,6 @@ def _refuse_other_json(rows: JsonLines) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class ParquetRows:
-    """Rows of a Parquet table; the number in a place is the row's, from 1."""
-
-    path: str
-    table: pyarrow.Table
-
-    def __len__(self) -> int:
-        return int(self.table.num_rows)
-
-    def place(self, i: int) -> str:
-        return f"{self.path}:{i + 1}"
-
-    def row(self, i: int) -> object:
-        return from_strings({name: self._value(i, name) for name in self.table.column_names}, self.place(i))
-
-    def _value(self, i: int, name: str) -> object:
-        try:
-            return self.table[name][i].as_py()
-        except UnicodeDecodeError as error:
-            raise _not_utf8(error, self.place(i), "of a text", name) from None
-        except (ValueError, OverflowError, pyarrow.ArrowException) as error:
-            remedy = "correct or delete the row"
-            raise RecordError(self.place(i), name, "unreadable value", remedy, _first_line(error)) from None
-
-
-def open_parquet(path: Path) -> ParquetRows:
-    """Opens a Parquet file, with checksums verified where it has them; its table is held in memory.
-
-    Raises:
-      RecordError: the file is damaged, or its table takes more memory than `sensible_limit` gives it.
-    """
-    try:
-        with pyarrow.parquet.ParquetFile(path, page_checksum_verification=True) as file:
-            table = _read_table(file, path)
-            _ = table.column_names  # are decoded here
-            return ParquetRows(str(path), table)
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        if isinstance(error, OSError) and error.errno:  # pyarrow's own, of damaged pages, have no number
-            raise
-        remedy = "write or download the file again"
-        raise RecordError(str(path), "", "broken Parquet file", remedy, _first_line(error)) from None
-
-
-def _read_table(file: pyarrow.parquet.ParquetFile, path: Path) -> pyarrow.Table:
-    """The whole table. A value that is stored once may stand in every row: what counts is the size of what was read."""
-    size, limit = path.stat().st_size, sensible_limit(path.stat().st_size)
-    groups = _least_bytes(file.metadata)
-    if sum(groups) > limit:
-        raise too_large(str(path), size, limit)
-    # Each row may be as large as all that its group stores, and even then a batch is not above the limit.
-    rows = max(1, min(_BATCH_ROWS, limit // max([1, *groups])))
-    schema = file.schema_arrow
-    # Columns that stay dictionaries do not grow, and each batch would have a copy of the dictionary.
-    shared = [field.name for field in schema if pyarrow.types.is_dictionary(field.type)]
-    others = [field for field in schema if field.name not in shared]
-    kept = file.read(columns=shared) if shared else None
-    taken = kept.nbytes if kept is not None else 0
-    chunks = [pyarrow.schema(others, schema.metadata).empty_table()]
-    for chunk in _chunks(file.iter_batches(rows, columns=[field.name for field in others] if shared else None)):
-        taken += chunk.nbytes
-        if taken > limit:
-            raise too_large(str(path), size, limit)
-        chunks.append(chunk)
-    read = pyarrow.concat_tables(chunks)
-    if kept is None:
-        return read
-    return pyarrow.table([(kept if name in shared else read)[name] for name in schema.names], schema=schema)
-
-
-def _least_bytes(metadata: pyarrow.parquet.FileMetaData) -> list[int]:
-    """What each row group takes in memory at least, by the footer: as much as is stored, and a byte a row.
-
-    The footer's columns are left alone: pyarrow ends the process where one of them is damaged.
-    """
-    groups = (metadata.row_group(group) for group in range(metadata.num_row_groups))
-    return [max(group.total_byte_size, group.num_rows) for group in groups]
-
-
-def _chunks(batches: Iterable[pyarrow.RecordBatch]) -> Iterator[pyarrow.Table]:
-    """Batches joined to about `_CHUNK_BYTES`: an access to a row takes time with the number of chunks."""
-    waiting: list[pyarrow.RecordBatch] = []
-    size = 0
-    for batch in batches:
-        waiting.append(batch)
-        size += batch.nbytes
-        if size >= _CHUNK_BYTES:
-            yield pyarrow.Table.from_batches(waiting).combine_chunks()
-            waiting, size = [], 0
-    if waiting:
-        yield pyarrow.Table.from_batches(waiting).combine_chunks()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-@dataclasses.dataclass(frozen=True)
 class ArrayRecordRows:
     """Rows of an ArrayRecord file of UTF-8 JSON; the number in a place is the row's, from 1."""
 
@@ -328,21 +296,10 @@ class ArrayRecordRows:
         return f"{self.path}:{i + 1}"
 
     def row(self, i: int) -> object:
-        record = _read(self.source, i, self.place(i))
+        record = read_chunked(self.source, i, self.place(i))
         if len(record) > self.limit:
             raise too_large(self.place(i), self.size, self.limit)
         return decode_json(record, self.place(i))
-
-
-def _read(source: Any, i: int, place: str) -> Any:
-    """A record of an ArrayRecord file, or an example of TFDS, which come in chunks with checksums."""
-    try:
-        return source[i]
-    except UnicodeDecodeError as error:
-        raise _not_utf8(error, place, "of a text") from None
-    except (RuntimeError, ValueError, IndexError) as error:
-        remedy = "write or download the file again"
-        raise RecordError(place, "", "damaged ArrayRecord chunk", remedy, _first_line(error)) from None
 
 
 def open_array_record(path: Path) -> ArrayRecordRows:
@@ -352,86 +309,7 @@ def open_array_record(path: Path) -> ArrayRecordRows:
         return ArrayRecordRows(str(path), ArrayRecordDataSource(str(path)), size, sensible_limit(size))
     except RuntimeError as error:
         remedy = "write or download the file again"
-        raise RecordError(str(path), "", "broken ArrayRecord file", remedy, _first_line(error)) from None
-
-
-@dataclasses.dataclass(frozen=True)
-class TfdsRows:
-    """Examples of a prepared TFDS split, read without TensorFlow."""
-
-    path: str
-    source: object  # a tfds data source: __len__ and __getitem__
-
-    def __len__(self) -> int:
-        return len(self.source)  # type: ignore[arg-type]
-
-    def place(self, i: int) -> str:
-        return f"{self.path}:{i + 1}"
-
-    def row(self, i: int) -> object:
-        try:
-            return from_strings(row_from_example(_read(self.source, i, self.place(i))), self.place(i))
-        except UnicodeDecodeError as error:
-            raise _not_utf8(error, self.place(i), "of a text") from None
-
-
-def open_tfds(name: str) -> TfdsRows:
-    """Opens "tfds:NAME[/CONFIG][:VERSION][:SPLIT][@DIR]"; SPLIT is "train" unless given.
-
-    The data set has to be prepared on disk, in a format with random access (ArrayRecord); nothing
-    is downloaded. DIR is TFDS's data_dir, by default its own.
-    """
-    # Imported here: it takes a second, and only this format needs it.
-    import tensorflow_datasets as tfds
-
-    match = _TFDS_NAME.fullmatch(name)
-    if match is None:
-        raise RecordError(name, "", "not a TFDS name", "write tfds:NAME[/CONFIG][:SPLIT][@DIR]")
-    try:
-        source = tfds.builder(match["name"], data_dir=match["directory"]).as_data_source(
-            split=match["split"] or "train"
-        )
-    except (AssertionError, NotImplementedError, ValueError) as error:
-        raise _tfds_error(error, name, match["directory"]) from None
-    return TfdsRows(name, source)
-
-
-def _tfds_error(error: Exception, name: str, directory: str | None) -> Exception:
-    """TFDS knows no data set or config (ValueError), or has not prepared it (AssertionError)."""
-    reason = (str(error).splitlines() or [""])[0]
-    if isinstance(error, AssertionError) or "not found" in reason:
-        place = directory or "TFDS's default data_dir"
-        remedy = "prepare it with rmjax.data.builders"
-        return FileNotFoundError(f"{name}: no prepared data set in {place} ({reason}); {remedy}")
-    remedy = "check split and file format (array_record is needed)"
-    return RecordError(name, "", "TFDS cannot read it", remedy, reason)
-
-
-def row_from_example(example: Mapping[str, object]) -> dict[str, object]:
-    """Turns a TFDS example into a row as `record.parse` takes it.
-
-    Bytes become strings, arrays lists, a dict of lists (how TFDS gives a sequence of messages)
-    a list of messages. Fields that are empty, which there means absent, are left out; flat lists
-    are folded (`columns.folded`).
-    """
-    row = {name: _plain(value) for name, value in example.items()}
-    return folded({n: v for n, v in row.items() if n not in _POOL_LABELS or v != ""})
-
-
-def _plain(value: object) -> object:
-    if isinstance(value, bytes):
-        return value.decode("utf-8")
-    if isinstance(value, np.ndarray | np.generic):
-        return _plain(value.tolist())
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, Mapping):
-        plain = {name: _plain(item) for name, item in value.items()}
-        if isinstance(plain.get("content"), list):
-            columns = [item for item in plain.values() if isinstance(item, list)]
-            return [dict(zip(plain, turn, strict=True)) for turn in zip(*columns, strict=True)]
-        return plain
-    return value
+        raise RecordError(str(path), "", "broken ArrayRecord file", remedy, first_line(error)) from None
 
 
 def iterate_rows(path: str | Path) -> Iterator[tuple[str, object]]:

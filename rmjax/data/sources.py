@@ -15,6 +15,7 @@ import numpy as np
 
 from rmjax.data.columns import of_single
 from rmjax.data.errors import RecordError
+from rmjax.data.layouts import AS_THEY_ARE, Mapped, mapped
 from rmjax.data.messages import as_value
 from rmjax.data.pool import PolicyPool
 from rmjax.data.preferences import PREFERENCE_SETS, load_preferences
@@ -126,12 +127,13 @@ def records(
     on_error: OnError = "raise",
     split_votes: bool = False,
     dropped: Counter[str] | None = None,
+    mapping: Mapped = AS_THEY_ARE,
 ) -> Sequence[Comparison] | RandomAccessSource:
     """A file of comparisons, or a split ("all", "train", "test") of the real set of that name under `root`.
 
     Which split a record is in is a property of its prompt's text alone. Files come whole: their split is their name.
     `split_votes` keeps pairs of a real set that votes order and ranks do not.
-    `dropped` gets the number of rows of a real set (all its splits) that are left out, by reason.
+    `dropped` gets the number of rows of a real set (all its splits) that are left out, by reason. `mapping` is for files.
     """
     choose("data.split", split, RECORD_SPLITS)
     if path not in PREFERENCE_SETS:
@@ -139,7 +141,11 @@ def records(
             raise ValueError(
                 f"split {split!r} of {path}: only the real sets have it ({', '.join(PREFERENCE_SETS)}); use all"
             )
-        return open_records(located(path), on_error)
+        return open_records(located(path), on_error, mapping)
+    if mapping:
+        raise ValueError(
+            f"config.data.columns and config.data.layout are for files, and {path} is a real set; leave them empty"
+        )
     everything = load_preferences(path, root, split_votes, dropped)
     chosen = [c for c in everything if split == "all" or is_test(c.prompt) == (split == "test")]
     _log.info("%s, split %s: %d of %d comparisons", path, split, len(chosen), len(everything))
@@ -156,6 +162,10 @@ def is_test(prompt: str) -> bool:
 
 def pool_groups(data: Any) -> Records:
     """POLAR's groups, drawn from the pool that `config.data` names."""
+    if mapped(data.columns, data.layout):
+        raise ValueError(
+            "config.data.columns and config.data.layout are for comparisons and texts, and data.kind is pool; leave them empty"
+        )
     found = pool(data.path, data.policies, data.prompts, data.on_error)
     found.check_numbers(negatives=data.negatives, references=data.references)
     draw = functools.partial(
@@ -188,7 +198,8 @@ def comparisons(data: Any, order: Order = RANKS) -> Records:
       ValueError: every record, or every pair that is read, has weight 0; or every record has more candidates than a group may.
     """
     skipped: Counter[str] = Counter()
-    read = records(data.path, data.root, data.split, data.on_error, order.kind == "votes", skipped)
+    mapping = mapped(data.columns, data.layout)
+    read = records(data.path, data.root, data.split, data.on_error, order.kind == "votes", skipped, mapping)
     if isinstance(read, RandomAccessSource):
         skipped.update(read.skipped)
     found = _all_usable(read, data, order, skipped)
@@ -200,7 +211,8 @@ def comparisons(data: Any, order: Order = RANKS) -> Records:
 def texts(data: Any) -> Records:
     """The texts that `config.data` names: records of one output."""
     skipped: Counter[str] = Counter()
-    found = read_all(located(data.path), parse_text, known_fields(), data.on_error, skipped)
+    mapping = mapped(data.columns, data.layout)
+    found = read_all(located(data.path), parse_text, known_fields(), data.on_error, skipped, mapping)
     _look_at_weights(data.path, found)
     return dataclasses.replace(_fixed(found), forms=set, skipped=dict(skipped))
 

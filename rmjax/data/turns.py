@@ -33,10 +33,10 @@ class Turns:
 
     def __init__(self, tokenizer: Tokenizer, form: Format, row_tokens: int):
         self.tokenizer, self.form, self.row_tokens = tokenizer, form, row_tokens
-        self.chat = Chat(form.template, tokenizer, form.end_token, form.bos_token, form.date)
+        self.chat = Chat(form.template, tokenizer, form.end_token, form.bos_token, form.date, form.eos_token)
 
     def begun(self, prompt: str) -> list[int]:
-        """Up to where the assistant speaks, or goes on with its last turn."""
+        """Up to where the assistant speaks, or goes on with its last turn; TemplateError where the template refuses that."""
         return self.chat.begun(messages_of(prompt, USER))
 
     def sequences(self, c: Comparison, reference: str | None) -> list[list[int]]:
@@ -49,7 +49,10 @@ class Turns:
 
     def answer_tokens(self, c: Comparison) -> list[int]:
         """Number of tokens of each output before its end token; −1 where the template lays it out otherwise than it begins."""
-        before = self.begun(c.prompt)
+        try:
+            before = self.begun(c.prompt)
+        except TemplateError as error:
+            raise refused(c, error) from error
         whole = self._laid_out(c, *self._messages(c))
         return [len(ids) - len(before) - 1 if ids[: len(before)] == before else -1 for ids in whole]
 
@@ -83,8 +86,7 @@ class Turns:
         try:
             return [self.chat.ended(joined(prompt, answer), whole) for answer in answers]
         except TemplateError as error:
-            remedy = "correct or drop the record, or use another format.template"
-            raise RecordError(c.place or c.id, "", str(error), remedy) from error
+            raise refused(c, error) from error
 
     def _over(self, sequences: Sequence[list[int]]) -> int:
         """Tokens too many."""
@@ -131,6 +133,11 @@ class Turns:
     def _head(self, message: Message, count: int) -> Message:
         ids = self.tokenizer.encode(message.content)
         return dataclasses.replace(message, content=self.tokenizer.head(ids, count))
+
+
+def refused(c: Comparison, error: TemplateError) -> RecordError:
+    """The error of a record that a template refuses."""
+    return RecordError(c.place or c.id, "", str(error), "correct or drop the record, or use another format.template")
 
 
 def joined(prompt: Messages, answer: Messages) -> Messages:

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rmjax.data.formats import Format, completed
+from rmjax.data.formats import Format, completed, stored
 from rmjax.data.tokenizer import Tokenizer, TokenizerError
 from rmjax.hub.config_json import CONFIG, Described, read_config
 from rmjax.hub.names import HEADS
@@ -134,21 +134,12 @@ def read_tokenizer(folder: Path, described: Described) -> Tokenizer:
       FileNotFoundError: there is no tokenizer.json.
       TokenizerError: it is none, or has more tokens than the model.
     """
-    path = folder / TOKENIZER
-    if not path.is_file():
-        found = " (tokenizer.model is another format)" if (folder / "tokenizer.model").is_file() else ""
-        raise FileNotFoundError(
-            f"{path}: not there{found}; write it once where transformers is: "
-            "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
-        )
-    tokenizer = Tokenizer.load(path)
     size = described.transformer.vocab_size
-    tokenizer.special = tuple(token for token in tokenizer.special if tokenizer.id(token) < size)  # an image's, say
+    tokenizer = Tokenizer.from_folder(folder).limited(size)
     if (words := tokenizer.words) > size:
-        raise TokenizerError(f"{path}: has {words} tokens, and the model {size}; get both of one revision")
-    config = _json(folder / TOKENIZER_CONFIG)
-    tokenizer.chat_template = _template(folder, config)
-    tokenizer.bos_token, tokenizer.eos_token = (_token(config.get(f"{name}_token")) for name in ("bos", "eos"))
+        raise TokenizerError(
+            f"{folder / TOKENIZER}: has {words} tokens, and the model {size}; get both of one revision"
+        )
     return tokenizer
 
 
@@ -161,20 +152,6 @@ def _json(path: Path) -> Mapping[str, Any]:
         raise HubError(f"{path}: not a JSON object ({error}); get the file again") from error
 
 
-def _token(said: Any) -> str:
-    return str(said.get("content", "")) if isinstance(said, Mapping) else said or ""
-
-
-def _template(folder: Path, config: Mapping[str, Any]) -> str:
-    """The file's before the entry's, of several the one that is called default."""
-    if (folder / TEMPLATE).is_file():
-        return (folder / TEMPLATE).read_text(encoding="utf-8")
-    said = config.get("chat_template") or ""
-    if isinstance(said, list):
-        return next((each["template"] for each in said if each.get("name") == "default"), "")
-    return str(said)
-
-
 def assumed_format(model: HubModel, tokenizer: Tokenizer) -> Format:
     """How a reward model of the hub reads a text: as its rmjax.json says, where we wrote it, or as its class is used.
 
@@ -185,7 +162,7 @@ def assumed_format(model: HubModel, tokenizer: Tokenizer) -> Format:
       ValueError: the class reads a chat template, and the folder has none.
     """
     if said := _json(model.folder / FORMAT).get("format"):
-        return Format(**said)
+        return stored(said)
     config = model.config
     length = min(Format.max_length, config.max_positions, longest_text(config.rope, config.max_positions) or 2**30)
     sizes: dict[str, Any] = {
@@ -196,8 +173,6 @@ def assumed_format(model: HubModel, tokenizer: Tokenizer) -> Format:
         _needs_template(model, tokenizer)
         return completed(Format(kind="chat", template=tokenizer.chat_template, read_out="last", **sizes), tokenizer)
     token = tokenizer.token(reward[0])
-    if token not in tokenizer.special:
-        tokenizer.special = (*tokenizer.special, token)
     if tokenizer.has(_SPLIT) and token != _SPLIT:
         return Format(
             kind="polar", split_token=_SPLIT, reward_token=token, bos_token=tokenizer.bos_token,

@@ -79,8 +79,8 @@ LLAMA = Family(
 )
 
 _QK_NORMS = {
-    "attention/query_norm/scale": Name("self_attn.q_norm"),
-    "attention/key_norm/scale": Name("self_attn.k_norm"),
+    "attention/query_norm/scale": Name("self_attn.q_norm", "attn_q_norm"),
+    "attention/key_norm/scale": Name("self_attn.k_norm", "attn_k_norm"),
 }
 _ATTENTION = ("attention/query", "attention/key", "attention/value")
 
@@ -96,9 +96,11 @@ QWEN = _with(_QK_NORMS)
 GEMMA = _with(
     _QK_NORMS
     | {
-        "attention_post_norm/scale": Name("post_attention_layernorm"),  # Llama's name, at another place
-        "mlp_norm/scale": Name("pre_feedforward_layernorm"),
-        "mlp_post_norm/scale": Name("post_feedforward_layernorm"),
+        "attention_post_norm/scale": Name(
+            "post_attention_layernorm", "post_attention_norm"
+        ),  # Llama's name, at another place
+        "mlp_norm/scale": Name("pre_feedforward_layernorm", "ffn_norm"),
+        "mlp_post_norm/scale": Name("post_feedforward_layernorm", "post_ffw_norm"),
     }
 )
 PHI3 = _with({}, (Fused("self_attn.qkv_proj", _ATTENTION), Fused("mlp.gate_up_proj", ("mlp/gate", "mlp/up"))))

@@ -13,8 +13,9 @@ pytest.importorskip("tensorflow_datasets", reason="the tfds extra is not install
 from rmjax.data.builders import PolarJsonl, PolicyPool, pool_rows_by_split, prepare
 from rmjax.data.readers import open_records, write_records
 from rmjax.data.record import RecordError, parse
-from rmjax.data.rows import iterate_rows, row_from_example
+from rmjax.data.rows import iterate_rows
 from rmjax.data.sources import pool
+from rmjax.data.tfds_rows import row_from_example
 from rmjax.models.columns import Column, declaring
 
 RECORDS = [

@@ -20,9 +20,9 @@ from rmjax.data.packing import ForestShape, Tree, fill
 from rmjax.data.pool import PolicyPool
 from rmjax.data.readers import open_records, write_records
 from rmjax.data.record import RecordError, parse, parse_text, select, to_row, unknown_fields
-from rmjax.data.rows import row_from_example
 from rmjax.data.samplerows import parse_sample
 from rmjax.data.sources import pool
+from rmjax.data.tfds_rows import row_from_example
 from rmjax.data.tokenizer import Tokenizer
 from rmjax.models.columns import Column, declare, declared, declaring
 from tests import simulated

@@ -22,7 +22,7 @@ import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rmjax.data import decompression, rows
+from rmjax.data import decompression, parquet_rows
 from rmjax.data.readers import open_records, write_records
 from rmjax.data.record import Comparison, RecordError, parse
 
@@ -355,7 +355,7 @@ def test_a_parquet_file_whose_one_value_stands_in_every_row_is_limited(tmp_path,
     pyarrow.parquet.write_table(table, path, compression="zstd")
     assert path.stat().st_size < 5000
     if shared:
-        assert rows.open_parquet(path).table.equals(table)
+        assert parquet_rows.open_parquet(path).table.equals(table)
         return
     with pytest.raises(RecordError, match=r"f\.parquet: takes more memory than is sensible .* more than 67,108,864"):
         open_records(path, on_error="skip")
@@ -370,7 +370,7 @@ def test_a_damaged_footer_of_parquet_does_not_end_the_process(tmp_path):
     for at in range(footer, footer + 400):
         path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
         with contextlib.suppress(RecordError):
-            rows.open_parquet(path)
+            parquet_rows.open_parquet(path)
 
 
 @pytest.mark.parametrize("count", [0, 1, 5000])
@@ -386,8 +386,8 @@ def test_a_parquet_table_is_as_it_was_written(tmp_path, monkeypatch, count, grou
     }
     table = pyarrow.table(columns).replace_schema_metadata({"made": "here"})
     pyarrow.parquet.write_table(table, path, row_group_size=group)
-    monkeypatch.setattr(rows, "_CHUNK_BYTES", 20_000)
-    found = rows.open_parquet(path).table
+    monkeypatch.setattr(parquet_rows, "_CHUNK_BYTES", 20_000)
+    found = parquet_rows.open_parquet(path).table
     with pyarrow.parquet.ParquetFile(path) as file:
         assert found.schema.equals(file.read().schema, check_metadata=True)
     assert found.equals(table) and found.num_rows == count

@@ -144,7 +144,8 @@ def test_numbers_too_large_for_the_dtype(tmp_path):
 
 def test_no_token_to_pad_with(tmp_path):
     model = RewardModel.load(save_start(tmp_path / "run"))
-    bare = Tokenizer(model.tokenizer._plain, ["<file_sep>", "<empty_output>"])
+    marks = {token: model.tokenizer.mark(token) for token in ("<file_sep>", "<empty_output>")}
+    bare = Tokenizer(model.tokenizer._plain, marks)
     with pytest.raises(ValueError, match="name one with --pad"):
         export_hugging_face(tmp_path / "out", model.config, model.params, bare, model.format)
 

@@ -59,8 +59,15 @@ def _add(writer: gguf.GGUFWriter, name: str, value: Any) -> None:
 
 
 def _write(
-    path: Path, config, tensors: dict[str, np.ndarray], architecture: str = "llama", skip: str = "", **more: Any
+    path: Path,
+    config,
+    tensors: dict[str, np.ndarray],
+    architecture: str = "llama",
+    skip: str = "",
+    whole: dict[str, Any] | None = None,
+    **more: Any,
 ) -> Path:
+    """`whole` stands for all fields but that of the architecture."""
     writer = gguf.GGUFWriter(path, architecture)
     sizes = {
         "block_count": config.depth, "context_length": config.max_positions, "embedding_length": config.width,
@@ -76,7 +83,7 @@ def _write(
         "tokenizer.ggml.token_type": [3] + [1] * (len(TOKENS) - 1),
         "tokenizer.ggml.merges": ["a b"],
     }
-    for name, value in (fields | more).items():
+    for name, value in (whole or fields | more).items():
         if name.removeprefix("llama.") != skip:
             _add(writer, name, value)
     for name, value in tensors.items():

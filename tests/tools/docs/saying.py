@@ -33,6 +33,7 @@ from tests.hub.goldens import copied
 
 Provocation = Callable[[Path, Path], object]
 SAID: dict[str, Provocation] = {}
+ASKED = [{"role": "user", "content": "Say 3."}]
 PAIR = {"prompt": "Say 3.", "chosen": "It is 3.", "rejected": "No."}
 
 
@@ -97,6 +98,19 @@ def again(home: Path, folder: Path, **changes: Any) -> None:
 @says
 def broken_line(home: Path, folder: Path) -> None:
     begin(home, folder, PAIR, '{"prompt": "Say 4.", "chosen": "It is 4."')
+
+
+@says
+def no_such_set(home: Path, folder: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(folder))
+        begin(home, folder, data__path="hf:org/pairs")
+
+
+@says
+def no_such_column(home: Path, folder: Path) -> None:
+    data = write(folder / "other.jsonl", PAIR)
+    begin(home, folder, data__path=str(data), data__columns=("prompt=question",))
 
 
 @says
@@ -317,6 +331,23 @@ def no_template(home: Path, folder: Path) -> None:
 
 
 @says
+def refusing_template(home: Path, folder: Path) -> None:
+    data = write(folder / "system.jsonl", {**PAIR, "prompt": [{"role": "system", "content": "Count."}, *ASKED]})
+    template = (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+        "{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}"
+    )
+    begin(
+        home,
+        folder,
+        model__init=str(home / "writer"),
+        format__kind="chat",
+        format__template=template,
+        data__path=str(data),
+    )
+
+
+@says
 def other_base(home: Path, folder: Path) -> None:
     model = RewardModel.load(adapted(home))
     save_adapter(folder / "law.safetensors", model.config.adapter, model.params)
@@ -382,6 +413,13 @@ def not_fetched(home: Path, folder: Path) -> None:
 @says
 def adapter_again(home: Path, folder: Path) -> None:
     begin(home, folder, model__init=str(adapted(home)))
+
+
+@says
+def no_gemma(home: Path, folder: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gguf, "GEMMA3_PACKAGE", "not_installed")
+        gguf.gguf_path("gemma3")
 
 
 @says
