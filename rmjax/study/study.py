@@ -27,6 +27,7 @@ from rmjax.files import write_json, write_text
 from rmjax.locks import locked
 from rmjax.study.cells import Cell, placed
 from rmjax.study.fingerprints import Fingerprint, absent, difference, fingerprint
+from rmjax.study.moved import follow, places
 
 RESULT, FAILED, STOPPED = "cell.json", "failed.json", "stopped.json"
 IDENTITY = "study.json"
@@ -228,11 +229,15 @@ def _require_environment(cell: Cell) -> None:
 
 def _run(study: Study, cell: Cell, workdir: Path, before: float) -> Result:
     start, folder, now = time.monotonic(), workdir / cell.name, made_by(study, cell, workdir)
-    _write(study, cell, folder, now, Result("begun", seconds=before))
+    there, lie = folder / RESULT, places(cell, workdir)
+    if there.exists() and follow(folder, _read(there).get("places", {}), lie):
+        print(f"{cell.name}: goes on with the same data in another place", file=sys.stderr)
+    write = functools.partial(_write, study, cell, folder, {"made_by": now, "places": lie})
+    write(Result("begun", seconds=before))
     study.train(placed(cell.config, workdir.resolve()), folder)
     rows = tuple(study.measure(cell, workdir))
     found = Result("done", rows, seconds=before + time.monotonic() - start, where=environment())
-    _write(study, cell, folder, now, found)
+    write(found)
     if changed := difference(now, made_by(study, cell, workdir)):
         print(f"{cell.name}: while it ran there came {changed}; it will be run again", file=sys.stderr)
     if study.discards and not any(name == cell.name for other in study.cells for name in other.needs):
@@ -240,13 +245,11 @@ def _run(study: Study, cell: Cell, workdir: Path, before: float) -> Result:
     return found
 
 
-def _write(study: Study, cell: Cell, folder: Path, now: Fingerprint, result: Result) -> None:
-    """The cell's file, under the fingerprint with which it began."""
+def _write(study: Study, cell: Cell, folder: Path, begun: Mapping[str, Any], result: Result) -> None:
+    """The cell's file, under the fingerprint with which it began, and where its data lay then."""
     rows = [dataclasses.asdict(row) | {"value": plain(row.value)} for row in result.rows]
     known = {"study": study.name, "status": result.status, "seconds": round(result.seconds, 1), "values": cell.values}
-    text = json.dumps(
-        known | {"made_by": now, "where": result.where, "rows": rows}, ensure_ascii=False, allow_nan=False
-    )
+    text = json.dumps({**known, **begun, "where": result.where, "rows": rows}, ensure_ascii=False, allow_nan=False)
     write_text(folder / RESULT, text + "\n")
 
 
