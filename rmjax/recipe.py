@@ -156,23 +156,18 @@ def _copy(facts: Mapping[str, Any], section: ConfigDict) -> None:
     section.update({name: value for name, value in facts.items() if name in section})
 
 
-def read_config(given: str) -> ConfigDict:
-    """What `get_config` of a Python file gives: `FILE.py`, or `FILE.py:ARGUMENT`. Files beside it can be imported from the
-    present folder, as `python -m` has it.
+def read_config(given: str, root: Path = Path()) -> ConfigDict:
+    """What `get_config` of a Python file gives: `FILE.py`, or `FILE.py:ARGUMENT`.
+
+    Args:
+      given: the file, as `call_in` takes it, with the argument.
+      root: as there.
 
     Raises:
-      OSError: the file cannot be read.
-      ValueError: it has no `get_config`, refuses the argument, cannot be run, or gives no config; the message names the file.
+      OSError, ValueError: as `call_in`; or it gives no config.
     """
     name, _, argument = given.partition(":")
-    check_readable(Path(name))
-    sys.path.insert(0, str(Path.cwd()))
-    try:
-        found = _called(name, [argument] if argument else [])
-    except Exception as error:  # whatever the file raises, its author can mend
-        raise ValueError(f"{name}{_line_in(name, error)}: {_said(error)}") from error
-    finally:
-        sys.path.remove(str(Path.cwd()))
+    found = call_in(name, "get_config", [argument] if argument else [], root)
     if not isinstance(found, ConfigDict):
         raise ValueError(
             f"{name}: get_config returns {type(found).__name__}; return a ConfigDict, such as rmjax.config.get_config()"
@@ -180,20 +175,45 @@ def read_config(given: str) -> ConfigDict:
     return found
 
 
-def _called(name: str, arguments: Sequence[str]) -> Any:
-    spec = importlib.util.spec_from_file_location(Path(name).stem, name)
-    assert spec and spec.loader
+def call_in(name: str, function: str, arguments: Sequence[str] = (), root: Path = Path()) -> Any:
+    """What a function of a Python file gives.
+
+    Args:
+      name: of the file, below `root`.
+      function: its name.
+      arguments: that it gets.
+      root: a folder from which the file can import, as from the present one by `python -m`.
+
+    Raises:
+      OSError: the file cannot be read.
+      ValueError: it has no such function, refuses the arguments, or cannot be run; the message names file and line.
+    """
+    path = root / name
+    check_readable(path)
+    sys.path.insert(0, str(root.resolve()))
+    try:
+        return _called(path, function, arguments)
+    except Exception as error:  # whatever the file raises, its author can mend
+        raise ValueError(f"{name}{_line_in(path, error)}: {_said(error)}") from error
+    finally:
+        sys.path.remove(str(root.resolve()))
+
+
+def _called(path: Path, function: str, arguments: Sequence[str]) -> Any:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise ValueError("is not a Python file; give one whose name ends in .py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-        raise ValueError("has no function get_config; a config file returns a ConfigDict from it")
-    return module.get_config(*arguments)
+    if not hasattr(module, function):
+        raise ValueError(f"has no function {function}; give it one")
+    return getattr(module, function)(*arguments)
 
 
-def _line_in(name: str, error: Exception) -> str:
+def _line_in(path: Path, error: Exception) -> str:
     """`:LINE` where the file was when it raised; nothing where it was not running."""
-    path = Path(name).resolve()
-    at = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).resolve() == path]
+    frames = traceback.extract_tb(error.__traceback__)
+    at = [frame.lineno for frame in frames if Path(frame.filename).resolve() == path.resolve()]
     return f":{at[-1]}" if at else ""
 
 

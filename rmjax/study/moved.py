@@ -25,7 +25,7 @@ def places(cell: Cell, workdir: Path) -> dict[str, str]:
 
 
 def follow(folder: Path, before: Mapping[str, str], now: Mapping[str, str]) -> bool:
-    """Puts the paths of `now` for those of `before` into the configs of all runs below `folder`; whether there was anything to do."""
+    """Puts the paths of `now` for those of `before` into the configs of all runs below `folder`; whether any had one."""
     moved = {path: now[key] for key, path in before.items() if path and now.get(key, path) != path}
     found = (
         {path: json.loads(path.read_text(encoding="utf-8")) for path in folder.rglob("config.json")} if moved else {}
