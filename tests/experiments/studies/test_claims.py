@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from experiments import engines, study
+from rmjax.recipe import read_config
 from rmjax.study.claim import check_page
 from rmjax.study.study import Result
 from rmjax.study.summary import read_summary
-from tools.docs.commands import read_config
 
 ROOT = Path(__file__).parents[3]
 PUBLISHED = (
@@ -24,14 +24,37 @@ NOT_MEASURED = {"time_to_accuracy"}  # as its page says
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_the_page_says_what_the_results_say(name):
-    folder, _, argument = name.partition(":")
-    config = read_config(f"experiments/studies/{folder}/config.py{':' + argument if argument else ''}")
+    folder = name.partition(":")[0]
+    config = read_config(study._config_file(name))
     claim = study.claim_of(folder, config)
     about, lines = read_summary(ROOT / claim.results, claim.study.name)
     assert check_page(claim, ROOT) == [] and lines
     assert about["command"].startswith(f"python -m experiments.study {name}") and not re.search(
         "/root|/work|/tmp", str(about)
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "said"),
+    [
+        ("interference", {"seeds": (0,), "peer": "python3", "trained": 7}, "config.trained, config.seeds changed"),
+        ("trainers:mine", {"training.model.layers": 2}, "config.training.model.layers changed"),
+        ("trainers:mine", {"machine": "another"}, "config.machine changed"),
+        ("trainers:mine", {"peer": "/opt/python"}, ""),
+        ("drift:depth", {"keep_checkpoints": True}, ""),
+    ],
+)  # fmt: skip
+def test_a_config_with_changed_keys_is_not_published(tmp_path, monkeypatch, name, changes, said):
+    monkeypatch.setattr(engines, "execute", lambda *_: None)  # nothing to summarize
+    published, given = (read_config(study._config_file(name)) for _ in range(2))
+    with given.unlocked():
+        given.update_from_flattened_dict({key: value for key, value in changes.items() if key in given or "." in key})
+    claim = study.claim_of(name.split(":")[0], given)
+    if not said:
+        return study.run(claim, given, tmp_path, "", published)
+    with pytest.raises(ValueError, match=rf"--publish with {re.escape(said)}: .*config\.py"):
+        study.run(claim, given, tmp_path, "", published)
+    study.run(claim, given, tmp_path, "")  # it may be run
 
 
 def test_every_study_is_published():
@@ -56,7 +79,7 @@ def test_a_study_that_is_none():
 
 
 def test_a_page_that_was_edited_by_hand_is_refused_and_written_again(tmp_path, monkeypatch, capsys):
-    claim = study.claim_of("interference", read_config("experiments/studies/interference/config.py"))
+    claim = study.claim_of("interference", read_config(study._config_file("interference")))
     for path in (claim.page, claim.results):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_bytes((ROOT / path).read_bytes())
