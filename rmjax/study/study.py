@@ -26,7 +26,7 @@ from rmjax.evaluate.rows import Row
 from rmjax.files import write_json, write_text
 from rmjax.locks import locked
 from rmjax.study.cells import Cell, placed
-from rmjax.study.fingerprints import Fingerprint, absent, difference, fingerprint
+from rmjax.study.fingerprints import Fingerprint, absent, difference, fingerprint, lacking
 from rmjax.study.moved import follow, places
 
 RESULT, FAILED, STOPPED = "cell.json", "failed.json", "stopped.json"
@@ -195,7 +195,7 @@ def run_cell(study: Study, name: str, workdir: Path) -> Result:
     Raises:
       InUseError: another process is at the cell.
       KeyError: there is no such cell.
-      ValueError: a cell that it needs has no result yet, or this process lacks the cell's environment.
+      ValueError: a cell that it needs has no result yet, data are not there, or this process lacks the cell's environment.
     """
     cell, folder = study.by_name[name], workdir / name
     _require_environment(cell)
@@ -207,12 +207,31 @@ def run_cell(study: Study, name: str, workdir: Path) -> Result:
         for needed in cell.needs:
             if (status := result_of(study, study.by_name[needed], workdir).status) != "done":
                 raise ValueError(f"{name} needs {needed}, which is {status}; run that first")
+        _require_data(study, cell, workdir)
         if found.status == "changed":
             _set_aside(study, cell, workdir)
         folder.mkdir(parents=True, exist_ok=True)
         for word in (FAILED, STOPPED):
             (folder / word).unlink(missing_ok=True)
         return _run(study, cell, workdir, 0.0 if found.status == "changed" else found.seconds)
+
+
+def _require_data(study: Study, cell: Cell, workdir: Path) -> None:
+    """Makes the study's data where the cell lacks some, as it does where it is the first to run in its folder.
+
+    Raises:
+      InUseError: another process makes them.
+      ValueError: data that are not there, and that the study does not make.
+    """
+    if lacking(cell, workdir):
+        with locked(workdir / "prepare"):
+            study.prepare(workdir)
+    if missing := absent(cell, workdir):
+        raise ValueError(f"{cell.name}: {missing[0]} is not there; correct the path")
+    if missing := lacking(cell, workdir):
+        raise ValueError(
+            f"{cell.name}: {missing[0]} is not in {workdir}, whose data were made for another config; use a new workdir"
+        )
 
 
 def _require_environment(cell: Cell) -> None:

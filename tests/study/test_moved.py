@@ -1,4 +1,4 @@
-"""A cell that is half done goes on with the same data in another place, and with no other data."""
+"""A cell that is half done goes on with the same data in another place."""
 
 import json
 import shutil
@@ -57,20 +57,6 @@ def test_a_half_done_cell_goes_on_where_its_data_and_its_folder_moved(home, tmp_
     assert [row.value for row in run_cell(made, "a", new / "study").rows] == [4.0]
     assert "a: goes on with the same data in another place" in capsys.readouterr().err
     assert steps_logged(new / "study" / "a") == [1, 2, 3, 4] and not (new / "study" / SUPERSEDED).exists()
-
-
-def test_other_data_in_another_place_are_begun_with_anew(home, tmp_path):  # noqa: F811
-    for name, lines in (("old", 8), ("new", 6)):
-        (tmp_path / name).mkdir()
-        rows = (home / "comparisons.jsonl").read_text().splitlines(keepends=True)
-        (tmp_path / name / "data.jsonl").write_text("".join(rows[:lines]))
-    shutil.copytree(home / "start", tmp_path / "study" / "start")
-    with pytest.raises(KeyboardInterrupt):
-        run_cell(study(home, tmp_path / "old" / "data.jsonl", train=half), "a", tmp_path / "study")
-    made = study(home, tmp_path / "new" / "data.jsonl")
-    assert result_of(made, made.cells[0], tmp_path / "study").why == "other data in config.data.path"
-    run_cell(made, "a", tmp_path / "study")
-    assert (tmp_path / "study" / SUPERSEDED / "a-1" / "checkpoints" / "2").is_dir()
 
 
 def test_paths_below_a_root_follow_it_and_nothing_else_changes(tmp_path):
