@@ -105,23 +105,46 @@ def write_page(claim: Claim, root: Path) -> dict[str, str]:
       ValueError: a page lacks a marker, or the results are of another study; nothing is written.
       FileNotFoundError: there are no results, or there is no page.
     """
-    from rmjax.evaluate.plots import svg
-
     made = made_parts(claim, root).items()
     texts = {page: filled(_text(root / page), parts, page, claim.study.name) for page, parts in made}
-    _, lines = read_summary(root / claim.results, claim.study.name)
-    for stem, figure in claim.figures(lines).items():
-        write_text((root / claim.results).with_name(f"{stem}.svg"), svg(figure, f"{claim.study.name}: {stem}"))
+    for path, drawing in _drawings(claim, root).items():
+        write_text(path, drawing)
     for page, text in texts.items():
         write_text(root / page, text)
     return {name: parts[name] for page, parts in made for name in left_out(texts[page], parts)}
 
 
 def check_page(claim: Claim, root: Path) -> list[str]:
-    """The markers between which a page does not say what the committed results say; errors as `write_page`."""
+    """The markers between which a page does not say what the committed results say, and the figures that do not show it; errors
+    as `write_page`. Figures have to be drawn by the matplotlib of constraints.txt: others set texts elsewhere."""
+    return [*check_parts(claim, root), *check_figures(claim, root)]
+
+
+def check_parts(claim: Claim, root: Path) -> list[str]:
+    """The markers of `check_page`."""
     made = made_parts(claim, root).items()
     found = [differing(_text(root / page), parts, page, claim.study.name) for page, parts in made]
     return [name for each in found for name in each]
+
+
+def check_figures(claim: Claim, root: Path) -> list[str]:
+    """The figures of `check_page`, by the names of their files."""
+    from rmjax.study.figures import alike
+
+    made = _drawings(claim, root).items()
+    return [path.name for path, drawing in made if not path.is_file() or not alike(_text(path), drawing)]
+
+
+def _drawings(claim: Claim, root: Path) -> dict[Path, str]:
+    """Committed file → what it should be."""
+    _, lines = read_summary(root / claim.results, claim.study.name)
+    figures = claim.figures(lines)
+    if not figures:
+        return {}
+    from rmjax.evaluate.plots import svg
+
+    folder = (root / claim.results).parent
+    return {folder / f"{stem}.svg": svg(each, f"{claim.study.name}: {stem}") for stem, each in figures.items()}
 
 
 def _text(path: Path) -> str:

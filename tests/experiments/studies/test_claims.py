@@ -1,13 +1,14 @@
 """Every claim's page says what its committed results say."""
 
 import re
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
 from experiments import engines, study
 from rmjax.recipe import read_config
-from rmjax.study.claim import check_page
+from rmjax.study.claim import check_figures, check_parts
 from rmjax.study.study import Result
 from rmjax.study.summary import read_summary
 
@@ -28,10 +29,39 @@ def test_the_page_says_what_the_results_say(name):
     config = read_config(study._config_file(name))
     claim = study.claim_of(folder, config)
     about, lines = read_summary(ROOT / claim.results, claim.study.name)
-    assert check_page(claim, ROOT) == [] and lines
+    assert check_parts(claim, ROOT) == [] and lines
     assert about["command"].startswith(f"python -m experiments.study {name}") and not re.search(
         "/root|/work|/tmp", str(about)
     )
+
+
+AS_DRAWN = pytest.mark.skipif(
+    f"matplotlib=={version('matplotlib')}\n" not in (ROOT / "constraints.txt").read_text(), reason="another matplotlib"
+)
+
+
+@AS_DRAWN
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_figures_show_what_the_results_say(name):
+    claim = study.claim_of(name.partition(":")[0], read_config(study._config_file(name)))
+    assert check_figures(claim, ROOT) == []
+
+
+@AS_DRAWN
+def test_a_figure_that_shows_other_numbers_is_named(tmp_path):
+    claim = study.claim_of("scaling", read_config(study._config_file("scaling")))
+    folder = (tmp_path / claim.results).parent
+    folder.mkdir(parents=True)
+    for path in (ROOT / claim.results).parent.glob("scaling*"):
+        (folder / path.name).write_bytes(path.read_bytes())
+    assert check_figures(claim, tmp_path) == []
+    results = tmp_path / claim.results
+    text = results.read_text()
+    assert '"value": 0.693292' in text  # a loss on seen policies
+    results.write_text(text.replace('"value": 0.693292', '"value": 0.673292', 1))
+    assert check_figures(claim, tmp_path) == ["scaling_seen.svg"]
+    (folder / "scaling_seen.svg").unlink()
+    assert "scaling_seen.svg" in check_figures(claim, tmp_path)
 
 
 @pytest.mark.parametrize(
