@@ -65,7 +65,7 @@ def parser() -> argparse.ArgumentParser:
         "keys",
         nargs="*",
         metavar="KEY=VALUE",
-        help="keys of the config, such as run.steps=100 (preferences: records / 4)",
+        help="keys of the config, such as run.steps=100 (preferences: two passes, 20 to 300 steps)",
     )
     for each in (score, evaluate, train):
         each.add_argument(
