@@ -86,18 +86,20 @@ def test_a_recipe_is_a_config_that_holds_prompts_out(tmp_path, caplog):
 
 
 @pytest.mark.parametrize(
-    ("count", "words", "keys", "steps", "passes"),
+    ("count", "words", "keys", "in_a_step", "steps"),
     [
-        (400, 700, [], 300, "0.94"),  # a pair fills a row: two passes would be some 640 steps
-        (30, 1, [], 20, "13"),  # one pass is two steps
-        (30, 1, ["run.steps=3"], 3, "2"),
+        (1000, 700, [], 2, 300),  # a pair fills a row: one pass would be some 400 steps
+        (30, 1, [], 16, 20),  # one pass is two steps
+        (30, 1, ["run.steps=3"], 16, 3),
     ],
 )
-def test_the_log_says_how_many_passes_the_steps_are(tmp_path, caplog, count, words, keys, steps, passes):
+def test_the_log_says_how_many_passes_the_steps_are(tmp_path, caplog, count, words, keys, in_a_step, steps):
     caplog.set_level("INFO")
     rows = [{"prompt": f"p{i}" + " word" * words, "chosen": "a", "rejected": "b"} for i in range(count)]
     config = fine_tuning(str(write(tmp_path / "pairs.jsonl", *rows)), tmp_path / "w", "smollm2", keys=keys)
-    assert config.run.steps == steps and f" are {passes} passes over them" in caplog.text
+    kept = len((tmp_path / "w" / TRAIN).read_text().splitlines())
+    said = f"{steps} steps of about {in_a_step} records are {steps * in_a_step / kept:.2g} passes over them"
+    assert config.run.steps == steps and said in caplog.text
 
 
 def split_files(folder):
@@ -158,6 +160,7 @@ def test_nothing_is_written_before_all_is_checked(tmp_path):
 def test_a_small_language_model_is_trained_at_its_own_depth(tmp_path, monkeypatch):
     path, start = write(tmp_path / "pairs.jsonl", *pairs(9)), save_start(tmp_path / "start")
     monkeypatch.setattr(recipe, "is_language_model", lambda folder: True)
+    monkeypatch.setattr(recipe, "records_in_a_step", lambda *given: 1.0)  # it has no chat template
     config = fine_tuning(str(path), tmp_path / "w", str(start))
     depth = load_description(start)[0].depth
     assert depth < 18 and (config.model.layers, config.model.frozen_layers) == (depth, max(0, depth - 2))
