@@ -96,7 +96,7 @@ $(VENV)/.installed-tpu: $(VENV)/.installed
 	touch $@
 
 test-tpu: $(VENV)/.installed-tpu  ## compile a small step for a TPU slice (no TPU needed)
-	JAX_PLATFORMS=cpu $(RUN) pytest tests/experiments/test_compile.py $(PYTEST_ARGS)
+	JAX_PLATFORMS=cpu $(RUN) pytest tests/test_ahead.py $(PYTEST_ARGS)
 
 pods: $(VENV)/.installed-tpu  ## compile POLAR's runs for TPU slices and write the table of docs/pods.md
 	JAX_PLATFORMS=cpu $(RUN) experiments.study pods --publish

@@ -59,12 +59,12 @@ _CHOICES = tuple(
     )
 )  # fmt: skip
 _POLAR = {
-    "model.layers": 30, "model.frozen_layers": 0, "model.dtype": "bfloat16", "model.remat": "attention", "trainable": ".",
+    "model.frozen_layers": 0, "model.dtype": "bfloat16", "model.remat": "attention", "trainable": ".",
     "data.rows": 16, "data.row_tokens": 2048, "data.groups": 16, "format.max_length": 768, "format.max_response_length": 256,
     "optimizer.learning_rate": 5e-5, "run.steps": 4000, "run.save_every": 500,
 }  # fmt: skip
 _POLAR_TOY = {
-    "model.layers": 1, "model.frozen_layers": 0, "data.rows": 1, "data.row_tokens": 256, "format.max_length": 112,
+    "model.frozen_layers": 0, "data.rows": 1, "data.row_tokens": 256, "format.max_length": 112,
     "format.max_response_length": 16, "run.steps": 2, "run.save_every": 2,
 }  # fmt: skip
 STAGES = (
@@ -91,8 +91,8 @@ STAGES = (
     ),
     Stage(
         "polar", 120, 3600,
-        {"config": _POLAR, "judged": 400, "reserve": 60},
-        {"config": _POLAR_TOY, "judged": 4, "reserve": 5}, ("init", "groups"),
+        {"config": _POLAR, "judged": 400, "reserve": 60, "probes": (2, 6), "most_layers": 0, "rounds": 3},
+        {"config": _POLAR_TOY, "judged": 4, "reserve": 5, "probes": (1, 2), "most_layers": 2, "rounds": 1}, ("init", "groups"),
     ),
 )  # fmt: skip
 """In an order of worth."""
@@ -310,8 +310,20 @@ _SHOWN: dict[str, Callable[[Mapping[str, Any]], str]] = {
         f"{c['sorted_per_second']:,.0f}; rewards {c['largest_difference']:.1e} apart"
     ),
     "sampling": lambda c: f"{c['tokens_per_second']:,.0f} tokens/s",
-    "polar": lambda c: f"{c['data']}, {c['layers']} layers: {_accuracy(c, 'seen')}, {_accuracy(c, 'unseen')}",
+    "polar": lambda c: (
+        _backbone(c)
+        if "available" in c
+        else f"{c['data']}, {c['layers']} layers: {_accuracy(c, 'seen')}, {_accuracy(c, 'unseen')}"
+    ),
 }
+
+
+def _backbone(case: Mapping[str, Any]) -> str:
+    probes = ", ".join(f"{seconds:.3g} s at {layers}" for layers, seconds in case["step_seconds"].items())
+    return (
+        f"{case['layers']} of {case['available']} layers, the most whose {case['steps']} steps fit in {case['left'] / 60:.1f} "
+        f"minutes; a step took {probes}"
+    )
 
 
 def _accuracy(case: Mapping[str, Any], split: str) -> str:

@@ -38,6 +38,7 @@ from rmjax.models.tiles import ForestMask
 from rmjax.models.transformer import attend
 from rmjax.policy.sampling import Decoding, generate, left_pad, rules
 from rmjax.program import flops_per_token
+from rmjax.recipe import described
 from rmjax.reward_model import RewardModel
 from rmjax.start import load_start
 from rmjax.train.flops import mfu
@@ -288,20 +289,68 @@ def _sampled(rows: int, sizes: Sizes) -> Case:
 
 
 def polar(notes: Notes, sizes: Sizes) -> None:
-    """Pre-trains on who wrote what for the time that is left, then judges held-out prompts; resumes from its checkpoint."""
+    """Pre-trains as many layers of the model as there is time for on who wrote what, then judges held-out prompts; resumes from
+    its checkpoint."""
     folder, run = notes.workdir.resolve(), pretrain.get_config()
     run.update_from_flattened_dict(dict(sizes["config"]) | {"model.init": notes.init, "model.attention": tiled()[0]})
     run.evals = type(run)()
     if notes.groups:
         run.data.kind, run.data.path, run.data.epochs = "comparisons", str(Path(notes.groups) / "groups_train.jsonl"), 0
-    finished = _train(run, folder / "run", notes.left() - sizes["reserve"])
-    saved = [int(path.name) for path in (folder / "run").glob("checkpoints/*") if path.name.isdigit()]
+    backbone = notes.take("backbone", lambda: _backbone(run, sizes, notes.left() - sizes["reserve"]))
+    if "error" in backbone:
+        return
+    run.model.layers = backbone["layers"]
+    trained = folder / f"run-{run.model.layers}"
+    finished = _train(run, trained, notes.left() - sizes["reserve"])
+    saved = [int(path.name) for path in trained.glob("checkpoints/*") if path.name.isdigit()]
     if not saved:
         notes.take("no step", lambda: {"finished": False, "skipped": "there was no time for a checkpoint"})
         return
     steps = max(saved)
     facts = {"data": Path(run.data.path).name, "steps": steps, "finished": finished}
-    notes.take(f"after {steps} steps", lambda: facts | _judged(folder / "run", notes.groups, sizes["judged"]))
+    notes.take(f"after {steps} steps", lambda: facts | _judged(trained, notes.groups, sizes["judged"]))
+
+
+def _backbone(run: Any, sizes: Sizes, seconds: float) -> Case:
+    """The number of layers, and what it was chosen by."""
+    began, available = time.monotonic(), described(run.model.init)[0].depth
+    probes = {layers: _step_seconds(run, layers, sizes["rounds"]) for layers in sizes["probes"] if layers <= available}
+    starting = (time.monotonic() - began) / len(
+        probes
+    )  # a run starts and compiles once more; that does not grow with layers
+    left, most = seconds - (time.monotonic() - began) - starting, min(available, sizes["most_layers"] or available)
+    facts = {
+        "available": available,
+        "steps": run.run.steps,
+        "left": left,
+        "step_seconds": {str(n): s for n, s in probes.items()},
+    }
+    return {"layers": most_layers(probes, most, run.run.steps, left), **facts}
+
+
+def _step_seconds(run: Any, layers: int, rounds: int) -> float:
+    config = run.copy_and_resolve_references()
+    config.model.layers = layers
+    return median_seconds(Trainer(config).step, rounds)["seconds"]
+
+
+def most_layers(step_seconds: Mapping[int, float], available: int, steps: int, left: float) -> int:
+    """The largest number of layers whose run fits in the time: a step's seconds lie on the line through the measured depths.
+
+    Args:
+      step_seconds: layers → seconds of a step, of one depth or two. One alone, or two that do not grow, which is noise, count as
+        proportional to the layers.
+      available: layers of the model.
+      steps: of the run.
+      left: seconds for it.
+
+    Returns:
+      From 1, which may not fit either: the run is then stopped in time, and says so.
+    """
+    (few, short), *_, (more, long) = sorted([*step_seconds.items(), *step_seconds.items()])
+    layer = (long - short) / (more - few) if long > short else long / more
+    fixed = max(long - more * layer, 0.0)
+    return max(1, min(available, int((left / steps - fixed) / layer + 1e-9)))
 
 
 def _train(config: Any, folder: Path, seconds: float) -> bool:

@@ -2,8 +2,9 @@
 
 NAME is a folder of experiments/studies, or the path of one, with `config.py` (get_config) and `measure.py` (get_claim);
 `NAME:ARGUMENT` gives the argument to get_config. Runs the cells that are not done, and writes results.json and tables.md in DIR.
-`--publish` puts the results where the claim's page has them and writes the page; `--page` writes the page from the committed
-results and prints the tables that it leaves out; `--check` says whether it does not say what they say.
+`--publish` puts the results where the claim's page has them and writes the page; it refuses a config with changed keys. `--page`
+writes the page from the committed results and prints the tables that it leaves out; `--check` says whether it does not say what
+they say.
 """
 
 import importlib
@@ -20,7 +21,8 @@ from experiments import engines
 from experiments.start import guarded, parse_flags, prepare
 from rmjax.evaluate import print_table, read_runs, write_report
 from rmjax.files import write_text
-from rmjax.study.claim import Claim, about, check_page, write_page
+from rmjax.recipe import read_config
+from rmjax.study.claim import Claim, about, check_page, refuse_changed, write_page
 from rmjax.study.summary import write_summary
 
 STUDIES = Path(__file__).parent / "studies"
@@ -54,12 +56,15 @@ def claim_of(name: str, config: ConfigDict) -> Claim:
     return module_of(folder_of(name)).get_claim(config)
 
 
-def run(claim: Claim, config: ConfigDict, workdir: Path, command: str, publish: bool) -> None:
-    """Runs the study and summarizes it.
+def run(claim: Claim, config: ConfigDict, workdir: Path, command: str, published: ConfigDict | None = None) -> None:
+    """Runs the study and summarizes it, and publishes that where `published` is the config of the study's file.
 
     Raises:
+      ValueError: what is to be published was made by another config; nothing is run.
       RuntimeError: cells failed or were stopped early; nothing is summarized.
     """
+    if published is not None:
+        refuse_changed(claim, config, published)
     found = engines.execute(claim.study, workdir, "experiments.study")
     if found is None:
         return
@@ -75,7 +80,7 @@ def run(claim: Claim, config: ConfigDict, workdir: Path, command: str, publish: 
         write_report(report | {"seconds": seconds, "provenance": provenance}, workdir, read_runs(workdir))
         print_table(report)
         print(f"\n{seconds:.0f} s; open {workdir / 'report.html'}")
-    if publish:
+    if published is not None:
         write_summary(claim.results, claim.study.name, about(config, command, found), lines)
         write_page(claim, Path())
 
@@ -120,15 +125,20 @@ def main(argv: Sequence[str]) -> None:
     command = shlex.join(["python", "-m", "experiments.study", name, *changes])
 
     def whole() -> None:
-        run(claim_of(name.split(":")[0], given.config), given.config, workdir, command, given.publish)
+        published = read_config(_config_file(name)) if given.publish else None
+        run(claim_of(name.split(":")[0], given.config), given.config, workdir, command, published)
 
     sys.exit(guarded(whole, resumes=True))
 
 
-def _define(name: str) -> None:
+def _config_file(name: str) -> str:
+    """Of a study, with its argument; errors as `folder_of`."""
     study, _, argument = name.partition(":")
-    default = f"{folder_of(study) / 'config.py'}{':' + argument if argument else ''}"
-    config_flags.DEFINE_config_file("config", default, "the study's config", lock_config=True)
+    return f"{folder_of(study) / 'config.py'}{':' + argument if argument else ''}"
+
+
+def _define(name: str) -> None:
+    config_flags.DEFINE_config_file("config", _config_file(name), "the study's config", lock_config=True)
     flags.DEFINE_string("workdir", "", "folder of the cells; by default runs/NAME")
     flags.DEFINE_bool("publish", False, "write the claim's results and its page")
     flags.DEFINE_bool("page", False, "write the page from the committed results, and run nothing")

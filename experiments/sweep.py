@@ -21,6 +21,7 @@ from experiments import engines
 from experiments.start import guarded, parse_flags, prepare
 from rmjax.config import chosen, complete
 from rmjax.files import write_json, write_lines, write_text
+from rmjax.recipe import call_in
 from rmjax.study import table
 from rmjax.study.cells import Cell, members
 from rmjax.study.members import last_metrics
@@ -31,20 +32,12 @@ def load_sweep(path: Path) -> list[dict[str, Any]]:
     """What a sweep file's `get_sweep` gives.
 
     Raises:
-      ValueError: the file has no `get_sweep`, or it gives something else than a list of dicts.
+      ValueError: the file is not Python, fails, has no `get_sweep`, or that gives something else than a list of dicts.
       FileNotFoundError: there is no such file.
     """
     if not path.is_file():
         raise FileNotFoundError(f"--sweep={path}: no such file")
-    if path.suffix != ".py":
-        raise ValueError(f"--sweep={path}: not a Python file; give one with get_sweep()")
-    spec = importlib.util.spec_from_file_location("sweep", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, "get_sweep"):
-        raise ValueError(f"{path} has no function get_sweep; give it one that returns a list of overrides")
-    found = module.get_sweep()
+    found = call_in(str(path), "get_sweep")
     if not (isinstance(found, list) and all(isinstance(member, dict) for member in found)):
         raise ValueError(
             f"{path}: get_sweep gives {type(found).__name__}; it must give a list of dicts, {{key: value}}"

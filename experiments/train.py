@@ -10,7 +10,8 @@ from pathlib import Path
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from experiments.start import guarded, join_hosts, leave, parse_flags, prepare
+from experiments.start import guarded, parse_flags, prepare
+from rmjax.joining import join_hosts, leave
 from rmjax.train.state import State
 from rmjax.trainer import Trainer
 

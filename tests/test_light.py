@@ -3,6 +3,7 @@
 import json
 import shutil
 import socket
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,11 +14,12 @@ from rmjax.config import get_config, settle
 from rmjax.hub import gguf, shipped
 from rmjax.light import save_light
 from rmjax.models.parameters import flat, nested
+from rmjax.recipe import read_config
 from rmjax.reward_model import ADAPTER_FILE, CHECKPOINTS, MODEL_FILE, RewardModel, load_params
 from rmjax.start import load_start
 from tests.experiments.starting import save_adapted, save_start
-from tools.docs.commands import read_config
 
+ROOT = Path(__file__).parents[1]
 ROWS = [{"prompt": f"{i} + {i}?", "reference": f"{2 * i}", "output": out} for i in range(3) for out in ("No.", str(i))]
 
 
@@ -179,7 +181,7 @@ def test_what_has_no_light_copy(home, tmp_path):
 
 def test_the_shipped_models_config_is_the_committed_one():
     """What `configs/polar/shipped.py:finetune` trains is what lies in the package."""
-    config = read_config("configs/polar/shipped.py:finetune")
+    config = read_config("configs/polar/shipped.py:finetune", ROOT)
     described = json.loads((shipped.model_folder(shipped.DEFAULT) / MODEL_FILE).read_text())
     transformer, adapter = described["transformer"], described["transformer"]["adapter"]
     assert (transformer["depth"], transformer["frozen_layers"]) == (config.model.layers, config.model.frozen_layers)
@@ -188,6 +190,6 @@ def test_the_shipped_models_config_is_the_committed_one():
     for field in ("kind", "max_length", "max_response_length", "split_token", "reward_token"):
         assert described["format"][field] == getattr(config.format, field)
     card = (shipped.model_folder(shipped.DEFAULT) / "card.md").read_text()
-    pretrain = read_config("configs/polar/shipped.py:pretrain")
+    pretrain = read_config("configs/polar/shipped.py:pretrain", ROOT)
     assert f"{pretrain.run.steps} steps" in card and f"{config.run.steps} steps" in card
     assert sum(path.stat().st_size for path in shipped.model_folder(shipped.DEFAULT).iterdir()) < 6_000_000

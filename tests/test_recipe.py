@@ -1,5 +1,7 @@
 """The ready recipe and keys that are set by text; training by it is in tests/test_command.py."""
 
+import json
+import math
 import re
 import subprocess
 import sys
@@ -12,7 +14,7 @@ from rmjax.config import get_config, settle
 from rmjax.data.record import RecordError
 from rmjax.data.sources import is_test
 from rmjax.locks import InUseError
-from rmjax.recipe import HELD_OUT, LONGEST, TRAIN, fine_tuning, read_config, set_keys
+from rmjax.recipe import HELD_OUT, TRAIN, fine_tuning, read_config, set_keys
 from rmjax.reward_model import load_description
 from tests.experiments.starting import save_start
 from tests.tools.docs.saying import write
@@ -67,18 +69,37 @@ def pairs(count, **more):
     return [{"prompt": f"p{i}", "chosen": "a", "rejected": "b", **more} for i in range(count)]
 
 
-def test_a_recipe_is_a_config_that_holds_prompts_out(tmp_path):
+def test_a_recipe_is_a_config_that_holds_prompts_out(tmp_path, caplog):
+    caplog.set_level("INFO")
     path = write(
         tmp_path / "pairs.jsonl", {"prompt": "q", "outputs": ["a", "b", "c"], "ranks": [0, 1, 2]}, *pairs(2000)
     )
     config = fine_tuning(str(path), tmp_path / "w")
     assert (config.model.init, config.format.kind, config.data.candidates) == ("smollm2", "chat", 3)
-    assert config.run.steps == LONGEST
     kept, held = ((tmp_path / "w" / name).read_text().splitlines() for name in (TRAIN, HELD_OUT))
     assert len(kept) + len(held) == 2001 and 300 < len(held) < 500 and not set(kept) & set(held)
+    assert config.run.steps == math.ceil(2 * len(kept) / 16)  # two passes, 8 groups in each of 2 rows
+    assert f"{config.run.steps} steps of about 16 records are 2 passes over them" in caplog.text
     before = (tmp_path / "w" / TRAIN).read_bytes()
     assert fine_tuning(str(path), tmp_path / "w") == config and (tmp_path / "w" / TRAIN).read_bytes() == before
     settle(config)
+
+
+@pytest.mark.parametrize(
+    ("count", "words", "keys", "in_a_step", "steps"),
+    [
+        (1000, 700, [], 2, 300),  # a pair fills a row: one pass would be some 400 steps
+        (30, 1, [], 16, 20),  # one pass is two steps
+        (30, 1, ["run.steps=3"], 16, 3),
+    ],
+)
+def test_the_log_says_how_many_passes_the_steps_are(tmp_path, caplog, count, words, keys, in_a_step, steps):
+    caplog.set_level("INFO")
+    rows = [{"prompt": f"p{i}" + " word" * words, "chosen": "a", "rejected": "b"} for i in range(count)]
+    config = fine_tuning(str(write(tmp_path / "pairs.jsonl", *rows)), tmp_path / "w", "smollm2", keys=keys)
+    kept = len((tmp_path / "w" / TRAIN).read_text().splitlines())
+    said = f"{steps} steps of about {in_a_step} records are {steps * in_a_step / kept:.2g} passes over them"
+    assert config.run.steps == steps and said in caplog.text
 
 
 def split_files(folder):
@@ -90,12 +111,26 @@ def split_files(folder):
 )
 def test_the_data_of_a_run_are_never_replaced(tmp_path, changed):
     fine_tuning(str(write(tmp_path / "pairs.jsonl", *pairs(30))), tmp_path / "w")
+    assert sorted(split_files(tmp_path / "w")) == [HELD_OUT, TRAIN]
+    (tmp_path / "w" / "config.json").write_text("{}")  # what a run writes as it begins
     before = split_files(tmp_path / "w")
-    assert sorted(before) == [HELD_OUT, TRAIN]
     write(tmp_path / "pairs.jsonl", *changed)
     with pytest.raises(ValueError, match="w holds a run on other preferences .*; use a new workdir"):
         fine_tuning(str(tmp_path / "pairs.jsonl"), tmp_path / "w", "smollm2")
     assert split_files(tmp_path / "w") == before
+
+
+@pytest.mark.parametrize("changed", [pairs(30)[:-1], [p for p in pairs(30) if not is_test(p["prompt"])]])
+def test_a_split_that_no_run_has_read_is_replaced_when_the_data_were_corrected(tmp_path, caplog, changed):
+    fine_tuning(str(write(tmp_path / "pairs.jsonl", *pairs(30))), tmp_path / "w")
+    path = str(write(tmp_path / "pairs.jsonl", *changed))
+    fine_tuning(path, tmp_path / "w")
+    assert "no run had begun on the preferences that were split here before; they are replaced" in caplog.text
+    found = [json.loads(line)["prompt"] for text in split_files(tmp_path / "w").values() for line in text.splitlines()]
+    assert sorted(found) == sorted(pair["prompt"] for pair in changed)
+    (tmp_path / "w" / TRAIN).write_text("mine\n")  # somebody else's now
+    with pytest.raises(ValueError, match=r"holds a run on other preferences \(train.jsonl differs\)"):
+        fine_tuning(path, tmp_path / "w")
 
 
 def test_nothing_is_written_before_all_is_checked(tmp_path):
@@ -125,6 +160,7 @@ def test_nothing_is_written_before_all_is_checked(tmp_path):
 def test_a_small_language_model_is_trained_at_its_own_depth(tmp_path, monkeypatch):
     path, start = write(tmp_path / "pairs.jsonl", *pairs(9)), save_start(tmp_path / "start")
     monkeypatch.setattr(recipe, "is_language_model", lambda folder: True)
+    monkeypatch.setattr(recipe, "records_in_a_step", lambda *given: 1.0)  # it has no chat template
     config = fine_tuning(str(path), tmp_path / "w", str(start))
     depth = load_description(start)[0].depth
     assert depth < 18 and (config.model.layers, config.model.frozen_layers) == (depth, max(0, depth - 2))

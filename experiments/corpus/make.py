@@ -21,11 +21,12 @@ from configs.sample import corpus as pool_config
 from configs.sample import ladder as ladder_config
 from configs.sample import solver as solver_config
 from configs.sample import tune as tune_config
-from experiments import sample, train
+from experiments import train
 from experiments.corpus import triples
 from experiments.corpus.tasks import is_correct, pool_rows, skill_rows, solver_rows
 from experiments.corpus.texts import corpora
 from experiments.start import guarded, parse_flags, prepare
+from rmjax import sampler
 from rmjax.data.rows import iterate_rows
 from rmjax.policy.policies import Policy
 
@@ -73,7 +74,7 @@ def tune_policies(workdir: Path) -> None:
 def sample_all(workdir: Path) -> None:
     """Draws every sample that is not there yet."""
     for name, module in (("samples", pool_config), ("solver", solver_config), ("ladder", ladder_config)):
-        sample.run(module.get_config(), workdir / name)
+        sampler.run(module.get_config(), workdir / name)
 
 
 def pool_corpus(workdir: Path) -> list[dict]:

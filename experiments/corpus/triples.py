@@ -13,8 +13,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from configs.sample import triples as config
-from experiments import sample
 from experiments.corpus.tasks import is_correct, pool_rows, triple_rows
+from rmjax import sampler
 from rmjax.data.rows import iterate_rows
 from rmjax.files import write_lines
 
@@ -151,7 +151,7 @@ def make(workdir: Path) -> dict[str, list[dict]]:
     for name in (*config.ANSWERED, *config.RUNGS):
         chosen = config.get_config(name)
         chosen.prompts = str(workdir / f"{name}_prompts.jsonl")
-        sample.run(chosen, workdir / name)
+        sampler.run(chosen, workdir / name)
     left_out: Counter[str] = Counter()
     found = [row for name in config.ANSWERED for row in verified(workdir, name, left_out)]
     found += [row for name in config.RUNGS for row in ladder(workdir, name, left_out)]

@@ -1,6 +1,5 @@
 """What several studies share: arms by pattern, runs as long as their data, routing in long form."""
 
-import importlib.util
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from rmjax.config import chosen
 from rmjax.evaluate.routing import served_share
 from rmjax.evaluate.rows import Row
 from rmjax.losses.balance import equal_groups
+from rmjax.recipe import read_config
 from rmjax.start import load_start
 from rmjax.streams import format_of, open_stream
 from rmjax.study.summary import Line, mean_line, selected
@@ -27,11 +27,7 @@ def load_runs(path: str) -> tuple[ConfigDict, ConfigDict]:
         raise FileNotFoundError(
             f"config.runs={path}: no such file; configs/demo.py and configs/polar/larger.py have both runs"
         )
-    spec = importlib.util.spec_from_file_location("study_runs", path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config("pretrain"), module.get_config("finetune")
+    return read_config(f"{path}:pretrain"), read_config(f"{path}:finetune")
 
 
 def chosen_arms(grid: Any) -> list[str]:

@@ -86,9 +86,10 @@ def open_records(
 ) -> RandomAccessSource:
     """Opens and validates a file of comparisons.
 
-    Accepts .jsonl, .jsonl.zst, .parquet, .array_record (records are UTF-8 JSON), a folder of one kind of these,
-    "tfds:NAME[/CONFIG][:SPLIT][@DIR]" and "hf:ORG/NAME[/CONFIG][:SPLIT][@REVISION]". Every record is parsed once here, so a
-    fault shows before training starts; records are parsed again at each access and not kept.
+    Accepts .jsonl, .jsonl.zst, .jsonl.gz, .json (an array of records, or JSON lines), .parquet, .array_record (records
+    are UTF-8 JSON), a folder of one kind of these, "tfds:NAME[/CONFIG][:SPLIT][@DIR]" and
+    "hf:ORG/NAME[/CONFIG][:SPLIT][@REVISION]". Every record is parsed once here, so a fault shows before training starts;
+    records are parsed again at each access and not kept.
 
     Args:
       path: file or TFDS name.

@@ -8,22 +8,19 @@ receive them.
 
 from __future__ import annotations
 
-import array
 import dataclasses
 import difflib
-import io
-import json
 import os
-import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
-from rmjax.data.decompression import decompress, sensible_limit, too_large
-from rmjax.data.errors import RecordError, first_line, not_utf8
+from rmjax.data.decompression import sensible_limit, too_large
+from rmjax.data.errors import RecordError, first_line
+from rmjax.data.jsonrows import decode_json, open_json, open_jsonl, open_jsonl_gz, open_jsonl_zst
 from rmjax.data.layouts import AS_THEY_ARE, Mapped
 from rmjax.data.parquet_rows import open_parquet
 from rmjax.data.shards import HUB, ShardError, folder_shards, hub_shards
@@ -83,9 +80,8 @@ def _open_file(path: Path) -> Rows:
             return opener(path)
     _refuse_disguise(path)
     accepted = ", ".join(_OPENERS) + " and tfds:NAME:SPLIT"
-    lines = "write one JSON object a line (`jq -c '.[]' FILE.json > FILE.jsonl` does so for a list)"
-    remedy = f"use one of {accepted}" + (f"; {lines}" if path.suffix in (".json", ".csv", ".tsv") else "")
-    raise RecordError(str(path), "", "unknown file type", remedy)
+    lines = "; write one JSON object a line" if path.suffix in (".csv", ".tsv") else ""
+    raise RecordError(str(path), "", "unknown file type", f"use one of {accepted}{lines}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,117 +165,6 @@ def _not_empty(rows: Rows, path: str) -> Rows:
     return rows
 
 
-class _NoNumberError(ValueError):
-    """A literal that Python's decoder takes and JSON does not have."""
-
-
-def _refuse_literal(literal: str) -> float:
-    raise _NoNumberError(literal)
-
-
-_JSON = json.JSONDecoder(parse_constant=_refuse_literal)
-
-
-def decode_json(line: bytes, place: str) -> object:
-    """Decodes one UTF-8 JSON line; RecordError names the byte or the column of a fault.
-
-    NaN and infinities, which JSON does not have, are faults, and so are numbers of thousands of digits.
-    """
-    remedy = "correct or delete the line"
-    try:
-        return _JSON.decode(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise not_utf8(error, place, "of the line") from None
-    except json.JSONDecodeError as error:
-        detail = f"column {error.pos + 1}: {error.msg}"  # not `colno`, which begins anew after a newline
-        raise RecordError(place, "", "broken JSON", remedy, detail) from None
-    except RecursionError:
-        raise RecordError(place, "", "broken JSON", remedy, "nested too deeply") from None
-    except _NoNumberError as error:
-        raise RecordError(place, "", "not a JSON number", "write null, or leave the field out", str(error)) from None
-    except ValueError as error:  # Python limits the digits of an integer
-        raise RecordError(place, "", "number with too many digits", remedy, str(error).split(";")[0]) from None
-
-
-@dataclasses.dataclass(frozen=True)
-class JsonLines:
-    """JSON lines: read from the file at each access, or held in memory where it is compressed."""
-
-    path: str
-    starts: np.ndarray  # byte offset of each row's line
-    stops: np.ndarray  # byte offset of its end
-    numbers: np.ndarray  # line number of each row, from 1; blank lines are no rows
-    blank_lines: int
-    text: bytes | None  # the decompressed file, or None to read `path`
-
-    def __len__(self) -> int:
-        return len(self.starts)
-
-    def place(self, i: int) -> str:
-        return f"{self.path}:{self.numbers[i]}"
-
-    def row(self, i: int) -> object:
-        return decode_json(self._line(i), self.place(i))
-
-    def _line(self, i: int) -> bytes:
-        start, stop = int(self.starts[i]), int(self.stops[i])
-        if self.text is not None:
-            return self.text[start:stop]
-        with open(self.path, "rb") as file:
-            file.seek(start)
-            return file.read(stop - start)
-
-
-def open_jsonl(path: Path) -> JsonLines:
-    """Opens uncompressed JSON lines; only the line offsets stay in memory (24 bytes a line)."""
-    with path.open("rb") as file:
-        return index_lines(str(path), file, None)
-
-
-def open_jsonl_zst(path: Path) -> JsonLines:
-    """Opens zstd-compressed JSON lines, decompressed in memory."""
-    text = decompress(path)
-    return index_lines(str(path), io.BytesIO(text), text)
-
-
-def index_lines(path: str, lines: Iterable[bytes], text: bytes | None) -> JsonLines:
-    """Finds the lines of JSON. Only b"\\n" ends one: U+2028 and U+0085 occur inside JSON strings."""
-    starts, stops, numbers = (
-        array.array("q"),
-        array.array("q"),
-        array.array("q"),
-    )  # a list would take four times as much
-    offset = number = 0
-    for number, line in enumerate(lines, 1):
-        if line.strip(b" \t\r\n\xef\xbb\xbf"):
-            # A byte order mark is legal in UTF-8 and illegal in JSON.
-            starts.append(offset + 3 * (number == 1 and line.startswith(b"\xef\xbb\xbf")))
-            stops.append(offset + len(line))
-            numbers.append(number)
-        offset += len(line)
-    rows = JsonLines(
-        path=path,
-        starts=np.asarray(starts, np.int64),
-        stops=np.asarray(stops, np.int64),
-        numbers=np.asarray(numbers, np.int64),
-        blank_lines=number - len(numbers),
-        text=text,
-    )
-    _refuse_other_json(rows)
-    return rows
-
-
-def _refuse_other_json(rows: JsonLines) -> None:
-    """RecordError where the file is one JSON array, or objects over several lines each."""
-    head = b"".join(rows._line(i).strip(b" \t\r") for i in range(min(2, len(rows))))
-    if re.match(rb"\[\s*(\{|$)", head):
-        remedy = f"write an object a line, for example with `jq -c '.[]' {rows.path}`"
-        raise RecordError(rows.place(0), "", "a JSON array, not JSON lines", remedy)
-    if re.match(rb'\{\s*\n\s*"', head):
-        remedy = f"write each object in one line, for example with `jq -c . {rows.path}`"
-        raise RecordError(rows.place(0), "", "an object over several lines, not JSON lines", remedy)
-
-
 @dataclasses.dataclass(frozen=True)
 class ArrayRecordRows:
     """Rows of an ArrayRecord file of UTF-8 JSON; the number in a place is the row's, from 1."""
@@ -323,6 +208,8 @@ def iterate_rows(path: str | Path) -> Iterator[tuple[str, object]]:
 _OPENERS: dict[str, tuple[Callable[[Path], Rows], bytes]] = {
     ".jsonl": (open_jsonl, b""),
     ".jsonl.zst": (open_jsonl_zst, b"\x28\xb5\x2f\xfd"),
+    ".jsonl.gz": (open_jsonl_gz, b"\x1f\x8b"),
+    ".json": (open_json, b""),
     ".parquet": (open_parquet, b"PAR1"),
     ".array_record": (open_array_record, b""),
 }

@@ -1,6 +1,7 @@
-"""Plots of a sweep: each metric against each axis that varies."""
+"""Plots of a sweep: each metric against each axis that varies. And whether two drawings show the same."""
 
 import numbers
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,9 @@ from rmjax.study.study import Result
 from rmjax.study.table import SEED
 from rmjax.terminal import printable
 
+_NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
+_NAME = re.compile(r'((?:id="|url\(#|href="#))[^")]+')
+_APART = 0.05  # points by which a coordinate may differ: hundredths are written, and cut
 _LOGARITHMIC = 30  # highest over lowest value from which an axis is logarithmic
 
 
@@ -60,3 +64,15 @@ def _panel(panel: Axes, axis: str, cells: Sequence[Cell], results: Mapping[str, 
     elif places and min(places) > 0 and max(places) / min(places) >= _LOGARITHMIC:
         panel.set_xscale("log")
     panel.set_ylabel(printable(metric), fontsize=8)
+
+
+def alike(one: str, other: str) -> bool:
+    """Whether two SVG texts show the same: equal but for names of their parts, which depend on the last digits of coordinates,
+    and for a twentieth of a point in these."""
+    if one == other:
+        return True
+    first, second = (_NAME.sub(r"\1", text) for text in (one, other))
+    if _NUMBER.sub("0", first) != _NUMBER.sub("0", second):
+        return False
+    pairs = zip(_NUMBER.findall(first), _NUMBER.findall(second), strict=True)
+    return all(abs(float(a) - float(b)) <= _APART for a, b in pairs)

@@ -86,6 +86,13 @@ def absent(cell: Cell, workdir: Path) -> list[str]:
     ]
 
 
+def lacking(cell: Cell, workdir: Path) -> list[str]:
+    """The data of a cell that its study makes and that are not there: `config.KEY=work:PATH`."""
+    named = ((key, value) for key, value in leaves(cell.config).items() if isinstance(value, str))
+    made = ((key, value) for key, value in named if value.startswith("work:"))
+    return [f"config.{key}={value}" for key, value in made if not (workdir / value.removeprefix("work:")).exists()]
+
+
 def _json(value: Any) -> Any:
     return value if value is None or isinstance(value, bool | int | float | str) else repr(value)
 

@@ -26,7 +26,8 @@ from rmjax.evaluate.rows import Row
 from rmjax.files import write_json, write_text
 from rmjax.locks import locked
 from rmjax.study.cells import Cell, placed
-from rmjax.study.fingerprints import Fingerprint, absent, difference, fingerprint
+from rmjax.study.fingerprints import Fingerprint, absent, difference, fingerprint, lacking
+from rmjax.study.moved import follow, places
 
 RESULT, FAILED, STOPPED = "cell.json", "failed.json", "stopped.json"
 IDENTITY = "study.json"
@@ -194,7 +195,7 @@ def run_cell(study: Study, name: str, workdir: Path) -> Result:
     Raises:
       InUseError: another process is at the cell.
       KeyError: there is no such cell.
-      ValueError: a cell that it needs has no result yet, or this process lacks the cell's environment.
+      ValueError: a cell that it needs has no result yet, data are not there, or this process lacks the cell's environment.
     """
     cell, folder = study.by_name[name], workdir / name
     _require_environment(cell)
@@ -206,12 +207,31 @@ def run_cell(study: Study, name: str, workdir: Path) -> Result:
         for needed in cell.needs:
             if (status := result_of(study, study.by_name[needed], workdir).status) != "done":
                 raise ValueError(f"{name} needs {needed}, which is {status}; run that first")
+        _require_data(study, cell, workdir)
         if found.status == "changed":
             _set_aside(study, cell, workdir)
         folder.mkdir(parents=True, exist_ok=True)
         for word in (FAILED, STOPPED):
             (folder / word).unlink(missing_ok=True)
         return _run(study, cell, workdir, 0.0 if found.status == "changed" else found.seconds)
+
+
+def _require_data(study: Study, cell: Cell, workdir: Path) -> None:
+    """Makes the study's data where the cell lacks some, as it does where it is the first to run in its folder.
+
+    Raises:
+      InUseError: another process makes them.
+      ValueError: data that are not there, and that the study does not make.
+    """
+    if lacking(cell, workdir):
+        with locked(workdir / "prepare"):
+            study.prepare(workdir)
+    if missing := absent(cell, workdir):
+        raise ValueError(f"{cell.name}: {missing[0]} is not there; correct the path")
+    if missing := lacking(cell, workdir):
+        raise ValueError(
+            f"{cell.name}: {missing[0]} is not in {workdir}, whose data were made for another config; use a new workdir"
+        )
 
 
 def _require_environment(cell: Cell) -> None:
@@ -228,11 +248,15 @@ def _require_environment(cell: Cell) -> None:
 
 def _run(study: Study, cell: Cell, workdir: Path, before: float) -> Result:
     start, folder, now = time.monotonic(), workdir / cell.name, made_by(study, cell, workdir)
-    _write(study, cell, folder, now, Result("begun", seconds=before))
+    there, lie = folder / RESULT, places(cell, workdir)
+    if there.exists() and follow(folder, _read(there).get("places", {}), lie):
+        print(f"{cell.name}: goes on with the same data in another place", file=sys.stderr)
+    write = functools.partial(_write, study, cell, folder, {"made_by": now, "places": lie})
+    write(Result("begun", seconds=before))
     study.train(placed(cell.config, workdir.resolve()), folder)
     rows = tuple(study.measure(cell, workdir))
     found = Result("done", rows, seconds=before + time.monotonic() - start, where=environment())
-    _write(study, cell, folder, now, found)
+    write(found)
     if changed := difference(now, made_by(study, cell, workdir)):
         print(f"{cell.name}: while it ran there came {changed}; it will be run again", file=sys.stderr)
     if study.discards and not any(name == cell.name for other in study.cells for name in other.needs):
@@ -240,13 +264,11 @@ def _run(study: Study, cell: Cell, workdir: Path, before: float) -> Result:
     return found
 
 
-def _write(study: Study, cell: Cell, folder: Path, now: Fingerprint, result: Result) -> None:
-    """The cell's file, under the fingerprint with which it began."""
+def _write(study: Study, cell: Cell, folder: Path, begun: Mapping[str, Any], result: Result) -> None:
+    """The cell's file, under the fingerprint with which it began, and where its data lay then."""
     rows = [dataclasses.asdict(row) | {"value": plain(row.value)} for row in result.rows]
     known = {"study": study.name, "status": result.status, "seconds": round(result.seconds, 1), "values": cell.values}
-    text = json.dumps(
-        known | {"made_by": now, "where": result.where, "rows": rows}, ensure_ascii=False, allow_nan=False
-    )
+    text = json.dumps({**known, **begun, "where": result.where, "rows": rows}, ensure_ascii=False, allow_nan=False)
     write_text(folder / RESULT, text + "\n")
 
 

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from configs.sample import corpus, ladder, solver
-from experiments import sample
 from experiments.studies.forgetting import skills
 from rmjax import config as base
+from rmjax import sampler
 from rmjax.data import sources
 from rmjax.data.formats import Encoder, Format
 from rmjax.data.record import Comparison
@@ -111,7 +111,7 @@ def test_what_policies_are_asked(tokenizer):
     policies = [Policy.parse(row) for config in (corpus, ladder, solver) for row in config.get_config().policies]
     lines = (ROOT / "experiments/corpus/prompts.jsonl").read_text().splitlines()
     prompts = [Prompt(row["id"], row["prompt"]) for row in map(json.loads, lines)]
-    prefixes, rows = zip(*(sample.asked(policy, prompts[:2], encoder) for policy in policies), strict=True)
+    prefixes, rows = zip(*(sampler.asked(policy, prompts[:2], encoder) for policy in policies), strict=True)
     assert digest(prefixes) == GOLDEN["preambles"]
     assert all([row.ids for row in found] == [row.ids for row in rows[0]] for found in rows)
-    assert digest(row.ids for row in sample.asked(policies[0], prompts, encoder)[1]) == GOLDEN["sampler_prompts"]
+    assert digest(row.ids for row in sampler.asked(policies[0], prompts, encoder)[1]) == GOLDEN["sampler_prompts"]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import accelerator
+from experiments import accelerator, accelerator_stages
 from rmjax.study.page import differing
 from rmjax.study.summary import read_summary
 
@@ -133,6 +133,42 @@ def test_polar_that_has_not_come_to_its_end_goes_on(tmp_path, monkeypatch):
         accelerator.run_stage(given(tmp_path), results, stage, 60.0)
         assert results.stage("polar")["status"] == status
     assert len(results.cases("polar")) == 2
+
+
+@pytest.mark.parametrize(
+    ("step_seconds", "left", "layers"),
+    [
+        ({2: 0.3, 6: 0.5}, 100.0, 16),  # 0.2 s and 0.05 s a layer: 0.2 + 16 × 0.05 = 1 s a step
+        ({6: 0.5, 2: 0.3}, 99.9, 15),
+        ({2: 0.3, 6: 0.5}, 1e6, 30),  # all that there are
+        ({2: 0.3, 6: 0.5}, 10.0, 1),  # none fits
+        ({2: 0.3, 6: 0.5}, -5.0, 1),
+        ({2: 0.6, 6: 0.6}, 100.0, 10),  # noise: 0.1 s a layer
+        ({2: 0.1, 6: 0.5}, 100.0, 10),  # 0.1 s a layer, and a beginning below zero, which counts as zero
+        ({4: 0.4}, 100.0, 10),
+    ],
+)
+def test_the_largest_backbone_that_fits_the_time(step_seconds, left, layers):
+    assert accelerator_stages.most_layers(step_seconds, available=30, steps=100, left=left) == layers
+
+
+def test_polar_goes_on_with_the_backbone_that_it_chose_and_says_what_chose_it(tmp_path, monkeypatch):
+    probed, trained = [], []
+    monkeypatch.setattr(
+        accelerator_stages, "_step_seconds", lambda run, layers, rounds: probed.append(layers) or 0.1 * layers
+    )
+    monkeypatch.setattr(
+        accelerator_stages, "_train", lambda run, folder, seconds: trained.append((run.model.layers, folder.name))
+    )
+    sizes = accelerator.sizes_of(accelerator.STAGES[-1], given(tmp_path, toy=False))
+    sizes["config"]["run.steps"] = 100
+    kept = {}
+    for seconds in (110.0, 1000.0):  # less the reserve: 50 s, 0.5 s a step
+        notes = accelerator_stages.Notes(dict(kept), kept.update, tmp_path, seconds, init="smollm2")
+        accelerator_stages.polar(notes, sizes)
+    assert probed == [2, 6] and trained == [(4, "run-4"), (4, "run-4")]
+    shown = accelerator.shown("polar", kept["backbone"])
+    assert "4 of 30 layers, the most whose 100 steps fit in 0.8 minutes; a step took 0.2 s at 2, 0.6 s at 6" in shown
 
 
 @pytest.mark.parametrize("python", ["/opt/env", "/home/me/here/.venv", "/home/me/env"])

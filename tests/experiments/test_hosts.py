@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from experiments.start import guarded, join_hosts
+from experiments.start import guarded
+from rmjax.joining import join_hosts
 from rmjax.parallel import hosts
 from rmjax.train.loop import Preempted
 from rmjax.train.metrics import read_metrics
@@ -283,7 +284,8 @@ def test_a_process_that_waits_for_others_in_vain_ends_with_a_line():
     """jax's own time-out would abort it, with a stack trace."""
     program = """
 from ml_collections import ConfigDict
-from experiments.start import guarded, join_hosts, leave
+from rmjax.guard import guarded
+from rmjax.joining import join_hosts, leave
 section = {"coordinator": "localhost:PORT", "processes": 2, "index": INDEX, "timeout": 10, "join_timeout": 2}
 leave(lambda: guarded(lambda: join_hosts(ConfigDict(section), {})))
 """

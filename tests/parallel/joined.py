@@ -71,6 +71,7 @@ def run(directory: Path, epochs: int | None = None, seconds: float = 0.0) -> Sta
 if __name__ == "__main__":
     directory, epochs, seconds, coordinator, processes, index = sys.argv[1:]
     hosts.join(coordinator, int(processes), int(index), timeout=60, join_timeout=120)
-    from experiments.start import guarded, leave
+    from rmjax.guard import guarded
+    from rmjax.joining import leave
 
     leave(functools.partial(guarded, lambda: run(Path(directory), int(epochs) or None, float(seconds))))

@@ -155,6 +155,29 @@ def test_a_file_that_is_no_result_is_named(tmp_path, text):
         result_of(made := study(cell("a")), made.cells[0], tmp_path)
 
 
+def test_a_cell_alone_in_a_fresh_folder_makes_the_studys_data(tmp_path):
+    made = []
+
+    def prepare(workdir):
+        made.append(workdir)
+        (workdir / "plan.json").touch()
+
+    alone = study(cell("a", path="work:plan.json"), cell("b"), prepare=prepare)
+    assert [run_cell(alone, name, tmp_path / "w").status for name in ("b", "a", "a")] == ["done"] * 3
+    assert made == [tmp_path / "w"]  # once: `b` needs none, and then they are there
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [("work:other.json", "not in .*; use a new workdir"), ("gone/d.jsonl", "not there; correct the path")],
+)
+def test_a_cell_alone_names_data_that_nothing_makes(tmp_path, path, said):
+    made = study(cell("a", path=path), prepare=lambda workdir: (workdir / "plan.json").touch())
+    with pytest.raises(ValueError, match=f"a: config.path={path} is {said}"):
+        run_cell(made, "a", tmp_path)
+    assert not (tmp_path / "a").exists()
+
+
 # --- a study -----------------------------------------------------------------------------------------------------------
 
 

@@ -11,9 +11,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from rmjax import command, recipe
+from rmjax import command
 from rmjax import config as base
 from rmjax.config import settle
+from rmjax.recipe import read_config
 from tools.docs.pages import ROOT
 
 _MODULE = re.compile(r"python -m ((?:experiments|tools)[.\w]*)(.*)")
@@ -135,7 +136,7 @@ def _without_command(tree: ast.Module) -> Iterator[Path]:
 def _config_faults(values: dict[str, str], default: Any) -> list[str]:
     given = values.get("config") or default
     try:
-        config = base.get_config() if not given or _PLACEHOLDER.match(given) else read_config(given)
+        config = base.get_config() if not given or _PLACEHOLDER.match(given) else _read(given)
         changes = {name.removeprefix("config."): value for name, value in values.items() if name.startswith("config.")}
         for name, value in changes.items():
             _set(config, name.split("."), value)
@@ -146,17 +147,10 @@ def _config_faults(values: dict[str, str], default: Any) -> list[str]:
     return []
 
 
-def read_config(given: str) -> Any:
-    """What `--config=FILE[:ARGUMENT]` gives; FILE is below the checkout's root.
-
-    Raises:
-      OSError: there is no such file.
-      ValueError: the file refuses its argument.
-    """
+def _read(given: str) -> ConfigDict:
+    """The config of `FILE[:ARGUMENT]`; an argument that is a placeholder counts as none."""
     name, _, argument = given.partition(":")
-    return recipe.read_config(
-        str(ROOT / name) + (f":{argument}" if argument and not _PLACEHOLDER.match(argument) else "")
-    )
+    return read_config(name if _PLACEHOLDER.match(argument) else given, ROOT)
 
 
 def _set(config: ConfigDict, path: Sequence[str], value: str) -> None:

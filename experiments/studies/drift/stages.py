@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from experiments import sample, train
+from experiments import train
 from experiments.studies.drift.config import DRIFTED, FIRST, STAGES
+from rmjax import sampler
 from rmjax.data.messages import as_value
 from rmjax.data.readers import read_all, write_records
 from rmjax.data.record import Comparison, select
@@ -137,7 +138,7 @@ def _next_policy(
     (policy,) = sampling.policies
     sampling.policies = ({**policy, "checkpoint": f"model/{tuning.run.steps}"},)
     sampling.checkpoints, sampling.prompts = str(folder), str(folder.parent / "prompts.jsonl")
-    sample.run(sampling, folder / "samples")
+    sampler.run(sampling, folder / "samples")
     return from_pool(
         read_all(folder / "samples" / f"{policy['name']}.jsonl", parse_sample, sample_fields()), mixed=True
     )

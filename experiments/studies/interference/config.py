@@ -37,6 +37,8 @@ def get_config(second: str = "ladder") -> ConfigDict:
     config.keep_checkpoints = False  # True: some 300 MB a run
 
     config.chosen = "full|lora|loramoe|balanced"  # regular expression: arms whose whole name matches are run; .* = all
+    if second == "harmless":
+        config.chosen += "|beta_strong|delta_none|delta_strong|paper_form"
 
     config.arms = arms = ConfigDict()  # each is trained on both domains together
     arms.full = arm(learning_rate=3e-4)

@@ -1,6 +1,6 @@
 """POLAR's runs compiled for slices of TPUs: `python -m experiments.study pods` (`make pods`).
 
-A cell is a run on a slice, and its training is the compilation of its step by `experiments.compile`: `report.json` in the cell's
+A cell is a run on a slice, and its training is the compilation of its step by `rmjax.ahead`: `report.json` in the cell's
 folder has all of it, the committed lines what the table shows. That a step does not fit is a result too. Needs libtpu, no TPU.
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from experiments import compile as ahead
+from rmjax import ahead
 from rmjax.evaluate.rows import Row
 from rmjax.files import write_json
 from rmjax.parallel.chips import Slice

@@ -1,15 +1,16 @@
 """Every claim's page says what its committed results say."""
 
 import re
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
 from experiments import engines, study
-from rmjax.study.claim import check_page
+from rmjax.recipe import read_config
+from rmjax.study.claim import check_figures, check_parts
 from rmjax.study.study import Result
 from rmjax.study.summary import read_summary
-from tools.docs.commands import read_config
 
 ROOT = Path(__file__).parents[3]
 PUBLISHED = (
@@ -22,14 +23,66 @@ PUBLISHED = (
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_the_page_says_what_the_results_say(name):
-    folder, _, argument = name.partition(":")
-    config = read_config(f"experiments/studies/{folder}/config.py{':' + argument if argument else ''}")
+    folder = name.partition(":")[0]
+    config = read_config(study._config_file(name))
     claim = study.claim_of(folder, config)
     about, lines = read_summary(ROOT / claim.results, claim.study.name)
-    assert check_page(claim, ROOT) == [] and lines
+    assert check_parts(claim, ROOT) == [] and lines
     assert about["command"].startswith(f"python -m experiments.study {name}") and not re.search(
         "/root|/work|/tmp", str(about)
     )
+
+
+AS_DRAWN = pytest.mark.skipif(
+    f"matplotlib=={version('matplotlib')}\n" not in (ROOT / "constraints.txt").read_text(), reason="another matplotlib"
+)
+
+
+@AS_DRAWN
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_figures_show_what_the_results_say(name):
+    claim = study.claim_of(name.partition(":")[0], read_config(study._config_file(name)))
+    assert check_figures(claim, ROOT) == []
+
+
+@AS_DRAWN
+def test_a_figure_that_shows_other_numbers_is_named(tmp_path):
+    claim = study.claim_of("scaling", read_config(study._config_file("scaling")))
+    folder = (tmp_path / claim.results).parent
+    folder.mkdir(parents=True)
+    for path in (ROOT / claim.results).parent.glob("scaling*"):
+        (folder / path.name).write_bytes(path.read_bytes())
+    assert check_figures(claim, tmp_path) == []
+    results = tmp_path / claim.results
+    text = results.read_text()
+    assert '"value": 0.693292' in text  # a loss on seen policies
+    results.write_text(text.replace('"value": 0.693292', '"value": 0.673292', 1))
+    assert check_figures(claim, tmp_path) == ["scaling_seen.svg"]
+    (folder / "scaling_seen.svg").unlink()
+    assert "scaling_seen.svg" in check_figures(claim, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "said"),
+    [
+        ("interference", {"seeds": (0,), "peer": "python3", "trained": 7}, "config.trained, config.seeds changed"),
+        ("trainers:mine", {"training.model.layers": 2}, "config.training.model.layers changed"),
+        ("trainers:mine", {"machine": "another"}, "config.machine changed"),
+        ("trainers:mine", {"peer": "/opt/python"}, ""),
+        ("drift:depth", {"keep_checkpoints": True}, ""),
+    ],
+)  # fmt: skip
+def test_a_config_with_changed_keys_is_not_published(tmp_path, monkeypatch, name, changes, said):
+    monkeypatch.setattr(engines, "execute", lambda *_: None)  # nothing to summarize
+    published, given = (read_config(study._config_file(name)) for _ in range(2))
+    with given.unlocked():
+        given.update_from_flattened_dict({key: value for key, value in changes.items() if key in given or "." in key})
+    claim = study.claim_of(name.split(":")[0], given)
+    if not said:
+        return study.run(claim, given, tmp_path, "", published)
+    with pytest.raises(ValueError, match=rf"--publish with {re.escape(said)}: .*config\.py"):
+        study.run(claim, given, tmp_path, "", published)
+    study.run(claim, given, tmp_path, "")  # it may be run
 
 
 def test_every_study_is_published():
@@ -52,7 +105,7 @@ def test_a_study_that_is_none():
 
 
 def test_a_page_that_was_edited_by_hand_is_refused_and_written_again(tmp_path, monkeypatch, capsys):
-    claim = study.claim_of("interference", read_config("experiments/studies/interference/config.py"))
+    claim = study.claim_of("interference", read_config(study._config_file("interference")))
     for path in (claim.page, claim.results):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_bytes((ROOT / path).read_bytes())

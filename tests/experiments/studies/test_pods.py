@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from experiments import compile as ahead
 from experiments.studies.pods import config, measure
+from rmjax import ahead
 from rmjax import config as base
 from rmjax.parallel.chips import Slice
 from rmjax.parallel.mesh import RULES

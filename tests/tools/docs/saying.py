@@ -17,13 +17,13 @@ from ml_collections import ConfigDict
 from safetensors.numpy import load_file, save_file
 
 from experiments import export as exporting
-from experiments import start
 from experiments.start import guarded
 from rmjax import RewardModel, Trainer
 from rmjax import config as base
 from rmjax.evaluate import evaluation
 from rmjax.hub import gguf
 from rmjax.hub.adapters import save_adapter
+from rmjax.joining import join_hosts
 from rmjax.locks import locked
 from rmjax.parallel.mesh import make_mesh
 from rmjax.reward_model import CHECKPOINTS
@@ -451,7 +451,7 @@ def damaged_adapter(home: Path, folder: Path) -> None:
 def which_process(home: Path, folder: Path) -> None:
     hosts = base.get_config().hosts
     hosts.coordinator = "10.0.0.1:9911"
-    start.join_hosts(hosts, {})
+    join_hosts(hosts, {})
 
 
 @says

@@ -8,7 +8,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs.polar import finetune_7b, pretrain_7b
-from experiments import compile as ahead
+from experiments import compile as command
+from rmjax import ahead
 from rmjax import config as base
 from rmjax.parallel.chips import Slice
 
@@ -134,13 +135,13 @@ def test_a_step_that_does_not_fit_is_an_error_and_a_report(monkeypatch, tmp_path
 
     monkeypatch.setattr(ahead, "report", refuse)
     with pytest.raises(ahead.DoesNotFit):
-        ahead.job(small(), WHERE, False, tmp_path / "x.json")
+        command.job(small(), WHERE, False, tmp_path / "x.json")
     assert "17G" in json.loads((tmp_path / "x.json").read_text())["does_not_fit"]
     monkeypatch.setattr(
         ahead, "report", lambda config, where: pytest.fail("compiled for a file that cannot be written")
     )
     with pytest.raises(OSError, match=r"cannot write .*x.json/y.json"):
-        ahead.job(small(), WHERE, False, tmp_path / "x.json" / "y.json")
+        command.job(small(), WHERE, False, tmp_path / "x.json" / "y.json")
 
 
 @pytest.mark.parametrize("chips", ["0", "48", "many", "-4"])

@@ -1,4 +1,4 @@
-"""experiments/sample.py: who answers what, and that a stopped run continues to the very same bytes."""
+"""The sampler of a pool: who answers what, and that a stopped run continues to the very same bytes."""
 
 import dataclasses
 import json
@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from ml_collections import ConfigDict
 from tokenizers import pre_tokenizers
 
-from experiments import sample as command
 from rmjax import config as base
+from rmjax import sampler as command
 from rmjax.data.formats import Format
 from rmjax.data.record import RecordError
 from rmjax.data.samplerows import Prompt
@@ -28,7 +28,7 @@ from rmjax.policy.policies import Policy
 from rmjax.reward_model import save_description
 from rmjax.train.checkpoint import Checkpoints
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 # Tokens that decode to what breaks careless line counting: U+2028, U+0085, and characters of several bytes.
