@@ -40,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
         "score", "Give each answer in a file a reward, and its rank among the answers to its prompt.", _score
     )
     score.add_argument(
-        "answers", help="file of prompts and answers (.jsonl, .jsonl.zst, .parquet, …), or - for JSON lines"
+        "answers", help="file of prompts and answers (.jsonl, .json, .parquet, …), or - for JSON on standard input"
     )
     score.add_argument("--model", default=DEFAULT, help=f"{MODEL} ({DEFAULT})")
     score.add_argument("--out", type=Path, help="write all rows with their rewards: FILE.jsonl or FILE.csv")
@@ -138,12 +138,9 @@ def _score(options: argparse.Namespace) -> None:
 
 
 def _standard_input() -> Any:
-    import io
+    from rmjax.data.jsonrows import in_memory
 
-    from rmjax.data.rows import index_lines
-
-    text = sys.stdin.buffer.read()
-    return index_lines("standard input", io.BytesIO(text), text)
+    return in_memory("standard input", sys.stdin.buffer.read())
 
 
 def _evaluate(options: argparse.Namespace) -> None:

@@ -14,7 +14,7 @@ _LFS = "a Git LFS pointer, not the file itself", "fetch it with `git lfs pull`"
 # First bytes → what such a file is, and what to do. Names often say something else.
 _DISGUISES: tuple[tuple[bytes, tuple[str, str]], ...] = (
     (b"version https://git-lfs.github.com/spec/", _LFS),
-    (b"\x1f\x8b", ("a gzip file", "unpack it with `gunzip`, or compress it anew with `zstd`")),
+    (b"\x1f\x8b", ("a gzip file", "give its name the ending .jsonl.gz, or unpack it with `gunzip`")),
     (b"PK\x03\x04", ("a zip file", "unpack it")),
     (b"BZh", ("a bzip2 file", "unpack it with `bunzip2`")),
     (b"\xfd7zXZ\x00", ("an xz file", "unpack it with `unxz`")),

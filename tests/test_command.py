@@ -120,9 +120,10 @@ def test_a_second_command_leaves_the_data_of_a_run_alone(home, tmp_path, capsys)
     assert (tmp_path / "w" / "train.jsonl").read_text() == "mine\n"
 
 
-def test_lines_from_a_pipe_and_conversations(monkeypatch, capsys):
+@pytest.mark.parametrize("form", ["%s\n\n%s", "[%s, %s]"])
+def test_lines_or_an_array_from_a_pipe_and_conversations(monkeypatch, capsys, form):
     talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
-    text = json.dumps({"messages": talk}) + "\n\n" + json.dumps({"prompt": "Hi", "output": "Go."})
+    text = form % (json.dumps({"messages": talk}), json.dumps({"prompt": "Hi", "output": "Go."}))
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
     assert command.run(["score", "-"]) == 0
     shown = capsys.readouterr().out
@@ -148,7 +149,7 @@ def test_lines_from_a_pipe_and_conversations(monkeypatch, capsys):
             "none of its 3 rows has an order to measure against (2 × one output, 1 × order",
         ),
         (["score", "table.csv"], "tfds:NAME:SPLIT; write one JSON object a line"),
-        (["score", "list.json"], "write one JSON object a line (`jq -c '.[]' FILE.json > FILE.jsonl`"),
+        (["score", "list.json"], "list.json:2: broken JSON"),
         (["train", "pairs.jsonl", "--workdir=w", "--start=gone"], "gone: no such model; give smollm2"),
         (["evaluate", "none.jsonl"], "none.jsonl: no such file"),
         (["train", "none.py", "--workdir=w"], "none.py: no such file"),
@@ -169,7 +170,8 @@ def test_errors_are_one_line(home, tmp_path, monkeypatch, capsys, argv, message)
     for name in ("answers.jsonl", "pairs.jsonl"):
         (tmp_path / name).write_text((home / name).read_text())
     (tmp_path / "broken.jsonl").write_text('{"prompt": "a", "output": "b"}\n{"prompt"\n')
-    for name in ("empty.py", "table.csv", "list.json"):
+    (tmp_path / "list.json").write_text('[{"prompt": "a", "output": "b"},\n{"prompt"}]')
+    for name in ("empty.py", "table.csv"):
         (tmp_path / name).write_text("")
     (tmp_path / "bare").mkdir()
     assert message in refused(capsys, *argv)

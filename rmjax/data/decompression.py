@@ -1,7 +1,9 @@
-"""zstd files into memory, with a limit: a few kilobytes may stand for gigabytes of blanks."""
+"""zstd and gzip files into memory, with a limit: a few kilobytes may stand for gigabytes of blanks."""
 
+import gzip
 import io
 import os
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +18,7 @@ _ALWAYS_BYTES = 2**26  # what any file may take
 _MAX_WINDOW_BYTES = 2**31
 # Read at once. A block of four bytes may stand for 128 KiB, so that one piece gives 64 MiB at most.
 _PIECE_BYTES = 2048
+_GZIP_BYTES = 2**20  # decompressed at once
 _AGAIN = "copy or download the file again"
 
 
@@ -30,13 +33,28 @@ def decompress(path: Path, limit: int | None = None) -> bytes:
     Raises:
       RecordError: the file is damaged, or takes more than the limit.
     """
+    with path.open("rb") as file:
+        return _joined(_pieces(file, str(path)), path, limit)
+
+
+def gunzip(path: Path, limit: int | None = None) -> bytes:
+    """Decompresses a gzip file of one or several members; arguments and errors as `decompress`."""
+    try:
+        with gzip.open(path) as file:
+            return _joined(iter(lambda: file.read(_GZIP_BYTES), b""), path, limit)
+    except EOFError:
+        raise RecordError(str(path), "", "truncated gzip file", _AGAIN) from None
+    except (gzip.BadGzipFile, zlib.error) as error:
+        raise RecordError(str(path), "", "broken gzip file", _AGAIN, str(error)) from None
+
+
+def _joined(pieces: Iterator[bytes], path: Path, limit: int | None) -> bytes:
     limit = sensible_limit(path.stat().st_size) if limit is None else limit
     text = io.BytesIO()
-    with path.open("rb") as file:
-        for piece in _pieces(file, str(path)):
-            if text.tell() + len(piece) > limit:
-                raise too_large(str(path), path.stat().st_size, limit)
-            text.write(piece)
+    for piece in pieces:
+        if text.tell() + len(piece) > limit:
+            raise too_large(str(path), path.stat().st_size, limit)
+        text.write(piece)
     return text.getvalue()
 
 

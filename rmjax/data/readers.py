@@ -19,6 +19,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 
 from rmjax.data import fields
 from rmjax.data.columns import parquet_schema
+from rmjax.data.jsonrows import JsonLines
 from rmjax.data.messages import as_strings
 from rmjax.data.record import (
     FIELDS,
@@ -30,7 +31,7 @@ from rmjax.data.record import (
     to_row,
     unknown_fields,
 )
-from rmjax.data.rows import JsonLines, Rows, open_rows
+from rmjax.data.rows import Rows, open_rows
 from rmjax.data.texts import Notes
 from rmjax.files import replacing
 
@@ -83,8 +84,8 @@ class RandomAccessSource:
 def open_records(path: str | Path, on_error: Literal["raise", "skip"] = "raise") -> RandomAccessSource:
     """Opens and validates a file of comparisons.
 
-    Accepts .jsonl, .jsonl.zst, .parquet, .array_record (records are UTF-8 JSON) and
-    "tfds:NAME[/CONFIG][:SPLIT][@DIR]". Every record is parsed once here, so a fault shows before
+    Accepts .jsonl, .jsonl.zst, .jsonl.gz, .json (an array of records, or JSON lines), .parquet, .array_record (records
+    are UTF-8 JSON) and "tfds:NAME[/CONFIG][:SPLIT][@DIR]". Every record is parsed once here, so a fault shows before
     training starts; records are parsed again at each access and not kept.
 
     Args:

@@ -7,11 +7,8 @@ receive them.
 
 from __future__ import annotations
 
-import array
 import dataclasses
 import difflib
-import io
-import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -24,7 +21,8 @@ import pyarrow.parquet
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from rmjax.data.columns import folded
-from rmjax.data.decompression import decompress, sensible_limit, too_large
+from rmjax.data.decompression import sensible_limit, too_large
+from rmjax.data.jsonrows import decode_json, not_utf8, open_json, open_jsonl, open_jsonl_gz, open_jsonl_zst
 from rmjax.data.messages import from_strings
 from rmjax.data.record import RecordError
 from rmjax.files import disguise, refuse_url
@@ -63,9 +61,8 @@ def open_rows(path: str | Path) -> Rows:
             return _not_empty(opener(path), str(path))
     _refuse_disguise(path)
     accepted = ", ".join(_OPENERS) + " and tfds:NAME:SPLIT"
-    lines = "write one JSON object a line (`jq -c '.[]' FILE.json > FILE.jsonl` does so for a list)"
-    remedy = f"use one of {accepted}" + (f"; {lines}" if path.suffix in (".json", ".csv", ".tsv") else "")
-    raise RecordError(str(path), "", "unknown file type", remedy)
+    lines = "; write one JSON object a line" if path.suffix in (".csv", ".tsv") else ""
+    raise RecordError(str(path), "", "unknown file type", f"use one of {accepted}{lines}")
 
 
 def _refuse_disguise(path: Path, magic: bytes = b"") -> None:
@@ -99,122 +96,6 @@ def _not_empty(rows: Rows, path: str) -> Rows:
     return rows
 
 
-class _NoNumberError(ValueError):
-    """A literal that Python's decoder takes and JSON does not have."""
-
-
-def _refuse_literal(literal: str) -> float:
-    raise _NoNumberError(literal)
-
-
-_JSON = json.JSONDecoder(parse_constant=_refuse_literal)
-
-
-def decode_json(line: bytes, place: str) -> object:
-    """Decodes one UTF-8 JSON line; RecordError names the byte or the column of a fault.
-
-    NaN and infinities, which JSON does not have, are faults, and so are numbers of thousands of digits.
-    """
-    remedy = "correct or delete the line"
-    try:
-        return _JSON.decode(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise _not_utf8(error, place, "of the line") from None
-    except json.JSONDecodeError as error:
-        detail = f"column {error.pos + 1}: {error.msg}"  # not `colno`, which begins anew after a newline
-        raise RecordError(place, "", "broken JSON", remedy, detail) from None
-    except RecursionError:
-        raise RecordError(place, "", "broken JSON", remedy, "nested too deeply") from None
-    except _NoNumberError as error:
-        raise RecordError(place, "", "not a JSON number", "write null, or leave the field out", str(error)) from None
-    except ValueError as error:  # Python limits the digits of an integer
-        raise RecordError(place, "", "number with too many digits", remedy, str(error).split(";")[0]) from None
-
-
-def _not_utf8(error: UnicodeDecodeError, place: str, where: str, field: str = "") -> RecordError:
-    detail = f"byte {error.start + 1} {where} is 0x{error.object[error.start]:02x}"
-    return RecordError(place, field, "not UTF-8", "convert the file to UTF-8, for example with iconv", detail)
-
-
-@dataclasses.dataclass(frozen=True)
-class JsonLines:
-    """JSON lines: read from the file at each access, or held in memory where it is compressed."""
-
-    path: str
-    starts: np.ndarray  # byte offset of each row's line
-    stops: np.ndarray  # byte offset of its end
-    numbers: np.ndarray  # line number of each row, from 1; blank lines are no rows
-    blank_lines: int
-    text: bytes | None  # the decompressed file, or None to read `path`
-
-    def __len__(self) -> int:
-        return len(self.starts)
-
-    def place(self, i: int) -> str:
-        return f"{self.path}:{self.numbers[i]}"
-
-    def row(self, i: int) -> object:
-        return decode_json(self._line(i), self.place(i))
-
-    def _line(self, i: int) -> bytes:
-        start, stop = int(self.starts[i]), int(self.stops[i])
-        if self.text is not None:
-            return self.text[start:stop]
-        with open(self.path, "rb") as file:
-            file.seek(start)
-            return file.read(stop - start)
-
-
-def open_jsonl(path: Path) -> JsonLines:
-    """Opens uncompressed JSON lines; only the line offsets stay in memory (24 bytes a line)."""
-    with path.open("rb") as file:
-        return index_lines(str(path), file, None)
-
-
-def open_jsonl_zst(path: Path) -> JsonLines:
-    """Opens zstd-compressed JSON lines, decompressed in memory."""
-    text = decompress(path)
-    return index_lines(str(path), io.BytesIO(text), text)
-
-
-def index_lines(path: str, lines: Iterable[bytes], text: bytes | None) -> JsonLines:
-    """Finds the lines of JSON. Only b"\\n" ends one: U+2028 and U+0085 occur inside JSON strings."""
-    starts, stops, numbers = (
-        array.array("q"),
-        array.array("q"),
-        array.array("q"),
-    )  # a list would take four times as much
-    offset = number = 0
-    for number, line in enumerate(lines, 1):
-        if line.strip(b" \t\r\n\xef\xbb\xbf"):
-            # A byte order mark is legal in UTF-8 and illegal in JSON.
-            starts.append(offset + 3 * (number == 1 and line.startswith(b"\xef\xbb\xbf")))
-            stops.append(offset + len(line))
-            numbers.append(number)
-        offset += len(line)
-    rows = JsonLines(
-        path=path,
-        starts=np.asarray(starts, np.int64),
-        stops=np.asarray(stops, np.int64),
-        numbers=np.asarray(numbers, np.int64),
-        blank_lines=number - len(numbers),
-        text=text,
-    )
-    _refuse_other_json(rows)
-    return rows
-
-
-def _refuse_other_json(rows: JsonLines) -> None:
-    """RecordError where the file is one JSON array, or objects over several lines each."""
-    head = b"".join(rows._line(i).strip(b" \t\r") for i in range(min(2, len(rows))))
-    if re.match(rb"\[\s*(\{|$)", head):
-        remedy = f"write an object a line, for example with `jq -c '.[]' {rows.path}`"
-        raise RecordError(rows.place(0), "", "a JSON array, not JSON lines", remedy)
-    if re.match(rb'\{\s*\n\s*"', head):
-        remedy = f"write each object in one line, for example with `jq -c . {rows.path}`"
-        raise RecordError(rows.place(0), "", "an object over several lines, not JSON lines", remedy)
-
-
 @dataclasses.dataclass(frozen=True)
 class ParquetRows:
     """Rows of a Parquet table; the number in a place is the row's, from 1."""
@@ -235,7 +116,7 @@ class ParquetRows:
         try:
             return self.table[name][i].as_py()
         except UnicodeDecodeError as error:
-            raise _not_utf8(error, self.place(i), "of a text", name) from None
+            raise not_utf8(error, self.place(i), "of a text", name) from None
         except (ValueError, OverflowError, pyarrow.ArrowException) as error:
             remedy = "correct or delete the row"
             raise RecordError(self.place(i), name, "unreadable value", remedy, _first_line(error)) from None
@@ -339,7 +220,7 @@ def _read(source: Any, i: int, place: str) -> Any:
     try:
         return source[i]
     except UnicodeDecodeError as error:
-        raise _not_utf8(error, place, "of a text") from None
+        raise not_utf8(error, place, "of a text") from None
     except (RuntimeError, ValueError, IndexError) as error:
         remedy = "write or download the file again"
         raise RecordError(place, "", "damaged ArrayRecord chunk", remedy, _first_line(error)) from None
@@ -372,7 +253,7 @@ class TfdsRows:
         try:
             return from_strings(row_from_example(_read(self.source, i, self.place(i))), self.place(i))
         except UnicodeDecodeError as error:
-            raise _not_utf8(error, self.place(i), "of a text") from None
+            raise not_utf8(error, self.place(i), "of a text") from None
 
 
 def open_tfds(name: str) -> TfdsRows:
@@ -445,6 +326,8 @@ def iterate_rows(path: str | Path) -> Iterator[tuple[str, object]]:
 _OPENERS: dict[str, tuple[Callable[[Path], Rows], bytes]] = {
     ".jsonl": (open_jsonl, b""),
     ".jsonl.zst": (open_jsonl_zst, b"\x28\xb5\x2f\xfd"),
+    ".jsonl.gz": (open_jsonl_gz, b"\x1f\x8b"),
+    ".json": (open_json, b""),
     ".parquet": (open_parquet, b"PAR1"),
     ".array_record": (open_array_record, b""),
 }

@@ -266,12 +266,14 @@ GZIPPED = gzip.compress(b"{}", mtime=0)
             "a Git LFS pointer, .*`git lfs pull`",
         ),
         ("f.parquet", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "a Git LFS pointer"),
-        ("f.jsonl.gz", GZIPPED, "a gzip file; unpack it with `gunzip`"),
-        ("f.jsonl", GZIPPED, "a gzip file"),
+        ("f.parquet", GZIPPED, "a gzip file"),
+        ("f.jsonl", GZIPPED, r"a gzip file; give its name the ending \.jsonl\.gz, or unpack it with `gunzip`"),
+        ("f.jsonl.gz", GZIPPED[:-9], "truncated gzip file; copy or download the file again"),
+        ("f.jsonl.gz", GZIPPED[:-8] + bytes(8), "broken gzip file"),
         ("f.jsonl", zstandard.compress(b"{}"), r"a zstd file; give its name the ending \.jsonl\.zst"),
         ("f.jsonl", '{"prompt": "p"}'.encode("utf-16"), "text in UTF-16; convert it to UTF-8"),
         ("f.parquet", b"PAR1 and no more", "broken Parquet file"),
-        ("f.jsonl", json.dumps(LINES).encode(), r":1: a JSON array, not JSON lines; .*`jq -c '\.\[\]' .*f\.jsonl`"),
+        ("f.jsonl", json.dumps(LINES).encode(), r":1: a JSON array, not .*ending \.json.*`jq -c '\.\[\]' .*f\.jsonl`"),
         ("f.jsonl", b"\n" + json.dumps(LINES, indent=2).encode(), ":2: a JSON array, not JSON lines"),
         (
             "f.jsonl",
@@ -280,7 +282,8 @@ GZIPPED = gzip.compress(b"{}", mtime=0)
         ),
     ],
     ids=[
-        "lfs", "lfs-parquet", "gz", "gzip", "zstd", "utf-16", "half-parquet", "array", "array-over-lines", "object-over-lines",
+        "lfs", "lfs-parquet", "gz", "gzip", "gzip-truncated", "gzip-damaged", "zstd", "utf-16", "half-parquet", "array",
+        "array-over-lines", "object-over-lines",
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("on_error", ["raise", "skip"])
