@@ -19,7 +19,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 
 from rmjax.data import fields
 from rmjax.data.columns import parquet_schema
-from rmjax.data.jsonrows import JsonLines
+from rmjax.data.layouts import RECORDS, reshaped
 from rmjax.data.messages import as_strings
 from rmjax.data.record import (
     FIELDS,
@@ -81,7 +81,9 @@ class RandomAccessSource:
         return f"RandomAccessSource(path={self.path!r}, length={len(self)})"
 
 
-def open_records(path: str | Path, on_error: Literal["raise", "skip"] = "raise") -> RandomAccessSource:
+def open_records(
+    path: str | Path, on_error: Literal["raise", "skip"] = "raise", layout: str = RECORDS
+) -> RandomAccessSource:
     """Opens and validates a file of comparisons.
 
     Accepts .jsonl, .jsonl.zst, .jsonl.gz, .json (an array of records, or JSON lines), .parquet, .array_record (records
@@ -92,6 +94,7 @@ def open_records(path: str | Path, on_error: Literal["raise", "skip"] = "raise")
       path: file or TFDS name.
       on_error: "raise" raises the first bad record's error and says how many there are; "skip"
         leaves bad records out, counts them by reason in `skipped` and logs the counts.
+      layout: of its rows: records (ours), auto, or a name in `layouts.LAYOUTS`.
 
     Raises:
       FileNotFoundError, IsADirectoryError, PermissionError: the file cannot be read.
@@ -100,7 +103,7 @@ def open_records(path: str | Path, on_error: Literal["raise", "skip"] = "raise")
     """
     if on_error not in ("raise", "skip"):
         raise ValueError(f'on_error is "{on_error}"; use "raise" or "skip"')
-    rows = open_rows(path)
+    rows = reshaped(open_rows(path), str(path), layout)
     kept: list[int] = []
     errors: list[RecordError] = []
     unknown: collections.Counter[str] = collections.Counter()
@@ -176,8 +179,8 @@ def _parse_row(rows: Rows, i: int) -> Comparison:
 
 def _tally(rows: Rows, errors: Sequence[RecordError]) -> dict[str, int]:
     tally = collections.Counter(error.reason for error in errors)
-    if isinstance(rows, JsonLines) and rows.blank_lines:
-        tally["blank line"] = rows.blank_lines
+    if blank := getattr(rows, "blank_lines", 0):
+        tally["blank line"] = blank
     return dict(tally)
 
 

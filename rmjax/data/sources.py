@@ -15,6 +15,7 @@ import numpy as np
 
 from rmjax.data.columns import of_single
 from rmjax.data.errors import RecordError
+from rmjax.data.layouts import RECORDS
 from rmjax.data.messages import as_value
 from rmjax.data.pool import PolicyPool
 from rmjax.data.preferences import PREFERENCE_SETS, load_preferences
@@ -126,12 +127,14 @@ def records(
     on_error: OnError = "raise",
     split_votes: bool = False,
     dropped: Counter[str] | None = None,
+    layout: str = RECORDS,
 ) -> Sequence[Comparison] | RandomAccessSource:
     """A file of comparisons, or a split ("all", "train", "test") of the real set of that name under `root`.
 
     Which split a record is in is a property of its prompt's text alone. Files come whole: their split is their name.
     `split_votes` keeps pairs of a real set that votes order and ranks do not.
     `dropped` gets the number of rows of a real set (all its splits) that are left out, by reason.
+    `layout` is that of a file's rows, as in `open_records`.
     """
     choose("data.split", split, RECORD_SPLITS)
     if path not in PREFERENCE_SETS:
@@ -139,7 +142,7 @@ def records(
             raise ValueError(
                 f"split {split!r} of {path}: only the real sets have it ({', '.join(PREFERENCE_SETS)}); use all"
             )
-        return open_records(located(path), on_error)
+        return open_records(located(path), on_error, RECORDS if path.startswith(SHIPPED) else layout)
     everything = load_preferences(path, root, split_votes, dropped)
     chosen = [c for c in everything if split == "all" or is_test(c.prompt) == (split == "test")]
     _log.info("%s, split %s: %d of %d comparisons", path, split, len(chosen), len(everything))
@@ -188,7 +191,7 @@ def comparisons(data: Any, order: Order = RANKS) -> Records:
       ValueError: every record, or every pair that is read, has weight 0; or every record has more candidates than a group may.
     """
     skipped: Counter[str] = Counter()
-    read = records(data.path, data.root, data.split, data.on_error, order.kind == "votes", skipped)
+    read = records(data.path, data.root, data.split, data.on_error, order.kind == "votes", skipped, data.layout)
     if isinstance(read, RandomAccessSource):
         skipped.update(read.skipped)
     found = _all_usable(read, data, order, skipped)
