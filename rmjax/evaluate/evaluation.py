@@ -236,7 +236,7 @@ def _score_missing(options: Options, rows: Sequence[Comparison], log: ScoreLog) 
         return
     if len(missing) < len(rows):
         logger.warning("continuing: %d of %d rows are scored", len(log.scores), len(rows))
-    _warn_without_reference(rows)
+    _warn_without_reference(rows, options.suite)
     scorer = load_scorer(options.model, options.mesh)
     with tqdm(total=len(rows), initial=len(log.scores), desc="scoring", unit="row") as bar:
         for start in range(0, len(missing), options.rows_per_save):
@@ -247,14 +247,15 @@ def _score_missing(options: Options, rows: Sequence[Comparison], log: ScoreLog) 
             bar.update(len(chunk))
 
 
-def _warn_without_reference(rows: Sequence[Comparison]) -> None:
+def _warn_without_reference(rows: Sequence[Comparison], suite: str) -> None:
     without = sum(not row.references for row in rows)
     if without:
         logger.warning(
             "%d of %d rows have NO REFERENCE and are scored without one: for a POLAR model this is "
-            "not what it was trained on; give a reference, or --reference=best for ranked rows",
+            "not what it was trained on; %s",
             without,
             len(rows),
+            "--suite=polar is its protocol" if suite else "give a reference, or --reference=best for ranked rows",
         )
 
 

@@ -88,8 +88,8 @@ def test_ultrafeedback(tmp_path):
     put(tmp_path / "flan.jsonl", rows)
     asked = [{"role": "user", "content": "p"}]
     said = [[*asked, {"role": "assistant", "content": answer(x, "z")}] for x in (2, 1)]
-    put(tmp_path / "binarized.jsonl", [{"prompt": "p", "prompt_id": "1", "chosen": said[0], "rejected": said[1], "messages": said[0],
-                                        "score_chosen": 8.0, "score_rejected": 7.0}])  # fmt: skip
+    row = {"prompt": "p", "prompt_id": "1", "chosen": said[0], "rejected": said[1], "messages": said[0]}
+    put(tmp_path / "binarized.jsonl", [{**row, "score_chosen": 8.0, "score_rejected": 7.0}])
     loaded, found = result("ultrafeedback", tmp_path)
     assert numbers(found) == pytest.approx({"pairs": 3 / 5, "binarized": 1.0, "flan": 3 / 5})  # 9 beats 5 and 4 wrongly
     assert loaded.records[0].outputs == (answer(2, "z"), answer(1, "z"))  # the copy of the prompt is off
