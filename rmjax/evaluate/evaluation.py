@@ -19,7 +19,7 @@ from rmjax.data.layouts import RECORDS
 from rmjax.data.record import Comparison
 from rmjax.data.sources import located
 from rmjax.evaluate.comparisons import CREDIT, with_best_as_reference
-from rmjax.evaluate.evaluators import Evaluator
+from rmjax.evaluate.evaluators import EVALUATORS, Evaluator
 from rmjax.evaluate.report import environment, write_report
 from rmjax.evaluate.rows import of_metric, values
 from rmjax.evaluate.score_log import ScoreLog, fingerprint_comparisons, fingerprint_files
@@ -31,6 +31,8 @@ from rmjax.locks import locked
 from rmjax.settings import SuiteEval
 
 logger = logging.getLogger(__name__)
+FURTHER = ("calibration", "style")
+"""What `Options.also` may name."""
 _RUN_FILES = ("model.json", "tokenizer.json", "config.json", "data.json", "metrics.jsonl")
 
 
@@ -50,6 +52,7 @@ class Options:
       split: of a real set.
       suite: published benchmark that `data` is a file or folder of (`suites.BENCHMARKS`); empty: any comparisons.
       layout: of a file's rows: records (ours), auto, or a name in `layouts.LAYOUTS`.
+      also: further evaluators whose summaries go into the result: calibration, style.
       routing: folder for report.html: where the routers of an adapter send each `type` of record.
       mesh: one device, or the rows of a batch on all of them.
     """
@@ -66,6 +69,7 @@ class Options:
     split: str = "all"
     suite: str = ""
     layout: str = RECORDS
+    also: tuple[str, ...] = ()
     routing: Path | None = None
     mesh: Literal["one", "all"] = "all"
 
@@ -153,6 +157,7 @@ def _evaluate(options: Options, partial: Path) -> dict[str, Any]:
         "seconds": round(time.monotonic() - started, 3),
         **environment(),
     }
+    result |= {name: EVALUATORS[name].summary(rows, scores, options.seed) for name in options.also}
     more = ("contradicting", "unknown", "kept", "published")
     result |= {
         name: dict(count) if isinstance(count, Mapping) else count for name in more if (count := getattr(loaded, name))
@@ -272,6 +277,20 @@ def _score_lines(rows: Sequence[Comparison], scores: Sequence[Sequence[float]], 
         yield json.dumps(line, ensure_ascii=False) + "\n"
 
 
+def _further_notes(result: dict[str, Any]) -> Iterator[str]:
+    if found := result.get("calibration"):
+        fitted = "none" if found["temperature"] is None else f"{found['temperature']:.3g}"
+        ece, loss = found["ece"], found["loss"]
+        yield (
+            f"calibration of {found['pairs']:,} pairs: ECE {ece['value']:.3f} ({ece['low']:.3f} to {ece['high']:.3f}), "
+            f"loss {loss['value']:.3f} nats, temperature {fitted}"
+        )
+    if found := result.get("style"):
+        alone, controlled = (found["reward"][name]["value"] for name in ("alone", "controlled"))
+        styles = ", ".join(f"{name} {each['value']:+.2f}" for name, each in found["style"].items())
+        yield f"style control: coefficient of the reward {alone:.2f} alone, {controlled:.2f} beside style ({styles})"
+
+
 def notes(result: dict[str, Any]) -> Iterator[str]:
     """What was counted, a line each: what an accuracy leaves out or rests on."""
     if "suite" in result:
@@ -282,6 +301,7 @@ def notes(result: dict[str, Any]) -> Iterator[str]:
         yield f"{result['without_reference']} rows had no reference and were scored without one"
     if result["reference_from_ranks"]:
         yield f"{result['reference_from_ranks']} rows: the top-ranked output was the reference"
+    yield from _further_notes(result)
     for name, value in result.get("measures", {}).items():
         yield f"{name}: {value:.4g}, a mean over candidates"
     for reason, count in [*result["skipped"].items(), *result["unreadable"].items()]:
