@@ -24,7 +24,7 @@ from rmjax.evaluate.report import environment, write_report
 from rmjax.evaluate.rows import of_metric, values
 from rmjax.evaluate.score_log import ScoreLog, fingerprint_comparisons, fingerprint_files
 from rmjax.evaluate.scorers import Scorer, checked
-from rmjax.evaluate.suites import SUITES, Loaded, load_comparisons, notes_of_suite, said, suite_of
+from rmjax.evaluate.suites import BENCHMARKS, SUITES, Loaded, load_comparisons, notes_of_suite, said, suite_of
 from rmjax.files import refuse_unwritable, write_json, write_text
 from rmjax.hub.shipped import model_folder
 from rmjax.locks import locked
@@ -175,6 +175,8 @@ def _load(options: Options) -> tuple[Evaluator, Loaded]:
     if not options.suite:
         loaded = load_comparisons(options.data, options.root, options.split, options.on_error, options.layout)
         return SUITES["comparisons"].evaluator, loaded
+    if options.suite not in BENCHMARKS:
+        raise ValueError(f"--suite={options.suite} is no benchmark; choose {', '.join(BENCHMARKS)}")
     if options.reference == "best" or options.split != "all":
         raise ValueError(
             "--reference=best and --split do not go with --suite; --suite=polar has the best answer as reference"

@@ -404,6 +404,8 @@ def test_a_published_benchmark_by_the_same_command(options, monkeypatch):
     assert "counts differ from the published ones: Natural 3 instead of 100" in said
     assert " q" in table.format_table({**result, "multiplicity": {"a": {"q": 0.5}}, "categories": {"a": result["overall"]},
                                        "baselines": {}}).splitlines()[2]  # fmt: skip
+    with pytest.raises(ValueError, match="--suite=lmbar is no benchmark; choose rmb, reward_bench"):
+        command.evaluate(dataclasses.replace(asked, suite="lmbar"))
     with pytest.raises(ValueError, match="do not go with --suite"):
         command.evaluate(dataclasses.replace(asked, reference="best"))
 

@@ -100,6 +100,8 @@ class Benchmark:
           OSError: a file cannot be read.
           RecordError: a broken row or a file of another layout; with `on_error="skip"` only where nothing is left.
         """
+        if not str(path):  # which would be the current folder
+            raise FileNotFoundError(f"{self.title} has no path; download it: {self.get}")
         return self.read(self, Path(path), on_error)
 
     def found(self, path: Path) -> list[Path]:

@@ -38,6 +38,8 @@ def test_a_missing_file_says_what_to_download(tmp_path, name):
         else pytest.raises(OSError)
     ):
         BENCHMARKS[name].load(tmp_path / "none")
+    with pytest.raises(FileNotFoundError, match="has no path"):
+        BENCHMARKS[name].load("")
     (tmp_path / "readme.md").touch()
     if name != "polar":
         with pytest.raises(FileNotFoundError, match=f"no file of {BENCHMARKS[name].title} below it"):
