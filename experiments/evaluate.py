@@ -1,9 +1,10 @@
 """Preference accuracy of a reward model on comparisons.
 
     python -m experiments.evaluate --model=DIR|shipped:NAME --data=FILE|shipped:NAME|SET --out=FILE.json
-        [--split=test] [--scores=FILE.jsonl] [--routing=FOLDER] [--mesh=one]
+        [--suite=NAME] [--layout=auto] [--also=style] [--split=test] [--scores=FILE.jsonl] [--routing=FOLDER] [--mesh=one]
 
-SET is one of the real preference sets of docs/data.md. A stopped command goes on where it was (`rmjax.evaluate.evaluation`).
+With --suite, --data is a file or folder of that published benchmark. SET is one of the real preference sets of docs/data.md.
+A stopped command goes on where it was (`rmjax.evaluate.evaluation`).
 `rmjax evaluate FILE` is the short form of it.
 """
 
@@ -13,10 +14,12 @@ from pathlib import Path
 from absl import app, flags
 
 from experiments.start import error_text, parse_flags, prepare
+from rmjax.data.layouts import NAMES
 from rmjax.data.preferences import PREFERENCE_SETS
 from rmjax.data.sources import RECORD_SPLITS
-from rmjax.evaluate.evaluation import Options, evaluate, notes
+from rmjax.evaluate.evaluation import FURTHER, Options, evaluate, notes
 from rmjax.evaluate.table import print_table
+from rmjax.settings import BENCHMARKS
 from rmjax.terminal import printable
 
 
@@ -26,10 +29,15 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "data",
         None,
-        "comparisons: .jsonl[.zst], .parquet, .array_record, tfds:NAME, shipped:NAME, or a real "
-        f"set: {', '.join(PREFERENCE_SETS)}",
+        "comparisons: .jsonl[.zst|.gz], .json, .parquet, .array_record, tfds:NAME, shipped:NAME, or a real "
+        f"set: {', '.join(PREFERENCE_SETS)}; with --suite a file or folder of it",
         required=True,
     )
+    flags.DEFINE_enum("suite", "", ["", *BENCHMARKS], "published benchmark that --data is, in its own layout")
+    flags.DEFINE_multi_enum(
+        "also", [], FURTHER, "further numbers for the result file: calibration, style; may be repeated"
+    )
+    flags.DEFINE_enum("layout", "auto", NAMES, "layout of the rows of a file; auto says what it took them for")
     flags.DEFINE_string("root", "../shared/data", "folder of the real sets")
     flags.DEFINE_enum("split", "all", RECORD_SPLITS, "real sets: test is a fifth of the prompts")
     flags.DEFINE_string("out", None, "JSON file to write", required=True)
@@ -66,6 +74,9 @@ def main(_: list[str]) -> None:
         seed=values.seed,
         root=values.root,
         split=values.split,
+        suite=values.suite,
+        layout=values.layout,
+        also=tuple(values.also),
         routing=Path(values.routing) if values.routing else None,
         mesh=values.mesh,
     )

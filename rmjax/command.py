@@ -55,6 +55,8 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--reference", choices=["given", "best"], default="given", help="best: the top-ranked answer (given)"
     )
+    evaluate.add_argument("--suite", default="", help="published benchmark that the file or folder is of, say rmb")
+    evaluate.add_argument("--layout", default="auto", help="layout of the rows: auto, records (ours), or a name (auto)")
     train = command(
         "train", "Train a model from a config, or fine-tune one on a file of preferences. Goes on if stopped.", _train
     )
@@ -152,7 +154,8 @@ def _evaluate(options: argparse.Namespace) -> None:
     files = {"out": out / "report.json", "scores": out / "scores.jsonl"} if out else {}
     if out:
         require_plots()
-    asked = Options(options.model, options.preferences, reference=options.reference, on_error=options.on_error, **files)
+    chosen = {name: getattr(options, name) for name in ("reference", "on_error", "suite", "layout")}
+    asked = Options(options.model, options.preferences, **chosen, **files)
     result = evaluate(asked)
     _say(format_table(result), *notes(result))
     if out:

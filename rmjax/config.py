@@ -62,6 +62,11 @@ def samples_eval(path: str, every: int = 0, kind: str = "pool", names: str = "",
     return _entry("samples", path=path, every=every, source=kind, names=names, mixed=mixed)
 
 
+def suite_eval(suite: str, path: str, every: int = 0) -> ConfigDict:
+    """An evaluation: a published benchmark in its own layout."""
+    return _entry("suite", suite=suite, path=path, every=every)
+
+
 def _entry(kind: str, **changes: Any) -> ConfigDict:
     entry = defaults(settings.EVALUATIONS[kind])
     entry.update(changes)
@@ -94,7 +99,9 @@ def complete(config: ConfigDict) -> ConfigDict:
 def _require_section(value: Any, place: str) -> None:
     if not isinstance(value, ConfigDict):
         what = (
-            "an entry made by pool_eval, comparisons_eval or samples_eval" if "evals." in place else "a section of keys"
+            "an entry made by pool_eval, comparisons_eval, samples_eval or suite_eval"
+            if "evals." in place
+            else "a section of keys"
         )
         raise ValueError(f"{place} is {value!r}; it must be {what}")
 

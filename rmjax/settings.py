@@ -14,8 +14,12 @@ DTYPES = ("float32", "bfloat16")
 SPLITS = ("seen", "unseen", "all")
 RECORD_SPLITS = ("all", "train", "test")
 WRAPPERS = ("sft", "pretrain")
-LAYOUTS = ("conversations", "hh", "sharegpt", "labeled")
 ROOT = "../shared/data"
+BENCHMARKS = (
+    "rmb", "reward_bench", "reward_bench_2", "rm_bench", "judge_bench", "llmbar", "ppe", "hh", "helpsteer", "shp",
+    "ultrafeedback", "polar",
+)  # fmt: skip
+"""Those of `rmjax.evaluate.suites`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,8 +80,10 @@ class Data:
     columns: tuple[
         str, ...
     ] = ()  # comparisons, texts: "FIELD=COLUMN" each, dots lead inside; empty = all by their names
-    layout: str = choice("", "", *LAYOUTS)  # comparisons, texts: how rows of other forms are read (see docs/data.md)
     root: str = ROOT  # where the real sets lie
+    layout: str = (
+        "records"  # comparisons, texts, of a file's rows: records (ours) | auto | a name of docs/data.md, Layouts
+    )
     split: str = choice("all", *RECORD_SPLITS)  # real sets: test is a fifth of the prompts, by hash
     policies: str = choice("seen", *SPLITS)  # pool: policies that may write
     prompts: str = choice("seen", *SPLITS)  # pool: prompts that may be answered
@@ -175,8 +181,20 @@ class ComparisonsEval:
 
     kind: str = "comparisons"  # what is evaluated, and so which keys the entry has
     path: str = ""  # file, shipped:NAME, or a real set's name
+    layout: str = "records"  # of a file's rows: records (ours) | auto | a name of docs/data.md, Layouts
     root: str = ROOT  # where the real sets lie
     split: str = choice("all", *RECORD_SPLITS)  # real sets
+    every: int = number(0, low=0)  # steps; 0 = first and last only
+
+
+@dataclasses.dataclass(frozen=True)
+class SuiteEval:
+    """An entry of `config.evals`: a published benchmark in its own layout."""
+
+    kind: str = "suite"  # what is evaluated, and so which keys the entry has
+    suite: str = choice("rmb", *BENCHMARKS)  # which benchmark
+    path: str = ""  # its file or folder, as it is downloaded
+    on_error: str = choice("raise", "raise", "skip")  # broken rows: an error | left out and counted
     every: int = number(0, low=0)  # steps; 0 = first and last only
 
 
@@ -198,7 +216,9 @@ class SamplesEval:
     every: int = number(0, low=0)  # steps; 0 = first and last only
 
 
-EVALUATIONS: Mapping[str, type] = {"pool": PoolEval, "comparisons": ComparisonsEval, "samples": SamplesEval}
+EVALUATIONS: Mapping[str, type] = {
+    "pool": PoolEval, "comparisons": ComparisonsEval, "samples": SamplesEval, "suite": SuiteEval,
+}  # fmt: skip
 SECTIONS: Mapping[str, type] = {
     "model": Model, "format": FormatSection, "data": Data, "optimizer": Optimizer, "mesh": MeshSection, "hosts": Hosts,
     "run": Run,

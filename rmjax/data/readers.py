@@ -18,8 +18,9 @@ import zstandard
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from rmjax.data import fields
+from rmjax.data.column_map import AS_THEY_ARE, ColumnMap
 from rmjax.data.columns import parquet_schema
-from rmjax.data.layouts import AS_THEY_ARE, Mapped
+from rmjax.data.layouts import RECORDS, reshaped
 from rmjax.data.messages import as_strings
 from rmjax.data.record import (
     FIELDS,
@@ -82,7 +83,10 @@ class RandomAccessSource:
 
 
 def open_records(
-    path: str | Path, on_error: Literal["raise", "skip"] = "raise", mapping: Mapped = AS_THEY_ARE
+    path: str | Path,
+    on_error: Literal["raise", "skip"] = "raise",
+    layout: str = RECORDS,
+    columns: ColumnMap = AS_THEY_ARE,
 ) -> RandomAccessSource:
     """Opens and validates a file of comparisons.
 
@@ -95,7 +99,8 @@ def open_records(
       path: file or TFDS name.
       on_error: "raise" raises the first bad record's error and says how many there are; "skip"
         leaves bad records out, counts them by reason in `skipped` and logs the counts.
-      mapping: how the file's rows become rows in our fields.
+      layout: of its rows: records (ours), auto, or a name in `layouts.LAYOUTS`.
+      columns: what the file's columns are called here.
 
     Raises:
       FileNotFoundError, IsADirectoryError, PermissionError: the file cannot be read.
@@ -104,7 +109,7 @@ def open_records(
     """
     if on_error not in ("raise", "skip"):
         raise ValueError(f'on_error is "{on_error}"; use "raise" or "skip"')
-    rows = open_rows(path, mapping)
+    rows = reshaped(open_rows(path, columns), str(path), layout)
     kept: list[int] = []
     errors: list[RecordError] = []
     unknown: collections.Counter[str] = collections.Counter()
@@ -138,7 +143,8 @@ def read_all(
     known: Collection[str] = FIELDS,
     on_error: Literal["raise", "skip"] = "raise",
     skipped: collections.Counter[str] | None = None,
-    mapping: Mapped = AS_THEY_ARE,
+    layout: str = RECORDS,
+    columns: ColumnMap = AS_THEY_ARE,
 ) -> list[_T]:
     """All rows of a file through one of the parsers (`parse_text`, `parse_sample`, `parse_prompt`).
 
@@ -146,7 +152,7 @@ def read_all(
       known: the fields that the parser reads; others are logged with their counts.
       on_error: as in `open_records`.
       skipped: gets the number of rows that are left out, by reason.
-      mapping: as in `open_records`.
+      layout, columns: as in `open_records`.
 
     Raises:
       FileNotFoundError, IsADirectoryError, PermissionError: the file cannot be read.
@@ -155,7 +161,7 @@ def read_all(
     found: list[_T] = []
     errors: list[RecordError] = []
     unknown: collections.Counter[str] = collections.Counter()
-    notes, rows = Notes(), open_rows(path, mapping)
+    notes, rows = Notes(), reshaped(open_rows(path, columns), str(path), layout)
     for i in range(len(rows)):
         try:
             row = rows.row(i)

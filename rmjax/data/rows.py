@@ -18,10 +18,10 @@ from typing import Protocol
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
+from rmjax.data.column_map import AS_THEY_ARE, ColumnMap
 from rmjax.data.decompression import sensible_limit, too_large
 from rmjax.data.errors import RecordError, first_line
 from rmjax.data.jsonrows import decode_json, open_json, open_jsonl, open_jsonl_gz, open_jsonl_zst
-from rmjax.data.layouts import AS_THEY_ARE, Mapped
 from rmjax.data.parquet_rows import open_parquet
 from rmjax.data.shards import HUB, ShardError, folder_shards, hub_shards
 from rmjax.data.tfds_rows import open_tfds, read_chunked
@@ -38,19 +38,19 @@ class Rows(Protocol):
     def place(self, i: int) -> str: ...
 
 
-def open_rows(path: str | Path, mapping: Mapped = AS_THEY_ARE) -> Rows:
+def open_rows(path: str | Path, columns: ColumnMap = AS_THEY_ARE) -> Rows:
     """Opens a file by its extension, a folder of such files, a TFDS data set by "tfds:NAME[/CONFIG][:SPLIT][@DIR]", or one of
     the hub by "hf:ORG/NAME[/CONFIG][:SPLIT][@REVISION]", which huggingface_hub's cache has to hold.
 
     Args:
-      mapping: how rows become rows in our fields.
+      columns: what the file's columns are called here.
 
     Raises:
       FileNotFoundError, IsADirectoryError, PermissionError: the file cannot be read, or some of a set are not there.
       RecordError: unknown extension, or the file is damaged or empty; a set's name that does not say which.
     """
     rows = _not_empty(_opened(path), str(path))
-    return MappedRows(rows, mapping) if mapping else rows
+    return MappedRows(rows, columns) if columns else rows
 
 
 def _opened(path: str | Path) -> Rows:
@@ -117,7 +117,7 @@ class MappedRows:
     """Rows in our fields of a file in others."""
 
     rows: Rows
-    mapping: Mapped
+    columns: ColumnMap
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -128,7 +128,7 @@ class MappedRows:
         return getattr(self.rows, "blank_lines", 0)
 
     def row(self, i: int) -> object:
-        return self.mapping.row(self.rows.row(i), self.place(i))
+        return self.columns.row(self.rows.row(i), self.place(i))
 
     def place(self, i: int) -> str:
         return self.rows.place(i)

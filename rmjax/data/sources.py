@@ -13,9 +13,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from rmjax.data.column_map import AS_THEY_ARE, ColumnMap, column_map
 from rmjax.data.columns import of_single
 from rmjax.data.errors import RecordError
-from rmjax.data.layouts import AS_THEY_ARE, Mapped, mapped
+from rmjax.data.layouts import RECORDS
 from rmjax.data.messages import as_value
 from rmjax.data.pool import PolicyPool
 from rmjax.data.preferences import PREFERENCE_SETS, load_preferences
@@ -127,13 +128,15 @@ def records(
     on_error: OnError = "raise",
     split_votes: bool = False,
     dropped: Counter[str] | None = None,
-    mapping: Mapped = AS_THEY_ARE,
+    layout: str = RECORDS,
+    columns: ColumnMap = AS_THEY_ARE,
 ) -> Sequence[Comparison] | RandomAccessSource:
     """A file of comparisons, or a split ("all", "train", "test") of the real set of that name under `root`.
 
     Which split a record is in is a property of its prompt's text alone. Files come whole: their split is their name.
     `split_votes` keeps pairs of a real set that votes order and ranks do not.
-    `dropped` gets the number of rows of a real set (all its splits) that are left out, by reason. `mapping` is for files.
+    `dropped` gets the number of rows of a real set (all its splits) that are left out, by reason.
+    `columns` and `layout` are a file's, as in `open_records`.
     """
     choose("data.split", split, RECORD_SPLITS)
     if path not in PREFERENCE_SETS:
@@ -141,11 +144,9 @@ def records(
             raise ValueError(
                 f"split {split!r} of {path}: only the real sets have it ({', '.join(PREFERENCE_SETS)}); use all"
             )
-        return open_records(located(path), on_error, mapping)
-    if mapping:
-        raise ValueError(
-            f"config.data.columns and config.data.layout are for files, and {path} is a real set; leave them empty"
-        )
+        return open_records(located(path), on_error, RECORDS if path.startswith(SHIPPED) else layout, columns)
+    if columns:
+        raise ValueError(f"config.data.columns is for files, and {path} is a real set; leave it empty")
     everything = load_preferences(path, root, split_votes, dropped)
     chosen = [c for c in everything if split == "all" or is_test(c.prompt) == (split == "test")]
     _log.info("%s, split %s: %d of %d comparisons", path, split, len(chosen), len(everything))
@@ -162,9 +163,9 @@ def is_test(prompt: str) -> bool:
 
 def pool_groups(data: Any) -> Records:
     """POLAR's groups, drawn from the pool that `config.data` names."""
-    if mapped(data.columns, data.layout):
+    if data.columns or data.layout != RECORDS:
         raise ValueError(
-            "config.data.columns and config.data.layout are for comparisons and texts, and data.kind is pool; leave them empty"
+            "config.data.columns and config.data.layout are for comparisons and texts, and data.kind is pool; leave them alone"
         )
     found = pool(data.path, data.policies, data.prompts, data.on_error)
     found.check_numbers(negatives=data.negatives, references=data.references)
@@ -198,8 +199,10 @@ def comparisons(data: Any, order: Order = RANKS) -> Records:
       ValueError: every record, or every pair that is read, has weight 0; or every record has more candidates than a group may.
     """
     skipped: Counter[str] = Counter()
-    mapping = mapped(data.columns, data.layout)
-    read = records(data.path, data.root, data.split, data.on_error, order.kind == "votes", skipped, mapping)
+    columns = column_map(data.columns)
+    read = records(
+        data.path, data.root, data.split, data.on_error, order.kind == "votes", skipped, data.layout, columns
+    )
     if isinstance(read, RandomAccessSource):
         skipped.update(read.skipped)
     found = _all_usable(read, data, order, skipped)
@@ -211,8 +214,8 @@ def comparisons(data: Any, order: Order = RANKS) -> Records:
 def texts(data: Any) -> Records:
     """The texts that `config.data` names: records of one output."""
     skipped: Counter[str] = Counter()
-    mapping = mapped(data.columns, data.layout)
-    found = read_all(located(data.path), parse_text, known_fields(), data.on_error, skipped, mapping)
+    columns = column_map(data.columns)
+    found = read_all(located(data.path), parse_text, known_fields(), data.on_error, skipped, data.layout, columns)
     _look_at_weights(data.path, found)
     return dataclasses.replace(_fixed(found), forms=set, skipped=dict(skipped))
 

@@ -9,24 +9,30 @@ import json
 import logging
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from tqdm import tqdm
 
+from rmjax.data.layouts import RECORDS
 from rmjax.data.record import Comparison
 from rmjax.data.sources import located
-from rmjax.evaluate.comparisons import evaluate_comparison, with_best_as_reference
+from rmjax.evaluate.comparisons import CREDIT, with_best_as_reference
+from rmjax.evaluate.evaluators import EVALUATORS, Evaluator
 from rmjax.evaluate.report import environment, write_report
+from rmjax.evaluate.rows import of_metric, values
 from rmjax.evaluate.score_log import ScoreLog, fingerprint_comparisons, fingerprint_files
 from rmjax.evaluate.scorers import Scorer, checked
-from rmjax.evaluate.suites import SUITES, load_comparisons, said
+from rmjax.evaluate.suites import BENCHMARKS, SUITES, Loaded, load_comparisons, notes_of_suite, said, suite_of
 from rmjax.files import refuse_unwritable, write_json, write_text
 from rmjax.hub.shipped import model_folder
 from rmjax.locks import locked
+from rmjax.settings import SuiteEval
 
 logger = logging.getLogger(__name__)
+FURTHER = ("calibration", "style")
+"""What `Options.also` may name."""
 _RUN_FILES = ("model.json", "tokenizer.json", "config.json", "data.json", "metrics.jsonl")
 
 
@@ -44,6 +50,9 @@ class Options:
       rows_per_save: rows scored between two saves.
       seed: of the bootstrap.
       split: of a real set.
+      suite: published benchmark that `data` is a file or folder of (`suites.BENCHMARKS`); empty: any comparisons.
+      layout: of a file's rows: records (ours), auto, or a name in `layouts.LAYOUTS`.
+      also: further evaluators whose summaries go into the result: calibration, style.
       routing: folder for report.html: where the routers of an adapter send each `type` of record.
       mesh: one device, or the rows of a batch on all of them.
     """
@@ -58,6 +67,9 @@ class Options:
     seed: int = 0
     root: str = "../shared/data"
     split: str = "all"
+    suite: str = ""
+    layout: str = RECORDS
+    also: tuple[str, ...] = ()
     routing: Path | None = None
     mesh: Literal["one", "all"] = "all"
 
@@ -118,9 +130,9 @@ def evaluate(options: Options) -> dict[str, Any]:
 
 def _evaluate(options: Options, partial: Path) -> dict[str, Any]:
     started = time.monotonic()
-    loaded = load_comparisons(options.data, options.root, options.split, options.on_error)
+    evaluator, loaded = _load(options)
     given = loaded.records
-    _refuse_no_order(options.data, given)
+    _refuse_no_order(options.data, given, evaluator)
     rows = [with_best_as_reference(row) for row in given] if options.reference == "best" else given
     fingerprint = {
         "model": fingerprint_files(options.folder, ignore=options.outputs),
@@ -131,7 +143,7 @@ def _evaluate(options: Options, partial: Path) -> dict[str, Any]:
         _score_missing(options, rows, log)
     scores = [log.scores[index] for index in range(len(rows))]
     result = {
-        **SUITES["comparisons"].evaluator.summary(rows, scores, options.seed),
+        **evaluator.summary(rows, scores, options.seed),
         "reference": options.reference,
         "reference_from_ranks": sum(a is not b for a, b in zip(rows, given, strict=True)),
         "encoding": dict(log.counts),
@@ -145,18 +157,37 @@ def _evaluate(options: Options, partial: Path) -> dict[str, Any]:
         "seconds": round(time.monotonic() - started, 3),
         **environment(),
     }
-    result |= {name: count for name in ("contradicting", "unknown") if (count := getattr(loaded, name))}
+    result |= {name: EVALUATORS[name].summary(rows, scores, options.seed) for name in options.also}
+    more = ("contradicting", "unknown", "kept", "published")
+    result |= {
+        name: dict(count) if isinstance(count, Mapping) else count for name in more if (count := getattr(loaded, name))
+    }
     if measures := _measures(options, rows):
         result["measures"] = measures
     if options.routing:
         result["routing"] = _routing(options, options.routing, rows)
     if options.scores:
-        write_text(options.scores, "".join(_score_lines(rows, scores)))
+        write_text(options.scores, "".join(_score_lines(rows, scores, evaluator)))
     return result
 
 
-def _refuse_no_order(data: str, records: Sequence[Comparison]) -> None:
-    left_out = SUITES["comparisons"].evaluator.left_out(records)
+def _load(options: Options) -> tuple[Evaluator, Loaded]:
+    if not options.suite:
+        loaded = load_comparisons(options.data, options.root, options.split, options.on_error, options.layout)
+        return SUITES["comparisons"].evaluator, loaded
+    if options.suite not in BENCHMARKS:
+        raise ValueError(f"--suite={options.suite} is no benchmark; choose {', '.join(BENCHMARKS)}")
+    if options.reference == "best" or options.split != "all":
+        raise ValueError(
+            "--reference=best and --split do not go with --suite; --suite=polar has the best answer as reference"
+        )
+    entry = SuiteEval(suite=options.suite, path=options.data, on_error=options.on_error)
+    suite = suite_of(entry)
+    return suite.evaluator, suite.load(entry)
+
+
+def _refuse_no_order(data: str, records: Sequence[Comparison], evaluator: Evaluator) -> None:
+    left_out = evaluator.left_out(records)
     if sum(left_out.values()) == len(records):
         raise ValueError(
             f"{data}: none of its {len(records)} rows has an order to measure against ({said(left_out)}); give chosen and "
@@ -212,7 +243,7 @@ def _score_missing(options: Options, rows: Sequence[Comparison], log: ScoreLog) 
         return
     if len(missing) < len(rows):
         logger.warning("continuing: %d of %d rows are scored", len(log.scores), len(rows))
-    _warn_without_reference(rows)
+    _warn_without_reference(rows, options.suite)
     scorer = load_scorer(options.model, options.mesh)
     with tqdm(total=len(rows), initial=len(log.scores), desc="scoring", unit="row") as bar:
         for start in range(0, len(missing), options.rows_per_save):
@@ -223,38 +254,56 @@ def _score_missing(options: Options, rows: Sequence[Comparison], log: ScoreLog) 
             bar.update(len(chunk))
 
 
-def _warn_without_reference(rows: Sequence[Comparison]) -> None:
+def _warn_without_reference(rows: Sequence[Comparison], suite: str) -> None:
     without = sum(not row.references for row in rows)
     if without:
         logger.warning(
             "%d of %d rows have NO REFERENCE and are scored without one: for a POLAR model this is "
-            "not what it was trained on; give a reference, or --reference=best for ranked rows",
+            "not what it was trained on; %s",
             without,
             len(rows),
+            "--suite=polar is its protocol" if suite else "give a reference, or --reference=best for ranked rows",
         )
 
 
-def _score_lines(rows: Sequence[Comparison], scores: Sequence[Sequence[float]]) -> Iterator[str]:
+def _score_lines(rows: Sequence[Comparison], scores: Sequence[Sequence[float]], evaluator: Evaluator) -> Iterator[str]:
     for row, row_scores in zip(rows, scores, strict=True):
-        verdict = evaluate_comparison(row, row_scores)
+        credits = values(of_metric(evaluator.rows([row], [row_scores]), CREDIT))
         line = {
             "id": row.id,
             "scores": list(row_scores),
-            "correct": verdict.credit if verdict else None,
+            "correct": sum(credits) / len(credits) if credits else None,
             "category": row.category,
             "line": row.place,
         }
         yield json.dumps(line, ensure_ascii=False) + "\n"
 
 
+def _further_notes(result: dict[str, Any]) -> Iterator[str]:
+    if found := result.get("calibration"):
+        fitted = "none" if found["temperature"] is None else f"{found['temperature']:.3g}"
+        ece, loss = found["ece"], found["loss"]
+        yield (
+            f"calibration of {found['pairs']:,} pairs: ECE {ece['value']:.3f} ({ece['low']:.3f} to {ece['high']:.3f}), "
+            f"loss {loss['value']:.3f} nats, temperature {fitted}"
+        )
+    if found := result.get("style"):
+        alone, controlled = (found["reward"][name]["value"] for name in ("alone", "controlled"))
+        styles = ", ".join(f"{name} {each['value']:+.2f}" for name, each in found["style"].items())
+        yield f"style control: coefficient of the reward {alone:.2f} alone, {controlled:.2f} beside style ({styles})"
+
+
 def notes(result: dict[str, Any]) -> Iterator[str]:
     """What was counted, a line each: what an accuracy leaves out or rests on."""
-    if ties := result["overall"]["ties"]:
+    if "suite" in result:
+        yield from notes_of_suite(result)
+    elif ties := result["overall"]["ties"]:
         yield f"{ties} of {result['overall']['n']} rows were tied in score, and count in parts"
     if result["without_reference"]:
         yield f"{result['without_reference']} rows had no reference and were scored without one"
     if result["reference_from_ranks"]:
         yield f"{result['reference_from_ranks']} rows: the top-ranked output was the reference"
+    yield from _further_notes(result)
     for name, value in result.get("measures", {}).items():
         yield f"{name}: {value:.4g}, a mean over candidates"
     for reason, count in [*result["skipped"].items(), *result["unreadable"].items()]:

@@ -8,12 +8,17 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from rmjax.data.record import Comparison
+from rmjax.evaluate.calibration import calibrate, expected_error, temperature
 from rmjax.evaluate.comparisons import evaluate_comparisons, overall, preference_rows, reasons
 from rmjax.evaluate.discrimination import discriminate, discrimination_rows, policy_accuracy
 from rmjax.evaluate.gaps import describe_gaps, gap_rows, gap_summary
-from rmjax.evaluate.rows import Row
+from rmjax.evaluate.margins import margin_rows
+from rmjax.evaluate.rows import Row, grouped, values
 from rmjax.evaluate.scorers import Scorer
+from rmjax.evaluate.style import control
 
 _log = logging.getLogger(__name__)
 Scores = Sequence[Sequence[float]]
@@ -70,6 +75,24 @@ def _discrimination_numbers(rows: Sequence[Row]) -> dict[str, float]:
     return {"accuracy": mean["value"], "low": mean["low"], "high": mean["high"], "ties": float(found["ties"])}
 
 
+def _calibration_numbers(rows: Sequence[Row]) -> dict[str, float]:
+    if not rows:
+        return {}
+    margins_P = np.asarray(values(rows))
+    found = {"loss": float(np.logaddexp(0.0, -margins_P).mean()), "ece": expected_error(margins_P)}
+    fitted = temperature(margins_P)
+    return found if fitted is None else {**found, "temperature": fitted}
+
+
+def _style_numbers(rows: Sequence[Row]) -> dict[str, float]:
+    """Accuracy where the better answer is the longer one, and where it is the shorter one."""
+    return {
+        f"accuracy_{name}": float(np.mean((np.sign(values(members)) + 1) / 2))
+        for name, members in grouped(rows, "better").items()
+        if name != "equal"
+    }
+
+
 def _one_answer(records: Sequence[Comparison]) -> dict[str, int]:
     single = sum(len(c.outputs) < 2 for c in records)
     return {"one output": single} if single else {}
@@ -81,6 +104,8 @@ EVALUATORS = {
         Evaluator("preference", preference_rows, _preference_numbers, evaluate_comparisons, reasons),
         Evaluator("discrimination", discrimination_rows, _discrimination_numbers,
                   lambda records, scores, seed: discriminate(records, scores, seed=seed)),
+        Evaluator("calibration", margin_rows, _calibration_numbers, calibrate, reasons),
+        Evaluator("style", margin_rows, _style_numbers, control, reasons),
         Evaluator("gaps", gap_rows, gap_summary, lambda records, scores, seed: describe_gaps(scores), _one_answer),
     )
 }  # fmt: skip

@@ -225,15 +225,23 @@ COMBINATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "mean": lambda scores_SN: np.mean(scores_SN, axis=0),
     "minimum": lambda scores_SN: np.min(scores_SN, axis=0),
     "disagreement": lambda scores_SN: np.std(scores_SN, axis=0),
+    "majority": lambda scores_SN: _preferred_to_all(scores_SN),
 }
 """How an ensemble's scores [S scorers, N outputs] become one score per output."""
 
 
+def _preferred_to_all(scores_SN: np.ndarray) -> np.ndarray:
+    """Majority voting: 1 for the output that more members prefer to each other one than the reverse, else 0."""
+    votes_NN = np.sign(scores_SN[:, :, None] - scores_SN[:, None, :]).sum(0)
+    return ((votes_NN > 0).sum(1) == scores_SN.shape[1] - 1).astype(np.float64)
+
+
 @dataclasses.dataclass(frozen=True)
 class Ensemble:
-    """Several scorers as one: their mean, the minimum (a careful reward), or their disagreement (standard deviation).
+    """Several scorers as one: their mean, minimum (a careful reward), disagreement (standard deviation), or majority.
 
-    The scores are combined as they are: scorers of different units or zeros are to be brought to one scale first.
+    The scores are combined as they are: scorers of different units or zeros are to be brought to one scale first, except for
+    the majority, which reads each member's order only.
     """
 
     scorers: Sequence[Scorer]

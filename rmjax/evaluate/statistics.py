@@ -6,13 +6,14 @@ report the 2.5th and the 97.5th percentile. Rows that answer the same prompt are
 a cluster is usually a prompt.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 RESAMPLES = 2000
+FLIPS = 20_000
 CONFIDENCE = 0.95
 _MAX_CELLS = 4_000_000  # counts held at once: 32 MB
 
@@ -106,6 +107,93 @@ def ratio(
     logs = difference(np.log(first_N), np.log(second_N), clusters, seed)
     value, low, high = (None if x is None else float(np.exp(x)) for x in (logs["value"], logs["low"], logs["high"]))
     return Interval(value=value, low=low, high=high, n=logs["n"])
+
+
+def combined(
+    values: ArrayLike,
+    parts: Sequence[str],
+    weights: Mapping[str, float],
+    clusters: Sequence[Hashable] | None = None,
+    seed: int = 0,
+) -> Interval:
+    """Weighted sum of the means of parts, Σ w · mean, with its interval: a benchmark's score over its sections.
+
+    Clusters are resampled within those that have values in the same parts, so that no part is ever empty.
+
+    Args:
+      values: `(N,)` finite numbers.
+      parts: of each value; those of other parts than `weights` has are left out.
+      weights: part → its weight. Every one needs a value.
+      clusters: as in `interval`.
+      seed: as in `interval`.
+
+    Raises:
+      ValueError: as `interval`; or a part has no value.
+    """
+    values_N = _finite_vector(values)
+    labels = list(range(values_N.size)) if clusters is None else list(clusters)
+    kept = [i for i, part in enumerate(parts) if part in weights]
+    if missing := sorted(weights.keys() - {parts[i] for i in kept}):
+        raise ValueError(f"there is no value of {', '.join(missing)}, which the score is made of")
+    names = {part: k for k, part in enumerate(weights)}
+    index_N, part_N = cluster_index([labels[i] for i in kept]), np.asarray([names[parts[i]] for i in kept])
+    sums_CK, counts_CK = np.zeros((2, index_N.max() + 1, len(names)))
+    np.add.at(sums_CK, (index_N, part_N), values_N[kept])
+    np.add.at(counts_CK, (index_N, part_N), 1)
+    weights_K = np.asarray(list(weights.values()), np.float64)
+    scores_R = _resampled_scores(sums_CK, counts_CK, weights_K, np.random.default_rng(seed))
+    tail = 50 * (1 - CONFIDENCE)
+    low, high = np.percentile(scores_R, (tail, 100 - tail))
+    value = float((sums_CK.sum(0) / counts_CK.sum(0)) @ weights_K)
+    return Interval(value=value, low=float(low), high=float(high), n=len(kept))
+
+
+def _resampled_scores(
+    sums_CK: NDArray[np.float64],
+    counts_CK: NDArray[np.float64],
+    weights_K: NDArray[np.float64],
+    rng: np.random.Generator,
+) -> NDArray[np.float64]:
+    _, stratum_C = np.unique(counts_CK > 0, axis=0, return_inverse=True)
+    totals_R2K = np.zeros((RESAMPLES, 2 * weights_K.size))
+    whole_C2K = np.concatenate([sums_CK, counts_CK], axis=1)
+    for stratum in range(stratum_C.max() + 1):
+        atoms_A2K, times_A = np.unique(whole_C2K[stratum_C.ravel() == stratum], axis=0, return_counts=True)
+        clusters, step = int(times_A.sum()), max(1, _MAX_CELLS // times_A.size)
+        for start in range(0, RESAMPLES, step):
+            size = min(step, RESAMPLES - start)
+            draws_RA = rng.multinomial(clusters, times_A / clusters, size=size)
+            totals_R2K[start : start + size] += draws_RA @ atoms_A2K
+    means_RK = totals_R2K[:, : weights_K.size] / totals_R2K[:, weights_K.size :]
+    return means_RK @ weights_K
+
+
+def sign_flips(differences: ArrayLike, clusters: Sequence[Hashable] | None = None, seed: int = 0) -> float:
+    """Two-sided p-value of paired differences whose mean is 0 under the null: the signs of whole clusters are flipped.
+
+    With `FLIPS` random flips it is never below 1 / (FLIPS + 1); 1 where all differences are 0.
+
+    Raises:
+      ValueError: as `interval`.
+    """
+    sums_C, _ = _cluster_totals(_finite_vector(differences), clusters)
+    sizes_A, times_A = np.unique(np.round(np.abs(sums_C[sums_C != 0]), 9), return_counts=True)
+    if not sizes_A.size:
+        return 1.0
+    heads_FA = np.random.default_rng(seed).binomial(times_A, 0.5, size=(FLIPS, times_A.size))
+    flipped_F = np.abs((2 * heads_FA - times_A) @ sizes_A)
+    extreme = int((flipped_F >= abs(sums_C.sum()) - 1e-6).sum())
+    return (1 + extreme) / (FLIPS + 1)
+
+
+def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:
+    """q-values (Benjamini and Hochberg, 1995): of discoveries with values up to q, an expected fraction of at most q is false."""
+    p_N = np.asarray(p_values, np.float64)
+    order_N = np.argsort(p_N)
+    raised_N = p_N[order_N] * p_N.size / np.arange(1, p_N.size + 1)
+    q_N = np.empty_like(p_N)
+    q_N[order_N] = np.minimum(np.minimum.accumulate(raised_N[::-1])[::-1], 1.0)
+    return q_N.tolist()
 
 
 class OverSeeds(TypedDict):

@@ -20,10 +20,11 @@ LABELS = {
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One line of the table: the intervals of the reward model and of the baselines."""
+    """One line of the table: the intervals of the reward model and of the baselines; q of the difference to the best of them."""
 
     label: str
     means: Mapping[str, Interval]
+    q: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,13 +45,16 @@ def format_table(report: Report) -> str:
     sections = table(report)
     names = column_names(sections)
     label_width = max([len(printable(row.label)) + 2 for s in sections for row in s.rows] + [18])
-    lines = [_aligned("", [printable(spaced(name)) for name in names], "n", label_width)]
+    compared = any(row.q is not None for section in sections for row in section.rows)
+    heading = f"{'n':>6}" + ("       q" if compared else "")
+    lines = [_aligned("", [printable(spaced(name)) for name in names], heading, label_width)]
     for section in sections:
         lines.append(printable(section.heading))
         for row in section.rows:
             cells = [format_mean(row.means.get(name)) for name in names]
             count = max(mean["n"] for mean in row.means.values())
-            lines.append(_aligned(f"  {printable(row.label)}", cells, f"{count:,}", label_width))
+            q = "" if row.q is None else f"  {row.q:6.3f}"
+            lines.append(_aligned(f"  {printable(row.label)}", cells, f"{count:>6,}{q}", label_width))
     rule = "-" * max(len(line) for line in lines)
     return "\n".join(["accuracy (95 % bootstrap interval)", rule, *lines, rule])
 
@@ -111,7 +115,7 @@ def _evaluation_rows(report: Report) -> list[Row]:
     rows = [Row("overall", {name: as_interval(s["overall"]) for name, s in scorers.items()})]
     for category in report.get("categories", {}):
         means = {name: as_interval(s["categories"][category]) for name, s in scorers.items()}
-        rows.append(Row(category, means))
+        rows.append(Row(category, means, report.get("multiplicity", {}).get(category, {}).get("q")))
     return rows
 
 

@@ -212,15 +212,20 @@ def dialogue(*turns: str) -> str:
 @pytest.mark.parametrize(
     ("row", "columns", "layout", "wanted"),
     [
-        ({"q": "p", "good": "a", "bad": "b", "prompt": "x"}, ("prompt=q", "chosen=good", "rejected=bad"), "", ("p", "a", "b")),
+        (
+            {"q": "p", "good": "a", "bad": "b", "prompt": "x"},
+            ("prompt=q", "chosen=good", "rejected=bad"),
+            "records",
+            ("p", "a", "b"),
+        ),
         (
             {"q": {"text": "p"}, "a": [{"t": "a"}, {"t": "b"}]},
             ("prompt=q.text", "chosen=a.0.t", "rejected=a.1.t"),
-            "",
+            "records",
             ("p", "a", "b"),
         ),
-        (both("a", "b"), (), "conversations", ("q", "a", "b")),
-        ({"x": both("a", "b")}, ("chosen=x.chosen", "rejected=x.rejected"), "conversations", ("q", "a", "b")),
+        (both("a", "b"), (), "trl_implicit", ("q", "a", "b")),
+        ({"x": both("a", "b")}, ("chosen=x.chosen", "rejected=x.rejected"), "trl_implicit", ("q", "a", "b")),
         ({"chosen": dialogue("q", "a"), "rejected": dialogue("q", "b")}, (), "hh", ("q", "a", "b")),
         ({"prompt": "q", "output_1": "b", "output_2": "a", "label": 2}, (), "labeled", ("q", "a", "b")),
         (
@@ -236,7 +241,7 @@ def dialogue(*turns: str) -> str:
                 "rejected": [{"from": "gpt", "value": "b"}],
             },
             (),
-            "sharegpt",
+            "sharegpt_pair",
             ("q", "a", "b"),
         ),
     ],
@@ -260,13 +265,13 @@ def test_a_mapped_column_is_all_that_is_read(tmp_path):
 @pytest.mark.parametrize(
     ("row", "columns", "layout", "said"),
     [
-        ({"a": {"b": 1}}, ("prompt=a.c",), "", r"f\.jsonl:1: there is no column a\.c \(there is b\); correct .* `prompt`"),
-        ({"a": [1]}, ("prompt=a.1",), "", r"there is no column a\.1 \(there is a list\)"),
-        ({"prompt": "a"}, ("=x",), "", "config.data.columns has '=x'; write FIELD=COLUMN"),
-        ({"prompt": "a"}, ("prompt", "prompt=b"), "", "each field once"),
-        ({"chosen": dialogue("q", "a")}, (), "hh", r"field `rejected`: missing, and the layout needs it"),
-        ({"chosen": "q", "rejected": "b"}, (), "hh", r"no turns of `Human:` and `Assistant:`"),
-        ({"chosen": dialogue("q", "a"), "rejected": dialogue("z", "a")}, (), "hh", "begins otherwise than `rejected`"),
+        ({"a": {"b": 1}}, ("prompt=a.c",), "records", r"f\.jsonl:1: there is no column a\.c \(there is b\); correct .* `prompt`"),
+        ({"a": [1]}, ("prompt=a.1",), "records", r"there is no column a\.1 \(there is a list\)"),
+        ({"prompt": "a"}, ("=x",), "records", "config.data.columns has '=x'; write FIELD=COLUMN"),
+        ({"prompt": "a"}, ("prompt", "prompt=b"), "records", "each field once"),
+        ({"chosen": dialogue("q", "a")}, (), "hh", r"field `rejected`: missing, and transcripts of HH-RLHF has it"),
+        ({"chosen": "q", "rejected": "b"}, (), "hh", r"not a row of transcripts of HH-RLHF"),
+        ({"prompt": "a"}, (), "huhu", "layout is 'huhu'; choose auto, records, "),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_named(tmp_path, row, columns, layout, said):
@@ -283,12 +288,5 @@ def test_columns_are_for_files():
             ValueError, match="config.data.columns and config.data.layout are for comparisons and texts"
         ):
             sources.pool_groups(data)
-    with pytest.raises(ValueError, match="are for files, and hh_harmless is a real set"):
-        sources.comparisons(Data(kind="comparisons", path="hh_harmless", layout="hh"))
-
-
-def test_settings_name_the_layouts():
-    from rmjax import settings
-    from rmjax.data import layouts
-
-    assert tuple(layouts.LAYOUTS) == settings.LAYOUTS
+    with pytest.raises(ValueError, match="is for files, and hh_harmless is a real set"):
+        sources.comparisons(Data(kind="comparisons", path="hh_harmless", columns=("prompt=q",)))

@@ -17,6 +17,7 @@ from rmjax.data.preferences import PREFERENCE_SETS
 from rmjax.data.record import RecordError
 from rmjax.evaluate import evaluation as command
 from rmjax.evaluate import report as report_command
+from rmjax.evaluate import table
 from rmjax.evaluate.scorers import ScoreError
 from rmjax.locks import InUseError, locked
 from rmjax.train.checkpoint import CheckpointError
@@ -382,3 +383,42 @@ def test_a_run_folder_without_a_report_is_an_error(tmp_path):
     (tmp_path / "report.json").write_text("{")
     with pytest.raises(ValueError, match=r"report\.json is not JSON .*run the job again"):
         report_command.rebuild(tmp_path)
+
+
+def test_a_published_benchmark_by_the_same_command(options, monkeypatch):
+    folder = Path(options.data).parent / "LLMBar" / "Natural"
+    folder.mkdir(parents=True)
+    pair = {"input": "i", "output_1": "long", "output_2": "s", "label": 1}
+    (folder / "dataset.json").write_text(
+        json.dumps([pair, {**pair, "input": "j", "label": 2}, {**pair, "input": "k", "output_2": "even"}])
+    )
+    use(monkeypatch, LengthScorer())
+    asked = dataclasses.replace(options, data=str(folder.parent), suite="llmbar")
+    result = command.evaluate(asked)
+    assert (result["suite"], result["score"]) == ("llmbar", "Natural")
+    assert result["overall"]["accuracy"] == pytest.approx(1 / 3) and result["overall"]["ties"] == 1  # a tie fails
+    assert result["encoding"] == {"cut": 3} and result["published"]["found"] == 3
+    assert [json.loads(line)["correct"] for line in options.scores.read_text().splitlines()] == [1.0, 0.0, 0.0]
+    said = list(command.notes(result))
+    assert said[0].startswith("llmbar, Natural: 0.333 (0.000 to 1.000), n = 3, 1 tied in score; best baseline: ")
+    assert "counts differ from the published ones: Natural 3 instead of 100" in said
+    assert " q" in table.format_table({**result, "multiplicity": {"a": {"q": 0.5}}, "categories": {"a": result["overall"]},
+                                       "baselines": {}}).splitlines()[2]  # fmt: skip
+    with pytest.raises(ValueError, match="--suite=lmbar is no benchmark; choose rmb, reward_bench"):
+        command.evaluate(dataclasses.replace(asked, suite="lmbar"))
+    with pytest.raises(ValueError, match="do not go with --suite"):
+        command.evaluate(dataclasses.replace(asked, reference="best"))
+
+
+def test_another_layout_is_recognized_and_said(options, monkeypatch, caplog):
+    said = [
+        {"chosen": f"\n\nHuman: {q}\n\nAssistant: long", "rejected": f"\n\nHuman: {q}\n\nAssistant: s"} for q in "ab"
+    ]
+    write_rows(Path(options.data), said)
+    use(monkeypatch, LengthScorer())
+    with caplog.at_level(logging.WARNING):
+        result = command.evaluate(dataclasses.replace(options, layout="auto"))
+    assert result["overall"]["accuracy"] == 1.0 and result["rows"] == 2
+    assert "taken for transcripts of HH-RLHF (--layout=hh)" in caplog.text
+    with pytest.raises(RecordError, match="prompt`: missing"):
+        command.evaluate(options)

@@ -15,6 +15,7 @@ from rmjax.data.packing import ForestShape, Tree, fill, pack
 from rmjax.data.record import Comparison
 from rmjax.data.tokenizer import Tokenizer
 from rmjax.evaluate.scorers import (
+    COMBINATIONS,
     Baseline,
     Ensemble,
     RewardScorer,
@@ -196,7 +197,8 @@ def test_baselines_are_scorers():
 
 
 @pytest.mark.parametrize(
-    ("combine", "wanted"), [("mean", [0.0, 0.0]), ("minimum", [-1.0, -6.0]), ("disagreement", [1.0, 6.0])]
+    ("combine", "wanted"),
+    [("mean", [0.0, 0.0]), ("minimum", [-1.0, -6.0]), ("disagreement", [1.0, 6.0]), ("majority", [0.0, 0.0])],
 )
 def test_an_ensemble_combines_its_scorers(combine, wanted):
     ensemble = Ensemble([Baseline("longer"), Baseline("shorter")], combine)
@@ -204,8 +206,17 @@ def test_an_ensemble_combines_its_scorers(combine, wanted):
     assert ensemble.name == f"{combine} of longer, shorter" and not ensemble.counts
 
 
+def test_a_majority_prefers_one_answer_to_every_other():
+    three = Ensemble([Baseline("longer"), Baseline("longer"), Baseline("shorter")], "majority")
+    assert three.score([PAIR]) == [[0.0, 1.0]]
+    assert (
+        COMBINATIONS["majority"](np.asarray([[3.0, 2, 1], [1, 3, 2], [2, 1, 3]])).tolist() == [0.0] * 3
+    )  # a circle has no winner
+    assert COMBINATIONS["majority"](np.asarray([[9.0, 2, 1], [1, 0, 2], [1, 0, 0]])).tolist() == [1.0, 0.0, 0.0]
+
+
 def test_ensembles_that_cannot_be():
-    with pytest.raises(ValueError, match="combine is 'max'; choose mean, minimum, disagreement"):
+    with pytest.raises(ValueError, match="combine is 'max'; choose mean, minimum, disagreement, majority"):
         Ensemble([Baseline("longer")], "max")
     with pytest.raises(ValueError, match="no scorers; give one or more"):
         Ensemble([])

@@ -3,7 +3,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rmjax.evaluate.statistics import difference, interval, over_seeds, paired, ratio
+from rmjax.evaluate.statistics import (
+    benjamini_hochberg,
+    combined,
+    difference,
+    interval,
+    over_seeds,
+    paired,
+    ratio,
+    sign_flips,
+)
 
 
 def test_nothing_to_average_has_no_value():
@@ -113,3 +122,46 @@ def test_values_of_several_seeds():
     assert over_seeds(values) == got  # by default a row is one item, the same in all seeds
     gained = paired(values, [[0.0, 0.0]] * 2, items)
     assert gained["seeds"] == [0.5, 1.0] and gained["mean"] == got["mean"]
+
+
+def test_a_score_over_parts_is_the_weighted_sum_of_their_means():
+    values, parts = [1, 0, 1, 1, 0], ["a", "a", "b", "b", "unused"]
+    got = combined(values, parts, {"a": 0.25, "b": 0.75})
+    assert got["value"] == pytest.approx(0.25 * 0.5 + 0.75) and got["n"] == 4
+    assert got["low"] == pytest.approx(0.75) and got["high"] == pytest.approx(1.0)  # b is always 1, a from 0 to 1
+    with pytest.raises(ValueError, match="no value of c, which the score is made of"):
+        combined(values, parts, {"a": 0.5, "c": 0.5})
+
+
+def test_a_score_of_one_part_has_about_the_interval_of_its_mean():
+    rng = np.random.default_rng(0)
+    values, prompts = rng.integers(0, 2, 300), rng.integers(0, 100, 300).tolist()
+    one, other = interval(values, prompts), combined(values, ["a"] * 300, {"a": 1.0}, prompts)
+    assert one["value"] == pytest.approx(other["value"])
+    assert one["low"] == pytest.approx(other["low"], abs=0.015) and one["high"] == pytest.approx(
+        other["high"], abs=0.015
+    )
+
+
+def test_a_prompt_in_two_parts_moves_both():
+    """Parts that agree on every prompt have the mean of one of them; drawn apart, their mean would vary less."""
+    values = np.tile([0.0, 1.0], 50)
+    both = combined(
+        np.concatenate([values, values]), ["a"] * 100 + ["b"] * 100, {"a": 0.5, "b": 0.5}, [*range(100)] * 2
+    )
+    apart = combined(np.concatenate([values, values]), ["a"] * 100 + ["b"] * 100, {"a": 0.5, "b": 0.5}, range(200))
+    assert both["high"] - both["low"] > 1.25 * (apart["high"] - apart["low"])
+
+
+def test_flipped_signs():
+    assert sign_flips([0.0, 0.0]) == 1.0
+    assert sign_flips([1.0, 1.0, 1.0]) == pytest.approx(2 / 8, abs=0.015)  # all flips: +3 and -3 of eight
+    assert sign_flips([1.0, -1.0]) == 1.0
+    assert sign_flips([1.0] * 60) < 1e-4
+    assert sign_flips([1.0] * 60, ["a"] * 60) == 1.0  # one prompt says nothing
+
+
+def test_false_discoveries():
+    # By hand: 0.01 · 4 / 1, 0.02 · 4 / 2, 0.03 · 4 / 3, 0.5.
+    assert benjamini_hochberg([0.5, 0.01, 0.03, 0.02]) == pytest.approx([0.5, 0.04, 0.04, 0.04])
+    assert benjamini_hochberg([0.04, 0.9]) == pytest.approx([0.08, 0.9]) and benjamini_hochberg([]) == []

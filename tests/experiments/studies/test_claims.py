@@ -86,7 +86,9 @@ def test_a_config_with_changed_keys_is_not_published(tmp_path, monkeypatch, name
 
 
 def test_every_study_is_published():
-    assert {path.parent.name for path in study.STUDIES.glob("*/measure.py")} == {name.split(":")[0] for name in PUBLISHED}
+    assert {path.parent.name for path in study.STUDIES.glob("*/measure.py")} == {
+        name.split(":")[0] for name in PUBLISHED
+    }
 
 
 def test_a_claim_needs_cells_that_were_stopped_early_too():

@@ -273,6 +273,38 @@ def without_reference(home: Path, folder: Path) -> None:
 
 
 @says
+def no_benchmark(home: Path, folder: Path) -> None:
+    guarded(lambda: evaluation.evaluate(evaluation.Options(home / "start", str(folder / "data"), suite="judge_bench")))
+
+
+@says
+def another_benchmark(home: Path, folder: Path) -> None:
+    data = write(folder / "pairs.jsonl", PAIR)
+    guarded(lambda: evaluation.evaluate(evaluation.Options(home / "start", str(data), suite="judge_bench")))
+
+
+@says
+def another_count(home: Path, folder: Path) -> None:
+    data = folder / "Natural" / "dataset.json"
+    data.parent.mkdir()
+    data.write_text(json.dumps([{"input": "Say 3.", "output_1": "It is 3.", "output_2": "No.", "label": 1}]))
+    evaluation.evaluate(evaluation.Options(home / "start", str(data), suite="llmbar"))
+
+
+@says
+def taken_for(home: Path, folder: Path) -> None:
+    row = {
+        "history": "Say 3.",
+        "human_ref_A": "It is 3.",
+        "human_ref_B": "No.",
+        "labels": 1,
+        "domain": "askbaking_test",
+    }
+    data = write(folder / "shp.jsonl", row)
+    evaluation.evaluate(evaluation.Options(home / "start", str(data), layout="auto"))
+
+
+@says
 def special_token(home: Path, folder: Path) -> None:
     RewardModel.load(home / "start").score([{"prompt": "Say 3.", "output": "3<empty_output>"}])
 

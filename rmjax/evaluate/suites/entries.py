@@ -1,9 +1,9 @@
-"""Suites: how a benchmark's files load, and which evaluator aggregates them.
+"""Entries of `config.evals` and their suites.
 
-An entry of `config.evals` names a suite by its `kind`. `evaluators_from` is what training, commands and studies make of entries.
+An entry names a suite by its `kind`, or with the kind `suite` a published benchmark. `evaluators_from` is what training,
+commands and studies make of entries.
 """
 
-import dataclasses
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -13,57 +13,31 @@ from typing import Any, Literal
 import numpy as np
 
 from rmjax.data import sources
+from rmjax.data.layouts import RECORDS
 from rmjax.data.readers import RandomAccessSource
-from rmjax.data.record import Comparison
 from rmjax.data.samples import take
-from rmjax.evaluate.evaluators import EVALUATORS, Evaluator
+from rmjax.evaluate.evaluators import EVALUATORS
 from rmjax.evaluate.scorers import Scorer
+from rmjax.evaluate.suites.benchmark import Benchmark
+from rmjax.evaluate.suites.evaluator import evaluator_of
+from rmjax.evaluate.suites.published import BENCHMARKS
+from rmjax.evaluate.suites.suite import Loaded, Suite, said
 
 _log = logging.getLogger(__name__)
 Measure = Callable[[Any], Mapping[str, float]]
 """Parameters → name → number, for a training log."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Loaded:
-    """A benchmark's records.
-
-    Attributes:
-      records: what is scored.
-      unreadable: reason → number of rows that were broken (`on_error="skip"`).
-      dropped: reason → number of rows, or of what was drawn of them, that are left out by the suite's rules.
-      contradicting: number of records whose scores contradict their ranks, which count.
-      unknown: field name → number of rows in which it was ignored.
-    """
-
-    records: list[Comparison]
-    unreadable: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    dropped: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    contradicting: int = 0
-    unknown: Mapping[str, int] = dataclasses.field(default_factory=dict)
-
-
-@dataclasses.dataclass(frozen=True)
-class Suite:
-    """How a benchmark is read and evaluated.
-
-    Attributes:
-      load: an entry (`rmjax.settings.EVALUATIONS`) → its records. Raises as the readers in `rmjax.data.sources`.
-      evaluator: makes rows and numbers of their scores.
-    """
-
-    load: Callable[[Any], Loaded]
-    evaluator: Evaluator
-
-
-def load_comparisons(path: str, root: str, split: str, on_error: Literal["raise", "skip"] = "raise") -> Loaded:
-    """Ranked answers: a file, or a split of the real set of that name under `root`.
+def load_comparisons(
+    path: str, root: str, split: str, on_error: Literal["raise", "skip"] = "raise", layout: str = RECORDS
+) -> Loaded:
+    """Ranked answers: a file in a layout, or a split of the real set of that name under `root`.
 
     Raises:
       OSError, RecordError, ValueError: as `sources.records`.
     """
     dropped: Counter[str] = Counter()
-    source = sources.records(path, root, split, on_error, dropped=dropped)
+    source = sources.records(path, root, split, on_error, dropped=dropped, layout=layout)
     found = [source[i] for i in range(len(source))]
     if not isinstance(source, RandomAccessSource):
         return Loaded(found, dropped=dict(+dropped))
@@ -90,23 +64,34 @@ def _samples(entry: Any) -> Loaded:
     return Loaded(drawn, dropped=dict(+dropped))
 
 
+def _published(benchmark: Benchmark) -> Suite:
+    return Suite(lambda e: benchmark.load(e.path, e.on_error), evaluator_of(benchmark))
+
+
 SUITES: Mapping[str, Suite] = {
-    "comparisons": Suite(lambda e: load_comparisons(e.path, e.root, e.split), EVALUATORS["preference"]),
+    "comparisons": Suite(
+        lambda e: load_comparisons(e.path, e.root, e.split, layout=e.layout), EVALUATORS["preference"]
+    ),
     "pool": Suite(_pool, EVALUATORS["discrimination"]),
     "samples": Suite(_samples, EVALUATORS["gaps"]),
+    **{name: _published(benchmark) for name, benchmark in BENCHMARKS.items()},
 }
-"""Kind of an entry → suite. To add one, write how it loads, list it here, and its entry in `rmjax.settings.EVALUATIONS`."""
+"""Kind of an entry, or name of a benchmark → suite. To add a benchmark, write its file here and list it in `published`."""
 
 
 def suite_of(entry: Any) -> Suite:
     """The suite that an entry names.
 
     Raises:
-      ValueError: there is none of its `kind`.
+      ValueError: there is none of its `kind`, or no benchmark of its name.
     """
-    if entry.kind not in SUITES:
-        raise ValueError(f"config.evals.*.kind is {entry.kind!r}; choose {', '.join(SUITES)}")
-    return SUITES[entry.kind]
+    key, known = (
+        ("suite", BENCHMARKS) if entry.kind == "suite" else ("kind", SUITES.keys() - BENCHMARKS.keys() | {"suite"})
+    )
+    name = getattr(entry, key)
+    if name not in known:
+        raise ValueError(f"config.evals.*.{key} is {name!r}; choose {', '.join(sorted(known))}")
+    return SUITES[name]
 
 
 def evaluators_from(
@@ -155,8 +140,3 @@ def _measure(
 def _say(name: str, what: str, counts: Mapping[str, int]) -> None:
     if counts:
         _log.warning("evals.%s: %s: %s", name, what, said(counts))
-
-
-def said(counts: Mapping[str, int]) -> str:
-    """`3 × cut, 1 × order unknown`."""
-    return ", ".join(f"{count} × {reason}" for reason, count in counts.items())

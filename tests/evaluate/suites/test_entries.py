@@ -9,7 +9,7 @@ import pytest
 from rmjax.data.sources import pool
 from rmjax.evaluate.comparisons import evaluate_comparisons
 from rmjax.evaluate.scorers import Baseline
-from rmjax.evaluate.suites import SUITES, evaluators_from, suite_of
+from rmjax.evaluate.suites import BENCHMARKS, SUITES, evaluators_from, suite_of
 from rmjax.settings import EVALUATIONS, ComparisonsEval, PoolEval, SamplesEval
 
 
@@ -48,7 +48,7 @@ def pool_rows():
 
 
 def test_every_kind_of_entry_has_a_suite():
-    assert SUITES.keys() == EVALUATIONS.keys()
+    assert SUITES.keys() - BENCHMARKS.keys() | {"suite"} == EVALUATIONS.keys()
 
 
 def test_numbers_are_those_of_the_parameters_given(tmp_path, caplog):
@@ -89,5 +89,5 @@ def test_samples_give_gaps_and_count_what_they_leave_out(tmp_path):
 
 
 def test_an_unknown_kind_is_refused():
-    with pytest.raises(ValueError, match=r"config.evals.\*.kind is 'votes'; choose comparisons, pool, samples"):
+    with pytest.raises(ValueError, match=r"config.evals.\*.kind is 'votes'; choose comparisons, pool, samples, suite"):
         suite_of(ComparisonsEval(kind="votes"))
