@@ -77,7 +77,9 @@ class Client:
             if "error" in result:
                 raise RewardError(f"record {i}: {result['error']['message']}", result["error"]["code"])
             if len(result["rewards"]) != 1:
-                raise RewardError(f"record {i} has {len(result['rewards'])} answers; ask for `results`, or give one `output`")
+                raise RewardError(
+                    f"record {i} has {len(result['rewards'])} answers; ask for `results`, or give one `output`"
+                )
             found.append(result["rewards"][0])
         return found
 
@@ -127,7 +129,9 @@ class Client:
 
     def _once(self, connection: http.client.HTTPConnection, path: str, text: bytes) -> tuple[int, bytes, float]:
         """Status (0: not reached), what was said, and how many seconds the server wants to be left alone."""
-        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self._token}"} if self._token else {})
+        headers = {"Content-Type": "application/json"} | (
+            {"Authorization": f"Bearer {self._token}"} if self._token else {}
+        )
         try:
             connection.request("POST", path, text, headers)
             reply = connection.getresponse()

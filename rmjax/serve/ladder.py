@@ -78,29 +78,42 @@ def plan(waiting: Sequence[bytes], shapes: Sequence[ForestShape], width: int) ->
 
 
 def grouped(sequences: Sequence[bytes], most_tokens: int, branches: int = BRANCHES) -> list[Group]:
-    """Every sequence in one group. Neighbors in the order of their tokens join where that saves tokens now, and does not part
-    the second from a next one that it has twice as much in common with."""
+    """Every sequence in one group. Neighbors in the order of their tokens join where that saves more tokens than those that
+    follow would lose, which then share no more than the two have in common."""
     order = sorted(range(len(sequences)), key=sequences.__getitem__)
     ids = [np.frombuffer(sequences[i], ">u4") for i in order]
-    common = [0, *(_common(a, b) for a, b in zip(ids, ids[1:], strict=False)), 0]  # common[i]: of i − 1 and i
+    common = [0, *(_common(a, b) for a, b in zip(ids, ids[1:], strict=False))]  # common[i]: of i − 1 and i
     found: list[Group] = []
     for n, (index, own) in enumerate(zip(order, ids, strict=True)):
         joined = _joined(found[-1], index, len(own), common[n]) if found else None
         fits = joined and joined.tokens <= most_tokens and len(joined.members) <= branches
-        if joined and fits and common[n + 1] <= 2 * common[n]:
+        if (
+            joined
+            and fits
+            and found[-1].tokens + len(own) - joined.tokens > _lost(common[n + 1 : n + branches], joined.shared)
+        ):
             found[-1] = joined
         else:
             found.append(Group((index,), len(own) - 1, len(own)))
     return found
 
 
-def _joined(group: Group, index: int, length: int, common: int) -> Group | None:
-    """The group with one more; None where that takes more tokens than the sequence alone."""
+def _joined(group: Group, index: int, length: int, common: int) -> Group:
+    """The group with one more."""
     count = len(group.members)
     shared = min(group.shared, common, length - 1)
-    apart = group.tokens + (count - 1) * group.shared if count > 1 else group.tokens  # all tokens of the members
-    tokens = apart + length - count * shared
-    return Group((*group.members, index), shared, tokens) if tokens < group.tokens + length else None
+    apart = group.tokens + (count - 1) * group.shared  # all tokens of the members
+    return Group((*group.members, index), shared, apart + length - count * shared)
+
+
+def _lost(common: Sequence[int], shared: int) -> int:
+    """Tokens that the next sequences would save beside the last one and not in a group that shares so little."""
+    lost = 0
+    for each in common:
+        if each <= shared:
+            break
+        lost += each - shared
+    return lost
 
 
 def _common(a: np.ndarray, b: np.ndarray) -> int:

@@ -13,16 +13,15 @@ import pytest
 
 pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
 
-import flax.linen as nn
 import jax
+import numpy as np
 import uvicorn
 from tokenizers import pre_tokenizers
 
 from rmjax.data.formats import Format
 from rmjax.data.tokenizer import Tokenizer
-from rmjax.models.reward import RewardTransformer
 from rmjax.models.transformer import TransformerConfig
-from rmjax.reward_model import RewardModel
+from rmjax.reward_model import RewardModel, abstract_params
 from rmjax.serve import server
 from rmjax.serve.app import Limits, create
 from rmjax.serve.dialects import Context
@@ -30,7 +29,6 @@ from rmjax.serve.engine import Engine, described, when_compiled
 from rmjax.serve.log import Log
 from rmjax.serve.metrics import Metrics
 from rmjax.serve.service import Service
-from rmjax.train.state import initial_params
 
 SPLIT, REWARD, END = "<file_sep>", "<empty_output>", "<|im_end|>"
 SPECIAL = [SPLIT, REWARD, "<|im_start|>", END, "<s>"]
@@ -44,9 +42,18 @@ FORMATS = {
 def make_model(kind: str, seed: int = 0) -> RewardModel:
     tokenizer = Tokenizer.from_bpe([*SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet())], [], SPECIAL)
     config = TransformerConfig(tokenizer.vocab_size, width=16, depth=2, heads=2, kv_heads=1, head_width=8, mlp_width=32)
-    params = nn.meta.unbox(jax.jit(lambda: initial_params(RewardTransformer(config), seed))())
-    head = {"kernel": jax.random.normal(jax.random.key(1), (16, 1))}
-    return RewardModel(config, FORMATS[kind], tokenizer, {**params, "head": head})
+    return RewardModel(config, FORMATS[kind], tokenizer, random_weights(config, seed))
+
+
+def random_weights(config: TransformerConfig, seed: int) -> dict[str, Any]:
+    """Of numpy, whose numbers stay what they are; scaled so that rewards are some units apart."""
+    draw = np.random.default_rng(seed)
+
+    def leaf(path: Any, shape: jax.ShapeDtypeStruct) -> np.ndarray:
+        noise = draw.standard_normal(shape.shape).astype(np.float32)
+        return 1 + 0.3 * noise if path[-1].key == "scale" else noise * (0.5 if path[-1].key == "embedding" else 0.3)
+
+    return jax.tree_util.tree_map_with_path(leaf, abstract_params(config))
 
 
 @pytest.fixture(scope="session")
@@ -57,7 +64,8 @@ def models() -> dict[str, RewardModel]:
 @pytest.fixture(scope="session")
 def engines(models) -> dict[str, Engine]:
     found = {kind: Engine.of(model, batch_tokens=512) for kind, model in models.items()}
-    found["polar"].compile()
+    for each in found.values():  # of one architecture: compiled once
+        each.compile()
     return found
 
 
@@ -67,7 +75,6 @@ class Running:
 
     service: Service
     port: int
-    log: list[dict[str, Any]]
 
     @property
     def url(self) -> str:
@@ -116,7 +123,7 @@ def running(engine: Engine, limits: Limits | None = None, log: Log | None = None
     thread.start()
     ready.wait(30)
     try:
-        yield Running(service, listening.getsockname()[1], [])
+        yield Running(service, listening.getsockname()[1])
     finally:
         running.should_exit = True
         thread.join(30)
