@@ -7,7 +7,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-wheel test-slow test-all test-newest test-tpu docs notebooks reference pods bench growth speed lint corpus clean
+.PHONY: help venv demo test test-wheel test-slow test-all test-newest test-tpu docs notebooks reference pods bench parity growth speed lint corpus clean
 
 VENV ?= .venv
 PYTHON ?=
@@ -109,6 +109,9 @@ $(VENV_BENCH)/.installed: constraints-bench.txt $(VENV)/.installed
 
 bench: $(VENV_BENCH)/.installed  ## against TRL's RewardTrainer on this machine (long; resumes)
 	$(RUN) experiments.study trainers:$(MACHINE) --config.peer=$(VENV_BENCH)/bin/python --workdir=runs/bench/$(MACHINE) $(BENCH_ARGS)
+
+parity: $(VENV_BENCH)/.installed  ## a step of TRL's GRPO whose rewards come from our server
+	JAX_PLATFORMS=cpu $(RUN) tests.serve.parity --peer=$(VENV_BENCH)/bin/python
 
 growth: venv  ## pairs per second against model, row, group and devices: docs/speed/growth.svg
 	$(RUN) experiments.study growth --publish
