@@ -14,12 +14,15 @@ from rmjax.data.formats import Encoder
 from rmjax.data.packing import ForestShape, fill
 from rmjax.evaluate.scorers import OfMembers, Rewards
 from rmjax.models.parameters import flat
+from rmjax.parallel.mesh import RULES, shards
 from rmjax.reward_model import RewardModel
 from rmjax.serve.items import Encoding
 from rmjax.serve.ladder import Batch, ladder
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
 """jax's event for a program that XLA has compiled."""
+BLOCK = 128
+"""Tokens along the side of a tile."""
 LONGEST = 2048
 """Tokens of a sequence where nothing else is asked for: shapes for longer ones take long to compile."""
 
@@ -31,6 +34,7 @@ class Engine:
     Attributes:
       rewards: (params, forest) → [R, G, N], or of members [R, G, N, K].
       shapes: all that are ever run.
+      quadratic: of `ladder.plan`.
       fingerprint: SHA-256 of weights, format and tokenizer.
     """
 
@@ -38,7 +42,7 @@ class Engine:
     params: Any
     encoder: Encoder
     shapes: tuple[ForestShape, ...]
-    width: int
+    quadratic: float
     vocabulary: int
     fingerprint: str
 
@@ -59,11 +63,13 @@ class Engine:
         longest = max_tokens or min(most, LONGEST)
         form = dataclasses.replace(model.format, max_length=longest)
         encoder = Encoder(model.tokenizer, form, row_tokens=2 * longest)
-        shapes = ladder(longest, batch_tokens or model.scorer.batch_tokens)
-        return cls(
-            model.scorer.rewards, model.params, encoder, shapes, model.config.width, model.config.vocab_size,
-            fingerprint(model),
-        )  # fmt: skip
+        rewards, tiled = model.in_tiles(BLOCK)
+        rows = shards(model.mesh, RULES, "rows") if model.mesh else 1
+        shapes = ladder(longest, batch_tokens or model.scorer.batch_tokens, tiled, rows)
+        quadratic = (
+            0.0 if tiled else 1 / (12 * model.config.width)
+        )  # a layer has 12 D² products a token, and T · D of attention
+        return cls(rewards, model.params, encoder, shapes, quadratic, model.config.vocab_size, fingerprint(model))
 
     def encoding(self, cut: bool) -> Encoding:
         """Items → sequences for this model."""

@@ -11,22 +11,34 @@ import numpy as np
 
 from rmjax.data.packing import ForestShape, Tree, arrange
 
-GROUPS, BRANCHES = 32, 16
+GROUPS, BRANCHES = 128, 16
 """Trees a row and sequences a tree, at most."""
+SHORTEST, DENSE = 256, 512
+"""Tokens of the shortest rows; of the longest where attention, which then grows dearer, is dense, if no sequence is longer."""
 
 
-def ladder(max_tokens: int, batch_tokens: int) -> tuple[ForestShape, ...]:
-    """Rows of powers of two from 256 tokens (fewer if none is longer) up to the longest sequence; 1, 4, 16, … of them, and as
-    many as `batch_tokens` allow."""
-    top = 1 << (max_tokens - 1).bit_length()
-    lengths = [tokens for tokens in (1 << n for n in range(8, 31)) if tokens < top] + [top]
+def ladder(max_tokens: int, batch_tokens: int, tiled: bool, rows: int = 1) -> tuple[ForestShape, ...]:
+    """Rows of powers of two. Where attention is in tiles, a long row costs no more than its trees and leaves less of itself
+    empty: batches are `rows` of them, up to the batch's tokens. Else rows are short, and there are 1, 4, 16, … of them.
+
+    Args:
+      max_tokens: of a sequence.
+      batch_tokens: of a batch at most, one row at least.
+      rows: that are always there, say one on each device.
+    """
+    top = _power_of_two(max(max_tokens, batch_tokens // rows if tiled else min(batch_tokens, DENSE)))
+    lengths = [tokens for tokens in (1 << n for n in range(SHORTEST.bit_length() - 1, 31)) if tokens < top] + [top]
     shapes = []
     for tokens in lengths:
         most = max(1, batch_tokens // tokens)
-        rows = sorted({most, *(4**n for n in range(8) if 4**n < most)})
+        counts = {rows} if tiled else {most, *(4**n for n in range(8) if 4**n < most)}
         groups = min(GROUPS, max(1, tokens // 8))
-        shapes += [ForestShape(n, tokens, groups, BRANCHES) for n in rows]
+        shapes += [ForestShape(n, tokens, groups, BRANCHES) for n in sorted(counts)]
     return tuple(shapes)
+
+
+def _power_of_two(n: int) -> int:
+    return 1 << (n - 1).bit_length()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,12 +68,12 @@ class Batch:
         return [[_tree(group, self.sequences) for group in row] for row in self.rows]
 
 
-def plan(waiting: Sequence[bytes], shapes: Sequence[ForestShape], width: int) -> Batch:
+def plan(waiting: Sequence[bytes], shapes: Sequence[ForestShape], quadratic: float = 0.0) -> Batch:
     """The next batch: the group of the sequence that has waited longest, then the next one's, as long as they fit one shape.
 
     Args:
       waiting: keys of sequences (`items.key`), the oldest first, at least one; equal ones are scored once.
-      width: of the model, by which attention's part of a row's cost is guessed.
+      quadratic: by which fraction each token of a row makes the row's other tokens dearer.
     """
     sequences = list(dict.fromkeys(waiting))
     longest, most = max(s.row_tokens for s in shapes), max(s.rows * s.row_tokens for s in shapes)
@@ -71,7 +83,7 @@ def plan(waiting: Sequence[bytes], shapes: Sequence[ForestShape], width: int) ->
         if sum(g.tokens for g in taken) + group.tokens > most:
             break
         taken.append(group)
-    while (found := _fitting(taken, shapes, width)) is None:
+    while (found := _fitting(taken, shapes, quadratic)) is None:
         taken.pop()
     shape, rows = found
     return Batch(shape, tuple(tuple(taken[i] for i in row) for row in rows), tuple(sequences))
@@ -85,16 +97,14 @@ def grouped(sequences: Sequence[bytes], most_tokens: int, branches: int = BRANCH
     common = [0, *(_common(a, b) for a, b in zip(ids, ids[1:], strict=False))]  # common[i]: of i − 1 and i
     found: list[Group] = []
     for n, (index, own) in enumerate(zip(order, ids, strict=True)):
-        joined = _joined(found[-1], index, len(own), common[n]) if found else None
-        fits = joined and joined.tokens <= most_tokens and len(joined.members) <= branches
-        if (
-            joined
-            and fits
-            and found[-1].tokens + len(own) - joined.tokens > _lost(common[n + 1 : n + branches], joined.shared)
-        ):
+        alone = Group((index,), len(own) - 1, len(own))
+        joined = _joined(found[-1], index, len(own), common[n]) if found else alone
+        saved = found[-1].tokens + len(own) - joined.tokens if found else 0
+        fits = joined.tokens <= most_tokens and len(joined.members) <= branches
+        if fits and saved > _lost(common[n + 1 : n + branches], joined.shared):
             found[-1] = joined
         else:
-            found.append(Group((index,), len(own) - 1, len(own)))
+            found.append(alone)
     return found
 
 
@@ -124,7 +134,7 @@ def _common(a: np.ndarray, b: np.ndarray) -> int:
 
 
 def _fitting(
-    groups: Sequence[Group], shapes: Sequence[ForestShape], width: int
+    groups: Sequence[Group], shapes: Sequence[ForestShape], quadratic: float
 ) -> tuple[ForestShape, list[list[int]]] | None:
     """The cheapest shape that holds them all, and their places in its rows."""
     largest = max(group.tokens for group in groups)
@@ -135,7 +145,7 @@ def _fitting(
         rows = arrange(trees, tokens, alike[0].groups)  # type: ignore[arg-type]
         fits = next((s for s in alike if s.rows >= len(rows)), None)
         if fits:
-            found.append((fits.rows * tokens * (1 + tokens / (12 * width)), fits, rows))
+            found.append((fits.rows * tokens * (1 + quadratic * tokens), fits, rows))
     return min(found, key=lambda each: each[0])[1:] if found else None
 
 

@@ -34,7 +34,7 @@ class Service:
         self._encoding = engine.encoding(truncate)
         self._encoder = ThreadPoolExecutor(1, thread_name_prefix="encoder")
         self.batcher = Batcher(
-            partial(plan, shapes=engine.shapes, width=engine.width), engine.run, queue, wait, self._ran
+            partial(plan, shapes=engine.shapes, quadratic=engine.quadratic), engine.run, queue, wait, self._ran
         )
 
     async def score(self, items: Sequence[Item]) -> list[Outcome]:

@@ -12,7 +12,7 @@ from rmjax.serve.items import key
 from rmjax.serve.ladder import ladder, plan
 from rmjax.serve.outcomes import Refused
 
-SHAPES = ladder(64, 64)
+SHAPES = ladder(64, 64, tiled=True)
 
 
 class Model:
@@ -37,7 +37,7 @@ def used(job, limit=100, wait=0.0):
 
     async def whole():
         model = Model()
-        batcher = Batcher(lambda waiting: plan(waiting, SHAPES, 16), model.run, limit, wait)
+        batcher = Batcher(lambda waiting: plan(waiting, SHAPES), model.run, limit, wait)
         work = asyncio.create_task(batcher.work())
         try:
             return await asyncio.wait_for(job(batcher, model), 30)

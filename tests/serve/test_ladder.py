@@ -8,24 +8,25 @@ from hypothesis import strategies as st
 from rmjax.serve.items import key
 from rmjax.serve.ladder import grouped, ladder, plan
 
-SHAPES = ladder(64, 256)
+SHAPES = ladder(64, 256, tiled=False)
+TILED = ladder(64, 512, tiled=True)
 SEQUENCES = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=64).map(key), min_size=1, max_size=40)
 
 
-def batches(waiting, shapes=SHAPES):
+def batches(waiting, shapes):
     while waiting:
-        batch = plan(waiting, shapes, width=16)
+        batch = plan(waiting, shapes)
         yield batch
         assert waiting[0] in batch.keys, "the oldest one waits on"
         waiting = [each for each in waiting if each not in set(batch.keys)]
 
 
-@given(SEQUENCES)
+@given(SEQUENCES, st.sampled_from([SHAPES, TILED]))
 @settings(max_examples=100, deadline=None)
-def test_every_sequence_is_in_one_batch_and_can_be_read_back(waiting):
+def test_every_sequence_is_in_one_batch_and_can_be_read_back(waiting, shapes):
     seen = []
-    for batch in batches(waiting):
-        assert batch.shape in SHAPES and len(batch.rows) <= batch.shape.rows
+    for batch in batches(waiting, shapes):
+        assert batch.shape in shapes and len(batch.rows) <= batch.shape.rows
         for row, trees in zip(batch.rows, batch.trees(), strict=True):
             assert sum(tree.size for tree in trees) <= batch.shape.row_tokens and len(row) <= batch.shape.groups
             for group, tree in zip(row, trees, strict=True):
@@ -54,22 +55,35 @@ def test_a_single_answer_does_not_part_a_prompts_answers():
 
 
 def test_equal_sequences_are_run_once():
-    assert plan([key([1, 2])] * 5, SHAPES, 16).keys == [key([1, 2])]
+    assert plan([key([1, 2])] * 5, SHAPES).keys == [key([1, 2])]
 
 
 def test_a_few_texts_do_not_pay_for_a_full_batch():
-    assert plan([key([1] * 10)], SHAPES, 16).shape.rows == 1
-    assert plan([key([i] * 60) for i in range(4)], SHAPES, 16).shape.rows == 4
+    dense = ladder(128, 1024, tiled=False)
+    for count, tokens in ((1, 256), (8, 1024)):
+        shape = plan([key([i] * 100) for i in range(count)], dense).shape
+        assert shape.rows * shape.row_tokens == tokens
+    assert plan([key([1] * 10)], TILED).shape.row_tokens == 256
+
+
+def test_long_rows_cost_more_where_attention_is_dense():
+    shapes = ladder(128, 1024, tiled=False)
+    waiting = [key([i] * 100) for i in range(4)]
+    assert plan(waiting, shapes, 0.0).shape.row_tokens == 512
+    assert plan([key([i] * 120) for i in range(8)], shapes, 0.1).shape.row_tokens == 256
 
 
 @pytest.mark.parametrize(
-    ("longest", "batch_tokens", "wanted"),
+    ("longest", "batch_tokens", "tiled", "rows", "wanted"),
     [
-        (100, 512, [(1, 128), (4, 128)]),
-        (600, 2048, [(1, 256), (4, 256), (8, 256), (1, 512), (4, 512), (1, 1024), (2, 1024)]),
-        (5000, 4096, [(1, 256), (4, 256), (16, 256), (1, 512), (4, 512), (8, 512), (1, 1024), (4, 1024), (1, 2048),
-                      (2, 2048), (1, 4096), (1, 8192)]),
+        (100, 512, False, 1, [(1, 256), (2, 256), (1, 512)]),
+        (600, 2048, False, 1, [(1, 256), (4, 256), (8, 256), (1, 512), (4, 512), (1, 1024), (2, 1024)]),
+        (100, 2048, True, 1, [(1, 256), (1, 512), (1, 1024), (1, 2048)]),
+        (100, 2048, True, 4, [(4, 256), (4, 512)]),
+        (3000, 2048, True, 1, [(1, 256), (1, 512), (1, 1024), (1, 2048), (1, 4096)]),
+        (20, 64, True, 1, [(1, 64)]),
     ],
-)  # fmt: skip
-def test_the_ladder(longest, batch_tokens, wanted):
-    assert [(shape.rows, shape.row_tokens) for shape in ladder(longest, batch_tokens)] == wanted
+)
+def test_the_ladder(longest, batch_tokens, tiled, rows, wanted):
+    shapes = ladder(longest, batch_tokens, tiled, rows)
+    assert [(shape.rows, shape.row_tokens) for shape in shapes] == wanted

@@ -3,10 +3,13 @@
 import random
 from concurrent.futures import ThreadPoolExecutor
 
+import jax
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from rmjax.serve.engine import when_compiled
 from rmjax_client import Client
 from tests.serve.conftest import running
 
@@ -68,6 +71,13 @@ def test_many_clients_lose_nothing_and_swap_nothing(engines, models):
         assert server.metric("rmjax_items_total") == 16 * 20
         assert server.metric("rmjax_batches_total") < 16 * 20, "nothing was batched"
         assert server.metric("rmjax_recompiles_total") == 0
+
+
+def test_a_program_compiled_later_would_be_seen():
+    seen = []
+    when_compiled(lambda: seen.append(1))
+    jax.jit(lambda x: x * 3.25 + 1)(np.ones(7, np.float32))
+    assert seen
 
 
 def test_answers_of_several_requests_share_their_prompt(engines):

@@ -246,6 +246,6 @@ def get_claim(config: ConfigDict) -> Claim:
     """The study of a config of config.py."""
     study = Study(
         f"serving_{config.machine}", tuple(cells(config)), timing.no_training, measure,
-        functools.partial(make_data, config), code=(load, sides),
+        functools.partial(make_data, config), code=(load, sides, sides.peer()),
     )  # fmt: skip
     return Claim(study, Path("docs/serving.md"), functools.partial(summarize, config), parts)

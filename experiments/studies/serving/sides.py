@@ -7,7 +7,9 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from importlib import util
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -25,6 +27,13 @@ PEER = Path(__file__).with_name("peer.py")
 ROOT = Path(__file__).parents[3]
 SPECIAL = ("<pad>", "<reward>")  # ids 0 and 1
 PAD, REWARD = range(2)
+
+
+def peer() -> ModuleType:
+    """The other side's file, for its source: torch is not here, so it is not run."""
+    spec = util.spec_from_file_location("serving_peer", PEER)
+    assert spec
+    return util.module_from_spec(spec)
 
 
 def architecture(config: Any) -> tuple[TransformerConfig, Tokenizer]:
