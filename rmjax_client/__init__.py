@@ -76,16 +76,12 @@ class Client:
         for i, result in enumerate(self.results(records)):
             if "error" in result:
                 raise RewardError(f"record {i}: {result['error']['message']}", result["error"]["code"])
-            if len(result["rewards"]) != 1:
-                raise RewardError(
-                    f"record {i} has {len(result['rewards'])} answers; ask for `results`, or give one `output`"
-                )
-            found.append(result["rewards"][0])
+            found.append(_only(i, result))
         return found
 
     def rewards_or_none(self, records: Sequence[Mapping[str, Any]]) -> list[float | None]:
         """The same with None for a record that has no reward. A server that is not reached is still an error."""
-        return [None if "error" in result else result["rewards"][0] for result in self.results(records)]
+        return [None if "error" in result else _only(i, result) for i, result in enumerate(self.results(records))]
 
     def results(self, records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """What /v1/reward says of each record: {"rewards", "tokens", "truncated"} with a number per answer, or {"error"}.
@@ -144,6 +140,12 @@ class Client:
     def _connection(self) -> http.client.HTTPConnection:
         kind = http.client.HTTPSConnection if self._url.scheme == "https" else http.client.HTTPConnection
         return kind(self._url.hostname or "", self._url.port, timeout=self._timeout)
+
+
+def _only(i: int, result: Mapping[str, Any]) -> float:
+    if len(result["rewards"]) != 1:
+        raise RewardError(f"record {i} has {len(result['rewards'])} answers; ask for `results`, or give one `output`")
+    return result["rewards"][0]
 
 
 def pause(attempt: int, after: float, most: float = 30.0) -> float:

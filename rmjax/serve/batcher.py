@@ -23,7 +23,7 @@ class Waiting:
     """A sequence in the queue."""
 
     key: bytes
-    reward: "asyncio.Future[np.ndarray]"
+    reward: "asyncio.Future[np.ndarray | Refused]"
 
 
 class Batcher:
@@ -56,11 +56,12 @@ class Batcher:
         """Sequences in the queue that somebody still wants."""
         return len(self._alive())
 
-    async def rewards(self, keys: Sequence[bytes]) -> list[np.ndarray]:
-        """The reward of each. Who is cancelled while waiting takes its sequences out of the queue.
+    async def rewards(self, keys: Sequence[bytes]) -> list[np.ndarray | Refused]:
+        """The reward of each, or that the model failed on its batch. Who is cancelled while waiting takes its sequences out of
+        the queue.
 
         Raises:
-          Refused: the queue is full, more is asked at once than it holds, or the model failed.
+          Refused: the queue is full, or more is asked at once than it holds.
         """
         if len(keys) > self.limit:
             raise Refused(
@@ -73,7 +74,7 @@ class Batcher:
         self._waiting += mine
         self._some.set()
         try:
-            return list(await asyncio.gather(*(each.reward for each in mine)))
+            return await asyncio.gather(*(each.reward for each in mine))
         finally:
             for each in mine:
                 each.reward.cancel()
@@ -120,7 +121,7 @@ class Batcher:
         reason = f"the model failed on the batch of this text ({type(error).__name__}); the server's log has more"
         for each in these:
             if not each.reward.done():
-                each.reward.set_exception(Refused(500, reason))
+                each.reward.set_result(Refused(500, reason))
 
     def _soon(self) -> int:
         """Seconds until what waits is done, as it goes lately; 1 to 60."""

@@ -110,7 +110,7 @@ def _query(text: str, prompt: str | None, label: Any, place: str, context: Conte
     for ending in context.strip:
         text = text.removesuffix(ending)
     references = references_of(label, place, context)
-    laid_out = context.kind == "chat" or (context.split_token and context.split_token in text)
+    laid_out = context.kind == "chat" or (context.reads_references and context.split_token in text)
     if laid_out or (prompt is None and not references):
         return Text(text, place)
     if prompt is None:

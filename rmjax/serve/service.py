@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -54,9 +54,11 @@ class Service:
         self.metrics.count(outcomes)
         return outcomes
 
-    def _outcome(self, encoded: Encoded, values) -> Outcome:
-        each = np.array([[next(values) for _ in row] for row in encoded.sequences])
-        rewards = self.engine.combined(each)
+    def _outcome(self, encoded: Encoded, values: Iterator[np.ndarray | Refused]) -> Outcome:
+        each = [[next(values) for _ in row] for row in encoded.sequences]
+        if failed := next((value for row in each for value in row if isinstance(value, Refused)), None):
+            return failed
+        rewards = self.engine.combined(np.array(each))
         if not finite(rewards):
             _log.error("a reward is not finite: %s", rewards)
             return Refused(500, "the reward is not finite: the model overflows on this text or is broken")

@@ -99,9 +99,8 @@ def test_the_queue_is_bounded():
 
 def test_a_batch_that_fails_is_told_so_and_the_next_one_runs():
     async def job(batcher, model):
-        with pytest.raises(Refused, match="MemoryError") as failed:
-            await batcher.rewards(ids(13))
-        assert failed.value.status == 500
+        (failed,) = await batcher.rewards(ids(13))
+        assert failed.status == 500 and "MemoryError" in str(failed)
         assert [int(x) for x in await batcher.rewards(ids(1))] == [1]
 
     used(job)

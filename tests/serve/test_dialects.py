@@ -65,6 +65,8 @@ def test_a_wrong_request_is_told_what_is_wrong(dialect, body, said):
         (POLAR, {"query": ["ab"], "prompts": ["a"], "labels": [["r", "s"]]},
          Record({"prompt": "a", "output": "b", "references": ["r", "s"]}, "query[0]")),
         (CHAT, {"query": ["ab"], "prompts": ["a"], "labels": ["r"]}, Text("ab", "query[0]")),
+        (Context("m", "f", "plain", SPLIT), {"query": [f"a{SPLIT}"], "prompts": ["a"]},
+         Record({"prompt": "a", "output": SPLIT}, "query[0]")),
         (Context("m", "f", "plain"), {"query": ["ab"], "prompts": ["a"], "labels": [7]},
          Record({"prompt": "a", "output": "b"}, "query[0]")),
         (Context("m", "f", "chat", strip=("</s>",)), {"query": ["ab</s>"]}, Text("ab", "query[0]")),

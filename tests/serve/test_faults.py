@@ -138,8 +138,9 @@ def test_a_model_that_raises(engines):
         raise MemoryError("RESOURCE_EXHAUSTED")
 
     with running(dataclasses.replace(engines["polar"], rewards=raises)) as server:
-        status, reply = server.ask("/v1/reward", ASK)
-        assert status == 500 and "the model failed on the batch" in reply["error"]["message"]
+        (result,) = server.ask("/v1/reward", ASK)[1]["results"]
+        assert result["error"]["code"] == 500 and "the model failed on the batch" in result["error"]["message"]
+        assert server.ask("/score", {"text_1": "a", "text_2": "b"})[0] == 500
         assert server.ask("/health")[0] == 200
 
 
