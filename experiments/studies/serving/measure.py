@@ -40,7 +40,7 @@ QUANTILES = {"p50": 0.5, "p99": 0.99}
 def cells(config: Any) -> Iterator[Cell]:
     """Beside the peer, many clients, open loads: each starts its own servers."""
     common = {key: config[key] for key in ("clients", "batch_tokens", "model", "texts", "prompts")}
-    common["folder"] = "work:data/models"
+    common["folder"] = f"work:{sides.MODELS}"
     yield Cell("beside", {"cell": "beside"}, ConfigDict({**common, "peer": config.peer, "rounds": config.rounds}))
     many = {"requests": config.requests, "known": config.known}
     yield Cell("many", {"cell": "many"}, ConfigDict({**common, **many}))
@@ -49,14 +49,14 @@ def cells(config: Any) -> Iterator[Cell]:
 
 def make_data(config: Any, workdir: Path) -> None:
     """The model, for both sides."""
-    folder = workdir / "data" / "models"
+    folder = workdir / sides.MODELS
     if not (folder / "theirs" / "config.json").exists():
         sides.write_models(config, folder)
 
 
 def measure(cell: Cell, workdir: Path) -> Iterator[Row]:
-    """The rows of a cell."""
-    config, folder = cell.config, (workdir / "data" / "models").resolve()
+    """The rows of a cell; its folder has the servers' logs."""
+    config, folder = cell.config, workdir / cell.name
     yield Row("run", "run", "cores", float(os.cpu_count() or 0), {"said": processor()})
     yield from {"beside": beside, "many": many, "open": opened}[cell.name](config, folder)
 

@@ -27,6 +27,8 @@ PEER = Path(__file__).with_name("peer.py")
 ROOT = Path(__file__).parents[3]
 SPECIAL = ("<pad>", "<reward>")  # ids 0 and 1
 PAD, REWARD = range(2)
+MODELS = "data/models"
+"""Of both sides, in the study's folder."""
 
 
 def peer() -> ModuleType:
@@ -71,18 +73,23 @@ def write_models(config: Any, folder: Path) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), "pad_token_id": PAD}))
 
 
+def command(side: str, config: Any, models: Path) -> list[str]:
+    """What starts a server."""
+    if side == THEIRS:
+        return [config.peer, "-P", str(PEER), str(models / "theirs"), str(config.batch_tokens)]
+    sizes = [f"--max_tokens={longest(config)}", f"--batch_tokens={config.batch_tokens}"]
+    return [sys.executable, "-m", "experiments.serve", f"--model={models / 'ours'}", "--port=0", *sizes]
+
+
 @contextlib.contextmanager
-def serving(side: str, config: Any, folder: Path) -> Iterator[int]:
-    """The port of a server, which ends with the block. RuntimeError where it does not start; its log is in `folder`."""
-    ours = [sys.executable, "-m", "experiments.serve", f"--model={folder / 'ours'}", "--port=0",
-            f"--max_tokens={longest(config)}", f"--batch_tokens={config.batch_tokens}"]  # fmt: skip
-    theirs = [config.peer, "-P", str(PEER), str(folder / "theirs"), str(config.batch_tokens)]
-    log = folder / f"{side}.log"
+def serving(side: str, config: Any, logs: Path) -> Iterator[int]:
+    """The port of a server, which ends with the block. RuntimeError where it does not start; its log is in the folder `logs`,
+    beside which `MODELS` lies."""
+    logs.mkdir(parents=True, exist_ok=True)
+    log, line = logs / f"{side}.log", command(side, config, logs.parent.resolve() / MODELS)
     environment = {name: value for name, value in os.environ.items() if name != "RMJAX_SERVE_TOKEN"}
     with log.open("w") as file:
-        process = subprocess.Popen(
-            ours if side == OURS else theirs, cwd=ROOT, stdout=subprocess.PIPE, stderr=file, text=True, env=environment
-        )
+        process = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=file, text=True, env=environment)
     assert process.stdout is not None
     try:
         said = process.stdout.readline()
