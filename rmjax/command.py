@@ -1,4 +1,4 @@
-"""The console command `rmjax score | evaluate | train | report`: one screen over the library.
+"""The console command `rmjax score | evaluate | train | report | serve`: one screen over the library.
 
 It reads its arguments by argparse; flags (absl) belong to `experiments/`. Heavy imports wait until the arguments are right.
 """
@@ -18,13 +18,14 @@ EXAMPLES = {
     "evaluate": "rmjax evaluate preferences.jsonl --model=runs/mine --out=runs/mine/evaluation",
     "train": "rmjax train preferences.jsonl --workdir=runs/mine run.steps=60",
     "report": "rmjax report runs/mine",
+    "serve": "rmjax serve --model=runs/mine --port=8000",
 }
 
 
 def parser() -> argparse.ArgumentParser:
     """All subcommands with their options."""
     whole = argparse.ArgumentParser(
-        prog="rmjax", description="Reward models: score answers, evaluate, train, report.",
+        prog="rmjax", description="Reward models: score answers, evaluate, train, report, serve.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="examples:\n  " + "\n  ".join(EXAMPLES.values()) + "\n\n`rmjax COMMAND --help` has the options.",
     )  # fmt: skip
@@ -76,6 +77,19 @@ def parser() -> argparse.ArgumentParser:
     report = command("report", "Make report.html of a run's folder, or of a file of results.", _report)
     report.add_argument("path", type=Path, help="folder of a run, or a JSON file that an evaluation wrote")
     report.add_argument("--out", type=Path, help="folder of the page (that of the results)")
+    serve = command(
+        "serve",
+        "Answer trainers and scoring clients at a port until SIGTERM; docs/serving.md has their routes.",
+        _serve,
+    )
+    serve.add_argument("--model", default=DEFAULT, help=f"{MODEL} ({DEFAULT})")
+    serve.add_argument("--port", type=int, default=8000, help="0 for a free one (8000)")
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen at (127.0.0.1: this machine alone)")
+    serve.add_argument(
+        "--truncate", choices=["refuse", "format"], default="refuse", help="too long records: 413, or cut (refuse)"
+    )
+    serve.add_argument("--max_tokens", type=int, default=0, help="longest text (the format's, 2048 at most)")
+    serve.add_argument("--token_file", type=Path, help="file with a bearer token that clients must send")
     return whole
 
 
@@ -194,6 +208,17 @@ def _report(options: argparse.Namespace) -> None:
     if table(report):
         _say(format_table(report))
     _say(f"wrote {page}")
+
+
+def _serve(options: argparse.Namespace) -> None:
+    from rmjax.serve.server import Options, serve
+
+    serve(
+        Options(
+            options.model, options.host, options.port, truncate=options.truncate, max_tokens=options.max_tokens,
+            token_file=options.token_file,
+        )
+    )  # fmt: skip
 
 
 def _say(*lines: str) -> None:

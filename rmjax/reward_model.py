@@ -297,6 +297,14 @@ class RewardModel:
             return on_mesh(rewards, self.mesh)
         return rewards.compiled(jax.jit) if isinstance(rewards, OfMembers) else jax.jit(rewards)
 
+    def in_tiles(self, block: int) -> tuple[Rewards, bool]:
+        """Rewards as the scorer's, and whether their attention is in tiles: of `block` tokens where the model's own is dense,
+        of the same values; a model of several members keeps what it has."""
+        if self._wrapped or self.config.attention != "dense":
+            return self.scorer.rewards, self.config.attention != "dense"
+        config = dataclasses.replace(self.config, attention="blockwise", attention_block=block)
+        return model_rewards(config, self.mesh), True
+
     def _check(self, params: Any) -> None:
         if not any(path.startswith("head/") for path in flat(params)):
             raise ParameterError(

@@ -140,6 +140,21 @@ class Layout(Protocol):
     def answer_tokens(self, c: Comparison) -> list[int]:
         """Number of tokens of each uncut output, which stand before the read-out; −1 where it shares one with the prompt."""
 
+    def whole(self, text: str) -> list[int]:
+        """Ids of a text that is laid out already; ValueError where it is not."""
+
+    def closes(self, ids: Sequence[int]) -> bool:
+        """Whether the read-out stands at their end."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Scored:
+    """A candidate's tokens for scoring."""
+
+    ids: list[int]
+    length: int  # before cutting
+    cut: bool
+
 
 class Encoder:
     """Turns a record into one tree per reference (one tree in all without references) and counts what it had to change.
@@ -258,12 +273,9 @@ class Encoder:
         depends on nothing else in the record; candidates of equal tokens are one branch, and so of equal reward. (Training
         cuts a group as one: POLAR takes the smaller prompt of the pair.)
         """
-        self._count_texts(c)
         found = []
-        for reference in self._references(c):
-            whole = self._layout.sequences(c, reference)
-            alone = [self._alone(c, reference, n, ids) for n, ids in enumerate(whole)]
-            self.counts["cut"] += any(ids is not uncut for ids, uncut in zip(alone, whole, strict=True))
+        for scored in self.scored(c):
+            alone = [one.ids for one in scored]
             members: dict[tuple[int, ...], list[int]] = {}
             for n, ids in enumerate(alone):
                 members.setdefault(tuple(ids), []).append(n)
@@ -272,6 +284,31 @@ class Encoder:
             for part in self._parts(range(len(branches)), sequences):
                 found.append(([branches[b] for b in part], self._unranked([sequences[b] for b in part], record)))
         return found
+
+    def scored(self, c: Comparison) -> list[list[Scored]]:
+        """[reference][candidate] → its tokens for scoring, each candidate cut by itself."""
+        self._count_texts(c)
+        found = []
+        for reference in self._references(c):
+            whole = self._layout.sequences(c, reference)
+            alone = [self._alone(c, reference, n, ids) for n, ids in enumerate(whole)]
+            cut = [ids is not uncut for ids, uncut in zip(alone, whole, strict=True)]
+            self.counts["cut"] += any(cut)
+            found.append([Scored(*one) for one in zip(alone, map(len, whole), cut, strict=True)])
+        return found
+
+    def whole(self, text: str) -> list[int]:
+        """Ids of one text that holds prompt and answer as the format lays them out, its special tokens spelled; what the format
+        ends a text with is added where it is missing. It is not cut.
+
+        Raises:
+          ValueError: the text is not laid out by this format.
+        """
+        return self._layout.whole(text)
+
+    def closes(self, ids: Sequence[int]) -> bool:
+        """Whether ids end with the token at which the format reads the reward."""
+        return self._layout.closes(ids)
 
     def _alone(self, c: Comparison, reference: str | None, n: int, ids: list[int]) -> list[int]:
         one = dataclasses.replace(c, outputs=c.outputs[n : n + 1])

@@ -61,6 +61,25 @@ class Joined:
         whole = [half[:-1] for half in self._sequences(c.prompt, None, c.outputs, c.wrapper)]
         return [len(ids) - len(before) if ids[: len(before)] == before else -1 for ids in whole]
 
+    def whole(self, text: str) -> list[int]:
+        """Ids of `[P [\\n] REF <split>] P [\\n] CAND [<reward>]`, both tokens spelled; other special tokens are plain text.
+
+        Raises:
+          ValueError: there is more than one separator.
+        """
+        body, separator = text.removesuffix(self.form.reward_token), self.form.split_token
+        halves = body.split(separator) if self.reads_references else [body]
+        if len(halves) > 2:
+            raise ValueError(
+                f"the text has {len(halves) - 1} separators {separator!r} and the format one at most; send prompt, reference and "
+                "answer as fields of a record"
+            )
+        return self._sequences("", halves[0] if halves[1:] else None, halves[-1:], "pretrain")[0]
+
+    def closes(self, ids: Sequence[int]) -> bool:
+        """Whether the reward token is the last one."""
+        return len(ids) > 0 and ids[-1] == self._reward
+
     def fits(self, c: Comparison, reference: str | None, sequences: Sequence[list[int]]) -> bool:
         """Whether they are within the format's lengths and, as one tree, within a row."""
         if max(map(len, sequences)) > self.form.max_length or tree_tokens(sequences) > self.row_tokens:

@@ -51,7 +51,7 @@ class Tokenizer:
         self.special = tuple(marks)
         self.chat_template = self.bos_token = self.eos_token = self.pad_token = ""
         self.adds_bos = False
-        self._ids = {token: plain.token_to_id(mark) for token, mark in marks.items()}
+        self._ids: dict[str, Any] = {token: plain.token_to_id(mark) for token, mark in marks.items()}
         self._hidden = frozenset(self._ids.values())
         longest_first = sorted(marks, key=len, reverse=True)  # of two that begin alike, the longer one is meant
         self._spelled = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")" if marks else "(?!)")

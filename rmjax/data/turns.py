@@ -7,6 +7,7 @@ turn of the assistant in the prompt is one that the candidates continue.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -55,6 +56,41 @@ class Turns:
             raise refused(c, error) from error
         whole = self._laid_out(c, *self._messages(c))
         return [len(ids) - len(before) - 1 if ids[: len(before)] == before else -1 for ids in whole]
+
+    def whole(self, text: str) -> list[int]:
+        """Ids of a conversation that a template has written, its special tokens spelled: a user who types one is obeyed.
+
+        Raises:
+          ValueError: no special token is in it, so that no template has written it.
+        """
+        special = self.tokenizer.special
+        if not any(part in special for part in self.tokenizer.split(text)):
+            raise ValueError(
+                f"the text has none of the special tokens of the model's chat template, such as {self.form.end_token!r}; send "
+                "prompt and answer as messages"
+            )
+        before, end, behind = text.rpartition(self.form.end_token)
+        body = self.tokenizer.encode_marked(before if end and not behind.strip() else text)
+        first = self._shown[:1] if self._shown[0] == self._bos and body[:1] != self._shown[:1] else []
+        return [*first, *body, *self._ending]
+
+    def closes(self, ids: Sequence[int]) -> bool:
+        """Whether they end as the template ends a turn."""
+        return list(ids[-len(self._ending) :]) == self._ending
+
+    @functools.cached_property
+    def _shown(self) -> list[int]:
+        """A conversation of one word each."""
+        return self.chat.ended((Message(USER, "q"), Message(ASSISTANT, "a")), self.form.read_out == "last")
+
+    @functools.cached_property
+    def _bos(self) -> int:
+        return self.tokenizer.id(self.form.bos_token) if self.form.bos_token else -1
+
+    @functools.cached_property
+    def _ending(self) -> list[int]:
+        """The end token, and blanks behind it where the reward is read there."""
+        return self._shown[len(self._shown) - 1 - self._shown[::-1].index(self.tokenizer.id(self.form.end_token)) :]
 
     def fits(self, c: Comparison, reference: str | None, sequences: Sequence[list[int]]) -> bool:
         """Whether they are within the format's lengths and, as one tree, within a row."""

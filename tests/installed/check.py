@@ -29,8 +29,11 @@ def console(folder: Path, *words: str) -> str:
 
 def check_console(folder: Path) -> None:
     """The command with the model that was trained, and with each one that comes with the package."""
+    import rmjax_client
     from rmjax import __version__
     from rmjax.hub.shipped import shipped_models
+
+    assert rmjax_client.Client("http://127.0.0.1:8000"), "the server's client comes with the wheel"
 
     assert console(folder, "--version") == f"rmjax {__version__}\n"
     rows = [{"prompt": "3 + 4?", "reference": "It is 7.", "output": output} for output in ("That is 7.", "No idea.")]

@@ -21,6 +21,9 @@ PUBLISHED = (
 )  # fmt: skip
 
 
+NOT_MEASURED = {"serving"}  # as its page says
+
+
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_the_page_says_what_the_results_say(name):
     folder = name.partition(":")[0]
@@ -86,7 +89,7 @@ def test_a_config_with_changed_keys_is_not_published(tmp_path, monkeypatch, name
 
 
 def test_every_study_is_published():
-    assert {path.parent.name for path in study.STUDIES.glob("*/measure.py")} == {
+    assert {path.parent.name for path in study.STUDIES.glob("*/measure.py")} - NOT_MEASURED == {
         name.split(":")[0] for name in PUBLISHED
     }
 

@@ -6,6 +6,7 @@ A function gets a folder with `start` (a tiny reward model), `writer` (a tiny la
 import functools
 import json
 import shutil
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,17 @@ from experiments import export as exporting
 from experiments.start import guarded
 from rmjax import RewardModel, Trainer
 from rmjax import config as base
+from rmjax.data.formats import Encoder, Format
 from rmjax.evaluate import evaluation
 from rmjax.hub import gguf
 from rmjax.hub.adapters import save_adapter
 from rmjax.joining import join_hosts
 from rmjax.locks import locked
 from rmjax.parallel.mesh import make_mesh
-from rmjax.reward_model import CHECKPOINTS
+from rmjax.reward_model import CHECKPOINTS, load_description
+from rmjax.serve.dialects import Context, get_reward
+from rmjax.serve.items import Encoding, Item, Record, Text
+from rmjax.serve.outcomes import Refused
 from rmjax.train.checkpoint import Checkpoints
 from tests.experiments.running import execute
 from tests.hub.goldens import copied
@@ -505,6 +510,42 @@ def a_bucket(home: Path, folder: Path) -> None:
 def no_such_file(home: Path, folder: Path) -> None:
     write(folder / "train.jsonl", PAIR)
     begin(home, folder, data__path=str(folder / "tain.jsonl"))
+
+
+# --- serving ---------------------------------------------------------------------------------------------------------------
+
+
+@says
+def port_taken(home: Path, folder: Path) -> None:
+    from rmjax.serve.server import Options, serve
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        guarded(lambda: serve(Options(str(home / "start"), port=taken.getsockname()[1])))
+
+
+def encoded(home: Path, item: Item, **form: Any) -> None:
+    """What the server says of an item, with another format."""
+    tokenizer = load_description(home / "start")[2]
+    raise ValueError(Encoding(Encoder(tokenizer, Format(**form), 256), False, tokenizer.vocab_size).encode(item))
+
+
+@says
+def too_long(home: Path, folder: Path) -> None:
+    record = Record({"prompt": "Say 3.", "output": "It is 3. " * 11}, "records[0]")
+    encoded(home, record, kind="plain", reward_token="<empty_output>", max_length=64, max_response_length=48)
+
+
+@says
+def another_prompt(home: Path, folder: Path) -> None:
+    try:
+        get_reward({"query": ["Say 3. 3"], "prompts": ["Say 4."]}, Context("mine", "", "plain"))
+    except Refused as refused:
+        raise ValueError(refused) from None
+
+
+@says
+def no_template_in_text(home: Path, folder: Path) -> None:
+    encoded(home, Text("Say 3. 3", "input[0]"), kind="chat", template="chatml", max_length=64)
 
 
 STEPS = {
