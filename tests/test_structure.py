@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 BELOW = {
     "files": set(),
     "terminal": set(),
-    "losses": set(),
+    "losses": {"sections"},
     "models": set(),
     "parallel": set(),
     "data": {"files", "models", "parallel"},
