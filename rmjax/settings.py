@@ -63,7 +63,7 @@ class FormatSection:
 class Data:
     """`config.data`: the main stream of records."""
 
-    kind: str = "pool"  # pool (who wrote what) | comparisons (ranked answers) | texts (language model)
+    kind: str = "pool"  # pool (who wrote what) | comparisons (ranked) | texts (language model) | samples (rewarded)
     path: str = ""  # a file, shipped:NAME, tfds:NAME, or a real set's name (see docs/data.md)
     root: str = ROOT  # where the real sets lie
     split: str = choice("all", *RECORD_SPLITS)  # real sets: test is a fifth of the prompts, by hash

@@ -80,8 +80,8 @@ def gae(
 ) -> Float[Array, "R T"]:
     """Generalized advantage estimation along each sequence: A_t = δ_t + γ λ A_{t+1}, δ_t = r_t + γ V_{t+1} − V_t.
 
-    After a sequence's last token V and A are 0: it has ended. Tokens without a mask (a tool's output) are passed over as if they were
-    not there, and get 0; what stands there and in padding is not read. Returns are A + V.
+    After a sequence's last token V and A are 0: it has ended. Tokens without a mask (a tool's output) are passed over as if they
+    were not there, and get 0; what stands there and in padding is not read. Returns are A + V.
 
     Source: Schulman et al. 2016 (arXiv 1506.02438), equation 16.
 

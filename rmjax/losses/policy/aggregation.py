@@ -24,8 +24,8 @@ def aggregate(
         sequence_sum   mean over sequences of sums over tokens      (REINFORCE, RLOO)
         constant       the same with sums / `divisor`, in tokens    (Dr. GRPO: the longest answer allowed)
 
-    A sequence counts where its mask has a token: what is masked out whole is in no denominator. Pairs add up over microbatches and
-    devices.
+    A sequence counts where its mask has a token: what is masked out whole is in no denominator. Pairs add up over microbatches
+    and devices.
     """
     S = weight_RS.shape[1]
     if form == "token_mean":

@@ -1,8 +1,8 @@
 """KL(π ‖ π_ref) estimated at sampled tokens: k1, k2, k3 (Schulman 2020, "Approximating KL divergence"), and their gradients.
 
-With x = log π − log π_ref at a token that π sampled: k1 = x, k2 = x² / 2, k3 = exp(−x) − 1 + x. All have E[k1] = E[k3] = KL(π ‖ π_ref),
-k2 nearly. Differentiated as they stand, their expected gradients under π differ: that of k1 is 0, that of k2 is ∇KL(π ‖ π_ref), that
-of k3 is ∇KL(π_ref ‖ π).
+With x = log π − log π_ref at a token that π sampled: k1 = x, k2 = x² / 2, k3 = exp(−x) − 1 + x. E[k1] = E[k3] = KL(π ‖ π_ref),
+and E[k2] is near it. Differentiated as they stand, their expected gradients under π differ: that of k1 is 0, that of k2 is
+∇KL(π ‖ π_ref), that of k3 is ∇KL(π_ref ‖ π).
 """
 
 import jax

@@ -33,8 +33,10 @@ class Samples(NamedTuple):
 def policy_loss(parts: Parts, samples: Samples) -> dict[str, Term]:
     """`loss`, the term to be minimized, and what it is made of.
 
-        loss = aggregation of  c · (−min(ρ A, clip(ρ) A))  +  β · KL  −  entropy_weight · H      with ρ = π / π_old, c the correction
+        loss = aggregation of  c · (−min(ρ A, clip(ρ) A))  +  β · KL  −  entropy_weight · H
                or              c · (−A log π)              +  β · KL  −  entropy_weight · H      without a ratio
+
+    with ρ = π / π_old and c the correction.
 
     Raises:
       ValueError: KL or a correction is asked for, and the samples lack what it needs.

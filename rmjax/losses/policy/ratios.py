@@ -22,8 +22,8 @@ def log_ratios(
 ) -> PerToken:
     """log π / π_old at every token, 0 without a mask.
 
-    token: the token's own (PPO, GRPO). sequence: the mean over its sequence, the same at all of its tokens (GSPO, arXiv 2507.18071,
-    equation 7).
+    token: the token's own (PPO, GRPO). sequence: the mean over its sequence, the same at all of its tokens (GSPO, arXiv
+    2507.18071, equation 7).
     """
     x_RT = jnp.where(mask_RT > 0, new_RT - old_RT, 0.0)
     if level == "token":
@@ -36,7 +36,10 @@ def log_ratios(
 
 
 def clipped_surrogate(log_ratio_RT: PerToken, advantage_RT: PerToken, low: float, high: float) -> PerToken:
-    """−min(ρ A, clip(ρ, 1 − low, 1 + high) A), to be minimized (PPO, arXiv 1707.06347, equation 7; two bounds: DAPO, 2503.14476)."""
+    """−min(ρ A, clip(ρ, 1 − low, 1 + high) A), to be minimized.
+
+    Source: PPO, arXiv 1707.06347, equation 7; with two bounds DAPO, arXiv 2503.14476.
+    """
     ratio_RT = jnp.exp(log_ratio_RT)
     return -jnp.minimum(ratio_RT * advantage_RT, jnp.clip(ratio_RT, 1 - low, 1 + high) * advantage_RT)
 
@@ -56,8 +59,8 @@ def correction(
     level: str,
     cap: float,
 ) -> PerToken:
-    """min(π_old / π_behavior, cap), a weight without a gradient (truncated importance sampling): the sampler's engine may give other
-    probabilities than the trainer does for the same parameters.
+    """min(π_old / π_behavior, cap), a weight without a gradient (truncated importance sampling): the sampler's engine may give
+    other probabilities than the trainer does for the same parameters.
 
     Args:
       old_RT: by the trainer, of the parameters that sampled.

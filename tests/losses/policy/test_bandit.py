@@ -1,7 +1,7 @@
 """A bandit whose optimum under KL is known: every preset reaches π ∝ π_ref · exp(r / β) to 1e-3.
 
-The policy is a table of logits, an action is a sequence of one token, expectations are exact: each action stands in the batch once,
-with the probability that the policy gives it as its weight.
+The policy is a table of logits, an action is a sequence of one token, expectations are exact: each action stands in the batch
+once, with the probability that the policy gives it as its weight.
 """
 
 import dataclasses
@@ -55,8 +55,8 @@ def loss(logits: jax.Array, parts: Parts, old: jax.Array, value: jax.Array) -> j
 
 @functools.partial(jax.jit, static_argnums=0)
 def learn(parts: Parts) -> jax.Array:
-    """The policy after 1500 rounds of two steps each, the second of which is off policy; GSPO has one, for its clip is so narrow that
-    KL in the loss would act twice and the advantage once."""
+    """The policy after 1500 rounds of two steps each, the second of which is off policy; GSPO has one, for its clip is so narrow
+    that KL in the loss would act twice and the advantage once."""
     steps = 1 if parts.clip_high < 1e-3 else 2
 
     def round_(carry, _):
