@@ -47,8 +47,8 @@ def _quotient(sign: str, above: str, below: str) -> Fraction | None:
 def final_number(text: str, form: str = "marked") -> Fraction | None:
     r"""The number that a text gives as its answer; None where it gives none.
 
-    A mark counts wherever there is one: the last `####`, then to the end of its line; else the last `\boxed{…}`. What stands there
-    has to be a number, nothing else is looked for. Without a mark, by `form`:
+    A mark counts wherever there is one: the last `####`, then to the end of its line; else the last `\boxed{…}`. What stands
+    there has to be a number, nothing else is looked for. Without a mark, by `form`:
 
         marked  there is no answer
         single  the one number in the text; several are no answer

@@ -60,8 +60,6 @@ class InProcess:
         if self._process is None and (failure := self._start()):
             return failure
         answer = self._say(asked, self.seconds)
-        if answer is None:
-            return Failure(f"no answer within {self.seconds:g} s")
         return Failure(str(answer["failure"])) if "failure" in answer else answer.get("value")
 
     def _start(self) -> Failure | None:
@@ -72,15 +70,15 @@ class InProcess:
         self._lines = queue.Queue()
         threading.Thread(target=_read, args=(self._process, self._lines), daemon=True).start()
         ready = self._say(None, START_SECONDS)
-        if ready is None:
-            return Failure("the verifier's process does not start")
-        if "failure" in ready:
-            self.close()
-            raise ValueError(f"verifier {self.name!r}: {ready['failure']}")
-        return None
+        if "failure" not in ready:
+            return None
+        if self._process is None:
+            return Failure(f"starting the verifier: {ready['failure']}")
+        self.close()
+        raise ValueError(f"verifier {self.name!r}: {ready['failure']}")
 
-    def _say(self, asked: Mapping[str, Any] | None, seconds: float) -> dict[str, Any] | None:
-        """The process's next line; None, and no process any more, where it does not come in time."""
+    def _say(self, asked: Mapping[str, Any] | None, seconds: float) -> dict[str, Any]:
+        """The process's next line; a failure, and no process any more, where none comes in time."""
         process = self._process
         assert process is not None and process.stdin is not None
         try:
@@ -88,10 +86,13 @@ class InProcess:
                 process.stdin.write(json.dumps(asked) + "\n")
                 process.stdin.flush()
             found = json.loads(self._lines.get(timeout=seconds))
-        except (queue.Empty, OSError, ValueError):  # too late, died, or printed something else
+        except queue.Empty:
             self.close()
-            return None
-        return found if isinstance(found, dict) else {"failure": "the verifier's process said no object"}
+            return {"failure": f"no answer within {seconds:g} s"}
+        except (OSError, ValueError):
+            self.close()
+            return {"failure": "the verifier's process died"}
+        return dict(found)
 
 
 def _read(process: "subprocess.Popen[str]", lines: "queue.Queue[str]") -> None:

@@ -31,11 +31,11 @@ def test_a_hang_ends_with_its_own_output_alone(tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text(VERIFY)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path) + ":" + ":".join(filter(None, sys.path)))
     outputs = ("yes", "hang", "yes", "die", "no", "raise", "nan", "none")
-    late = Failure("no answer within 3 s")
+    late, died = Failure("no answer within 3 s"), Failure("the verifier's process died")
     with InProcess("mine:check", {"right": "yes"}, seconds=3) as reward:
         (found,) = reward([Comparison("p", outputs)])
         assert found == [
-            1.0, late, 1.0, late, 0.0, Failure("RuntimeError"), Failure("not finite"), Failure("not a number but NoneType"),
+            1.0, late, 1.0, died, 0.0, Failure("RuntimeError"), Failure("not finite"), Failure("not a number but NoneType"),
         ]  # fmt: skip
 
 
