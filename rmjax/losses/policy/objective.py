@@ -1,6 +1,6 @@
 """The objective put together: one value per token, aggregated once, every term a (sum, count) pair."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -70,8 +70,8 @@ def _kept(s: Samples) -> Samples:
         return None if x_RT is None else jnp.where(s.trained_RT > 0, x_RT.astype(jnp.float32), 0.0)
 
     old_RT = s.log_probability_RT if s.old_RT is None else s.old_RT
-    changed = {name: kept(getattr(s, name)) for name in _PER_TOKEN} | {"old_RT": kept(jax.lax.stop_gradient(old_RT))}
-    return s._replace(**changed)
+    changed: dict[str, Any] = {name: kept(getattr(s, name)) for name in _PER_TOKEN}
+    return s._replace(**changed, old_RT=kept(jax.lax.stop_gradient(old_RT)))
 
 
 _PER_TOKEN = ("log_probability_RT", "entropy_RT", "advantage_RT", "behavior_RT", "reference_RT")
