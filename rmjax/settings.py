@@ -73,17 +73,13 @@ class FormatSection:
 class Data:
     """`config.data`: the main stream of records."""
 
-    kind: str = "pool"  # pool (who wrote what) | comparisons (ranked answers) | texts (language model)
+    kind: str = "pool"  # pool (who wrote what) | comparisons (ranked) | texts (language model) | samples (rewarded)
     path: str = (
-        ""  # a file, a folder of shards, shipped:NAME, tfds:NAME, hf:ORG/NAME, or a real set's name (see docs/data.md)
+        ""  # a file, a folder of shards, shipped:NAME, tfds:NAME, hf:ORG/NAME, or a real set's name (docs/data.md)
     )
-    columns: tuple[
-        str, ...
-    ] = ()  # comparisons, texts: "FIELD=COLUMN" each, dots lead inside; empty = all by their names
+    columns: tuple[str, ...] = ()  # comparisons, texts: "FIELD=COLUMN" each, dots lead inside; empty = by their names
     root: str = ROOT  # where the real sets lie
-    layout: str = (
-        "records"  # comparisons, texts, of a file's rows: records (ours) | auto | a name of docs/data.md, Layouts
-    )
+    layout: str = "records"  # comparisons, texts: records (ours) | auto | a name of docs/data.md, Layouts
     split: str = choice("all", *RECORD_SPLITS)  # real sets: test is a fifth of the prompts, by hash
     policies: str = choice("seen", *SPLITS)  # pool: policies that may write
     prompts: str = choice("seen", *SPLITS)  # pool: prompts that may be answered

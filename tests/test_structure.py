@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 BELOW = {
     "files": set(),
     "terminal": set(),
-    "losses": set(),
+    "losses": {"sections"},
     "models": set(),
     "parallel": set(),
     "data": {"files", "models", "parallel"},
@@ -17,6 +17,7 @@ BELOW = {
     "train": {"files", "terminal", "models", "losses", "parallel", "data"},
     "policy": {"files", "models", "data", "hub"},
     "launch": {"files", "sections"},
+    "rewards": {"sections", "models", "data", "evaluate"},
 }
 """Room → the rooms below it that it may import. Rooms that are not listed stand above these and may import all of them."""
 UPPER = "evaluate"

@@ -82,7 +82,7 @@ class Comparison:
     """Further declared columns that the record has, by field name: numbers, and tuples of them per output, pair or token."""
 
 
-def parse(row: Mapping[str, object], place: str, notes: Notes | None = None) -> Comparison:
+def parse(row: Mapping[str, object], place: str, notes: Notes | None = None, *, blank: bool = False) -> Comparison:
     """Validates a row and turns it into a `Comparison`.
 
     The prompt is `prompt` or `messages`. A text is a string or a list of messages
@@ -104,6 +104,7 @@ def parse(row: Mapping[str, object], place: str, notes: Notes | None = None) -> 
       row: field name to value, as decoded from JSON.
       place: "file:line", used in error messages and kept in the record.
       notes: counts what was taken off, is ignored, or is kept for chat templates only.
+      blank: whether a candidate may be empty: a policy may say nothing.
 
     Raises:
       RecordError: a missing, empty (no characters but white space) or ill-typed field; a candidate
@@ -114,7 +115,7 @@ def parse(row: Mapping[str, object], place: str, notes: Notes | None = None) -> 
     prompt_field = one_of(fields, (("messages",), ("prompt",)), row, place, FIELDS)[0]
     prompt = read_text(fields[prompt_field], USER, place, prompt_field, notes)
     form = one_of(fields, _FORMS, row, place, FIELDS)
-    outputs = _candidates(fields, form, prompt, place, notes)
+    outputs = _candidates(fields, form, prompt, place, notes, blank)
     references = _references(fields, prompt, place, notes)
     prompt = without_answer(prompt, (*outputs, *references), notes)
     scores = _numbers(fields, "scores", len(outputs), place)
@@ -302,10 +303,10 @@ def ranks_from_scores(scores: Sequence[float]) -> tuple[float, ...]:
 
 
 def _candidates(
-    fields: Mapping[str, object], form: tuple[str, ...], prompt: str, place: str, notes: Notes | None
+    fields: Mapping[str, object], form: tuple[str, ...], prompt: str, place: str, notes: Notes | None, blank: bool
 ) -> tuple[str, ...]:
     named = [pair for name in form for pair in _named_texts(fields[name], name, place)]
-    return tuple(read_answer(value, prompt, place, field, notes) for field, value in named)
+    return tuple(read_answer(value, prompt, place, field, notes, blank) for field, value in named)
 
 
 def _named_texts(value: object, name: str, place: str) -> list[tuple[str, object]]:

@@ -21,7 +21,7 @@ from rmjax.data.messages import as_value
 from rmjax.data.pool import PolicyPool
 from rmjax.data.preferences import PREFERENCE_SETS, load_preferences
 from rmjax.data.readers import RandomAccessSource, listed, open_records, read_all
-from rmjax.data.record import Comparison, known_fields, parse_text, require_reference, to_row
+from rmjax.data.record import Comparison, known_fields, parse, parse_text, require_reference, to_row
 from rmjax.data.samplerows import Sample, parse_sample, sample_fields
 from rmjax.data.samples import Form, form, from_pool, require_several, telling_apart
 from rmjax.data.votes import RANKS, Order
@@ -218,6 +218,40 @@ def texts(data: Any) -> Records:
     found = read_all(located(data.path), parse_text, known_fields(), data.on_error, skipped, data.layout, columns)
     _look_at_weights(data.path, found)
     return dataclasses.replace(_fixed(found), forms=set, skipped=dict(skipped))
+
+
+def samples(data: Any, prepare: Callable[[Comparison], Comparison | str]) -> Records:
+    """A policy's rewarded answers that `config.data` names: records whose outputs may be empty.
+
+    Args:
+      prepare: a record → the same with what an objective reads, or why it is left out; RecordError where it cannot be used.
+
+    Raises:
+      RecordError: the first record that cannot be used; with `data.on_error=skip` they are counted.
+      ValueError: none is left, or all have weight 0.
+    """
+    skipped: Counter[str] = Counter()
+    parser = functools.partial(parse, blank=True)
+    kept = []
+    for c in read_all(located(data.path), parser, known_fields(), data.on_error, skipped):
+        try:
+            found = prepare(c)
+        except RecordError as error:
+            if data.on_error == "raise":
+                raise
+            found = error.reason
+        if isinstance(found, str):
+            skipped[found] += 1
+        else:
+            kept.append(found)
+    if not kept:
+        raise ValueError(
+            f"{data.path}: nothing is left to learn from ({listed(skipped)}); sample again, or reward otherwise"
+        )
+    if skipped:
+        _log.warning("%s: left out %s", data.path, listed(skipped))
+    _look_at_weights(data.path, kept)
+    return dataclasses.replace(_fixed(kept), forms=set, skipped=dict(skipped))
 
 
 def sample_groups(entry: Any, kind: str, section: str, dropped: Counter[str] | None = None) -> list[Comparison]:

@@ -118,16 +118,21 @@ def _content(content: object, place: str, field: str) -> str:
     return "\n".join(strings)
 
 
-def read_answer(value: object, prompt: str, place: str, field: str, notes: Notes | None = None) -> str:
+def read_answer(
+    value: object, prompt: str, place: str, field: str, notes: Notes | None = None, blank: bool = False
+) -> str:
     """A candidate or a reference as a text, without the copy of the prompt that it begins with.
 
     Copies that differ from the prompt by blanks at a turn's ends or by a system turn are copies; so is one whose last turn
     is the prompt's own last turn of the assistant, continued.
 
+    Args:
+      blank: whether a text without characters but white space is allowed: a policy may say nothing.
+
     Raises:
       RecordError: as `read_text`; or the answer begins with a turn that can only be of a prompt, but not of this one.
     """
-    text = read_text(value, ASSISTANT, place, field, notes)
+    text = read_text(value, ASSISTANT, place, field, notes, blank)
     if not isinstance(text, Conversation):
         return text
     own, asked = text.messages, messages_of(prompt, USER)

@@ -181,6 +181,18 @@ _COLUMNS = (
         "margin", "RGNN", field="pair_margin", on_demand=True,
         doc="of pair i better than j, beside that of the group; −(that of j better than i)",
     ),
+    Column("reward", "RGN", field="rewards", on_demand=True, doc="of a policy's answer, in any unit"),
+    Column("advantage", "RGN", field="advantages", on_demand=True, doc="of a policy's answer, in any unit"),
+    Column("truncated", "RGN", low=0.0, high=1.0, on_demand=True, doc="1 where an answer was cut off before its end"),
+    Column(
+        "sampled", "RT", "int32", low=0, field="token_ids", on_demand=True,
+        doc="an answer's tokens as the policy drew them, its end token included",
+    ),
+    Column("trained", "RT", low=0.0, high=1.0, field="loss_mask", on_demand=True, doc="0 where the policy did not write"),
+    Column("behavior", "RT", field="log_probs", on_demand=True, doc="log-probability as the sampler gave it, in nats"),
+    Column("old", "RT", field="old_log_probs", on_demand=True, doc="the same, by the trainer before its first step on it"),
+    Column("reference", "RT", field="reference_log_probs", on_demand=True, doc="the same, of the reference policy"),
+    Column("value", "RT", field="values", on_demand=True, doc="a critic's, of the text before the token, in units of reward"),
 )  # fmt: skip
 _BUILT_IN = frozenset(column.full_name for column in _COLUMNS)
 for _column in _COLUMNS:

@@ -64,6 +64,13 @@ class RewardTransformer(nn.Module):
         """For each token the logits at `columns_RT` of its row: at its predecessor they predict it."""
         return self.backbone.logits(jnp.take_along_axis(self.hidden(forest), columns_RT[..., None], axis=1))
 
+    def projection_at(
+        self, forest: Forest, columns_RT: Int[Array, "R T"]
+    ) -> tuple[Float[Array, "R T D"], Float[Array, "V D"]]:
+        """The hidden states that `logits_at` projects, and the vocabulary's projection: for losses that take it in chunks."""
+        hidden_RTD = jnp.take_along_axis(self.hidden(forest), columns_RT[..., None], axis=1)
+        return hidden_RTD, self.backbone.projection()
+
     def logits(self, forest: Forest) -> Float[Array, "R T V"]:
         """Next-token logits of every token, for language-model losses on the same rows."""
         return self.backbone.logits(self.hidden(forest))

@@ -309,6 +309,12 @@ class Transformer(nn.Module):
             logits_RTV = jnp.dot(hidden_RTD, self.embedding.embedding.astype(jnp.float32).T)
         return capped(logits_RTV, self.config.logit_softcap)
 
+    def projection(self) -> Float[Array, "V D"]:
+        """What hidden states are multiplied with for logits, a row per token of the vocabulary; there once parameters are."""
+        if self.config.tied_embeddings:
+            return self.embedding.embedding
+        return self.output.variables["params"]["kernel"].T
+
     def decode(
         self,
         tokens_RT: Int[Array, "R T"],

@@ -31,7 +31,10 @@ def typed_rows():
 
 
 def sample_rows():
-    return [{"prompt": f"Name {i}.", "reference": f"{i}", "outputs": [f"one {i}", "two"]} for i in range(6)]
+    return [
+        {"prompt": f"Name {i}.", "reference": f"{i}", "outputs": [f"one {i}", "two"], "rewards": [1.0, i / 6]}
+        for i in range(6)
+    ]
 
 
 FILES = {"pool": pool_rows, "comparisons": typed_rows, "texts": text_rows, "samples": sample_rows}
@@ -48,7 +51,8 @@ def home(tmp_path_factory):
 
 def configured(home: Path, method: methods.Method, **changes) -> ConfigDict:
     """A small run of the method; `changes` has "__" for "."."""
-    kind = {"polar": "pool", "language_model": "texts"}.get(method.name, "comparisons")
+    kinds = {"polar": "pool", "language_model": "texts", "policy_gradient": "samples"}
+    kind = kinds.get(method.name, "comparisons")
     values = {
         "model.init": str(home / "start"), "data.kind": kind, "data.path": str(home / f"{kind}.jsonl"), "data.rows": 4,
         "data.row_tokens": 128, "data.groups": 4, "data.prefetch": 0, "meta_data.path": str(home / "samples.jsonl"),

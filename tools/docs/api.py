@@ -23,8 +23,15 @@ def pages(root: Path = ROOT) -> dict[str, str]:
     found = {PACKAGE: _page(PACKAGE, [package, *own])}
     for name, module in sorted(package.modules.items()):
         if module.is_init_module:
-            found[name] = _page(f"{PACKAGE}.{name}", [module, *module.modules.values()])
+            found[name] = _page(f"{PACKAGE}.{name}", list(_within(module)))
     return {f"{FOLDER}/{name}.md": text for name, text in found.items()}
+
+
+def _within(module: griffe.Module) -> Iterator[griffe.Module]:
+    """The module and all below it."""
+    yield module
+    for inner in module.modules.values():
+        yield from _within(inner)
 
 
 def _page(title: str, modules: list[griffe.Module]) -> str:
