@@ -22,6 +22,8 @@ from experiments.start import guarded
 from rmjax import RewardModel, Trainer
 from rmjax import config as base
 from rmjax.data.formats import Encoder, Format
+from rmjax.data.record import parse
+from rmjax.data.tokenizer import Tokenizer
 from rmjax.evaluate import evaluation
 from rmjax.hub import gguf
 from rmjax.hub.adapters import save_adapter
@@ -369,19 +371,13 @@ def no_template(home: Path, folder: Path) -> None:
 
 @says
 def refusing_template(home: Path, folder: Path) -> None:
-    data = write(folder / "system.jsonl", {**PAIR, "prompt": [{"role": "system", "content": "Count."}, *ASKED]})
+    row = {**PAIR, "prompt": [{"role": "system", "content": "Count."}, *ASKED]}
     template = (
         "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
         "{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}"
     )
-    begin(
-        home,
-        folder,
-        model__init=str(home / "writer"),
-        format__kind="chat",
-        format__template=template,
-        data__path=str(data),
-    )
+    encoder = Encoder(Tokenizer.load(home / "writer/tokenizer.json"), Format(kind="chat", template=template), 200)
+    encoder.trees(parse(row, f"{folder}/system.jsonl:1"))
 
 
 @says
