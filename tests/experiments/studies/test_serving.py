@@ -111,6 +111,7 @@ def test_rewards_are_read_as_a_client_reads_them():
 @pytest.mark.slow
 def test_our_side_loses_and_swaps_nothing(tmp_path):
     study = measure.get_claim(small()).study
+    study.prepare(tmp_path)
     found = {row.metric: row.value for row in run_cell(study, "many", tmp_path).rows}
     assert (found["requests"], found["lost"], found["swapped"], found["recompiles_total"]) == (20, 0, 0, 0)
     found = {row.metric: row.value for row in run_cell(study, "open", tmp_path).rows}
