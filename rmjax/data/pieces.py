@@ -17,12 +17,15 @@ class PiecesError(ValueError):
     """A vocabulary that cannot be said in merges."""
 
 
-def describe(tokens: Sequence[str], scores: Sequence[float], types: Sequence[int], blank: bool) -> dict[str, Any]:
+def describe(
+    tokens: Sequence[str], scores: Sequence[float], types: Sequence[int], blank: bool, unknown: str
+) -> dict[str, Any]:
     """The object of a `tokenizer.json`.
 
     Args:
       tokens, scores, types: of the pieces, by id.
       blank: whether a blank is put before a text.
+      unknown: the token of what has no piece, which with bytes for everything is nothing.
 
     Raises:
       PiecesError: two pieces that merges make have one score.
@@ -44,7 +47,7 @@ def describe(tokens: Sequence[str], scores: Sequence[float], types: Sequence[int
         "post_processor": None, "normalizer": {"type": "Sequence", "normalizers": [*before, replace]},
         "decoder": {"type": "Sequence", "decoders": [to_blank, {"type": "ByteFallback"}, {"type": "Fuse"}, *behind]},
         "model": {
-            "type": "BPE", "dropout": None, "unk_token": tokens[types.index(UNKNOWN)], "continuing_subword_prefix": None,
+            "type": "BPE", "dropout": None, "unk_token": unknown, "continuing_subword_prefix": None,
             "end_of_word_suffix": None, "fuse_unk": True, "byte_fallback": True, "ignore_merges": False,
             "vocab": {token: i for i, token in enumerate(tokens)}, "merges": [list(pair) for pair in merges(normal)],
         },

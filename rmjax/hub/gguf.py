@@ -74,7 +74,7 @@ def load_gguf(path: str | Path, weights: bool = True) -> tuple[TransformerConfig
 def _tokenizer(fields: Fields) -> Tokenizer:
     if fields.get("tokenizer.ggml.model") == "llama":
         found = pieces(fields)
-        tokenizer = Tokenizer.from_description(describe(found.tokens, found.scores, found.types, found.blank))
+        tokenizer = Tokenizer.from_description(describe(**vars(found)))
     else:
         tokenizer = Tokenizer.from_bpe(*vocabulary(fields))
     tokenizer.chat_template, tokenizer.bos_token, tokenizer.eos_token = conversation(fields)

@@ -203,14 +203,14 @@ class Pieces:
     scores: list[float]
     types: list[int]  # as in `rmjax.data.pieces`
     blank: bool  # whether a blank is put before a text
+    unknown: str  # the token of what has no piece
 
 
 def pieces(fields: Fields) -> Pieces:
     """The vocabulary of a file whose `tokenizer.ggml.model` is "llama".
 
     Raises:
-      GGUFError: a part is missing or has entries of another kind or number; tokens occur twice; there is no unknown token or not
-        every byte.
+      GGUFError: a part is missing or has entries of another kind or number; tokens occur twice; there is not every byte.
     """
     tokens, types = (_entries(fields, f"tokenizer.ggml.{name}", _VOCABULARY[name]) for name in ("tokens", "token_type"))
     scores = _entries(fields, "tokenizer.ggml.scores", float)
@@ -219,12 +219,13 @@ def pieces(fields: Fields) -> Pieces:
             raise GGUFError(f"GGUF field `tokenizer.ggml.{name}` has {len(found)} entries for {len(tokens)} tokens")
     if twice := len(tokens) - len(set(tokens)):
         raise GGUFError(f"GGUF field `tokenizer.ggml.tokens` has {twice} tokens twice")
-    if types.count(UNKNOWN) != 1 or types.count(BYTE) != 256:
-        raise GGUFError(
-            f"GGUF field `tokenizer.ggml.token_type` has {types.count(UNKNOWN)} unknown tokens and {types.count(BYTE)} bytes; "
-            "supported: one and 256"
-        )
-    return Pieces(tokens, scores, types, bool(fields.get("tokenizer.ggml.add_space_prefix", True)))
+    if types.count(BYTE) != 256:
+        raise GGUFError(f"GGUF field `tokenizer.ggml.token_type` has {types.count(BYTE)} bytes; supported: 256")
+    unknown = fields.get("tokenizer.ggml.unknown_token_id", types.index(UNKNOWN) if UNKNOWN in types else -1)
+    if not isinstance(unknown, int) or not 0 <= unknown < len(tokens):
+        raise GGUFError(f"GGUF field `tokenizer.ggml.unknown_token_id` is {unknown!r}; it has to be the id of a token")
+    blank = bool(fields.get("tokenizer.ggml.add_space_prefix", True))
+    return Pieces(tokens, scores, types, blank, tokens[unknown])
 
 
 def conversation(fields: Fields) -> tuple[str, str, str]:

@@ -125,8 +125,8 @@ def test_names_a_tensor_that_it_would_have_to_ignore(tiny_config, random_params,
 
 def test_names_an_unknown_architecture(tiny_config, random_params, tmp_path):
     tensors = _tensors(random_params(tiny_config), tiny_config)
-    with pytest.raises(GGUFError, match="'gemma3' is not supported; supported: llama"):
-        load_gguf(_write(tmp_path / "tiny.gguf", tiny_config, tensors, architecture="gemma3"))
+    with pytest.raises(GGUFError, match="'mamba' is not supported; supported: llama, gemma3"):
+        load_gguf(_write(tmp_path / "tiny.gguf", tiny_config, tensors, architecture="mamba"))
 
 
 @pytest.fixture(scope="module")

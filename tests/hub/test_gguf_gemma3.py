@@ -51,7 +51,7 @@ def by_sentencepiece(text: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return Tokenizer.from_description(describe(TOKENS, SCORES, TYPES, blank=False))
+    return Tokenizer.from_description(describe(TOKENS, SCORES, TYPES, blank=False, unknown="<unk>"))
 
 
 @settings(deadline=None, max_examples=300)
@@ -67,7 +67,7 @@ def test_pieces_of_every_type(tokenizer):
     assert named[:5] == ["a", "\n\n", "<0xC3>", "<0xA9>", "<turn>"] and TOKENS.index("<bos>") not in ids
     assert tokenizer.special == ("<pad>", "<eos>", "<bos>", "<unk>")
     assert tokenizer.guarding(["<turn>"]).encode("<turn>") != [TOKENS.index("<turn>")]
-    blank = Tokenizer.from_description(describe(TOKENS, SCORES, TYPES, blank=True))
+    blank = Tokenizer.from_description(describe(TOKENS, SCORES, TYPES, blank=True, unknown="<unk>"))
     assert blank.encode("ab") == [TOKENS.index("▁ab")] and blank.decode(blank.encode(" ab")) == " ab"
 
 
@@ -144,7 +144,8 @@ def test_reads_back_what_was_written(config, random_params, tmp_path):
         ("tokenizer.ggml.model", "gpt2", "is gpt2, supported: llama|'gpt2', supported: llama"),
         ("tokenizer.ggml.scores", SCORES[:-1], "has .* entries for .* tokens"),
         ("tokenizer.ggml.scores", [0.0] * len(SCORES), "pieces have the score of another one"),
-        ("tokenizer.ggml.token_type", [1] * len(TYPES), "has 0 unknown tokens and 0 bytes"),
+        ("tokenizer.ggml.token_type", [1] * len(TYPES), "has 0 bytes; supported: 256"),
+        ("tokenizer.ggml.unknown_token_id", 99_999, "is 99999; it has to be the id of a token"),
         ("tokenizer.ggml.precompiled_charsmap", [1, 2], "an unknown field"),
     ],
 )
