@@ -1,9 +1,9 @@
-"""What benchmarks share: a compiled step on random pairs, rounds in which the order turns, ratios with their spread, peaks."""
+"""What benchmarks share: a compiled step on random pairs, rounds in which the order turns, peaks."""
 
 import dataclasses
 import resource
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ from ml_collections import ConfigDict
 from rmjax import config as base
 from rmjax.config import chosen
 from rmjax.data.packing import ForestShape, Tree, fill
-from rmjax.evaluate import interval
 from rmjax.models.forest import Forest
 from rmjax.parallel.mesh import RULES, make_mesh
 from rmjax.program import first_state, make_program
@@ -99,14 +98,6 @@ def timed(built: Mapping[str, Arm], rounds: int) -> dict[str, list[float]]:
             if number >= WARMUP:
                 found[name].append(seconds)
     return found
-
-
-def factor(ratios_N: np.ndarray | Sequence[float]) -> dict[str, float]:
-    """Of the ratios of N rounds the median, and the mean of their logarithms with its interval, as a factor."""
-    mean = interval(np.log(ratios_N))
-    sides = {"value": mean["value"], "low": mean["low"], "high": mean["high"]}
-    found = {side: float(np.exp(np.asarray(x, np.float64))) for side, x in sides.items()}
-    return {"median": float(np.median(ratios_N)), **found, "rounds": len(ratios_N)}
 
 
 def peak_bytes() -> int:

@@ -83,8 +83,8 @@ def fine_tuning(
             f"{path}: all of its {len(records)} records are held out by the hash of their prompts; give more prompts"
         )
     start = start or _start(records)
-    config = get_config()
-    _begin(config, start)
+    config, (architecture, tokenizer) = get_config(), described(start)
+    _begin(config, start, architecture.depth)
     config.data.update(
         kind="comparisons", path=str(workdir / TRAIN), reference="optional", rows=2, row_tokens=1024,
         candidates=max(2, *(len(c.outputs) for c in records)),
@@ -93,7 +93,7 @@ def fine_tuning(
     config.run.update(steps=0, save_every=20, log_every=5)
     set_keys(config, keys)
     with _written(workdir, sides) as train:
-        in_a_step = records_in_a_step(config, train, sides[TRAIN])
+        in_a_step = records_in_a_step(config, tokenizer, train, sides[TRAIN])
     count = len(sides[TRAIN])
     steps = config.run.steps = config.run.steps or min(LONGEST, max(FEWEST, math.ceil(PASSES * count / in_a_step)))
     _log.info(
@@ -103,18 +103,19 @@ def fine_tuning(
     return config
 
 
-def records_in_a_step(config: ConfigDict, path: Path, records: Sequence[Comparison]) -> float:
+def records_in_a_step(config: ConfigDict, tokenizer: Tokenizer, path: Path, records: Sequence[Comparison]) -> float:
     """How many of a file's records a batch holds in the mean, counted in the first ones.
 
     Args:
-      config: of the run, but for `data.path`; its model's tokenizer is read, and no weights.
+      config: of the run, but for `data.path`.
+      tokenizer: of the model that it starts from.
       path: the file.
       records: its records.
     """
     whole = config.copy_and_resolve_references()
     whole.data.update(path=str(path), prefetch=0)
     whole.run.steps = whole.run.steps or LONGEST
-    methods, tokenizer = chosen(whole), described(config.model.init)[1]
+    methods = chosen(whole)
     stream = open_stream(methods, tokenizer, format_of(methods, tokenizer))
     batches, sample = _SAMPLED
     forests = (
@@ -188,13 +189,13 @@ def _start(records: Sequence[Comparison]) -> str:
     return DEFAULT if there and all(c.references for c in records) else "smollm2"
 
 
-def _begin(config: ConfigDict, start: str) -> None:
-    """Sets what depends on the model that a run starts from; FileNotFoundError where it is not there."""
+def _begin(config: ConfigDict, start: str, layers: int) -> None:
+    """Sets what depends on the model that a run starts from, which has so many layers."""
     config.model.init = start
     folder = model_folder(start)
     if not folder.is_dir() or is_language_model(folder):
         config.format.kind = "chat"
-        depth = min(DEPTH, described(start)[0].depth)
+        depth = min(DEPTH, layers)
         config.model.update(layers=depth, frozen_layers=max(0, depth - 2))
         return
     architecture, form, _ = load_description(folder)
