@@ -216,13 +216,19 @@ def written_config(config: TransformerConfig, model_type: str) -> dict[str, Any]
         scale = config.attention_scale
         file |= {
             "hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh",
-            "query_pre_attn_scalar": round(scale**-2, 6) if scale else config.head_width,
+            "query_pre_attn_scalar": _whole(scale**-2) if scale else config.head_width,
             "attn_logit_softcapping": config.attention_softcap or None,
             "final_logit_softcapping": config.logit_softcap or None,
         }  # fmt: skip
     file |= _written_layers(config, kind) | _written_ropes(config, kind)
     _refuse_other(_architecture(file, kind), config, model_type)
     return file
+
+
+def _whole(value: float) -> int | float:
+    """A whole number as one, which transformers insists on."""
+    near = round(value)
+    return near if math.isclose(value, near, rel_tol=1e-9) else value
 
 
 def _written_layers(config: TransformerConfig, kind: Kind) -> dict[str, Any]:
