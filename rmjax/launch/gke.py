@@ -12,7 +12,9 @@ from rmjax.launch.target import STOPPED, Command, Stored, Target, labels, needs
 
 MANIFEST = "jobset.yaml"
 WORKER = "w"  # name of the replicated job; it stands in the name of every pod
-_CODE = "/tmp/rmjax-code"
+CODE_IN_CONTAINER = "/tmp/rmjax-code"
+"""Where the pod unpacks the code of a submission: of the container alone, not of a host, so nobody shares it and it goes with the
+pod. /tmp because any image has it, and whatever user the image runs as may write there."""
 
 
 class _Readable(yaml.SafeDumper):
@@ -169,7 +171,7 @@ def _who(spec: JobSpec) -> list[dict[str, Any]]:
 
 def _script(spec: JobSpec, stored: Stored) -> str:
     """`exec`, so that Kubernetes' SIGTERM reaches the command."""
-    return f"{shell.STRICT}{shell.unpacked(spec, stored, _CODE)}{shell.setup(spec)}exec {shlex.join(spec.arguments)}\n"
+    return f"{shell.STRICT}{shell.unpacked(spec, stored, CODE_IN_CONTAINER)}{shell.setup(spec)}exec {shlex.join(spec.arguments)}\n"
 
 
 def _check(spec: JobSpec) -> None:
