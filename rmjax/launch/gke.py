@@ -171,7 +171,8 @@ def _who(spec: JobSpec) -> list[dict[str, Any]]:
 
 def _script(spec: JobSpec, stored: Stored) -> str:
     """`exec`, so that Kubernetes' SIGTERM reaches the command."""
-    return f"{shell.STRICT}{shell.unpacked(spec, stored, CODE_IN_CONTAINER)}{shell.setup(spec)}exec {shlex.join(spec.arguments)}\n"
+    unpacked = shell.unpacked(spec, stored, CODE_IN_CONTAINER)
+    return f"{shell.STRICT}{unpacked}{shell.setup(spec)}exec {shlex.join(spec.arguments)}\n"
 
 
 def _check(spec: JobSpec) -> None:

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[3]
 PUBLISHED = (
     "adapter_cost", "drift", "drift:steps", "drift:depth", "drift:temperature", "drift:best_of_n", "drift:distilled",
     "forgetting", "forgetting:loramoe_tiny", "forgetting:gsm8k_train", "growth", "interference", "interference:harmless",
-    "metarm_cost", "pods", "polar:regimes", "scaling", "time_to_accuracy", "trainers:epyc-2-cores",
+    "metarm_cost", "pods", "polar:real", "polar:regimes", "scaling", "time_to_accuracy", "trainers:epyc-2-cores",
     "trainers:epyc-zen5-2-cores",
 )  # fmt: skip
 
@@ -33,7 +33,9 @@ def test_the_page_says_what_the_results_say(name):
 
 
 def test_every_study_is_published():
-    assert {path.parent.name for path in study.STUDIES.glob("*/measure.py")} == {name.split(":")[0] for name in PUBLISHED}
+    assert {path.parent.name for path in study.STUDIES.glob("*/measure.py")} == {
+        name.split(":")[0] for name in PUBLISHED
+    }
 
 
 def test_a_claim_needs_cells_that_were_stopped_early_too():
