@@ -32,10 +32,10 @@ def refused(home, workdir, capsys, **changes) -> str:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"objective": "preferences"}, "config.objective is 'preferences'; choose preference, language_model or dpo"),
+        ({"objective": "preferences"}, "config.objective is 'preferences'; choose preference, language_model, dpo or policy_gradient"),
         ({"loss__name": "bradley"}, "config.loss.name is 'bradley'; choose bradley_terry, focal or listwise"),
         ({"loss__penalty": "log"}, "config.loss.penalty is 'log'; choose '', log_barrier or squared"),
-        ({"data__kind": "pools"}, "config.data.kind is 'pools'; choose comparisons, pool or texts"),
+        ({"data__kind": "pools"}, "config.data.kind is 'pools'; choose comparisons, pool, texts or samples"),
         ({"data__policies": "sen"}, "config.data.policies is 'sen'; choose seen, unseen or all"),
         ({"data__candidates": 2}, "config.data.candidates is 2; 3 negatives need 4"),
         ({"data__rows": 0}, "config.data.rows is 0; it must be 1 or more"),
@@ -52,7 +52,7 @@ def refused(home, workdir, capsys, **changes) -> str:
         ({"format__reward_token": "<|reward|>"}, "<|reward|>"),
         ({"data__path": ""}, "is a directory"),
         ({"data__path": "shipped:nothing"}, "shipped:nothing: no such part of the shipped corpus"),
-        ({"evals__seen__kind": "pol"}, "config.evals.seen.kind is 'pol'; choose pool, comparisons or samples"),
+        ({"evals__seen__kind": "pol"}, "config.evals.seen.kind is 'pol'; choose pool, comparisons, samples or suite"),
     ],
     ids=lambda value: "-".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else "",
 )
@@ -192,7 +192,7 @@ def test_a_workdir_with_another_architecture_is_refused_and_left_as_it_was(home,
         ("--config.optimizer.learing_rate=1", "there is no config key `learing_rate`; did you mean `learning_rate`?"),
         ("--config.optimiser.clip=1", "there is no config key `optimiser`; did you mean `optimizer`?"),
         ("--config.data.rows=many", "invalid literal for int() with base 10: 'many'"),
-        ("--config.objective=rank", "error: config.objective is 'rank'; choose preference, language_model or dpo"),
+        ("--config.objective=rank", "error: config.objective is 'rank'; choose preference, language_model, dpo or policy_gradient"),
         (
             "--config.model.attention=pallas",
             "is 'pallas', kernels for TPUs and GPUs, and this run is on cpu; use 'blockwise'",

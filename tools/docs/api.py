@@ -28,10 +28,11 @@ def pages(root: Path = ROOT) -> dict[str, str]:
 
 
 def _within(module: griffe.Module) -> Iterator[griffe.Module]:
-    """The module and all below it."""
+    """The module and all below it; one that a module imports is not below it, though griffe lists it there."""
     yield module
     for inner in module.modules.values():
-        yield from _within(inner)
+        if not inner.is_alias:
+            yield from _within(inner)
 
 
 def _page(title: str, modules: list[griffe.Module]) -> str:

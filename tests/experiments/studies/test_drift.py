@@ -96,7 +96,7 @@ def test_a_policy_is_tuned_on_what_the_proxy_likes_round_by_round(tmp_path, monk
         lambda _, split, __: [Comparison(f"prompt {x}", (f"{ANSWER} {x}", f"{ANSWER} {x} z"), id=x) for x in asked[split]],
     )  # fmt: skip
     monkeypatch.setattr(stages.train, "run", lambda config, folder: tuned.append((config, folder)))
-    monkeypatch.setattr(stages.sample, "run", _samples(tuned))
+    monkeypatch.setattr(stages.sampler, "run", _samples(tuned))
     monkeypatch.setattr(stages, "write_stages", lambda _, folder, tests, meta: found.update(tests, meta=meta))
     cell = measure.get_claim(grids.get_config("distilled")).study.by_name["stages-seed0"]
     stages.write_distilled_stages(placed(cell.config, tmp_path).writer, tmp_path, _Proxy())
