@@ -166,7 +166,7 @@ def test_export_and_switch(home, tmp_path, kind, capsys):
     assert sorted(p.name for p in (tmp_path / "peft").iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
     with pytest.raises(ValueError, match="has no adapter; it was trained with config.adapter.kind empty"):
         export.export(home / "start", "peft", tmp_path / "none")
-    with pytest.raises(ValueError, match="--to is 'onnx'; choose light, peft, adapter or merged"):
+    with pytest.raises(ValueError, match="--to is 'onnx'; choose light, peft, adapter, merged or hugging_face"):
         export.export(tmp_path / "one", "onnx", tmp_path / "none")
     with pytest.raises(FileExistsError, match="is a run already, or what a stopped export left; name a new folder"):
         export.export(tmp_path / "two", "merged", tmp_path / "merged")

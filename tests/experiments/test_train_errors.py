@@ -32,7 +32,10 @@ def refused(home, workdir, capsys, **changes) -> str:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"objective": "preferences"}, "config.objective is 'preferences'; choose preference, language_model, dpo or policy_gradient"),
+        (
+            {"objective": "preferences"},
+            "config.objective is 'preferences'; choose preference, language_model, dpo or policy_gradient",
+        ),
         ({"loss__name": "bradley"}, "config.loss.name is 'bradley'; choose bradley_terry, focal or listwise"),
         ({"loss__penalty": "log"}, "config.loss.penalty is 'log'; choose '', log_barrier or squared"),
         ({"data__kind": "pools"}, "config.data.kind is 'pools'; choose comparisons, pool, texts or samples"),
@@ -192,7 +195,10 @@ def test_a_workdir_with_another_architecture_is_refused_and_left_as_it_was(home,
         ("--config.optimizer.learing_rate=1", "there is no config key `learing_rate`; did you mean `learning_rate`?"),
         ("--config.optimiser.clip=1", "there is no config key `optimiser`; did you mean `optimizer`?"),
         ("--config.data.rows=many", "invalid literal for int() with base 10: 'many'"),
-        ("--config.objective=rank", "error: config.objective is 'rank'; choose preference, language_model, dpo or policy_gradient"),
+        (
+            "--config.objective=rank",
+            "error: config.objective is 'rank'; choose preference, language_model, dpo or policy_gradient",
+        ),
         (
             "--config.model.attention=pallas",
             "is 'pallas', kernels for TPUs and GPUs, and this run is on cpu; use 'blockwise'",

@@ -182,4 +182,4 @@ def test_gemma3_knows_english():
         return float(-picked.mean())
 
     assert tokenizer.decode(tokenizer.encode(ENGLISH)) == ENGLISH
-    assert nats(ENGLISH) < 3.5 and nats(shuffled) > nats(ENGLISH) + 2
+    assert nats(ENGLISH) < 2.7 and nats(shuffled) > nats(ENGLISH) + 4
