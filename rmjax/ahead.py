@@ -1,16 +1,18 @@
-"""A config's training step, compiled for a TPU slice that is not there: what it will need and at best reach.
+"""A config's training step, or a model's scoring, compiled for a TPU slice that is not there: what it will need.
 
 Needs libtpu, no TPU, and no memory for the parameters: only their shapes are used. `experiments.compile` is the command.
 """
 
+import functools
 import logging
 import math
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from typing import Any
 
+import flax.linen as nn
 import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -19,16 +21,19 @@ from rmjax import methods
 from rmjax.config import settle
 from rmjax.data.packing import ForestShape
 from rmjax.data.placement import forest_shardings, matching
+from rmjax.evaluate import scorers
 from rmjax.models import parameters
 from rmjax.models.forest import Forest
+from rmjax.models.reward import RewardTransformer
+from rmjax.models.transformer import TransformerConfig
 from rmjax.parallel.chips import Slice, slice_devices
 from rmjax.parallel.hlo import parse
-from rmjax.parallel.mesh import make_mesh, make_rules
+from rmjax.parallel.mesh import RULES, make_mesh, make_rules, parameter_shardings
 from rmjax.parallel.operations import operations
 from rmjax.parallel.roofline import collective_table, roofline
 from rmjax.program import Program, check, compiler_options, flops_per_token, make_program
 from rmjax.start import start_of
-from rmjax.train.state import compile_step
+from rmjax.train.state import compile_step, initial_params
 
 _log = logging.getLogger(__name__)
 _USED = (  # what the compiler says where a step does not fit: in placing buffers, and before that
@@ -67,23 +72,25 @@ def compile_ahead(config: Any, where: Slice) -> tuple[Program, Mesh, Any]:
         )  # fmt: skip
         step = compile_step(program.step, program.shardings, mesh, compiler_options(chosen.config))
         lowered = step.lower(program.abstract, batch)
-        try:
-            return program, mesh, lowered.compile()
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            used = next(filter(None, (re.search(form, str(error)) for form in _USED)), None)
-            need = f"{used[1]} of {used[2]} HBM" if used else str(error).splitlines()[0][:300]
-            raise DoesNotFit(
-                f"{config.data.rows} rows of {config.data.row_tokens} tokens do not fit: {need}"
-            ) from error
+        return program, mesh, _compiled(lowered, config.data.rows, config.data.row_tokens)
+
+
+def _compiled(lowered: Any, rows: int, row_tokens: int) -> Any:
+    try:
+        return lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        used = next(filter(None, (re.search(form, str(error)) for form in _USED)), None)
+        need = f"{used[1]} of {used[2]} HBM" if used else str(error).splitlines()[0][:300]
+        raise DoesNotFit(f"{rows} rows of {row_tokens} tokens do not fit: {need}") from error
 
 
 def _abstract(shape: ForestShape, shardings: Forest) -> Forest:
     """A batch of no data, as `data.placement.place` would lay it out."""
     arrays = jax.eval_shape(shape.empty)
     fitting = matching(shardings, arrays)
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), arrays, fitting)
+    return jax.tree.map(_placed, arrays, fitting)
 
 
 def report(config: Any, where: Slice) -> dict[str, Any]:
@@ -125,6 +132,37 @@ def memory(compiled: Any) -> dict[str, int]:
     stats = compiled.memory_analysis()
     found = {name: int(getattr(stats, field)) for name, field in _MEMORY.items()}
     return found | {"peak": int(stats.peak_memory_in_bytes) + found["code"]}
+
+
+def scoring(model: TransformerConfig, where: Slice, sizes: Mapping[str, int], shape: ForestShape) -> dict[str, Any]:
+    """What scoring a batch needs on a slice: parameters, their bytes and `memory_bytes` a chip, by kind.
+
+    Args:
+      model: a reward model's architecture; its parameters are cut over the mesh as in training.
+      sizes: axes of the mesh, as of `parallel.mesh.make_mesh`; where they are fewer than the slice's chips, the first ones.
+      shape: of the batch; its rows have to divide over the mesh.
+
+    Raises:
+      DoesNotFit: it needs more HBM than a chip has.
+      ValueError: a parameter does not divide into as many parts.
+    """
+    mesh = make_mesh(sizes, slice_devices(where)[: math.prod(sizes.values())])
+    boxed = jax.eval_shape(functools.partial(initial_params, RewardTransformer(model), 0))
+    whole = nn.meta.unbox(boxed)
+    cut = jax.tree.map(_placed, whole, parameter_shardings(boxed, mesh))
+    with jax.set_mesh(mesh):
+        batch = _abstract(shape, forest_shardings(mesh, RULES))
+        lowered = scorers.cut_over(scorers.rewards_of(model), mesh).lower(cut, batch)
+        found = memory(_compiled(lowered, shape.rows, shape.row_tokens))
+    return {
+        "topology": where.name, "chips": mesh.size, "parameters": parameters.count(whole),
+        "parameter_bytes": sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(whole)),
+        "memory_bytes": found, "hbm_bytes_of_chip": where.chip.hbm_bytes,
+    }  # fmt: skip
+
+
+def _placed(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
 def model_flops(config: Any, program: Program) -> float:

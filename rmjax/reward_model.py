@@ -353,7 +353,8 @@ class RewardModel:
                 "make one of it, train with --config.model.init and objective=preference"
             )
         config, form, tokenizer = _hub_description(model, form)
-        params = model.params
+        # These models are made for long texts, whose scores of every token with every other take more memory than the model.
+        config, params = dataclasses.replace(config, attention="blockwise"), model.params
         if dtype:
             config = dataclasses.replace(config, dtype=dtype, param_dtype=dtype)
             wanted = flat(abstract_params(config))

@@ -169,7 +169,7 @@ _on_device = jax.jit(_apply, static_argnames="config")
 
 @functools.cache
 def _of_model(config: TransformerConfig, mesh: Mesh, rules: Rules) -> Rewards:
-    return on_mesh(functools.partial(_apply, config=config), mesh, rules)
+    return on_mesh(rewards_of(config), mesh, rules)
 
 
 def on_mesh(rewards: Rewards, mesh: Mesh, rules: Rules = RULES) -> Rewards:
@@ -185,11 +185,7 @@ def on_mesh(rewards: Rewards, mesh: Mesh, rules: Rules = RULES) -> Rewards:
     if isinstance(rewards, OfMembers):
         return rewards.compiled(lambda of_members: on_mesh(of_members, mesh, rules))
 
-    def with_rules(params: Any, forest: Forest) -> jax.Array:
-        with nn.logical_axis_rules(rules):
-            return rewards(params, forest)
-
-    cut, whole = (jax.jit(f, out_shardings=replicated(mesh)) for f in (with_rules, rewards))
+    cut, whole = cut_over(rewards, mesh, rules), jax.jit(rewards, out_shardings=replicated(mesh))
     shardings = placement.forest_shardings(mesh, rules)
     parts, tokens = (shards(mesh, rules, axis) for axis in ("rows", "tokens"))
 
@@ -202,6 +198,21 @@ def on_mesh(rewards: Rewards, mesh: Mesh, rules: Rules = RULES) -> Rewards:
             return cut(params, placement.place(padded, shardings, WHOLE))[:rows]
 
     return run
+
+
+def cut_over(rewards: Rewards, mesh: Mesh, rules: Rules = RULES) -> Any:
+    """(params, forest) → rewards on every device, compiled for rows and tokens that divide over the mesh."""
+
+    def with_rules(params: Any, forest: Forest) -> jax.Array:
+        with nn.logical_axis_rules(rules):
+            return rewards(params, forest)
+
+    return jax.jit(with_rules, out_shardings=replicated(mesh))
+
+
+def rewards_of(config: TransformerConfig) -> Rewards:
+    """(params, forest) → rewards as a pure function, not compiled."""
+    return functools.partial(_apply, config=config)
 
 
 @dataclasses.dataclass(frozen=True)

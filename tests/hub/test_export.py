@@ -111,7 +111,8 @@ def test_a_run_is_written_with_its_format(tmp_path):
     rows = [{"prompt": "Say 3.", "output": text} for text in ("It is 3.", "No.")]
     ours, theirs = RewardModel.load(run), RewardModel.load(tmp_path / "out")
     assert theirs.format == ours.format
-    np.testing.assert_array_equal(theirs.score(rows), ours.score(rows))
+    # The same numbers; a folder of the hub's form has its attention in tiles.
+    np.testing.assert_allclose(theirs.score(rows), ours.score(rows), atol=1e-5)
     with pytest.raises(FileExistsError, match="has a config.json already"):
         command.export(run, "hugging_face", tmp_path / "out")
 

@@ -1,0 +1,1 @@
+"""What memory does scoring with public reward models need?"""
