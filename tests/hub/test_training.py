@@ -30,4 +30,4 @@ def test_a_run_starts_from_a_folder_and_goes_out_again(tmp_path, capsys):
     asked = [{"prompt": "say a", "output": text} for text in ("it is a", "no")]
     ours, theirs = RewardModel.load(tmp_path / "run"), RewardModel.load(tmp_path / "out")
     assert ours.config.windowed == (False, True) and np.any(ours.params["head"]["kernel"])
-    np.testing.assert_array_equal(theirs.score(asked), ours.score(asked))
+    np.testing.assert_allclose(theirs.score(asked), ours.score(asked), atol=1e-5)  # dense attention, and in tiles
