@@ -81,6 +81,7 @@ def run(claim: Claim, config: ConfigDict, workdir: Path, command: str, published
         print_table(report)
         print(f"\n{seconds:.0f} s; open {workdir / 'report.html'}")
     if published is not None:
+        claim.results.parent.mkdir(parents=True, exist_ok=True)
         write_summary(claim.results, claim.study.name, about(config, command, found), lines)
         write_page(claim, Path())
 
