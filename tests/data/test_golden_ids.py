@@ -70,6 +70,7 @@ def scored(tokenizer: Tokenizer, records: Iterable[Comparison]) -> list[object]:
     return digest(ids for c in records for ids in sequences(c))
 
 
+@pytest.mark.slow
 def test_pool_groups(tokenizer):
     pool = sources.pool("shipped:policy_pool", "all", "all")
     draws = [

@@ -157,6 +157,7 @@ def test_killed_at_random_moments_and_in_saving_it_ends_in_the_same_bits(home, w
 # --- NaN ---------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_diverging_run_stops_with_the_ids_of_its_batch(home, tmp_path, capsys):
     config = configured(home, optimizer__learning_rate=1e30, optimizer__clip=1e30)
     assert execute(config, tmp_path) == 1
@@ -169,6 +170,7 @@ def test_a_diverging_run_stops_with_the_ids_of_its_batch(home, tmp_path, capsys)
     assert lines_written(tmp_path) <= found["step"] + 1
 
 
+@pytest.mark.slow
 def test_language_model_training_on_texts(home, tmp_path):
     changes = {"data__kind": "texts", "data__path": str(home / "texts.jsonl"), "objective": "language_model"}
     changes["format__kind"] = "plain"

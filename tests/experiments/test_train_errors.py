@@ -135,6 +135,7 @@ def test_a_workdir_without_permission(home, tmp_path, capsys):
     assert f"--workdir={tmp_path}/run cannot be written (Permission denied)" in only_error(capsys)
 
 
+@pytest.mark.slow
 def test_a_full_disk(home, tmp_path, capsys, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -310,6 +310,7 @@ def test_hidden_states_and_best_logits(measured, r):
     np.testing.assert_allclose(logits_V[row["top5_ids"]], row["top5_logits"], atol=1e-3)
 
 
+@pytest.mark.slow
 def test_greedy_continuations(smollm2):
     """All three prompts in one batch, after their shared system prompt as the prefix."""
     config, params, tokenizer = smollm2

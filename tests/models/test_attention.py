@@ -114,7 +114,7 @@ def test_no_tile_that_a_token_sees_is_left_out(seed, groups, leaves, size):
     assert not np.any(np.triu(np.asarray(seen), 1))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(st.integers(0, 99), st.sampled_from([1, 3, 4]))
 def test_blocks_of_any_marks_have_the_dense_form_s_values(seed, block):
     random = np.random.default_rng(seed)
@@ -148,7 +148,7 @@ def windowed_by_hand(forest, window):
     return mask_TS[None]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(forests_with_windows())
 def test_a_window_is_the_last_tokens_of_the_path(drawn):
     """In tiles and by positions as by hand; and a tile whose tokens are all outside is left out, none that has one inside."""

@@ -103,6 +103,7 @@ def test_the_step_communicates_as_it_did(report, sizes):
     assert report[name(sizes)]["collectives"] == collectives()[name(sizes)]
 
 
+@pytest.mark.slow
 def test_experts_are_sharded_and_train_as_on_one_device():
     report = reported("loramoe", [(2, 2, 2, 1)])
     assert_trains_as_one(report, (2, 2, 2, 1))

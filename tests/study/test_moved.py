@@ -43,6 +43,7 @@ def study(home, data, **changes):  # noqa: F811
     return Study("s", (Cell("a", {}, config),), changes.pop("train", train), measure, **changes)
 
 
+@pytest.mark.slow
 def test_a_half_done_cell_goes_on_where_its_data_and_its_folder_moved(home, tmp_path, capsys):  # noqa: F811
     old, new = tmp_path / "old", tmp_path / "new"
     old.mkdir()

@@ -44,6 +44,7 @@ SAVE_FOREVER = """
 """
 
 
+@pytest.mark.slow
 def test_kill_9_at_any_moment_leaves_the_last_finished_checkpoint(tmp_path):
     rng = random.Random(0)
     target = abstract({f"w{i}": jnp.zeros((64, 64), int) for i in range(4)})

@@ -184,7 +184,7 @@ def spread(batch: Samples, order: np.ndarray, widths: list[int]) -> tuple[Sample
     return Samples(sequence_RT=sequence, trained_RT=trained, weight_RS=weight, **new), places
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(
     name=st.sampled_from(list(PRESETS)),
     seed=st.integers(0, 3),
