@@ -163,7 +163,8 @@ class Encoder:
       form: the format, completed.
       counts: records that were `cut`, that spell a special token in a text (it stays ordinary text), whose
         `references_unread` or `message_keys_unread` (tool calls, say) the format has no place for; candidates that are
-        `identical_after_encoding` to another one ranked differently, and `groups_without_pair` that this left.
+        `identical_after_encoding` to another one ranked differently, and `groups_without_pair` that this left; texts
+        `read_elsewhere_by_transformers`, which end with the pad id of a model of the hub (`Tokenizer.skipped_at_end`).
     """
 
     def __init__(self, tokenizer: Tokenizer, form: Format, row_tokens: int):
@@ -217,6 +218,7 @@ class Encoder:
             cut = not self._layout.fits(c, reference, sequences)
             self.counts.update(["cut"] * cut)
             found.append((self._layout.cut(c, reference) if cut else sequences, cut))
+            self._count_ends(found[-1][0])
         return found
 
     def _told_apart(self, c: Comparison, sequences: list[list[int]]) -> tuple[Comparison | None, list[list[int]]]:
@@ -294,6 +296,7 @@ class Encoder:
             alone = [self._alone(c, reference, n, ids) for n, ids in enumerate(whole)]
             cut = [ids is not uncut for ids, uncut in zip(alone, whole, strict=True)]
             self.counts["cut"] += any(cut)
+            self._count_ends(alone)
             found.append([Scored(*one) for one in zip(alone, map(len, whole), cut, strict=True)])
         return found
 
@@ -388,6 +391,11 @@ class Encoder:
     @staticmethod
     def _unranked(sequences: list[list[int]], record: int) -> Tree:
         return Tree.from_sequences(sequences, ranks=[np.inf] * len(sequences), record=record)
+
+    def _count_ends(self, sequences: Sequence[Sequence[int]]) -> None:
+        skipped = self.tokenizer.skipped_at_end
+        ends = sum(len(ids) > 1 and ids[-1] == skipped for ids in sequences)
+        self.counts.update({"read_elsewhere_by_transformers": ends} if ends else {})
 
     def _count_texts(self, c: Comparison) -> None:
         texts = (c.prompt, *c.references, *c.outputs)

@@ -1,8 +1,16 @@
-"""Rows of Parquet files, held in memory as a table."""
+"""Rows of Parquet files.
+
+A file is read once, a few rows at a time, into a table for random access: row groups may hold a million rows, of which each
+access would decode all. Small tables stay in memory, others lie uncompressed in a temporary file without a name that is mapped:
+the system may take its pages from memory at any time, and the file goes with the process.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import errno
+import itertools
+import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -14,7 +22,9 @@ from rmjax.data.errors import RecordError, first_line, not_utf8
 from rmjax.data.messages import from_strings
 
 _BATCH_ROWS = 1024  # of a Parquet file, decoded at once at most
-_CHUNK_BYTES = 2**24  # of its table in memory
+_CHUNK_BYTES = 2**24  # of its table, joined; of what is decoded at once, about
+_READ_BYTES = 2**20  # of a column in the file, read at once
+_IN_MEMORY_BYTES = 2**22  # of a file's table at most; a larger one lies in a temporary file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,16 +54,19 @@ class ParquetRows:
 
 
 def open_parquet(path: Path) -> ParquetRows:
-    """Opens a Parquet file, with checksums verified where it has them; its table is held in memory.
+    """Opens a Parquet file, with checksums verified where it has them; above `_IN_MEMORY_BYTES` its table is in a temporary file.
 
     Raises:
       RecordError: the file is damaged, or its table takes more memory than `sensible_limit` gives it.
+      OSError: it cannot be read, or the temporary folder has no space.
     """
     try:
-        with pyarrow.parquet.ParquetFile(path, page_checksum_verification=True) as file:
+        with pyarrow.parquet.ParquetFile(path, page_checksum_verification=True, buffer_size=_READ_BYTES) as file:
             table = _read_table(file, path)
             _ = table.column_names  # are decoded here
             return ParquetRows(str(path), table)
+    except MemoryError:  # pyarrow's is an ArrowException too
+        raise
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         if isinstance(error, OSError) and error.errno:  # pyarrow's own, of damaged pages, have no number
             raise
@@ -68,23 +81,55 @@ def _read_table(file: pyarrow.parquet.ParquetFile, path: Path) -> pyarrow.Table:
     if sum(groups) > limit:
         raise too_large(str(path), size, limit)
     # Each row may be as large as all that its group stores, and even then a batch is not above the limit.
-    rows = max(1, min(_BATCH_ROWS, limit // max([1, *groups])))
+    usual = _CHUNK_BYTES * file.metadata.num_rows // max(1, sum(groups))
+    rows = max(1, min(_BATCH_ROWS, limit // max([1, *groups]), usual))
     schema = file.schema_arrow
     # Columns that stay dictionaries do not grow, and each batch would have a copy of the dictionary.
     shared = [field.name for field in schema if pyarrow.types.is_dictionary(field.type)]
     others = [field for field in schema if field.name not in shared]
     kept = file.read(columns=shared) if shared else None
     taken = kept.nbytes if kept is not None else 0
-    chunks = [pyarrow.schema(others, schema.metadata).empty_table()]
-    for chunk in _chunks(file.iter_batches(rows, columns=[field.name for field in others] if shared else None)):
-        taken += chunk.nbytes
-        if taken > limit:
-            raise too_large(str(path), size, limit)
-        chunks.append(chunk)
-    read = pyarrow.concat_tables(chunks)
+
+    def within(chunks: Iterator[pyarrow.Table]) -> Iterator[pyarrow.Table]:
+        read = taken
+        for chunk in chunks:
+            read += chunk.nbytes
+            if read > limit:
+                raise too_large(str(path), size, limit)
+            yield chunk
+
+    batches = file.iter_batches(rows, columns=[field.name for field in others] if shared else None)
+    read = _stored(within(_chunks(batches)), pyarrow.schema(others, schema.metadata), path)
     if kept is None:
         return read
     return pyarrow.table([(kept if name in shared else read)[name] for name in schema.names], schema=schema)
+
+
+def _stored(chunks: Iterator[pyarrow.Table], schema: pyarrow.Schema, path: Path) -> pyarrow.Table:
+    """One table of chunks, in memory as long as it is small."""
+    held, size = [schema.empty_table()], 0
+    for chunk in chunks:
+        held.append(chunk)
+        size += chunk.nbytes
+        if size > _IN_MEMORY_BYTES:
+            return _mapped(itertools.chain(held, chunks), schema, path)
+    return pyarrow.concat_tables(held)
+
+
+def _mapped(chunks: Iterable[pyarrow.Table], schema: pyarrow.Schema, path: Path) -> pyarrow.Table:
+    try:
+        with tempfile.NamedTemporaryFile(prefix="rmjax-", suffix=".arrow") as file:
+            with pyarrow.OSFile(file.name, "wb") as sink, pyarrow.ipc.new_file(sink, schema) as writer:
+                for chunk in chunks:
+                    writer.write_table(chunk)
+            with pyarrow.memory_map(file.name) as mapped:
+                return pyarrow.ipc.open_file(mapped).read_all()
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        folder = tempfile.gettempdir()
+        said = f"no space for the table of {path} in {folder}; free some, or set TMPDIR to a folder with more"
+        raise OSError(errno.ENOSPC, said) from error
 
 
 def _least_bytes(metadata: pyarrow.parquet.FileMetaData) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import collections
 import errno
 import json
@@ -41,6 +42,8 @@ logger = logging.getLogger(__name__)
 _ZSTD_LEVEL = 10
 _ONE_RECORD_PER_GROUP = "group_size:1"  # ArrayRecord: random access without reading neighbors
 _T = TypeVar("_T")
+Parser = Callable[[Mapping[str, object], str, Notes | None], Comparison]
+"""(row, place, what counts what was done to its texts) → the record; RecordError where it is none."""
 
 
 class RandomAccessSource:
@@ -63,17 +66,18 @@ class RandomAccessSource:
         unknown: dict[str, int],
         contradicting: int = 0,
         notes: Mapping[str, int] | None = None,
+        parser: Parser = parse,
     ) -> None:
         self.path, self.skipped, self.unknown, self.contradicting = path, skipped, unknown, contradicting
         self.notes = dict(notes or {})
-        self._rows, self._kept = rows, kept
+        self._rows, self._kept, self._parser = rows, kept, parser
 
     def __len__(self) -> int:
         return len(self._kept)
 
     def __getitem__(self, index: SupportsIndex) -> Comparison:
         i = int(self._kept[operator.index(index)])
-        return _parse_row(self._rows, i)
+        return self._parser(self._rows.row(i), self._rows.place(i), None)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[Comparison]:
         return (self[i] for i in range(len(self)))
@@ -87,6 +91,7 @@ def open_records(
     on_error: Literal["raise", "skip"] = "raise",
     layout: str = RECORDS,
     columns: ColumnMap = AS_THEY_ARE,
+    parser: Parser = parse,
 ) -> RandomAccessSource:
     """Opens and validates a file of comparisons.
 
@@ -101,6 +106,7 @@ def open_records(
         leaves bad records out, counts them by reason in `skipped` and logs the counts.
       layout: of its rows: records (ours), auto, or a name in `layouts.LAYOUTS`.
       columns: what the file's columns are called here.
+      parser: `record.parse`, or `record.parse_text` for texts.
 
     Raises:
       FileNotFoundError, IsADirectoryError, PermissionError: the file cannot be read.
@@ -110,14 +116,14 @@ def open_records(
     if on_error not in ("raise", "skip"):
         raise ValueError(f'on_error is "{on_error}"; use "raise" or "skip"')
     rows = reshaped(open_rows(path, columns), str(path), layout)
-    kept: list[int] = []
+    kept = array.array("q")
     errors: list[RecordError] = []
     unknown: collections.Counter[str] = collections.Counter()
     contradicting, notes = 0, Notes()
     for i in range(len(rows)):
         try:
             raw = rows.row(i)
-            contradicting += scores_contradict(parse(raw, rows.place(i), notes))  # type: ignore[arg-type]
+            contradicting += scores_contradict(parser(raw, rows.place(i), notes))  # type: ignore[arg-type]
             unknown.update(unknown_fields(raw))  # type: ignore[arg-type]
             kept.append(i)
         except RecordError as error:
@@ -134,7 +140,8 @@ def open_records(
             "%s: `scores` contradict the order that is given in %d of %d records; the order counts; correct or drop one"
         )
         logger.warning(message, path, contradicting, len(rows))
-    return RandomAccessSource(str(path), rows, np.asarray(kept, np.int64), skipped, dict(unknown), contradicting, notes)
+    found = np.asarray(kept, np.int64)
+    return RandomAccessSource(str(path), rows, found, skipped, dict(unknown), contradicting, notes, parser)
 
 
 def read_all(
@@ -180,10 +187,6 @@ def read_all(
     if skipped is not None:
         skipped.update(tally)
     return found
-
-
-def _parse_row(rows: Rows, i: int) -> Comparison:
-    return parse(rows.row(i), rows.place(i))  # type: ignore[arg-type]
 
 
 def _tally(rows: Rows, errors: Sequence[RecordError]) -> dict[str, int]:

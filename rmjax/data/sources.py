@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from rmjax.data.again import Found, prepared
 from rmjax.data.column_map import AS_THEY_ARE, ColumnMap, column_map
 from rmjax.data.columns import of_single
 from rmjax.data.errors import RecordError
@@ -213,11 +214,11 @@ def comparisons(data: Any, order: Order = RANKS) -> Records:
 
 def texts(data: Any) -> Records:
     """The texts that `config.data` names: records of one output."""
-    skipped: Counter[str] = Counter()
     columns = column_map(data.columns)
-    found = read_all(located(data.path), parse_text, known_fields(), data.on_error, skipped, data.layout, columns)
+    read = open_records(located(data.path), data.on_error, data.layout, columns, parse_text)
+    found, _ = prepared(read, lambda c: c)
     _look_at_weights(data.path, found)
-    return dataclasses.replace(_fixed(found), forms=set, skipped=dict(skipped))
+    return dataclasses.replace(_fixed(found), forms=set, skipped=dict(read.skipped))
 
 
 def samples(data: Any, prepare: Callable[[Comparison], Comparison | str]) -> Records:
@@ -277,7 +278,7 @@ def sample_groups(entry: Any, kind: str, section: str, dropped: Counter[str] | N
     return telling_apart(found, entry.references, dropped)
 
 
-def _fixed(found: Sequence[Comparison]) -> Records:
+def _fixed(found: Found) -> Records:
     return Records(
         found, lambda i: found[i].id or found[i].place, lambda: digest(map(to_row, found)), lambda: set(map(form, found)),
         lambda: found,
@@ -303,14 +304,10 @@ def _by_policy(found: PolicyPool, prompt_id: str) -> list[list[Any]]:
     return [[policy, found.kind[policy], list(map(as_value, texts))] for policy, texts in outputs.items()]
 
 
-def _all_usable(read: Iterable[Comparison], data: Any, order: Order, skipped: Counter[str]) -> list[Comparison]:
-    found: list[Comparison] = []
-    errors: list[RecordError] = []
-    for c in read:
-        try:
-            found.append(_usable(c, data.reference, order))
-        except RecordError as error:
-            errors.append(error)
+def _all_usable(
+    read: Sequence[Comparison] | RandomAccessSource, data: Any, order: Order, skipped: Counter[str]
+) -> Found:
+    found, errors = prepared(read, functools.partial(_usable, reference=data.reference, order=order))
     if not errors:
         return found
     reasons, total = Counter(error.reason for error in errors), len(found) + len(errors)
@@ -324,7 +321,7 @@ def _all_usable(read: Iterable[Comparison], data: Any, order: Order, skipped: Co
     return found
 
 
-def _look_at_weights(path: str, found: Sequence[Comparison], order: Order = RANKS) -> None:
+def _look_at_weights(path: str, found: Found, order: Order = RANKS) -> None:
     without = sum(c.weight == 0 for c in found)
     split = sum(c.weight != 0 and not _has_weighted_pair(c, order) for c in found)
     if found and without + split == len(found):
@@ -346,7 +343,7 @@ def _has_weighted_pair(c: Comparison, order: Order) -> bool:
     return bool(np.any((weights_NN > 0) & (targets_NN >= 0)))
 
 
-def _look_at_sizes(data: Any, found: Sequence[Comparison]) -> None:
+def _look_at_sizes(data: Any, found: Found) -> None:
     larger = [len(c.outputs) for c in found if len(c.outputs) > data.candidates]
     if found and len(larger) == len(found):
         raise ValueError(

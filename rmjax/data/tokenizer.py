@@ -40,9 +40,11 @@ class Tokenizer:
 
     Attributes:
       special: the special tokens' strings.
-      chat_template: the model's own Jinja template, "" where none is known; it and the next four are not part of `to_json`.
+      chat_template: the model's own Jinja template, "" where none is known; it and the next five are not part of `to_json`.
       bos_token, eos_token, pad_token: the model's own, by string; "" where unknown. Nothing adds them but a format.
       adds_bos: whether the model's own tokenizer puts `bos_token` before a text that no template wrote.
+      skipped_at_end: the id that the model's own code steps over at a text's end to find where it reads (`transformers`' reward
+        classes: the pad id of config.json); −1 = none. Nothing is read there; `Encoder` counts the texts that it concerns.
     """
 
     def __init__(self, plain: tokenizers.Tokenizer, marks: Mapping[str, str]):
@@ -50,7 +52,7 @@ class Tokenizer:
         self._plain, self._marks = plain, dict(marks)
         self.special = tuple(marks)
         self.chat_template = self.bos_token = self.eos_token = self.pad_token = ""
-        self.adds_bos = False
+        self.adds_bos, self.skipped_at_end = False, -1
         self._ids: dict[str, Any] = {token: plain.token_to_id(mark) for token, mark in marks.items()}
         self._hidden = frozenset(self._ids.values())
         longest_first = sorted(marks, key=len, reverse=True)  # of two that begin alike, the longer one is meant
@@ -233,7 +235,7 @@ class Tokenizer:
         return made
 
     def _like(self, other: "Tokenizer") -> "Tokenizer":
-        for name in ("chat_template", "bos_token", "eos_token", "pad_token", "adds_bos"):
+        for name in ("chat_template", "bos_token", "eos_token", "pad_token", "adds_bos", "skipped_at_end"):
             setattr(other, name, getattr(self, name))
         return other
 

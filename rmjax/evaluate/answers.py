@@ -109,7 +109,7 @@ def score_answers(model: RewardModel, answers: Answers, progress: bool = False) 
         groups.setdefault(_group(answers.rows[i], record), []).extend((i, j) for j in range(len(record.outputs)))
     merged = [_merged(answers.records, members) for members in groups.values()]
     found: dict[tuple[int, int], Scored] = {}
-    for members, record, rewards in zip(groups.values(), merged, model.score_groups(merged, progress), strict=True):
+    for members, record, rewards in zip(groups.values(), merged, model.scorer.score(merged, progress), strict=True):
         for (i, j), text, reward in zip(members, record.outputs, rewards, strict=True):
             rank = 1 + sum(other > reward for other in rewards)
             found[i, j] = Scored(i, j, answers.records[i].prompt, text, reward, rank)

@@ -140,7 +140,15 @@ def read_tokenizer(folder: Path, described: Described) -> Tokenizer:
         raise TokenizerError(
             f"{folder / TOKENIZER}: has {words} tokens, and the model {size}; get both of one revision"
         )
+    tokenizer.skipped_at_end = _skipped_at_end(described)
     return tokenizer
+
+
+def _skipped_at_end(described: Described) -> int:
+    """`…ForSequenceClassification` reads at the rightmost token that is not the pad id, whatever the mask says, so not at the end
+    of a text that ends with that id. Reward classes of remote code have rules of their own."""
+    by_pad = described.architecture.endswith("ForSequenceClassification")
+    return next(iter(described.tokens["pad"]), -1) if by_pad else -1
 
 
 def _json(path: Path) -> Mapping[str, Any]:

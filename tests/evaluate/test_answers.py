@@ -18,7 +18,11 @@ class Length:
     def __init__(self):
         self.seen = []
 
-    def score_groups(self, records, progress=False):
+    @property
+    def scorer(self):
+        return self
+
+    def score(self, records, progress=False):
         self.seen = [(c.prompt, c.outputs) for c in records]
         return [[float(len(o)) for o in c.outputs] for c in records]
 

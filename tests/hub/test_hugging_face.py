@@ -1,5 +1,6 @@
 """Folders of the hub: what is read, and what bad ones say."""
 
+import dataclasses
 import functools
 import json
 import logging
@@ -9,6 +10,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from rmjax.data.formats import Format
+from rmjax.evaluate.evaluation import Options, evaluate, notes
 from rmjax.hub import shipped
 from rmjax.hub.config_json import read_config, written_config
 from rmjax.hub.families import KINDS
@@ -219,6 +221,51 @@ def test_what_is_left_out_is_counted(tmp_path, caplog):
 def test_pad_is_eos_is_said(tmp_path, caplog):
     open_folder(copied("llama_reward_pad_eos", tmp_path / "padded"))
     assert "pad_token_id is 2, an end token too" in caplog.text
+
+
+def read_by_transformers(ids, pad):
+    """The column at which `…ForSequenceClassification` reads: of the rightmost id that is not the pad id, or the first."""
+    return int((np.arange(len(ids)) * (np.asarray(ids) != pad)).argmax())
+
+
+@pytest.mark.parametrize(
+    ("form", "changes", "concerned"),
+    [
+        (Format(kind="plain", reward_token="</s>"), {}, 3),  # every text ends with the pad id, 2
+        (None, {}, 0),  # the template's line break is behind the end token
+        (Format(kind="chat", end_token="<|im_end|>"), {"pad_token_id": 11}, 3),
+        (Format(kind="chat", end_token="<|im_end|>"), {"pad_token_id": 10}, 0),  # inside only
+        (Format(kind="plain", reward_token="</s>"), {"pad_token_id": None}, 0),
+        (
+            Format(kind="plain", reward_token="</s>"),
+            {"architectures": ["LlamaForRewardModel"]},
+            0,
+        ),  # its code is not known
+    ],
+)
+def test_texts_that_transformers_reads_elsewhere_are_counted(tmp_path, form, changes, concerned):
+    folder = change(copied("llama_reward_pad_eos", tmp_path / "padded"), **changes)
+    model = RewardModel.load(folder, dtype="float32", form=form and dataclasses.replace(form, max_length=60))
+    encoder, pad = model.scorer.encoder, changes.get("pad_token_id", 2)
+    records = [_parsed({"prompt": "ab", "outputs": ["c", "de"]}), _parsed({"prompt": "d", "output": "f"})]
+    texts = [scored.ids for record in records for scored in encoder.scored(record)[0]]
+    elsewhere = sum(read_by_transformers(ids, pad) != len(ids) - 1 for ids in texts)
+    assert encoder.counts["read_elsewhere_by_transformers"] == concerned
+    assert elsewhere == concerned or "architectures" in changes
+    encoder.counts.clear()
+    encoder.trees(dataclasses.replace(records[0], ranks=(0.0, 1.0)))
+    assert encoder.counts["read_elsewhere_by_transformers"] == (2 if concerned else 0)
+
+
+def test_an_evaluation_says_how_many_texts_it_concerns(tmp_path):
+    template = CHATML.replace("<|im_end|>\n", "</s>")
+    folder = copied("llama_reward_pad_eos", tmp_path / "padded", template)
+    rows = [{"prompt": "ab", "chosen": "c", "rejected": "d"}, {"prompt": "b", "chosen": "a", "rejected": "e"}]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = evaluate(Options(folder, str(tmp_path / "data.jsonl"), tmp_path / "result.json", mesh="one"))
+    assert result["encoding"] == json.loads((tmp_path / "result.json").read_text())["encoding"]
+    assert result["encoding"] == {"read_elsewhere_by_transformers": 4}
+    assert "while encoding: 4 × read_elsewhere_by_transformers" in notes(result)
 
 
 def test_tokenizer_template_and_tokens(folder):

@@ -10,6 +10,8 @@ import dataclasses
 import logging
 from collections.abc import Mapping
 
+import numpy as np
+
 from rmjax.data.errors import RecordError
 from rmjax.data.layouts import benchmarks, preferences, trainers
 from rmjax.data.layouts.layout import Fields as Fields
@@ -29,6 +31,8 @@ _log = logging.getLogger(__name__)
 @dataclasses.dataclass(frozen=True)
 class Reshaped:
     """Rows of another layout as rows of ours, held in memory; what is broken raises its error when it is asked for.
+
+    For layouts that join several rows; those of the others are `Converted` at each access.
 
     Attributes:
       layout: its name.
@@ -51,6 +55,38 @@ class Reshaped:
         if isinstance(row, RecordError):
             raise row
         return row
+
+
+@dataclasses.dataclass(frozen=True)
+class Converted:
+    """Rows of another layout as rows of ours, made at each access.
+
+    Attributes:
+      rows: of the file.
+      starts: [S + 1] number of the first of our rows that each of the file's becomes (one broken row is one), and of all.
+    """
+
+    layout: Layout
+    rows: Rows
+    starts: np.ndarray
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    @property
+    def blank_lines(self) -> int:
+        """Lines that are no rows."""
+        return getattr(self.rows, "blank_lines", 0)
+
+    def place(self, i: int) -> str:
+        return self.rows.place(self._of(i))
+
+    def row(self, i: int) -> object:
+        number = self._of(i)
+        return _made(self.rows, number, self.layout)[i - int(self.starts[number])]
+
+    def _of(self, i: int) -> int:
+        return int(np.searchsorted(self.starts, i, side="right")) - 1
 
 
 def recognized(row: object) -> str:
@@ -78,7 +114,26 @@ def reshaped(rows: Rows, path: str, layout: str = AUTO) -> Rows:
         if layout != RECORDS:
             _log.warning("%s: taken for %s (--layout=%s); --layout=records reads its rows as ours", path,
                          LAYOUTS[layout].says, layout)  # fmt: skip
-    return rows if layout == RECORDS else convert(rows, LAYOUTS[layout])
+    if layout == RECORDS:
+        return rows
+    chosen = LAYOUTS[layout]
+    return convert(rows, chosen) if chosen.join else _converted(rows, chosen)
+
+
+def _converted(rows: Rows, layout: Layout) -> Converted:
+    starts = np.zeros(len(rows) + 1, np.int64)
+    for i in range(len(rows)):
+        try:
+            starts[i + 1] = len(_made(rows, i, layout))
+        except RecordError:
+            starts[i + 1] = 1
+    return Converted(layout, rows, starts.cumsum())
+
+
+def _made(rows: Rows, i: int, layout: Layout) -> list[Fields]:
+    row, place = rows.row(i), rows.place(i)
+    _require(row, layout, place)
+    return layout.convert(row, place)  # type: ignore[arg-type]  # an object
 
 
 def _first(rows: Rows) -> object:
@@ -98,9 +153,7 @@ def convert(rows: Rows, layout: Layout) -> Reshaped:
     for i in range(len(rows)):
         place = rows.place(i)
         try:
-            row = rows.row(i)
-            _require(row, layout, place)
-            made = [(place, each) for each in layout.convert(row, place)]  # type: ignore[arg-type]  # an object
+            made = [(place, each) for each in _made(rows, i, layout)]
             good += made
             found += made
         except RecordError as error:
