@@ -1,23 +1,24 @@
 """Trainers' own calling code with a reward server: `python tests/serve/foreign.py JOB FOLDER`, by an interpreter with torch and transformers.
 
 JOB is JSON of `tests.serve.parity`: folders, addresses and records. The clients are imported from their sources as those are.
-Prints, as JSON, the rewards that each client got, and which missing packages were stubs: these clients import, but do not need, them.
+Prints the rewards that each client got as JSON.
 """
 
 import asyncio
-import importlib.abc
-import importlib.machinery
 import importlib.util
 import json
+import os
 import sys
+import threading
 import types
 from collections.abc import Callable, Iterator
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import MagicMock
 
-UNNEEDED = ("codetiming", "deepspeed", "hydra", "orjson", "ray", "vllm")
-"""Of schedulers, engines, timers and logs; stubs where they are not installed."""
+UNNEEDED = ("vllm", "vllm.inputs", "vllm.utils")
+"""What generates, which needs no server; imported beside the code that asks, and a stub where it is not installed."""
 
 
 class Job(NamedTuple):
@@ -28,6 +29,7 @@ class Job(NamedTuple):
     models: dict[str, str]  # kind → folder of the exported model
     servers: dict[str, str]  # "polar", "scalar" (/pooling as LMDeploy answers), "chat" → host:port
     rows: list[dict[str, str]]  # prompt, reference, output
+    long: list[dict[str, str]]  # longer than the model takes
 
 
 class Got(NamedTuple):
@@ -37,23 +39,7 @@ class Got(NamedTuple):
     kind: str  # of the model
     reference: bool  # whether the client says it
     rewards: list[Any]
-
-
-class Stubs(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds `UNNEEDED` where nothing else does."""
-
-    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> Any:
-        if fullname.split(".")[0] in UNNEEDED:
-            return importlib.machinery.ModuleSpec(fullname, self, is_package=True)
-        return None
-
-    def create_module(self, spec: Any) -> Any:
-        stub = MagicMock(name=spec.name)
-        stub.__name__, stub.__spec__, stub.__path__ = spec.name, spec, []
-        return stub
-
-    def exec_module(self, module: Any) -> None:
-        """There is nothing in it."""
+    long: bool = False  # of the long rows instead
 
 
 def packages(root: Path, *names: str) -> None:
@@ -78,6 +64,7 @@ def polar(job: Job) -> Iterator[Got]:
         client = RewardModelClient(job.models["polar"], 128, 48, server_type=kind, server_address=job.servers[server])
         for form, rows in (("texts", job.rows), ("messages", messages)):
             yield Got(f"POLAR's RewardModelClient, {kind}, {form}", "polar", True, client(rows))
+    yield Got("POLAR's RewardModelClient, lmdeploy, texts that it cuts", "polar", True, client(job.long), long=True)
 
 
 # --- OpenRLHF -----------------------------------------------------------------------------------------------------------
@@ -96,6 +83,8 @@ class Policy(NamedTuple):
 def open_rlhf(job: Job) -> Iterator[Got]:
     """A rollout with `--reward.remote_url`, and the experience that is trained on."""
     root = Path(job.sources) / "OpenRLHF"
+    if importlib.util.find_spec("vllm") is None:
+        sys.modules.update({name: MagicMock(__spec__=ModuleSpec(name, None)) for name in UNNEEDED})
     packages(root, "openrlhf", "openrlhf.utils", "openrlhf.trainer", "openrlhf.trainer.ray", "openrlhf.trainer.ppo_utils")
     from openrlhf.trainer.ppo_utils.samples_generator import SamplesGenerator
     from openrlhf.utils.agent import SingleTurnAgentExecutor
@@ -157,37 +146,72 @@ def batch(job: Job, tokenizer: Any) -> Any:
     })  # fmt: skip
 
 
-def verl(job: Job) -> Iterator[Got]:
-    """The reward loop's worker by each engine's dialect, with a custom function of ours, and POLAR's, as verl loads it."""
-    sys.path.insert(0, f"{job.sources}/verl")
-    from verl.experimental.reward_loop.reward_loop import RewardLoopWorker
-    from verl.trainer.ppo.reward import get_custom_reward_fn
+def routed(address: str) -> str:
+    """host:port of verl's own router before a server, which runs until the process ends."""
+    from verl.experimental.reward_loop.router.naive_router import run_router
+    from verl.utils.net_utils import get_free_port
 
-    async def asked(settings: Any, address: str) -> list[float]:
+    port, _ = get_free_port("127.0.0.1")
+    threading.Thread(target=run_router, args=("127.0.0.1", port, [f"http://{address}"]), daemon=True).start()
+    return f"127.0.0.1:{port}"
+
+
+def worker_rewards(job: Job, settings: Any, address: str) -> list[float]:
+    """By the reward loop's worker in this process."""
+    from verl.experimental.reward_loop import RewardLoopWorker
+
+    async def asked() -> list[float]:
         worker = RewardLoopWorker(settings, address)
         found = await worker.compute_score_batch(batch(job, worker.input_tokenizer))
         return [each["reward_score"] for each in found]
 
+    return asyncio.run(asked())
+
+
+def manager_rewards(job: Job, settings: Any) -> list[float]:
+    """By the reward loop's manager and a worker of Ray's; an answer's reward stands at its last token."""
+    import ray
+    from transformers import AutoTokenizer
+    from verl.experimental.reward_loop import RewardLoopManager
+
+    os.environ["PYTHONPATH"] += f"{os.pathsep}{job.sources}/verl"  # of Ray's processes
+    ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False, object_store_memory=100 << 20)
+    found = RewardLoopManager(settings).compute_rm_score(batch(job, AutoTokenizer.from_pretrained(job.models["polar"])))
+    ray.shutdown()
+    return found.batch["rm_scores"].sum(-1).tolist()
+
+
+def verl(job: Job) -> Iterator[Got]:
+    """The reward loop by each engine's dialect, with and without the router; with a custom function of ours, and of POLAR's."""
+    sys.path.insert(0, f"{job.sources}/verl")
     for kind in ("chat", "polar"):
         for engine in ("vllm", "sglang"):
-            found = asyncio.run(asked(config(job, kind, engine), job.servers[kind]))
+            found = worker_rewards(job, config(job, kind, engine), job.servers[kind])
             yield Got(f"verl's RewardLoopWorker, {engine}, {kind}", kind, False, found)
+    found = worker_rewards(job, config(job, "chat", "vllm"), routed(job.servers["chat"]))
+    yield Got("verl's RewardLoopWorker and NaiveRouter, vllm, chat", "chat", False, found)
     ours = Path(job.folder) / "ours.py"
     ours.write_text(
         "from rmjax_client import Client\nfrom rmjax_client.adapters import verl_compute_score\n"
         f"compute_score = verl_compute_score(Client('http://{job.servers['polar']}'))\n"
     )
-    found = asyncio.run(asked(config(job, "polar", path=str(ours)), ""))
-    yield Got("verl's RewardLoopWorker, custom_reward_function of rmjax_client", "polar", True, found)
-    theirs = Path(job.sources) / "POLAR/src/polar/reward_func.py"
-    if theirs.exists():
-        function = get_custom_reward_fn(config(job, "polar", path=str(theirs), name="compute_score_batch"))
-        settings = {"ADDRESS": job.servers["polar"], "SERVER_TYPE": "vllm", "MODEL_PATH": job.models["polar"]}
-        function.args[0].__globals__.update(settings)  # POLAR's README has users edit these three
-        extra = [{"prompt": row["prompt"], "ability": "general", "split": "train"} for row in job.rows]
-        columns = ([row[name] for row in job.rows] for name in ("output", "reference"))
-        found = function(["rows"] * len(job.rows), *columns, extra)
-        yield Got("verl's custom function of POLAR, compute_score_batch", "polar", True, found)
+    found = manager_rewards(job, config(job, "polar", path=str(ours)))
+    yield Got("verl's RewardLoopManager on Ray, custom_reward_function of rmjax_client", "polar", True, found)
+    if (theirs := Path(job.sources) / "POLAR/src/polar/reward_func.py").exists():
+        found = custom_of_polar(job, str(theirs))
+        yield Got("verl's get_custom_reward_fn, POLAR's compute_score_batch", "polar", True, found)
+
+
+def custom_of_polar(job: Job, path: str) -> list[float]:
+    """POLAR's function for a batch, as verl loads it."""
+    from verl.trainer.ppo.reward import get_custom_reward_fn
+
+    function = get_custom_reward_fn(config(job, "polar", path=path, name="compute_score_batch"))
+    settings = {"ADDRESS": job.servers["polar"], "SERVER_TYPE": "vllm", "MODEL_PATH": job.models["polar"]}
+    function.args[0].__globals__.update(settings)  # POLAR's README has users edit these three
+    extra = [{"prompt": row["prompt"], "ability": "general", "split": "train"} for row in job.rows]
+    answers, references = ([row[name] for row in job.rows] for name in ("output", "reference"))
+    return function(["rows"] * len(job.rows), answers, references, extra)
 
 
 CLIENTS: dict[str, Callable[[Job], Iterator[Got]]] = {"POLAR": polar, "OpenRLHF": open_rlhf, "verl": verl}
@@ -197,10 +221,10 @@ CLIENTS: dict[str, Callable[[Job], Iterator[Got]]] = {"POLAR": polar, "OpenRLHF"
 def main(path: str, folder: str) -> None:
     """Every client whose sources are there."""
     job = Job(**json.loads(Path(path).read_text()), folder=folder)
-    sys.meta_path.append(Stubs())
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     there = [name for name in CLIENTS if (Path(job.sources) / name).is_dir()]
     found = [got._asdict() for name in there for got in CLIENTS[name](job)]
-    stubs = sorted(name for name in UNNEEDED if isinstance(sys.modules.get(name), MagicMock))
+    stubs = [name for name in UNNEEDED if isinstance(sys.modules.get(name), MagicMock)]
     print(json.dumps({"found": found, "stubs": stubs, "missing": sorted({*CLIENTS} - {*there})}))
 
 

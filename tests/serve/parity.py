@@ -21,6 +21,11 @@ from rmjax.serve.engine import Engine
 from tests.serve.conftest import END, FORMATS, SPECIAL, make_model, model_of, running
 
 ROOT = Path(__file__).parents[2]
+LONG = [
+    {"prompt": "Say it. " * 9, "reference": "It is. " * 9, "output": "So it is. " * 6},
+    {"prompt": "Long and longer. " * 6, "reference": "It is.", "output": "So."},
+]
+"""What POLAR's client cuts by its rule, and the model by the same."""
 ROWS = [
     {"prompt": "What is 3 + 4?", "reference": "It is 7.", "output": "7"},
     {"prompt": "Say hello.", "reference": "Hello!", "output": "Grüß Gott, 世界"},
@@ -58,9 +63,21 @@ def models() -> dict[str, RewardModel]:
     """A chat model, and one with the tokens that POLAR's client writes and a BOS, which clients leave to the server."""
     split, reward, ended = "<|reward|>", "[UNUSED_TOKEN_130]", "</s>"
     form = dataclasses.replace(FORMATS["polar"], split_token=split, reward_token=reward, bos_token="<s>")
-    found = {"polar": model_of(form, ["<s>", ended, "<pad>", split, reward]), "chat": model_of(FORMATS["chat"], SPECIAL)}
-    found["polar"].tokenizer.eos_token, found["chat"].tokenizer.eos_token = ended, END
-    return found
+    polar, chat = model_of(form, ["<s>", ended, "<pad>", split, reward]), model_of(FORMATS["chat"], SPECIAL)
+    polar.tokenizer.eos_token, chat.tokenizer.eos_token = ended, END
+    return {"polar": polar, "chat": chat}
+
+
+def exported(model: RewardModel, folder: Path) -> str:
+    """The folder that clients take their tokenizer from. Where the format has a BOS it puts one before texts, as POLAR's does."""
+    export_hugging_face(folder, model.config, model.params, model.tokenizer, model.format)
+    if token := model.format.bos_token:
+        described = json.loads((folder / "tokenizer.json").read_text())
+        parts = [{"SpecialToken": {"id": token, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+        ids = {token: {"id": token, "ids": [model.tokenizer.id(token)], "tokens": [token]}}
+        processor = {"type": "TemplateProcessing", "single": parts, "pair": parts, "special_tokens": ids}
+        (folder / "tokenizer.json").write_text(json.dumps({**described, "post_processor": processor}))
+    return str(folder)
 
 
 @contextlib.contextmanager
@@ -79,14 +96,13 @@ def serving(found: dict[str, RewardModel]) -> Iterator[dict[str, str]]:
 def foreign(peer: str, sources: Path, folder: Path) -> Iterator[str]:
     """A line for each client that got the model's rewards, and what was not run. AssertionError where others came."""
     found = models()
-    for kind, model in found.items():
-        export_hugging_face(folder / kind, model.config, model.params, model.tokenizer, model.format)
-    job = {"sources": str(sources.resolve()), "models": {kind: str(folder / kind) for kind in found}}
+    folders = {kind: exported(model, folder / kind) for kind, model in found.items()}
     with serving(found) as servers:
-        (folder / "job.json").write_text(json.dumps({**job, "servers": servers, "rows": ROWS}))
+        job = {"sources": str(sources.resolve()), "models": folders, "servers": servers, "rows": ROWS, "long": LONG}
+        (folder / "job.json").write_text(json.dumps(job))
         got = ran(peer, "foreign.py", str(folder / "job.json"), str(folder))
     for each in got["found"]:
-        rows = ROWS if each["reference"] else [{**row, "reference": None} for row in ROWS]
+        rows = LONG if each["long"] else ROWS if each["reference"] else [{**row, "reference": None} for row in ROWS]
         wanted = found[each["kind"]].score(rows)
         pairs = list(zip(wanted, each["rewards"] or [], strict=True))
         difference = max(abs(one - other) for one, other in pairs)
