@@ -1,6 +1,6 @@
-"""Trainers' own calling code with a reward server: `python tests/serve/foreign.py JOB FOLDER`, by an interpreter with torch and transformers.
+"""Trainers' own calling code with a reward server: `python tests/serve/foreign.py JOB FOLDER`, by an interpreter with torch.
 
-JOB is JSON of `tests.serve.parity`: folders, addresses and records. The clients are imported from their sources as those are.
+JOB is JSON of `tests.serve.parity`: clones, addresses and records. What asks is imported from the clones and not changed.
 Prints the rewards that each client got as JSON.
 """
 
@@ -85,7 +85,9 @@ def open_rlhf(job: Job) -> Iterator[Got]:
     root = Path(job.sources) / "OpenRLHF"
     if importlib.util.find_spec("vllm") is None:
         sys.modules.update({name: MagicMock(__spec__=ModuleSpec(name, None)) for name in UNNEEDED})
-    packages(root, "openrlhf", "openrlhf.utils", "openrlhf.trainer", "openrlhf.trainer.ray", "openrlhf.trainer.ppo_utils")
+    packages(
+        root, "openrlhf", "openrlhf.utils", "openrlhf.trainer", "openrlhf.trainer.ray", "openrlhf.trainer.ppo_utils"
+    )
     from openrlhf.trainer.ppo_utils.samples_generator import SamplesGenerator
     from openrlhf.utils.agent import SingleTurnAgentExecutor
     from transformers import AutoTokenizer

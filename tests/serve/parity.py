@@ -60,18 +60,21 @@ def grpo(peer: str, folder: Path) -> float:
 
 
 def models() -> dict[str, RewardModel]:
-    """A chat model, and one with the tokens that POLAR's client writes and a BOS, which clients leave to the server."""
+    """A model with the tokens that POLAR's client writes and a BOS, and a chat model whose BOS begins a turn, as SmolLM2's does:
+    clients leave it, or even take it off, for the server to put."""
     split, reward, ended = "<|reward|>", "[UNUSED_TOKEN_130]", "</s>"
     form = dataclasses.replace(FORMATS["polar"], split_token=split, reward_token=reward, bos_token="<s>")
-    polar, chat = model_of(form, ["<s>", ended, "<pad>", split, reward]), model_of(FORMATS["chat"], SPECIAL)
+    turns = dataclasses.replace(FORMATS["chat"], bos_token="<|im_start|>")
+    polar, chat = model_of(form, ["<s>", ended, "<pad>", split, reward]), model_of(turns, SPECIAL)
     polar.tokenizer.eos_token, chat.tokenizer.eos_token = ended, END
     return {"polar": polar, "chat": chat}
 
 
 def exported(model: RewardModel, folder: Path) -> str:
-    """The folder that clients take their tokenizer from. Where the format has a BOS it puts one before texts, as POLAR's does."""
+    """The folder that clients take their tokenizer from. POLAR's puts a BOS before texts."""
     export_hugging_face(folder, model.config, model.params, model.tokenizer, model.format)
-    if token := model.format.bos_token:
+    if model.format.kind == "polar":
+        token = model.format.bos_token
         described = json.loads((folder / "tokenizer.json").read_text())
         parts = [{"SpecialToken": {"id": token, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
         ids = {token: {"id": token, "ids": [model.tokenizer.id(token)], "tokens": [token]}}
@@ -100,16 +103,17 @@ def foreign(peer: str, sources: Path, folder: Path) -> Iterator[str]:
     with serving(found) as servers:
         job = {"sources": str(sources.resolve()), "models": folders, "servers": servers, "rows": ROWS, "long": LONG}
         (folder / "job.json").write_text(json.dumps(job))
-        got = ran(peer, "foreign.py", str(folder / "job.json"), str(folder))
-    for each in got["found"]:
+        answers = ran(peer, "foreign.py", str(folder / "job.json"), str(folder))
+    assert answers["found"], f"{sources} has no folder POLAR, OpenRLHF or verl; clone them there"
+    for each in answers["found"]:
         rows = LONG if each["long"] else ROWS if each["reference"] else [{**row, "reference": None} for row in ROWS]
-        wanted = found[each["kind"]].score(rows)
-        pairs = list(zip(wanted, each["rewards"] or [], strict=True))
-        difference = max(abs(one - other) for one, other in pairs)
-        assert difference <= 1e-5, (each["client"], pairs)
+        got, wanted = each["rewards"], found[each["kind"]].score(rows)
+        assert isinstance(got, list) and all(isinstance(reward, float) for reward in got), (each["client"], got)
+        difference = max(abs(one - other) for one, other in zip(wanted, got, strict=True))
+        assert difference <= 1e-5, (each["client"], wanted, got)
         yield f"{each['client']}: its rewards are the model's, to {difference:.1e}"
-    yield f"stubs for what these import and do not need: {', '.join(got['stubs']) or 'none'}"
-    yield from (f"{name}: not run, for there is no {sources / name}" for name in got["missing"])
+    yield f"stubs for what these import and do not need: {', '.join(answers['stubs']) or 'none'}"
+    yield from (f"{name}: not run, for there is no {sources / name}" for name in answers["missing"])
 
 
 def main() -> None:
