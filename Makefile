@@ -17,6 +17,7 @@ VENV_BENCH ?= .venv-bench
 VENV_WHEEL ?= .venv-wheel
 BENCH_ARGS ?=
 MACHINE ?= here
+SOURCES ?=
 RUN := $(VENV)/bin/python -m
 # A process per core, four at most; a file stays in one, since its tests share what they trained.
 PYTEST := JAX_PLATFORMS=cpu $(RUN) pytest -n auto --maxprocesses 4 --dist loadfile
@@ -110,11 +111,14 @@ $(VENV_BENCH)/.installed: constraints-bench.txt $(VENV)/.installed
 bench: $(VENV_BENCH)/.installed  ## against TRL's RewardTrainer on this machine (long; resumes)
 	$(RUN) experiments.study trainers:$(MACHINE) --config.peer=$(VENV_BENCH)/bin/python --workdir=runs/bench/$(MACHINE) $(BENCH_ARGS)
 
+# SOURCES=DIR, with clones named POLAR, OpenRLHF and verl: their calling code asks our server, too.
 parity: $(VENV_BENCH)/.installed  ## what transformers and TRL say: goldens of each family made again, exported folders opened, a GRPO step on our server
 	$(VENV_BENCH)/bin/python tests/hub/golden/make.py
 	$(VENV_BENCH)/bin/python tests/data/golden/make_templates.py
 	JAX_PLATFORMS=cpu $(RUN) pytest -q tests/hub/test_parity.py tests/hub/test_opened_elsewhere.py $(PYTEST_ARGS)
-	JAX_PLATFORMS=cpu $(RUN) tests.serve.parity --peer=$(VENV_BENCH)/bin/python
+	$(if $(SOURCES),$(VENV_BENCH)/bin/python -m pip --disable-pip-version-check install -q -c constraints-bench.txt \
+	  aiohttp codetiming fastapi omegaconf orjson ray requests tensordict uvicorn)
+	JAX_PLATFORMS=cpu $(RUN) tests.serve.parity --peer=$(VENV_BENCH)/bin/python $(if $(SOURCES),--sources=$(SOURCES))
 
 growth: venv  ## pairs per second against model, row, group and devices: docs/speed/growth.svg
 	$(RUN) experiments.study growth --publish

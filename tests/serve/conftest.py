@@ -6,7 +6,7 @@ import dataclasses
 import http.client
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -40,9 +40,14 @@ FORMATS = {
 
 
 def make_model(kind: str, seed: int = 0) -> RewardModel:
-    tokenizer = Tokenizer.from_bpe([*SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet())], [], SPECIAL)
+    return model_of(FORMATS[kind], SPECIAL, seed)
+
+
+def model_of(form: Format, special: Sequence[str], seed: int = 0) -> RewardModel:
+    """Bytes and special tokens."""
+    tokenizer = Tokenizer.from_bpe([*special, *sorted(pre_tokenizers.ByteLevel.alphabet())], [], special)
     config = TransformerConfig(tokenizer.vocab_size, width=16, depth=2, heads=2, kv_heads=1, head_width=8, mlp_width=32)
-    return RewardModel(config, FORMATS[kind], tokenizer, random_weights(config, seed))
+    return RewardModel(config, form, tokenizer, random_weights(config, seed))
 
 
 def random_weights(config: TransformerConfig, seed: int) -> dict[str, Any]:

@@ -1,10 +1,13 @@
 """Items → sequences: a text that is laid out already has the tokens of its record; what cannot be scored says why."""
 
+import dataclasses
+
 import pytest
 
 from rmjax.data.record import parse
+from rmjax.serve.engine import Engine
 from rmjax.serve.items import Encoded, Record, Text, Tokens, key
-from tests.serve.conftest import END, REWARD, SPLIT
+from tests.serve.conftest import END, FORMATS, REWARD, SPECIAL, SPLIT, model_of
 
 USER = "<|im_start|>user\n"
 ASSISTANT = "<|im_start|>assistant\n"
@@ -35,6 +38,14 @@ def record(**row):
 )
 def test_a_text_in_the_models_format_is_its_record(encode, kind, text, row):
     assert encode(kind, Text(text, "it")).sequences == encode(kind, record(**row)).sequences
+
+
+@pytest.mark.parametrize("given", [USER, USER.removeprefix("<|im_start|>")])
+def test_a_bos_that_a_client_took_off_is_put_back(given):
+    form = dataclasses.replace(FORMATS["chat"], bos_token="<|im_start|>")  # SmolLM2's; verl takes it off
+    encoding = Engine.of(model_of(form, SPECIAL), batch_tokens=512).encoding(cut=False)
+    text = f"{given}2 + 2?{END}\n{ASSISTANT}4{END}\n"
+    assert encoding.encode(Text(text, "it")).sequences == encoding.encode(record()).sequences
 
 
 @pytest.mark.parametrize("kind", ["polar", "plain", "chat"])
