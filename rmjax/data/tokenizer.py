@@ -95,10 +95,11 @@ class Tokenizer:
 
     @classmethod
     def from_folder(cls, path: str | Path) -> "Tokenizer":
-        """From a Hugging Face folder: `tokenizer.json`, `tokenizer_config.json`, `chat_template.jinja` and their older forms.
+        """From a Hugging Face folder: `tokenizer.json`, `tokenizer_config.json`, `chat_template.jinja` and their older forms,
+        sentencepiece's `tokenizer.model` among them.
 
         Raises:
-          FileNotFoundError: no `tokenizer.json`.
+          FileNotFoundError: no `tokenizer.json` and no `tokenizer.model`.
           TokenizerError: a file is damaged, or says what is not supported; the message names it.
         """
         files: Files = read_folder(Path(path))

@@ -1,5 +1,6 @@
 """Tokenizer files as Hugging Face's hub stores them: `tokenizer.json`, `tokenizer_config.json`, `chat_template.jinja`, and what
-older folders have in their stead (special tokens as objects, lists of named templates, `special_tokens_map.json`)."""
+older folders have in their stead (sentencepiece's `tokenizer.model`, special tokens as objects, lists of named templates,
+`special_tokens_map.json`, `added_tokens.json`)."""
 
 import dataclasses
 import json
@@ -7,9 +8,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rmjax.data.piece_files import MODEL, read_pieces
+from rmjax.data.piece_files import described as pieces_described
+from rmjax.data.pieces import PiecesError
+
 NAMED = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token")
 LISTS = ("additional_special_tokens", "extra_special_tokens")
 DEFAULT = "default"
+_CONVERT = (
+    "write tokenizer.json once where transformers is: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
+)
 FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
 
 
@@ -34,7 +42,7 @@ def read_folder(folder: Path) -> Files:
     """Everything that a folder says of its tokenizer.
 
     Raises:
-      FileNotFoundError: no `tokenizer.json`.
+      FileNotFoundError: no `tokenizer.json` and no `tokenizer.model`.
       TokenizerError: a file is damaged, or says what is not supported.
     """
     try:
@@ -46,15 +54,15 @@ def read_folder(folder: Path) -> Files:
 
 
 def _read(folder: Path) -> Files:
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        found = " (tokenizer.model is another format)" if (folder / "tokenizer.model").is_file() else ""
-        raise FileNotFoundError(
-            f"{path}: not there{found}; write it once where transformers is: "
-            "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
-        )
-    described, config = _json(path), _json(folder / "tokenizer_config.json", optional=True)
-    older = _json(folder / "special_tokens_map.json", optional=True)
+    config, older = (
+        _json(folder / name, optional=True) for name in ("tokenizer_config.json", "special_tokens_map.json")
+    )
+    if (folder / "tokenizer.json").is_file():
+        described = _json(folder / "tokenizer.json")
+    elif (folder / MODEL).is_file():
+        described, config = _of_pieces(folder, config, older)
+    else:
+        raise FileNotFoundError(f"{folder / 'tokenizer.json'}: not there; {_CONVERT}")
     tokens = {name: _content(config.get(name, older.get(name))) for name in NAMED}
     listed = [_content(token) for name in LISTS for token in _listed(config.get(name, older.get(name)))]
     decoder = config.get("added_tokens_decoder") or {}
@@ -69,6 +77,29 @@ def _read(folder: Path) -> Files:
         pad_token=tokens["pad_token"],
         adds_bos=bool(tokens["bos_token"]) and (adds_bos(described) if adds is None else bool(adds)),
     )
+
+
+def _of_pieces(
+    folder: Path, config: Mapping[str, Any], older: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A `tokenizer.json` of sentencepiece's file, and the config with what the file says where that is silent: names of tokens,
+    and that a text begins with BOS, as all classes of such files have it."""
+    config = {"add_bos_token": True} | dict(config)
+    added = _json(folder / "added_tokens.json", optional=True)
+    config.setdefault(
+        "added_tokens_decoder", {str(i): {"content": token, "special": True} for token, i in added.items()}
+    )
+    try:
+        file = read_pieces(folder / MODEL)
+        renamed = {int(number): token["content"] for number, token in config["added_tokens_decoder"].items()}
+        blank, only_first = config.get("add_prefix_space") is not False, config.get("legacy") is False
+        described = pieces_described(file, renamed, blank, only_first)
+    except PiecesError as error:
+        raise TokenizerError(f"{folder / MODEL}: {error}; {_CONVERT}") from error
+    for name in ("unk", "bos", "eos", "pad"):
+        if f"{name}_token" not in {**older, **config}:
+            config[f"{name}_token"] = file.named(name)
+    return described, config
 
 
 def adds_bos(described: Mapping[str, Any]) -> bool:

@@ -173,7 +173,6 @@ def test_damage_is_named(tmp_path, name, text, said):
 
 
 def test_without_a_tokenizer_the_remedy_is_named(tmp_path):
-    with pytest.raises(
-        FileNotFoundError, match=r"tokenizer\.json: not there; write it once where transformers is: AutoTokenizer"
-    ):
+    said = r"tokenizer\.json: not there; write tokenizer\.json once where transformers is: AutoTokenizer"
+    with pytest.raises(FileNotFoundError, match=said):
         Tokenizer.from_folder(tmp_path)
