@@ -72,21 +72,23 @@ class Blocks:
             before = self._found[chain[-1]].id
         self._touch(chain)
 
-    def run(self, key: bytes, together: int = 0) -> dict[int, int]:
+    def run(self, key: bytes, together: int = 0, room: int = SIGHTINGS) -> dict[int, int]:
         """A sequence is run; its block number → the place where it is now to be stored. What this turn uses makes no room.
 
         Args:
           together: tokens from the start that are run for several sequences at once.
+          room: blocks to be stored at most.
         """
         chain: list[tuple[int, bytes]] = []
-        new, before, sighting = {}, _ROOT, 0
+        new: dict[int, int] = {}
+        before, sighting = _ROOT, 0
         for n, tokens in enumerate(_whole(key)):
             sighting = hash((sighting, tokens))
             again = self._sighted(sighting) or (n + 1) * BLOCK <= together
             node = (before, tokens)
             if len(chain) < n:  # an earlier one is not there
                 continue
-            if again and node not in self._found and self._add(node):
+            if again and node not in self._found and len(new) < room and self._add(node):
                 new[n] = self._found[node].place
             if node in self._found:
                 chain.append(node)

@@ -118,16 +118,30 @@ def plan(
 
 
 def _continuing(sequences: Sequence[bytes], most_tokens: int, kept: Kept) -> list[Group]:
-    """`grouped`, apart for those that continue each beginning that is kept, by what is not."""
+    """`grouped`, apart for those that continue each beginning that is kept, by what is not. Those that share nothing else share
+    the past's columns: a quarter of a row together, for rows to be filled well."""
     classes: dict[tuple[int, ...], list[int]] = {}
     for i, sequence in enumerate(sequences):
         classes.setdefault(kept(sequence), []).append(i)
     found = []
     for past, members in classes.items():
         own = [sequences[i][TOKEN_BYTES * BLOCK * len(past) :] for i in members]
-        for group in grouped(own, most_tokens):
+        groups = grouped(own, most_tokens)
+        for group in _side_by_side(groups, most_tokens // 4) if past else groups:
             found.append(dataclasses.replace(group, members=tuple(members[i] for i in group.members), past=past))
     return found
+
+
+def _side_by_side(groups: Sequence[Group], most_tokens: int) -> list[Group]:
+    """Single sequences as branches of common trees without a prefix; the other groups as they are."""
+    found = [group for group in groups if len(group.members) > 1]
+    tree = Group((), 0, 0)
+    for single in (group for group in groups if len(group.members) == 1):
+        if tree.members and (len(tree.members) == BRANCHES or tree.tokens + single.tokens > most_tokens):
+            found.append(tree)
+            tree = Group((), 0, 0)
+        tree = Group((*tree.members, *single.members), 0, tree.tokens + single.tokens)
+    return [*found, tree] if tree.members else found
 
 
 def past_columns(shape: ForestShape, tokens: int) -> int:

@@ -1,7 +1,7 @@
 """Keys and values of beginnings, kept on the device from batch to batch: what a batch begins with and is known is not run again.
 
-Axis letters as in `models.transformer`; B blocks of `blocks.BLOCK` tokens, C = B · BLOCK columns of the past, S tokens of the
-pool. Shapes are as few as the ladder's: a row continues `PASTS` times its own tokens at most.
+Axis letters as in `models.transformer`; C columns of the past, in B blocks; K blocks to be stored, of N tokens. Shapes are as
+few as the ladder's: a row continues `PASTS` times its own tokens at most.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from rmjax.serve.ladder import PASTS, Batch, Group, past_columns
 
 _log = logging.getLogger(__name__)
 Pool = dict[str, jax.Array]
-"""`k`, `v`: [L, S / BLOCK, BLOCK, J, E], in the dtype of activations."""
+"""`k`, `v`: [L, blocks, BLOCK, J, E], in the dtype of activations."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +33,10 @@ class Step:
 
     past_RB: np.ndarray  # places of blocks; the number of the pool's blocks where there is none
     past_RCM: np.ndarray  # `ForestMask`'s
-    store_RT: np.ndarray  # places of tokens; S where nothing is stored
+    column_KB: (
+        np.ndarray
+    )  # [K, BLOCK]: of the tokens of blocks to be stored, counted through the rows; one may be in several blocks
+    place_K: np.ndarray  # of these blocks; the number of the pool's where none is stored
 
 
 class Prefixes:
@@ -77,9 +80,9 @@ class Prefixes:
         for row in batch.rows:
             for group in row:
                 self._blocks.use(batch.sequences[group.members[0]], len(group.past))
-        store_RT = self._stores(batch)
+        stored = self._stored(batch)
         columns = max(BLOCK * sum(len(group.past) for group in row) for row in batch.rows)
-        if not columns and store_RT.min() == self._blocks.count * BLOCK:
+        if not columns and not stored:
             return None
         step = self._nothing(batch.shape, past_columns(batch.shape, columns))
         for r, row in enumerate(batch.rows):
@@ -90,14 +93,16 @@ class Prefixes:
                 step.past_RCM[r, at * BLOCK : end * BLOCK, 0] = g + 1
                 step.past_RCM[r, at * BLOCK : end * BLOCK, 1] = np.arange((end - at) * BLOCK)
                 at = end
-        return dataclasses.replace(step, store_RT=store_RT)
+        for k, (place, column_B) in enumerate(stored):
+            step.place_K[k], step.column_KB[k] = place, column_B
+        return step
 
     def run(self, params: Any, forest: Forest, step: Step) -> np.ndarray:
         """Rewards [R, G, N]. After a failure, or a key or value that is not finite, nothing is kept."""
         pool, self._pool = self._pool, {}
         try:
             rewards, self._pool, sound = _continued(
-                params, pool, forest, step.past_RB, step.past_RCM, step.store_RT, config=self._config
+                params, pool, forest, step.past_RB, step.past_RCM, step.column_KB, step.place_K, config=self._config
             )
             found = np.asarray(rewards)
         except Exception:
@@ -115,24 +120,28 @@ class Prefixes:
         return {name: jax.device_put(zeros, may_alias=False) for name in ("k", "v")}  # jnp.zeros would be compiled
 
     def _nothing(self, shape: ForestShape, columns: int) -> Step:
-        R, T = shape.rows, shape.row_tokens
+        R, K, none = shape.rows, shape.rows * shape.row_tokens // BLOCK, self._blocks.count
         return Step(
-            np.full((R, columns // BLOCK), self._blocks.count, np.int32),
+            np.full((R, columns // BLOCK), none, np.int32),
             np.zeros((R, columns, 2), np.int32),
-            np.full((R, T), self._blocks.count * BLOCK, np.int32),
+            np.zeros((K, BLOCK), np.int32),
+            np.full(K, none, np.int32),
         )
 
-    def _stores(self, batch: Batch) -> np.ndarray:
-        store_RT = self._nothing(batch.shape, 0).store_RT
-        for store_T, row in zip(store_RT, batch.rows, strict=False):  # the last rows may be empty
-            start = 0
+    def _stored(self, batch: Batch) -> list[tuple[int, np.ndarray]]:
+        """Places, and the columns of what is to lie there; no more blocks than the batch has tokens for."""
+        tokens = batch.shape.row_tokens
+        stored: list[tuple[int, np.ndarray]] = []
+        for r, row in enumerate(batch.rows):
+            start = r * tokens
             for group in row:
                 for key, column_T in _members(group, batch, start):
-                    for n, place in self._blocks.run(key, group.together).items():
+                    room = batch.shape.rows * tokens // BLOCK - len(stored)
+                    for n, place in self._blocks.run(key, group.together, room).items():
                         own = slice((n - len(group.past)) * BLOCK, (n + 1 - len(group.past)) * BLOCK)
-                        store_T[column_T[own]] = place * BLOCK + np.arange(BLOCK)
+                        stored.append((place, column_T[own]))
                 start += group.tokens
-        return store_RT
+        return stored
 
 
 def _members(group: Group, batch: Batch, start: int) -> Iterator[tuple[bytes, np.ndarray]]:
@@ -147,22 +156,17 @@ def _members(group: Group, batch: Batch, start: int) -> Iterator[tuple[bytes, np
 
 @functools.partial(jax.jit, static_argnames="config", donate_argnames="pool")
 def _continued(
-    params: Any,
-    pool: Pool,
-    forest: Forest,
-    past_RB: Array,
-    past_RCM: Array,
-    store_RT: Array,
-    *,
+    params: Any, pool: Pool, forest: Forest, past_RB: Array, past_RCM: Array, column_KB: Array, place_K: Array, *,
     config: TransformerConfig,
-) -> tuple[Float[Array, "R G N"], Pool, Bool[Array, ""]]:
+) -> tuple[Float[Array, "R G N"], Pool, Bool[Array, ""]]:  # fmt: skip
     """Rewards, the pool with what is stored, and whether all of that is finite."""
     past = {name: _taken(x, past_RB) for name, x in pool.items()}
     model = RewardTransformer(config)
     rewards, new = model.apply({"params": params}, forest, past, past_RCM, method="continued")  # type: ignore[misc]
-    stored = (store_RT < pool["k"].shape[1] * BLOCK)[..., None, None]
-    sound = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x) | ~stored) for x in new.values()]))
-    return rewards, {name: _stored(x, new[name], store_RT) for name, x in pool.items()}, sound
+    blocks = {name: _blocks(x, column_KB) for name, x in new.items()}
+    unused = (place_K == pool["k"].shape[1])[:, None, None, None]
+    sound = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x) | unused) for x in blocks.values()]))
+    return rewards, {name: x.at[:, place_K].set(blocks[name], mode="drop") for name, x in pool.items()}, sound
 
 
 def _taken(x: Array, past_RB: Int[Array, "R B"]) -> Float[Array, "L R C J E"]:
@@ -171,7 +175,6 @@ def _taken(x: Array, past_RB: Int[Array, "R B"]) -> Float[Array, "L R C J E"]:
     return jnp.take(x, past_RB, axis=1, mode="fill", fill_value=0).reshape(L, R, -1, J, E)
 
 
-def _stored(x: Array, new: Float[Array, "L R T J E"], store_RT: Int[Array, "R T"]) -> Array:
-    L, _, _, J, E = x.shape
-    tokens = x.reshape(L, -1, J, E).at[:, store_RT.reshape(-1)].set(new.reshape(L, -1, J, E), mode="drop")
-    return tokens.reshape(x.shape)
+def _blocks(new: Float[Array, "L R T J E"], column_KB: Int[Array, "K N"]) -> Float[Array, "L K N J E"]:
+    L, _, _, J, E = new.shape
+    return jnp.take(new.reshape(L, -1, J, E), column_KB, axis=1)
