@@ -24,6 +24,12 @@ def define_flags() -> None:
     )
     flags.DEFINE_integer("max_tokens", 0, "longest text; 0 = the format's, 2048 at most", 0)
     flags.DEFINE_integer("batch_tokens", 0, "tokens of a call of the model at most; 0 = 4096 a device", 0)
+    flags.DEFINE_integer(
+        "prefix_cache_tokens",
+        0,
+        "tokens of prompts and references whose keys and values are kept from batch to batch",
+        0,
+    )
     flags.DEFINE_integer("queue", 4096, "texts that may wait; more get 503", 1)
     flags.DEFINE_float(
         "wait_ms", 3.0, "the first text of a batch waits so long for others while the model is idle", 0.0
@@ -51,8 +57,9 @@ def run(values: flags.FlagValues) -> None:
     serve(
         Options(
             values.model, values.host, values.port, values.name, values.truncate, values.max_tokens, values.batch_tokens,
-            values.queue, values.wait_ms, tuple(values.strip), values.scalar_pooling, values.body_mb, values.drain_seconds,
-            values.log and Path(values.log), values.token_file and Path(values.token_file), values.mesh,
+            values.prefix_cache_tokens, values.queue, values.wait_ms, tuple(values.strip), values.scalar_pooling,
+            values.body_mb, values.drain_seconds, values.log and Path(values.log),
+            values.token_file and Path(values.token_file), values.mesh,
         )
     )  # fmt: skip
 

@@ -300,10 +300,16 @@ class RewardModel:
     def in_tiles(self, block: int) -> tuple[Rewards, bool]:
         """Rewards as the scorer's, and whether their attention is in tiles: of `block` tokens where the model's own is dense,
         of the same values; a model of several members keeps what it has."""
-        if self._wrapped or self.config.attention != "dense":
+        config = self.config_in_tiles(block)
+        if config in (None, self.config):
             return self.scorer.rewards, self.config.attention != "dense"
-        config = dataclasses.replace(self.config, attention="blockwise", attention_block=block)
         return model_rewards(config, self.mesh), True
+
+    def config_in_tiles(self, block: int) -> TransformerConfig | None:
+        """Of `in_tiles`; None for a model of several members."""
+        if self._wrapped or self.config.attention != "dense":
+            return None if self._wrapped else self.config
+        return dataclasses.replace(self.config, attention="blockwise", attention_block=block)
 
     def _check(self, params: Any) -> None:
         if not any(path.startswith("head/") for path in flat(params)):

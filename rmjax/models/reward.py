@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Int
 
 from rmjax.models.forest import Forest, attention_mask
 from rmjax.models.tiles import ForestMask
-from rmjax.models.transformer import Transformer, TransformerConfig
+from rmjax.models.transformer import Past, Transformer, TransformerConfig
 
 READOUT = "(^|/)head/(output/)?kernel$"
 """Paths of the matrix that gives rewards, of either head: it is zero at the start."""
@@ -46,8 +46,19 @@ class RewardTransformer(nn.Module):
 
     def __call__(self, forest: Forest) -> Float[Array, "R G N"]:
         """Rewards in fp32, 0 where a branch is absent."""
+        return self._read(forest, self.hidden(forest))
+
+    def continued(
+        self, forest: Forest, past: Past, past_RCM: Int[Array, "R C 2"]
+    ) -> tuple[Float[Array, "R G N"], Past]:
+        """Rewards where groups continue prefixes whose keys and values are known, and the forest's own keys and values.
+        Attention is in tiles; `past_RCM` is `ForestMask`'s, and positions of a group go on from its past."""
+        mask = ForestMask(forest.group_RT, forest.branch_RT, past_RCM=past_RCM)
+        hidden_RTD, new = self.backbone.continued(forest.tokens_RT, forest.positions_RT, mask, past)
+        return self._read(forest, hidden_RTD), new
+
+    def _read(self, forest: Forest, hidden_RTD: Float[Array, "R T D"]) -> Float[Array, "R G N"]:
         R, _, G, N = forest.shape
-        hidden_RTD = self.hidden(forest)
         columns = jnp.maximum(forest.readout_RGN, 0).reshape(R, G * N, 1)
         # The head acts on R·G·N gathered vectors, not on all tokens.
         readout = jnp.take_along_axis(hidden_RTD, columns, axis=1).astype(jnp.float32)

@@ -23,16 +23,28 @@ class ForestMask:
     branch_RT: Int[Array, "R T"]  # 0 = the shared prefix
     position_RT: Int[Array, "R T"] | None = None  # on the token's path; only read under a window
     window: Int[Array, ""] | None = None  # tokens that one sees, itself included; None = all
+    past_RCM: Int[Array, "R C 2"] | None = (
+        None  # group (0 = padding) and position of keys before the row's own, prefixes all
+    )
 
     def marks(self) -> Marks:
         """Of queries and of keys, which are padding where their group is 0."""
-        column_RT = jnp.broadcast_to(jnp.arange(self.group_RT.shape[1], dtype=jnp.int32), self.group_RT.shape)
+        columns = 0 if self.past_RCM is None else self.past_RCM.shape[1]
+        column_RT = jnp.broadcast_to(columns + jnp.arange(self.group_RT.shape[1], dtype=jnp.int32), self.group_RT.shape)
         alike = [self.group_RT, self.branch_RT, column_RT]
         if self.window is None or self.position_RT is None:
-            marks_RTM = jnp.stack(alike, axis=-1)
-            return marks_RTM, marks_RTM
-        before_RT = self.position_RT - self.window
-        return jnp.stack([*alike, before_RT], axis=-1), jnp.stack([*alike, self.position_RT], axis=-1)
+            queries_RTM = keys_RSM = jnp.stack(alike, axis=-1)
+        else:
+            queries_RTM = jnp.stack([*alike, self.position_RT - self.window], axis=-1)
+            keys_RSM = jnp.stack([*alike, self.position_RT], axis=-1)
+        return queries_RTM, keys_RSM if self.past_RCM is None else self._after_past(keys_RSM)
+
+    def _after_past(self, keys_RTM: Int[Array, "R T M"]) -> Int[Array, "R S M"]:
+        """Marks of the past's keys, then of the row's own."""
+        group_RC, position_RC = self.past_RCM[..., 0], self.past_RCM[..., 1]  # type: ignore[index]
+        column_RC = jnp.broadcast_to(jnp.arange(group_RC.shape[1], dtype=jnp.int32), group_RC.shape)
+        marks = [group_RC, jnp.zeros_like(group_RC), column_RC, position_RC]
+        return jnp.concatenate([jnp.stack(marks[: keys_RTM.shape[-1]], axis=-1), keys_RTM], axis=1)
 
 
 def capped(scores: Array, softcap: float) -> Array:

@@ -23,7 +23,8 @@ from rmjax.models.tiles import ForestMask, capped
 _ANY: Any = jax.sharding.PartitionSpec.UNCONSTRAINED
 Past = dict[str, jax.Array]
 """Keys and values of earlier columns: `k` [L, R, J, E, S], `v` [L, R, J, S, E] (layouts that one-token dots like). Where
-there are windows their positions too: `position` [L, R, S]."""
+there are windows their positions too: `position` [L, R, S]. Under a `ForestMask`, which knows positions itself, both are
+[L, R, S, J, E]."""
 
 
 _TILED: dict[str, Any] = {"blockwise": blockwise, "pallas": pallas_attention}
@@ -183,6 +184,8 @@ class Attention(nn.Module):
             q_RTHE, k_RTJE, v_RTJE, positions_RT, mask_RTS, past, layer.get("window", _shared_window(c))
         )
         out_RTD = _dense(c, c.width, ("heads", "embed"), "output", c.output_bias)(out_RTHE.reshape(R, T, -1))
+        if isinstance(mask_RTS, ForestMask):
+            return out_RTD, {"k": k_RTJE, "v": v_RTJE}
         new = {"k": k_RTJE.transpose(0, 2, 3, 1), "v": v_RTJE.transpose(0, 2, 1, 3)}
         return out_RTD, new | ({"position": positions_RT} if c.window else {})
 
@@ -192,6 +195,10 @@ class Attention(nn.Module):
         if isinstance(mask, ForestMask):
             if windowed:
                 mask = dataclasses.replace(mask, position_RT=positions_RT, window=jnp.asarray(window))
+            if past is not None:
+                k_RSJE, v_RSJE = (
+                    jnp.concatenate([past[name], x], axis=1) for name, x in (("k", k_RSJE), ("v", v_RSJE))
+                )
             return _TILED[c.attention](
                 q_RTHE, k_RSJE, v_RSJE, mask, c.attention_block, scale=c.attention_scale, softcap=c.attention_softcap
             )
@@ -276,6 +283,21 @@ class Transformer(nn.Module):
         """Hidden states. `mask_RTS[r, t, s]` says whether token t may attend to token s of its row; a `ForestMask` says the
         same by the parts of a forest, and is attended under tile by tile."""
         return self._run(tokens_RT, positions_RT, mask_RTS, None, False)[0]
+
+    def continued(
+        self, tokens_RT: Int[Array, "R T"], positions_RT: Int[Array, "R T"], mask: ForestMask, past: Past
+    ) -> tuple[Float[Array, "R T D"], Past]:
+        """Hidden states of tokens of which some continue the mask's past, and the tokens' own keys and values.
+
+        Raises:
+          ValueError: the past is shorter than two blocks of attention: its tiles could be taken for the row's own.
+        """
+        columns, least = past["k"].shape[2], 2 * self.config.attention_block
+        if columns < least:
+            raise ValueError(
+                f"the past has {columns} columns; two blocks of attention ({least}) are needed, of padding if need be"
+            )
+        return self._run(tokens_RT, positions_RT, mask, past, True)
 
     def _run(self, tokens_RT, positions_RT, mask_RTS, past, keep_past: bool):
         x_RTD = nn.with_logical_constraint(self._embed(tokens_RT), ("rows", "tokens", None))

@@ -11,13 +11,14 @@ import jax
 import numpy as np
 
 from rmjax.data.formats import Encoder
-from rmjax.data.packing import ForestShape, fill
+from rmjax.data.packing import ForestShape
 from rmjax.evaluate.scorers import OfMembers, Rewards
 from rmjax.models.parameters import flat
 from rmjax.parallel.mesh import RULES, shards
 from rmjax.reward_model import RewardModel
 from rmjax.serve.items import Encoding
-from rmjax.serve.ladder import Batch, ladder
+from rmjax.serve.ladder import Batch, Kept, ladder
+from rmjax.serve.prefixes import Prefixes
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
 """jax's event for a program that XLA has compiled."""
@@ -36,6 +37,7 @@ class Engine:
       shapes: all that are ever run.
       quadratic: of `ladder.plan`.
       fingerprint: SHA-256 of weights, format and tokenizer.
+      prefixes: what is kept from batch to batch; None = nothing.
     """
 
     rewards: Rewards
@@ -45,17 +47,21 @@ class Engine:
     quadratic: float
     vocabulary: int
     fingerprint: str
+    prefixes: Prefixes | None = None
 
     @classmethod
-    def of(cls, model: RewardModel, max_tokens: int = 0, batch_tokens: int = 0) -> "Engine":
+    def of(
+        cls, model: RewardModel, max_tokens: int = 0, batch_tokens: int = 0, prefix_cache_tokens: int = 0
+    ) -> "Engine":
         """Of a loaded model.
 
         Args:
           max_tokens: longest sequence; 0 = the format's, `LONGEST` at most.
           batch_tokens: tokens of a call at most, one row at least; 0 = the scorer's own.
+          prefix_cache_tokens: whose keys and values are kept from batch to batch.
 
         Raises:
-          ValueError: `max_tokens` is more than the format's or leaves no room for text.
+          ValueError: `max_tokens` is more than the format's or leaves no room for text; or nothing can be kept of such a model.
         """
         most = model.format.max_length
         if max_tokens > most:
@@ -69,7 +75,15 @@ class Engine:
         quadratic = (
             0.0 if tiled else 1 / (12 * model.config.width)
         )  # a layer has 12 D² products a token, and T · D of attention
-        return cls(rewards, model.params, encoder, shapes, quadratic, model.config.vocab_size, fingerprint(model))
+        prefixes = _prefixes(model, prefix_cache_tokens, longest) if prefix_cache_tokens else None
+        return cls(
+            rewards, model.params, encoder, shapes, quadratic, model.config.vocab_size, fingerprint(model), prefixes
+        )
+
+    @property
+    def kept(self) -> Kept | None:
+        """Of `ladder.plan`."""
+        return self.prefixes.kept if self.prefixes else None
 
     def encoding(self, cut: bool) -> Encoding:
         """Items → sequences for this model."""
@@ -80,10 +94,16 @@ class Engine:
         for n, shape in enumerate(self.shapes, 1):
             say(f"compiling shape {n} of {len(self.shapes)}: {shape.rows} × {shape.row_tokens} tokens")
             np.asarray(self.rewards(self.params, shape.empty()))
+            if self.prefixes:
+                self.prefixes.compile(self.params, shape)
 
     def run(self, batch: Batch) -> dict[bytes, np.ndarray]:
         """Sequence → its reward, fp32, of shape () or of members [K]."""
-        values = np.asarray(self.rewards(self.params, fill(batch.shape, batch.trees())))
+        forest, step = batch.forest(), self.prefixes and self.prefixes.step(batch)
+        if self.prefixes and step:
+            values = self.prefixes.run(self.params, forest, step)
+        else:
+            values = np.asarray(self.rewards(self.params, forest))
         return {
             batch.sequences[member]: values[r, g, n]
             for r, row in enumerate(batch.rows)
@@ -100,6 +120,25 @@ class Engine:
         mean = np.asarray(values_SN, np.float64).mean(axis=0)
         found = self.rewards.combine(mean) if isinstance(self.rewards, OfMembers) else mean
         return [float(x) for x in found]
+
+
+def _prefixes(model: RewardModel, tokens: int, longest: int) -> Prefixes:
+    config = model.config_in_tiles(BLOCK)
+    if config is None:
+        raise ValueError(
+            "--prefix_cache_tokens is for a single model, and this one has several members; leave the option out"
+        )
+    if model.mesh:
+        raise ValueError(
+            f"--prefix_cache_tokens keeps them on one device, and the model runs on {model.mesh.size}; add --mesh=one or "
+            "leave the option out"
+        )
+    if tokens < longest:
+        raise ValueError(
+            f"--prefix_cache_tokens={tokens} is less than the longest text ({longest} tokens); raise it, lower --max_tokens or "
+            "leave it out"
+        )
+    return Prefixes(config, tokens)
 
 
 def fingerprint(model: RewardModel) -> str:

@@ -5,16 +5,21 @@ prefix become one tree. Sharing is exact, so it changes no score.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from rmjax.data.packing import ForestShape, Tree, arrange
+from rmjax.data.packing import ForestShape, Tree, arrange, fill
+from rmjax.models.forest import Forest
+from rmjax.serve.blocks import BLOCK, TOKEN_BYTES
 
 GROUPS, BRANCHES = 128, 16
 """Trees a row and sequences a tree, at most."""
 SHORTEST, DENSE = 256, 512
 """Tokens of the shortest rows; of the longest where attention, which then grows dearer, is dense, if no sequence is longer."""
+
+PASTS = (1, 4)
+"""Kept tokens that a row continues at most, in its own; see `prefixes`."""
 
 
 def ladder(max_tokens: int, batch_tokens: int, tiled: bool, rows: int = 1) -> tuple[ForestShape, ...]:
@@ -43,11 +48,18 @@ def _power_of_two(n: int) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Sequences that will be a tree: indices in the order of their tokens, and how many tokens they share."""
+    """Sequences that will be a tree: indices in the order of their tokens, and how many tokens they share. What is kept of them
+    from earlier batches is in neither number."""
 
     members: tuple[int, ...]
     shared: int
     tokens: int
+    past: tuple[int, ...] = ()  # places of the blocks that are kept (`blocks.Blocks`)
+
+    @property
+    def together(self) -> int:
+        """Tokens from the start that several sequences have in common here."""
+        return BLOCK * len(self.past) + self.shared if len(self.members) > 1 else 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,26 +79,78 @@ class Batch:
         """What `packing.fill` takes."""
         return [[_tree(group, self.sequences) for group in row] for row in self.rows]
 
+    def forest(self) -> Forest:
+        """What the model takes: tokens that are not kept, at their positions."""
+        found = fill(self.shape, self.trees())
+        for r, row in enumerate(self.rows):
+            for g, group in enumerate(row):
+                found.positions_RT[r][found.group_RT[r] == g + 1] += BLOCK * len(group.past)
+        return found
 
-def plan(waiting: Sequence[bytes], shapes: Sequence[ForestShape], quadratic: float = 0.0) -> Batch:
+
+Kept = Callable[[bytes], tuple[int, ...]]
+"""A sequence → places of the blocks of it that are kept, from its start."""
+
+
+def plan(
+    waiting: Sequence[bytes], shapes: Sequence[ForestShape], quadratic: float = 0.0, kept: Kept | None = None
+) -> Batch:
     """The next batch: the group of the sequence that has waited longest, then the next one's, as long as they fit one shape.
 
     Args:
       waiting: keys of sequences (`items.key`), the oldest first, at least one; equal ones are scored once.
       quadratic: by which fraction each token of a row makes the row's other tokens dearer.
+      kept: what is not to be run again; None = nothing is kept.
     """
     sequences = list(dict.fromkeys(waiting))
     longest, most = max(s.row_tokens for s in shapes), max(s.rows * s.row_tokens for s in shapes)
-    groups = sorted(grouped(sequences, longest), key=lambda group: min(group.members))
+    groups = grouped(sequences, longest) if kept is None else _continuing(sequences, longest, kept)
+    groups.sort(key=lambda group: min(group.members))
     taken = [groups[0]]
     for group in groups[1:]:
-        if sum(g.tokens for g in taken) + group.tokens > most:
+        if sum(g.tokens for g in taken) + group.tokens > most or _past([*taken, group]) > PASTS[-1] * longest:
             break
         taken.append(group)
     while (found := _fitting(taken, shapes, quadratic)) is None:
         taken.pop()
     shape, rows = found
     return Batch(shape, tuple(tuple(taken[i] for i in row) for row in rows), tuple(sequences))
+
+
+def _continuing(sequences: Sequence[bytes], most_tokens: int, kept: Kept) -> list[Group]:
+    """`grouped`, apart for those that continue each beginning that is kept, by what is not. Those that share nothing else share
+    the past's columns: a quarter of a row together, for rows to be filled well."""
+    classes: dict[tuple[int, ...], list[int]] = {}
+    for i, sequence in enumerate(sequences):
+        classes.setdefault(kept(sequence), []).append(i)
+    found = []
+    for past, members in classes.items():
+        own = [sequences[i][TOKEN_BYTES * BLOCK * len(past) :] for i in members]
+        groups = grouped(own, most_tokens)
+        for group in _side_by_side(groups, most_tokens // 4) if past else groups:
+            found.append(dataclasses.replace(group, members=tuple(members[i] for i in group.members), past=past))
+    return found
+
+
+def _side_by_side(groups: Sequence[Group], most_tokens: int) -> list[Group]:
+    """Single sequences as branches of common trees without a prefix; the other groups as they are."""
+    found = [group for group in groups if len(group.members) > 1]
+    tree = Group((), 0, 0)
+    for single in (group for group in groups if len(group.members) == 1):
+        if tree.members and (len(tree.members) == BRANCHES or tree.tokens + single.tokens > most_tokens):
+            found.append(tree)
+            tree = Group((), 0, 0)
+        tree = Group((*tree.members, *single.members), 0, tree.tokens + single.tokens)
+    return [*found, tree] if tree.members else found
+
+
+def past_columns(shape: ForestShape, tokens: int) -> int:
+    """The least of a shape's pasts that has room for so many tokens."""
+    return next(n * shape.row_tokens for n in PASTS if n * shape.row_tokens >= tokens)
+
+
+def _past(groups: Sequence[Group]) -> int:
+    return BLOCK * sum(len(group.past) for group in groups)
 
 
 def grouped(sequences: Sequence[bytes], most_tokens: int, branches: int = BRANCHES) -> list[Group]:
@@ -139,9 +203,10 @@ def _fitting(
     """The cheapest shape that holds them all, and their places in its rows."""
     largest = max(group.tokens for group in groups)
     trees = [_Sized(group.tokens) for group in groups]
-    found = []
-    for tokens in sorted({s.row_tokens for s in shapes if s.row_tokens >= largest}):
-        alike = sorted((s for s in shapes if s.row_tokens == tokens), key=lambda s: s.rows)
+    found: list[tuple[float, ForestShape, list[list[int]]]] = []
+    fitting = [s for s in shapes if s.row_tokens >= largest and PASTS[-1] * s.row_tokens >= _past(groups)]
+    for tokens in sorted({s.row_tokens for s in fitting}):
+        alike = sorted((s for s in fitting if s.row_tokens == tokens), key=lambda s: s.rows)
         rows = arrange(trees, tokens, alike[0].groups)  # type: ignore[arg-type]
         fits = next((s for s in alike if s.rows >= len(rows)), None)
         if fits:
@@ -157,6 +222,7 @@ class _Sized:
 
 
 def _tree(group: Group, sequences: Sequence[bytes]) -> Tree:
-    ids = [np.frombuffer(sequences[i], ">u4").astype(np.int32) for i in group.members]
+    after = BLOCK * len(group.past)
+    ids = [np.frombuffer(sequences[i], ">u4").astype(np.int32)[after:] for i in group.members]
     unknown = np.full(len(ids), np.inf, np.float32)
     return Tree(ids[0][: group.shared], tuple(each[group.shared :] for each in ids), unknown)

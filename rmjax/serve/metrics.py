@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from rmjax.serve.blocks import BLOCK
 from rmjax.serve.ladder import Batch
 from rmjax.serve.outcomes import Outcome, Refused
 
@@ -28,6 +29,8 @@ class Metrics:
         self.sequences = counter("sequences", "sequences that were run; equal ones in a batch count once")
         self.unshared = counter("sequence_tokens", "tokens of these sequences")
         self.run = counter("run_tokens", "tokens that the model ran for them: common beginnings once")
+        self.hits = counter("prefix_hits", "sequences of which a beginning was kept from an earlier batch")
+        self.kept = counter("prefix_tokens", "tokens that were kept and not run again, once for each common beginning")
         self.padded = counter("row_tokens", "tokens of the batches, padding included")
         self.recompiles = counter("recompiles", "programs that were compiled after the start")
         self.log_errors = counter("log_errors", "lines that the request log did not take")
@@ -46,7 +49,11 @@ class Metrics:
         groups = [group for row in batch.rows for group in row]
         self.batches.inc()
         self.sequences.inc(sum(len(group.members) for group in groups))
-        self.unshared.inc(sum(g.tokens + (len(g.members) - 1) * g.shared for g in groups))
+        past = [(len(group.members), BLOCK * len(group.past)) for group in groups]
+        self.hits.inc(sum(count for count, tokens in past if tokens))
+        self.kept.inc(sum(tokens for _, tokens in past))
+        kept = sum(count * tokens for count, tokens in past)
+        self.unshared.inc(kept + sum(g.tokens + (len(g.members) - 1) * g.shared for g in groups))
         self.run.inc(sum(group.tokens for group in groups))
         self.padded.inc(batch.shape.rows * batch.shape.row_tokens)
         self.model_seconds.inc(seconds)

@@ -40,6 +40,7 @@ class Options:
     truncate: str = "refuse"  # "format" cuts what is too long as in training
     max_tokens: int = 0  # of a text; 0 = the format's, 2048 at most
     batch_tokens: int = 0  # of a call of the model; 0 = as for scoring files
+    prefix_cache_tokens: int = 0  # whose keys and values are kept from batch to batch; 0 = none
     queue: int = 4096  # texts that may wait
     wait_ms: float = 3.0  # that the first text of a batch waits for others while the model is idle
     strip: tuple[str, ...] = ()  # texts at the end of an OpenRLHF query that are not of the answer
@@ -83,7 +84,10 @@ def serve(options: Options) -> None:
 def application(options: Options, limits: Limits, metrics: Metrics, log: Log) -> Starlette:
     """The application of a model that is loaded and compiled."""
     model = RewardModel.load(options.model, mesh=None if options.mesh == "one" else "all")
-    engine = Engine.of(model, options.max_tokens, options.batch_tokens)
+    engine = Engine.of(model, options.max_tokens, options.batch_tokens, options.prefix_cache_tokens)
+    if kept := engine.prefixes:
+        _log.info("the prefix cache takes %.0f MiB", kept.size / 2**20)
+        metrics.watch("prefix_cache_tokens", "tokens in the prefix cache", lambda: kept.tokens)
     engine.compile(_log.info)
     when_compiled(metrics.recompiles.inc)
     service = Service(engine, metrics, options.truncate == "format", options.queue, options.wait_ms / 1000)

@@ -34,8 +34,9 @@ class Service:
         self._encoding = engine.encoding(truncate)
         self._encoder = ThreadPoolExecutor(1, thread_name_prefix="encoder")
         self.batcher = Batcher(
-            partial(plan, shapes=engine.shapes, quadratic=engine.quadratic), engine.run, queue, wait, self._ran
-        )
+            partial(plan, shapes=engine.shapes, quadratic=engine.quadratic, kept=engine.kept),
+            engine.run, queue, wait, self._ran,
+        )  # fmt: skip
 
     async def score(self, items: Sequence[Item]) -> list[Outcome]:
         """An outcome for each item. What one is refused for does not touch the others.

@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rmjax.serve.blocks import BLOCK
 from rmjax.serve.items import key
-from rmjax.serve.ladder import grouped, ladder, plan
+from rmjax.serve.ladder import PASTS, grouped, ladder, past_columns, plan
 
 SHAPES = ladder(64, 256, tiled=False)
 TILED = ladder(64, 512, tiled=True)
@@ -87,3 +88,20 @@ def test_long_rows_cost_more_where_attention_is_dense():
 def test_the_ladder(longest, batch_tokens, tiled, rows, wanted):
     shapes = ladder(longest, batch_tokens, tiled, rows)
     assert [(shape.rows, shape.row_tokens) for shape in shapes] == wanted
+
+
+def test_what_is_kept_is_not_run_and_its_columns_are_shared():
+    """Answers to two prompts, one of which is kept whole: its answers are branches side by side."""
+    known, other = [7] * BLOCK, [8] * BLOCK
+    waiting = [key([*prompt, 20 + n, n]) for prompt in (known, other) for n in range(9)]
+    batch = plan(waiting, SHAPES, kept=lambda each: (3,) if each.startswith(key(known)) else ())
+    groups = {(len(group.members), group.shared, group.tokens, group.past) for row in batch.rows for group in row}
+    assert groups == {(9, 0, 18, (3,)), (9, BLOCK, BLOCK + 18, ())}
+    assert sorted(batch.keys) == sorted(waiting)
+
+
+def test_a_row_continues_no_more_than_its_past_has_room_for():
+    waiting = [key([*[n] * 8 * BLOCK, 1]) for n in range(40)]
+    batch = plan(waiting, TILED, kept=lambda each: tuple(range(8 * each[3], 8 * each[3] + 8)))
+    total = sum(BLOCK * len(group.past) for row in batch.rows for group in row)
+    assert 0 < total <= past_columns(batch.shape, total) == PASTS[-1] * batch.shape.row_tokens
