@@ -298,8 +298,8 @@ class RewardModel:
         return rewards.compiled(jax.jit) if isinstance(rewards, OfMembers) else jax.jit(rewards)
 
     def in_tiles(self, block: int) -> tuple[Rewards, bool]:
-        """Rewards as the scorer's, and whether their attention is in tiles: of `block` tokens where the model's own is dense,
-        of the same values; a model of several members keeps what it has."""
+        """Rewards as the scorer's, and whether their attention is in tiles: of `block` tokens but for pallas' own, of the same
+        values; a model of several members keeps what it has."""
         config = self.config_in_tiles(block)
         if config in (None, self.config):
             return self.scorer.rewards, self.config.attention != "dense"
@@ -307,7 +307,7 @@ class RewardModel:
 
     def config_in_tiles(self, block: int) -> TransformerConfig | None:
         """Of `in_tiles`; None for a model of several members."""
-        if self._wrapped or self.config.attention != "dense":
+        if self._wrapped or self.config.attention == "pallas":
             return None if self._wrapped else self.config
         return dataclasses.replace(self.config, attention="blockwise", attention_block=block)
 
