@@ -199,7 +199,10 @@ def _tensor(pieces: list[tuple[str, int, Place]], where: Layout, leaves: Mapping
 
 
 def _write_tokenizer(folder: Path, tokenizer: Tokenizer, form: Format, names: Mapping[str, str]) -> None:
-    write_text(folder / TOKENIZER, tokenizer.to_json())
+    file = json.loads(tokenizer.to_json())
+    if names["bos"] and (tokenizer.adds_bos or form.kind != "chat"):
+        file["post_processor"] = _begins_with(names["bos"], tokenizer.id(names["bos"]))
+    write_text(folder / TOKENIZER, json.dumps(file, ensure_ascii=False, indent=2))
     template = template_of(form)
     described: dict[str, Any] = {f"{name}_token": token for name, token in names.items() if token}
     described |= {
@@ -210,6 +213,14 @@ def _write_tokenizer(folder: Path, tokenizer: Tokenizer, form: Format, names: Ma
         described["chat_template"] = template  # before transformers 4.44
         write_text(folder / TEMPLATE, template)
     write_json(folder / TOKENIZER_CONFIG, described)
+
+
+def _begins_with(token: str, number: int) -> dict[str, Any]:
+    """What puts a token before each text: clients of POLAR's kind send texts without it."""
+    first = {"SpecialToken": {"id": token, "type_id": 0}}
+    a, b = ({"Sequence": {"id": name, "type_id": i}} for i, name in enumerate("AB"))
+    known = {token: {"id": token, "ids": [number], "tokens": [token]}}
+    return {"type": "TemplateProcessing", "single": [first, a], "pair": [first, a, b], "special_tokens": known}
 
 
 def template_of(form: Format) -> str:

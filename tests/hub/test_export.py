@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from tokenizers import Tokenizer as Plain
 
 from experiments import export as command
 from rmjax.data.formats import Format
@@ -103,6 +104,22 @@ def test_the_command_and_the_same_scores(name, kind, architecture, tmp_path, cap
     scores = model.score(ROWS)
     np.testing.assert_array_equal(again.score(ROWS), scores)
     assert np.ptp(scores) > 1e-3
+
+
+@pytest.mark.parametrize(("name", "adds", "begins"), [("polar", False, 1), ("llama", True, 1), ("llama", False, 0)])
+def test_whether_the_tokenizer_begins_texts(name, adds, begins, tmp_path):
+    """Where it is so, programs that are sent texts without a BOS put it there: POLAR's client relies on that."""
+    source = copied(name, tmp_path / "in")
+    model = open_folder(source)
+    tokenizer = read_tokenizer(source, model.described)
+    tokenizer.adds_bos = adds
+    form = POLAR if name == "polar" else CHAT
+    export_hugging_face(tmp_path / "out", model.config, model.params, tokenizer, form)
+    made = Plain.from_file(str(tmp_path / "out/tokenizer.json"))
+    bos = made.token_to_id("<s>")
+    assert [made.encode(text).ids.count(bos) for text in ("it is", "no")] == [begins] * 2
+    assert made.encode("it is").ids[begins:] == tokenizer.encode("it is")
+    assert Tokenizer.from_folder(tmp_path / "out").adds_bos == bool(begins)
 
 
 def test_a_run_is_written_with_its_format(tmp_path):

@@ -71,15 +71,8 @@ def models() -> dict[str, RewardModel]:
 
 
 def exported(model: RewardModel, folder: Path) -> str:
-    """The folder that clients take their tokenizer from. POLAR's puts a BOS before texts."""
+    """The folder that clients take their tokenizer from."""
     export_hugging_face(folder, model.config, model.params, model.tokenizer, model.format)
-    if model.format.kind == "polar":
-        token = model.format.bos_token
-        described = json.loads((folder / "tokenizer.json").read_text())
-        parts = [{"SpecialToken": {"id": token, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
-        ids = {token: {"id": token, "ids": [model.tokenizer.id(token)], "tokens": [token]}}
-        processor = {"type": "TemplateProcessing", "single": parts, "pair": parts, "special_tokens": ids}
-        (folder / "tokenizer.json").write_text(json.dumps({**described, "post_processor": processor}))
     return str(folder)
 
 
