@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from rmjax.data.pieces import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED
+from rmjax.data.pieces import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
 from rmjax.models.rope import Rope
 from rmjax.models.transformer import TransformerConfig
 
@@ -210,7 +210,8 @@ def pieces(fields: Fields) -> Pieces:
     """The vocabulary of a file whose `tokenizer.ggml.model` is "llama".
 
     Raises:
-      GGUFError: a part is missing or has entries of another kind or number; tokens occur twice; there is not every byte.
+      GGUFError: a part is missing or has entries of another kind or number; tokens occur twice; there is not every byte; or
+        user-defined tokens beside a blank before texts.
     """
     tokens, types = (_entries(fields, f"tokenizer.ggml.{name}", _VOCABULARY[name]) for name in ("tokens", "token_type"))
     scores = _entries(fields, "tokenizer.ggml.scores", float)
@@ -225,6 +226,11 @@ def pieces(fields: Fields) -> Pieces:
     if not isinstance(unknown, int) or not 0 <= unknown < len(tokens):
         raise GGUFError(f"GGUF field `tokenizer.ggml.unknown_token_id` is {unknown!r}; it has to be the id of a token")
     blank = bool(fields.get("tokenizer.ggml.add_space_prefix", True))
+    if blank and (own := types.count(USER_DEFINED)):  # `tokenizers` would look for "▁" + the piece
+        raise GGUFError(
+            f"GGUF field `tokenizer.ggml.token_type` has {own} user-defined tokens, and a blank is put before texts "
+            "(`tokenizer.ggml.add_space_prefix`), which together are not supported; convert a folder in Hugging Face's form"
+        )
     return Pieces(tokens, scores, types, blank, tokens[unknown])
 
 

@@ -140,6 +140,7 @@ def test_reads_back_what_was_written(config, random_params, tmp_path):
         ("gemma3.final_logit_softcapping", 30.0, "is 30.0, supported: 0"),
         ("gemma3.rope.dimension_count", 2, "`gemma3.rope.dimension_count` is 2, supported: the head width"),
         ("gemma3.unheard_of", 1, "`gemma3.unheard_of` is 1, an unknown field"),
+        ("tokenizer.ggml.add_space_prefix", True, "user-defined tokens, and a blank is put before texts"),
         ("llama.block_count", 1, "`llama.block_count` is 1, an unknown field"),
         ("tokenizer.ggml.model", "gpt2", "is gpt2, supported: llama|'gpt2', supported: llama"),
         ("tokenizer.ggml.scores", SCORES[:-1], "has .* entries for .* tokens"),
