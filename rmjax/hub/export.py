@@ -200,8 +200,10 @@ def _tensor(pieces: list[tuple[str, int, Place]], where: Layout, leaves: Mapping
 
 def _write_tokenizer(folder: Path, tokenizer: Tokenizer, form: Format, names: Mapping[str, str]) -> None:
     file = json.loads(tokenizer.to_json())
-    if names["bos"] and (tokenizer.adds_bos or form.kind != "chat"):
-        file["post_processor"] = _begins_with(names["bos"], tokenizer.id(names["bos"]))
+    # A chat template writes its own; a family's tokenizer may put one before texts without a template all the same.
+    begins = form.bos_token if form.kind != "chat" else names["bos"] if tokenizer.adds_bos else ""
+    if begins:
+        file["post_processor"] = _begins_with(begins, tokenizer.id(begins))
     write_text(folder / TOKENIZER, json.dumps(file, ensure_ascii=False, indent=2))
     template = template_of(form)
     described: dict[str, Any] = {f"{name}_token": token for name, token in names.items() if token}

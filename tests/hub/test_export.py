@@ -24,6 +24,7 @@ from tests.hub.goldens import CHATML, NAMES, READ, copied
 
 CHAT = Format(kind="chat", template=CHATML, max_length=64, max_response_length=32)
 POLAR = Format("<|reward|>", READ, max_length=64, max_response_length=32, bos_token="<s>")
+PLAIN = Format(READ, READ, kind="plain", max_length=64, max_response_length=32)
 ONE_WAY = {"grm_linear", "grm_mlp"}  # whose heads no class of transformers has
 ROWS = [{"prompt": "say it", "reference": "it is", "output": text} for text in ("it is", "no", "it was")]
 
@@ -106,14 +107,17 @@ def test_the_command_and_the_same_scores(name, kind, architecture, tmp_path, cap
     assert np.ptp(scores) > 1e-3
 
 
-@pytest.mark.parametrize(("name", "adds", "begins"), [("polar", False, 1), ("llama", True, 1), ("llama", False, 0)])
-def test_whether_the_tokenizer_begins_texts(name, adds, begins, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "form", "adds", "begins"),
+    [("polar", POLAR, False, 1), ("llama", CHAT, True, 1), ("llama", CHAT, False, 0), ("llama", PLAIN, False, 0)],
+)
+def test_whether_the_tokenizer_begins_texts(name, form, adds, begins, tmp_path):
     """Where it is so, programs that are sent texts without a BOS put it there: POLAR's client relies on that."""
     source = copied(name, tmp_path / "in")
     model = open_folder(source)
     tokenizer = read_tokenizer(source, model.described)
     tokenizer.adds_bos = adds
-    form = POLAR if name == "polar" else CHAT
+    assert tokenizer.bos_token == "<s>"
     export_hugging_face(tmp_path / "out", model.config, model.params, tokenizer, form)
     made = Plain.from_file(str(tmp_path / "out/tokenizer.json"))
     bos = made.token_to_id("<s>")

@@ -7,7 +7,7 @@ folder has all of it, the committed lines what the table shows. That a step does
 import importlib
 import importlib.util
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +52,13 @@ def require_compiler(workdir: Path) -> None:
 
 def compile_step(config: ConfigDict, folder: Path) -> None:
     """Writes the report of a step, or why it does not fit."""
+    write_compiled(folder, lambda: ahead.report(config.training, Slice.parse(config.topology)))
+
+
+def write_compiled(folder: Path, compiled: Callable[[], dict[str, Any]]) -> None:
+    """Writes what a compilation gives, or why it does not fit."""
     try:
-        found = ahead.report(config.training, Slice.parse(config.topology))
+        found = compiled()
     except ahead.DoesNotFit as error:
         found = {REFUSED: str(error)}
     write_json(folder / REPORT, found)
@@ -61,19 +66,30 @@ def compile_step(config: ConfigDict, folder: Path) -> None:
 
 def measure(cell: Cell, workdir: Path) -> Iterator[Row]:
     """What the table shows of a report; `memory_bytes.peak`, `seconds.ici`, … of a chip and step."""
-    found = json.loads((workdir / cell.name / REPORT).read_text(encoding="utf-8"))
+    found = read_compiled(workdir / cell.name)
+    if REFUSED not in found:
+        batch = found["batch"]
+        layout = {
+            "mesh": " ".join(f"{axis} {size}" for axis, size in found["mesh"].items()),
+            "batch": f"{batch['rows']} × {batch['row_tokens']} ({batch['rows'] // batch['microbatches']})",
+        }
+        yield Row("step", "step", "chips", found["chips"], layout)
+    yield from compiled_rows("step", found, METRICS)
+
+
+def read_compiled(folder: Path) -> dict[str, Any]:
+    """What `write_compiled` wrote."""
+    return json.loads((folder / REPORT).read_text(encoding="utf-8"))
+
+
+def compiled_rows(name: str, found: Mapping[str, Any], metrics: Sequence[str]) -> Iterator[Row]:
+    """A row for each number (`section.name`), or one that says why it does not fit."""
     if REFUSED in found:
-        yield Row("step", "step", REFUSED, 1.0, {"why": found[REFUSED]})
+        yield Row(name, name, REFUSED, 1.0, {"why": found[REFUSED]})
         return
-    batch = found["batch"]
-    layout = {
-        "mesh": " ".join(f"{axis} {size}" for axis, size in found["mesh"].items()),
-        "batch": f"{batch['rows']} × {batch['row_tokens']} ({batch['rows'] // batch['microbatches']})",
-    }
-    yield Row("step", "step", "chips", found["chips"], layout)
-    for metric in METRICS:
-        section, _, name = metric.partition(".")
-        yield Row("step", "step", metric, found[section][name] if name else found[section])
+    for metric in metrics:
+        section, _, part = metric.partition(".")
+        yield Row(name, name, metric, found[section][part] if part else found[section])
 
 
 def summarize(grid: Any, results: Mapping[str, Result]) -> list[Line]:

@@ -4,18 +4,16 @@ A cell is a model on some chips with rows of one length, and its training is the
 Needs libtpu, no TPU, and no weights: sizes are enough.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from experiments.studies.pods.measure import REFUSED, REPORT, require_compiler
+from experiments.studies.pods.measure import REFUSED, compiled_rows, read_compiled, require_compiler, write_compiled
 from rmjax import ahead
 from rmjax.data.packing import ForestShape
 from rmjax.evaluate.rows import Row
-from rmjax.files import write_json
 from rmjax.models.presets import PRESETS
 from rmjax.models.transformer import TransformerConfig
 from rmjax.parallel.chips import Slice
@@ -58,22 +56,13 @@ def compile_scoring(config: ConfigDict, folder: Path) -> None:
     """Writes the report of scoring a row on each chip, or why it does not fit."""
     shape = ForestShape(config.chips, config.row_tokens, GROUPS, BRANCHES)
     sizes = {"data": 1, "fsdp": config.chips}
-    try:
-        found = ahead.scoring(architecture(config.sizes), Slice.parse(config.topology), sizes, shape)
-    except ahead.DoesNotFit as error:
-        found = {REFUSED: str(error)}
-    write_json(folder / REPORT, found)
+    where = Slice.parse(config.topology)
+    write_compiled(folder, lambda: ahead.scoring(architecture(config.sizes), where, sizes, shape))
 
 
 def measure(cell: Cell, workdir: Path) -> Iterator[Row]:
     """What the table shows of a report, in bytes and parameters."""
-    found = json.loads((workdir / cell.name / REPORT).read_text(encoding="utf-8"))
-    if REFUSED in found:
-        yield Row("scoring", "scoring", REFUSED, 1.0, {"why": found[REFUSED]})
-        return
-    for metric in METRICS:
-        section, _, name = metric.partition(".")
-        yield Row("scoring", "scoring", metric, found[section][name] if name else found[section])
+    return compiled_rows("scoring", read_compiled(workdir / cell.name), METRICS)
 
 
 def summarize(grid: Any, results: Mapping[str, Result]) -> list[Line]:

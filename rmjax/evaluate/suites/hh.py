@@ -5,6 +5,7 @@ Accuracy over all pairs, and for each of the four sets. A tie fails. Rows whose 
 """
 
 import dataclasses
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -37,9 +38,7 @@ BENCHMARK = Benchmark(
     measure=best_wins,
     scores=scores,
     published=_ROWS,
-    counted=lambda records: {
-        name: sum(c.category == name for c in records) for name in {str(c.category) for c in records}
-    },
+    counted=lambda records: Counter(str(c.category) for c in records),
     whole=False,
     drops=frozenset({"another conversation before the last turn"}),
 )

@@ -7,6 +7,7 @@ responses are pooled. A tie fails.
 """
 
 import dataclasses
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -78,8 +79,6 @@ BENCHMARK = Benchmark(
     measure=measure,
     scores=scores,
     published=_ROWS,
-    counted=lambda records: {
-        name: sum(c.category == name for c in records) for name in {str(c.category) for c in records}
-    },
+    counted=lambda records: Counter(str(c.category) for c in records),
     left_out=lambda records: {},
 )
