@@ -49,7 +49,7 @@ class Client:
       records: in a request at most.
 
     Raises:
-      ValueError: another kind of URL.
+      ValueError: another kind of URL, or less than one connection, attempt or record.
     """
 
     def __init__(
@@ -59,11 +59,16 @@ class Client:
         self._url = urllib.parse.urlsplit(url)
         if self._url.scheme not in ("http", "https") or not self._url.hostname:
             raise ValueError(f"{url!r} is no http:// or https:// address; give one, such as http://127.0.0.1:8000")
+        if min(connections, attempts, records) < 1:
+            raise ValueError(
+                f"connections={connections}, attempts={attempts}, records={records}: each must be 1 or more"
+            )
         self._token = os.environ.get(TOKEN, "") if token is None else token
         self._attempts, self._timeout, self._records = attempts, timeout, records
         self._idle: queue.LifoQueue[http.client.HTTPConnection] = queue.LifoQueue()
         for _ in range(connections):
             self._idle.put(self._connection())
+        self._closed = False
         self._threads = ThreadPoolExecutor(connections, thread_name_prefix="rewards")
 
     def rewards(self, records: Sequence[Mapping[str, Any]]) -> list[float]:
@@ -87,18 +92,27 @@ class Client:
         """What /v1/reward says of each record: {"rewards", "tokens", "truncated"} with a number per answer, or {"error"}.
 
         Raises:
-          RewardError: the server refuses the request as a whole, or is not reached after all attempts.
+          RewardError: the server refuses the request as a whole, sends another number of results, or is not reached after all
+            attempts.
         """
         parts = [records[i : i + self._records] for i in range(0, len(records), self._records)]
         replies = self._threads.map(lambda part: self.post("/v1/reward", {"records": list(part)}), parts)
-        return [result for reply in replies for result in reply["results"]]
+        found = []
+        for part, reply in zip(parts, replies, strict=True):
+            if len(reply["results"]) != len(part):
+                raise RewardError(f"the server sent {len(reply['results'])} results for {len(part)} records")
+            found += reply["results"]
+        return found
 
     def post(self, path: str, body: Mapping[str, Any]) -> Any:
         """The JSON reply of a route.
 
         Raises:
           RewardError: as `results`.
+          ValueError: the client is closed.
         """
+        if self._closed:
+            raise ValueError("the client is closed; make another")
         text = json.dumps(body).encode()
         connection = self._idle.get()
         try:
@@ -107,7 +121,8 @@ class Client:
             self._idle.put(connection)
 
     def close(self) -> None:
-        """Closes all connections."""
+        """Closes all connections, for good."""
+        self._closed = True
         self._threads.shutdown(wait=True, cancel_futures=True)
         while not self._idle.empty():
             self._idle.get().close()

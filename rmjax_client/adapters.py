@@ -10,21 +10,32 @@ from rmjax_client import Client
 
 
 def record(prompt: Any, output: Any, reference: Any = None) -> dict[str, Any]:
-    """A record as the server reads it; `output` may be messages, too."""
+    """A record as the server reads it; `output` may be messages, too, and `reference` a list of texts."""
     field = "prompt" if isinstance(prompt, str) else "messages"
-    return {field: prompt, "output": output, **({"reference": reference} if reference else {})}
+    if reference is None or reference == "" or reference == []:
+        return {field: prompt, "output": output}
+    several = "references" if isinstance(reference, list) else "reference"
+    return {field: prompt, "output": output, several: reference}
 
 
-def trl_reward(client: Client, reference: str = "reference", strict: bool = True) -> Callable[..., list[float | None]]:
+def _references(columns: Mapping[str, Any], name: str, count: int) -> Sequence[Any]:
+    """The column called so. KeyError where one was named that the data set does not have."""
+    found = columns.get(name or "reference")
+    if found is None and name:
+        raise KeyError(f"the data set has no column {name!r} for the references; it has {', '.join(columns) or 'none'}")
+    return [None] * count if found is None else found
+
+
+def trl_reward(client: Client, reference: str = "", strict: bool = True) -> Callable[..., list[float | None]]:
     """For `reward_funcs` of TRL's GRPO, RLOO and online DPO.
 
     Args:
-      reference: the data set's column with POLAR's references, if it has it.
+      reference: the data set's column with POLAR's references; "" = `reference` if it has that.
       strict: an answer without reward is an error; otherwise None, which TRL leaves out of the advantages.
     """
 
     def rmjax_reward(prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
-        references = columns.get(reference) or [None] * len(prompts)
+        references = _references(columns, reference, len(prompts))
         rows = [record(*row) for row in zip(prompts, completions, references, strict=True)]
         return list(client.rewards(rows)) if strict else client.rewards_or_none(rows)
 
@@ -47,17 +58,27 @@ def verl_compute_score(client: Client, prompt: str = "prompt") -> Callable[..., 
     return compute_score
 
 
-def tunix_reward(client: Client, reference: str = "reference") -> Callable[..., list[float]]:
+def tunix_reward(client: Client, reference: str = "") -> Callable[..., list[float]]:
     """For `reward_fns` of tunix's learners.
 
     Args:
-      reference: the data set's column with POLAR's references, if it has it.
+      reference: the data set's column with POLAR's references; "" = `reference` if it has that.
     """
 
     def reward_fn(prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float]:
-        given = columns.get(reference)
-        references = [None] * len(prompts) if given is None else given
+        references = _references(columns, reference, len(prompts))
         rows = zip(prompts, completions, references, strict=True)
-        return client.rewards([record(str(p), str(c), r if r is None else str(r)) for p, c, r in rows])
+        return client.rewards([record(_text(p), _text(c), _reference(r)) for p, c, r in rows])
 
     return reward_fn
+
+
+def _text(value: Any) -> Any:
+    """Of numpy's and TensorFlow Datasets' arrays of bytes, too; what is no text stays, for the server to refuse it."""
+    return value.decode() if isinstance(value, bytes) else str(value) if isinstance(value, str) else value
+
+
+def _reference(value: Any) -> Any:
+    """A text, or several in a list, tuple or array."""
+    several = value.tolist() if hasattr(value, "tolist") and not isinstance(value, str | bytes) else value
+    return list(map(_text, several)) if isinstance(several, list | tuple) else _text(several)

@@ -107,9 +107,13 @@ class Chat:
         """
         text, restore = self._rendered(messages)
         before, end, behind = text.rpartition(self.end_token)
-        if not end or behind.replace(self._tokens["eos_token"], "").strip():  # the template itself does not end with it
+        if not end or not self.is_behind(behind):  # the template itself does not end with it
             return [*self._ids(text, restore), self.tokenizer.id(self.end_token)]
         return self._ids(text if whole else before + end, restore)
+
+    def is_behind(self, text: str) -> bool:
+        """Whether this may stand behind the end token of a last turn: blanks, an end of text."""
+        return not text.replace(self._tokens["eos_token"], "").strip()
 
     def begun(self, messages: Sequence[Message]) -> list[int]:
         """Ids of a conversation up to where the assistant goes on: in a new turn, or in its own last one."""

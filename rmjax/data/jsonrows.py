@@ -7,9 +7,11 @@ import dataclasses
 import io
 import json
 import mmap
+import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -66,6 +68,7 @@ class JsonLines:
     blank_lines: int
     text: bytes | None  # the decompressed file, or None to read `path`
     unit: str = "line"  # what a row is called in errors
+    stamp: tuple[int, int] | None = None  # of the file as it was indexed
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -81,14 +84,22 @@ class JsonLines:
         if self.text is not None:
             return self.text[start:stop]
         with open(self.path, "rb") as file:
+            if self.stamp not in (None, _stamp(file)):
+                remedy = "start again, and let files that are in use alone"
+                raise RecordError(self.place(i), "", "the file was changed after it was opened", remedy)
             file.seek(start)
             return file.read(stop - start)
+
+
+def _stamp(file: IO[bytes]) -> tuple[int, int]:
+    found = os.fstat(file.fileno())
+    return found.st_mtime_ns, found.st_size
 
 
 def open_jsonl(path: Path) -> JsonLines:
     """Opens uncompressed JSON lines; only the line offsets stay in memory (24 bytes a line)."""
     with path.open("rb") as file:
-        return index_lines(str(path), file, None)
+        return dataclasses.replace(index_lines(str(path), file, None), stamp=_stamp(file))
 
 
 def open_jsonl_zst(path: Path) -> JsonLines:
@@ -114,7 +125,8 @@ def open_json(path: Path) -> JsonLines:
         if not path.stat().st_size:  # which cannot be mapped
             return index_lines(str(path), file, None)
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return index_elements(str(path), data, None) if _ARRAY.match(data) else index_lines(str(path), file, None)
+            found = index_elements(str(path), data, None) if _ARRAY.match(data) else index_lines(str(path), file, None)
+            return dataclasses.replace(found, stamp=_stamp(file))
 
 
 def in_memory(name: str, text: bytes) -> JsonLines:

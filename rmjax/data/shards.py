@@ -69,6 +69,10 @@ def hub_shards(name: str) -> list[Path]:
     configs = _of_card(folder, files) or _of_names(files)
     splits = _chosen(name, "config", configs, parts.config, (DEFAULT,))
     chosen = [folder / file for file in _chosen(name, "split", splits, parts.split, ("train",))]
+    if missing := [str(path.relative_to(folder)) for path in chosen if path.suffix != ".parquet" or not path.is_file()]:
+        raise FileNotFoundError(
+            f"{name}: {missing[0]}, which its card names, is no Parquet file that is there; run `{parts.command()}`"
+        )
     if missing := missing_shards(chosen):
         raise FileNotFoundError(
             f"{name}: shards are not there, {len(missing)} of them, {missing[0]} first; run `{parts.command()}`"
@@ -122,8 +126,17 @@ def _of_data_files(said: Any, files: Sequence[str]) -> dict[str, list[str]]:
     found = {}
     for entry in entries:
         patterns = [entry["path"]] if isinstance(entry["path"], str) else entry["path"]
-        found[str(entry["split"])] = [f for f in files if any(fnmatch.fnmatch(f, p.lstrip("./")) for p in patterns)]
-    return {split: chosen for split, chosen in found.items() if chosen}
+        found[str(entry["split"])] = list(
+            dict.fromkeys(f for p in patterns for f in _matching(p.removeprefix("./"), files))
+        )
+    return found
+
+
+def _matching(pattern: str, files: Sequence[str]) -> list[str]:
+    """The pattern itself where no file is called so: that file is missed."""
+    deep = "**" in pattern  # a lone * stops at a slash
+    like = [f for f in files if fnmatch.fnmatch(f, pattern) and (deep or f.count("/") == pattern.count("/"))]
+    return like or [pattern]
 
 
 def _of_names(files: Sequence[str]) -> dict[str, dict[str, list[str]]]:

@@ -70,7 +70,7 @@ class Turns:
                 "prompt and answer as messages"
             )
         before, end, behind = text.rpartition(self.form.end_token)
-        body = self.tokenizer.encode_marked(before if end and not behind.strip() else text)
+        body = self.tokenizer.encode_marked(before if end and self.chat.is_behind(behind) else text)
         first = self._shown[:1] if self._shown[0] == self._bos and body[:1] != self._shown[:1] else []
         return [*first, *body, *self._ending]
 

@@ -77,9 +77,12 @@ def _claims(margins_P: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArra
 
 
 def _bins(confidence_P: NDArray[np.float64]) -> list[NDArray[np.int64]]:
-    """Indices of the pairs of each bin, the least sure first."""
+    """Indices of the pairs of each bin, the least sure first; equal confidences share one, so no bin depends on their order."""
     order_P = np.argsort(confidence_P, kind="stable")
-    return [part for part in np.array_split(order_P, BINS) if part.size]
+    sorted_P = confidence_P[order_P]
+    ends = np.cumsum([part.size for part in np.array_split(order_P, BINS) if part.size])
+    ends = np.unique(np.searchsorted(sorted_P, sorted_P[ends - 1], side="right"))
+    return np.split(order_P, ends[:-1])
 
 
 def expected_error(margins_P: NDArray[np.float64]) -> float:
@@ -100,7 +103,12 @@ def _ece_interval(found: Margins, seed: int) -> dict[str, Any]:
     ]
     low, high = np.percentile(drawn, (2.5, 97.5))
     value = expected_error(found.values_P)
-    return {"value": value, "low": float(min(low, value)), "high": float(high), "n": int(found.values_P.size)}
+    return {
+        "value": value,
+        "low": float(min(low, value)),
+        "high": float(max(high, value)),
+        "n": int(found.values_P.size),
+    }
 
 
 def _held_out(margins_P: NDArray[np.float64], first_P: NDArray[np.bool_]) -> dict[str, float] | None:

@@ -64,6 +64,10 @@ def read_config(folder: Path) -> Described:
         return _described(file)
     except ValueError as error:  # TransformerConfig's own among them
         raise HubError(f"{path}: {error}") from error
+    except (TypeError, AttributeError, LookupError, ArithmeticError) as error:
+        raise HubError(
+            f"{path}: a value is 0 or of another kind than its key has ({error}); get the file again"
+        ) from error
 
 
 def _described(file: Keys) -> Described:

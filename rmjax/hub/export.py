@@ -225,19 +225,31 @@ def _begins_with(token: str, number: int) -> dict[str, Any]:
     return {"type": "TemplateProcessing", "single": [first, a], "pair": [first, a, b], "special_tokens": known}
 
 
+def _own_eos(form: Format) -> str:
+    """The tokenizer's eos is the end token; a template that writes another one has to say it itself."""
+    other = form.eos_token and form.eos_token != form.end_token and "eos_token" in form.template
+    return f"{{% set eos_token = {json.dumps(form.eos_token)} %}}" if other else ""
+
+
+def _ended(form: Format) -> str:
+    """Up to the end token of the last turn, which is added where the template does not end with it: `Chat.ended`."""
+    end, behind = json.dumps(form.end_token), ""
+    if form.eos_token and form.eos_token != form.end_token:
+        cut = f"text[:-{len(form.eos_token)}].rstrip() if text.endswith({json.dumps(form.eos_token)}) else text"
+        behind = f"{{% set text = {cut} %}}"
+    return (
+        f"{{% set written %}}{form.template}{{% endset %}}{{% set text = written.rstrip() %}}{behind}"
+        f"{{{{ written if add_generation_prompt else (text if text.endswith({end}) else written + {end}) }}}}"
+    )
+
+
 def template_of(form: Format) -> str:
     """A chat template whose text ends with the token that is read, as transformers and others read it.
 
     Of POLAR's format and the plain one: contents joined by newlines; with `reference=` the half before the separator.
     """
     if form.kind == "chat":
-        if form.read_out == "last" or not form.end_token:
-            return form.template
-        end = json.dumps(form.end_token)
-        return (
-            f"{{% set written %}}{form.template}{{% endset %}}{{{{ written if add_generation_prompt else (written.rstrip() if "
-            f"written.rstrip().endswith({end}) else written + {end}) }}}}"
-        )
+        return _own_eos(form) + (form.template if form.read_out == "last" or not form.end_token else _ended(form))
     if not form.reward_token:
         return ""
     first, split, last = (json.dumps(token) for token in (form.bos_token, form.split_token, form.reward_token))

@@ -122,9 +122,9 @@ def prepare(c: Comparison, parts: Parts) -> Comparison | str:
 
 
 def _divergences(c: Comparison, parts: Parts) -> np.ndarray:
-    """Σ over an answer's tokens of the estimate of KL(π ‖ π_ref), of what was recorded."""
+    """Σ over an answer's tokens, of those that the policy wrote, of the estimate of KL(π ‖ π_ref), of what was recorded."""
     both = zip(c.columns["log_probs"], c.columns["reference_log_probs"], strict=True)
-    found = []
+    found, masks = [], c.columns.get("loss_mask")
     for n, (own, other) in enumerate(both):
         if len(own) != len(other):
             raise RecordError(
@@ -134,6 +134,8 @@ def _divergences(c: Comparison, parts: Parts) -> np.ndarray:
                 "give one number per token",
             )
         x = np.asarray(own, np.float64) - np.asarray(other, np.float64)
+        if masks is not None:
+            x = np.where(np.asarray(masks[n]) > 0, x, 0.0)
         found.append(float(np.sum({"k1": x, "k2": 0.5 * x * x, "k3": np.expm1(-x) + x}[parts.kl])))
     return np.asarray(found)
 

@@ -92,6 +92,9 @@ class InProcess:
         except (OSError, ValueError):
             self.close()
             return {"failure": "the verifier's process died"}
+        except BaseException:  # interrupted: its answer would be taken for the next one's
+            self.close()
+            raise
         return dict(found)
 
 

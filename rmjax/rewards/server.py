@@ -160,11 +160,16 @@ def _result(result: Mapping[str, Any] | None, count: int) -> list[object]:
 
 
 def _ask_open_rlhf(records: Sequence[Comparison]) -> dict[str, Any]:
-    items = [(c.prompt, output, c.references[0] if c.references else "") for c in records for output in c.outputs]
+    items = [(c.prompt, output, _label(c)) for c in records for output in c.outputs]
     return {
         "query": [prompt + output for prompt, output, _ in items], "prompts": [prompt for prompt, _, _ in items],
         "labels": [label for *_, label in items],
     }  # fmt: skip
+
+
+def _label(c: Comparison) -> str | list[str]:
+    """The reference, or a list of several, as our own server reads them."""
+    return list(c.references) if len(c.references) > 1 else "".join(c.references)
 
 
 def _read_open_rlhf(reply: Any, records: Sequence[Comparison]) -> list[list[object]]:

@@ -76,7 +76,8 @@ def get_reward(body: Body, context: Context) -> Asked:
 def open_rlhf(body: Body, context: Context) -> Asked:
     """{"query": [text], "prompts": [text]?, "labels": [any]?} → {"rewards", "scores", "extra_logs"}; empty lists get empty lists.
 
-    A query is laid out by the model's format, or begins with its prompt. `labels` are POLAR's references.
+    A query alone is laid out by the model's format; with `prompts` it begins with its prompt, and the rest is the answer.
+    `labels` are POLAR's references.
     """
     queries = texts(body["query"], "query")
     prompts = _beside(body, "prompts", len(queries))
@@ -110,8 +111,7 @@ def _query(text: str, prompt: str | None, label: Any, place: str, context: Conte
     for ending in context.strip:
         text = text.removesuffix(ending)
     references = references_of(label, place, context)
-    laid_out = context.kind == "chat" or (context.reads_references and context.split_token in text)
-    if laid_out or (prompt is None and not references):
+    if context.kind == "chat" or (prompt is None and not references):
         return Text(text, place)
     if prompt is None:
         raise wrong(
@@ -121,6 +121,9 @@ def _query(text: str, prompt: str | None, label: Any, place: str, context: Conte
         raise wrong(
             place, "does not begin with its prompt", "send both as the policy read and wrote them, or without `prompts`"
         )
+    # Only the trainer's own data may lay a text out: a separator that the policy writes would make it its own reference.
+    if context.reads_references and context.split_token in prompt and not references:
+        return Text(text, place)
     return Record({"prompt": prompt, "output": text[len(prompt) :], **references}, place)
 
 

@@ -174,13 +174,17 @@ def _sglang_score(body: Body, context: Context) -> Asked:
 
 
 def _answers(body: Body, name: str) -> tuple[Item, ...]:
-    values = [body[name]] if isinstance(body[name], str) else body[name]
+    values = _several(body[name])
     if not isinstance(values, list):
         raise wrong(f"`{name}`", "is not a list of texts", "send the answers")
     return tuple(
         pair(body.get("query"), _document(value), body.get("reference"), f"{name}[{i}]")
         for i, value in enumerate(values)
     )
+
+
+def _several(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
 
 
 def _document(value: Any) -> Any:
@@ -199,7 +203,7 @@ def rerank(body: Body, context: Context) -> Asked:
 
     def reply(outcomes: Sequence[Rewarded]) -> Any:
         found = [
-            {"index": i, "document": {"text": _document(body["documents"][i])}, "relevance_score": reward}
+            {"index": i, "document": {"text": _document(_several(body["documents"])[i])}, "relevance_score": reward}
             for i, reward in _best_first(outcomes)
         ]
         return {
@@ -219,7 +223,7 @@ def _tei_rerank(body: Body) -> Asked:
     def reply(outcomes: Sequence[Rewarded]) -> Any:
         whole = bool(body.get("return_text"))
         return [
-            {"index": i, "score": reward, **({"text": body["texts"][i]} if whole else {})}
+            {"index": i, "score": reward, **({"text": _several(body["texts"])[i]} if whole else {})}
             for i, reward in _best_first(outcomes)
         ]
 

@@ -3,6 +3,7 @@
 import codecs
 import gzip
 import json
+import os
 import pickle
 
 import pytest
@@ -24,6 +25,20 @@ VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=8,
 )
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+def test_a_file_that_changes_while_it_is_read(tmp_path, name):
+    """Of the same length, so that only its time says so."""
+    text = '{"prompt": "p", "chosen": "good", "rejected": "evil"}\n'
+    path = write(tmp_path / name, text if name == "a.jsonl" else f"[{text}]")
+    source = open_records(path)
+    assert source[0].outputs == ("good", "evil")
+    before = path.stat().st_mtime_ns
+    path.write_text(path.read_text().replace("good", "evil", 1))
+    os.utime(path, ns=(before + 1, before + 1))
+    with pytest.raises(RecordError, match=r":1: .*the file was changed after it was opened"):
+        source[0]
 
 
 def write(path, text: str | bytes):

@@ -70,6 +70,39 @@ def test_several_shards_are_one_set(cached):
     assert texts == ["p0", "p1", "p2", "p3", "p4"]
 
 
+SPLITS = """---
+configs:
+- config_name: default
+  data_files:
+  - split: train
+    path: {train}
+  - split: test
+    path: data/test-*
+---
+"""
+
+
+@pytest.mark.parametrize(
+    "train", ["data/train-*", "[data/test-00000-of-00001.parquet, two.parquet]", "data/{a,b}.parquet"]
+)
+def test_a_split_of_the_card_that_the_cache_lacks(cached, train):
+    """Another split, or a part of it, is not taken in its place."""
+    cached(TESTS | {"README.md": SPLITS.replace("{train}", train if train[0] == "[" else f'"{train}"')})
+    with pytest.raises(
+        FileNotFoundError, match="which its card names, is no Parquet file that is there; run `hf download"
+    ):
+        open_records("hf:acme/pairs")
+    assert prompts("hf:acme/pairs:test") == ["p9"]
+
+
+def test_a_star_stops_at_a_slash(cached):
+    cached(
+        TESTS
+        | {"one.parquet": rows(0), "other/two.parquet": rows(2), "README.md": SPLITS.replace("{train}", '"*.parquet"')}
+    )
+    assert prompts("hf:acme/pairs") == ["p0", "p1"]
+
+
 @pytest.mark.parametrize(
     ("files", "name", "wanted"),
     [

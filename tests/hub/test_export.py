@@ -6,11 +6,13 @@ import json
 import jax
 import numpy as np
 import pytest
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer as Plain
 
 from experiments import export as command
-from rmjax.data.formats import Format
+from rmjax.data.formats import Encoder, Format
+from rmjax.data.record import Comparison
 from rmjax.data.tokenizer import Tokenizer
 from rmjax.hub.export import Written, export_hugging_face, template_of
 from rmjax.hub.hugging_face import open_folder, read_tokenizer
@@ -105,6 +107,34 @@ def test_the_command_and_the_same_scores(name, kind, architecture, tmp_path, cap
     scores = model.score(ROWS)
     np.testing.assert_array_equal(again.score(ROWS), scores)
     assert np.ptp(scores) > 1e-3
+
+
+INSIDE = CHATML.replace("<|im_end|>", "<|im_end|>{{ eos_token }}")
+BEHIND = CHATML + "{% if not add_generation_prompt %}{{ eos_token }}{% endif %}"
+
+
+@pytest.mark.parametrize("read_out", ["end", "last"])
+@pytest.mark.parametrize("template", [CHATML, INSIDE, BEHIND], ids=["chatml", "inside", "behind"])
+def test_the_template_writes_what_is_read(template, read_out, tmp_path):
+    """An eos that is not the end token, within and behind turns: as written out, as read here, and as served whole."""
+    assert "<|im_end|>" in template
+    source = copied("llama", tmp_path / "in", template)
+    model = open_folder(source)
+    tokenizer = read_tokenizer(source, model.described)
+    form = Format(kind="chat", template=template, read_out=read_out, max_length=60, max_response_length=30)
+    export_hugging_face(tmp_path / "out", model.config, model.params, tokenizer, form)
+    encoder, messages = Encoder(tokenizer, form, 60), [("user", "ab c"), ("assistant", "de f")]
+    ids = encoder.scored(Comparison("ab c", ("de f",)))[0][0].ids
+
+    def rendered(text, **tokens):
+        turns = [{"role": role, "content": said} for role, said in messages]
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        return environment.from_string(text).render(messages=turns, add_generation_prompt=False, **tokens)
+
+    written = json.loads((tmp_path / "out/tokenizer_config.json").read_text())
+    out = rendered(written["chat_template"], bos_token=written.get("bos_token"), eos_token=written["eos_token"])
+    assert Plain.from_file(str(tmp_path / "out/tokenizer.json")).encode(out, add_special_tokens=False).ids == ids
+    assert encoder.whole(rendered(template, bos_token=tokenizer.bos_token, eos_token=tokenizer.eos_token)) == ids
 
 
 @pytest.mark.parametrize(

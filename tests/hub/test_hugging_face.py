@@ -80,6 +80,15 @@ def test_a_key_that_would_be_ignored(folder, keys, said):
     assert str(caught.value).startswith(str(folder / "config.json"))
 
 
+@pytest.mark.parametrize(
+    "keys", [{"no_rope_layers": 3}, {"rope_parameters": [1]}, {"quantization_config": [1]}, {"head_dim": "x"}]
+)
+def test_values_of_another_kind_are_one_line(folder, keys):
+    change(folder, **keys)
+    with pytest.raises(HubError, match=r"config\.json: "):
+        open_folder(folder)
+
+
 def test_all_such_keys_are_named_at_once(folder):
     with pytest.raises(HubError) as caught:
         read_config(change(folder, hidden_act="relu", one=1, two=[2], intermediate_size=...))

@@ -216,6 +216,18 @@ def test_what_a_mask_leaves_out_is_in_no_sum_and_no_count():
     assert terms_of(Parts(truncated="mask"), rows()[:1])["loss"][1] == 7
 
 
+def test_a_mask_counts_in_the_reward_s_divergence_too():
+    parts = Parts(kl="k1", kl_place="reward", reference="recorded", kl_weight=1.0)
+    given = rows()[0] | {"loss_mask": [[1, 0, 1], [1, 1], [1, 1, 1, 1]]}
+
+    def advantages(far):
+        numbers = [list(each) for each in given["log_probs"]]
+        numbers[0][1] = far
+        return prepare(parse(given | {"reference_log_probs": numbers}, "f:1"), parts).columns["advantages"]
+
+    assert advantages(-1.0) == advantages(-100.0)
+
+
 def test_an_answer_without_a_prompt_does_not_learn_its_first_token():
     """Nothing stands before it. (Files always have a prompt; a generator may not.)"""
     parts = Parts(old="current")

@@ -39,6 +39,19 @@ def test_a_hang_ends_with_its_own_output_alone(tmp_path, monkeypatch):
         ]  # fmt: skip
 
 
+def test_an_interrupt_shifts_no_answer(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text("def check(prompt, output, references):\n    return float(output)\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path) + ":" + ":".join(filter(None, sys.path)))
+    with InProcess("mine:check", seconds=60) as reward:
+        assert reward([Comparison("p", ("4",))]) == [[4.0]]
+        lines, get = reward._lines, reward._lines.get
+        monkeypatch.setattr(lines, "get", lambda timeout: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            reward([Comparison("p", ("9",))])
+        monkeypatch.setattr(lines, "get", get)
+        assert reward([Comparison("p", ("1", "2"))]) == [[1.0, 2.0]]
+
+
 def said(name, options, *lines):
     replies = io.StringIO()
     serve(name, options, io.StringIO("".join(json.dumps(line) + "\n" for line in lines)), replies)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 
+import numpy as np
 import pytest
 
 import rmjax_client
@@ -106,6 +107,44 @@ def test_many_records_are_cut_into_requests_and_come_back_in_order(scripted):
     answers += [reply(0.0, 1.0), reply(0.0, 1.0), reply(0.0)]
     assert Client(url, connections=1, records=2, token="t").rewards(ROWS) == [0.0, 1.0, 0.0, 1.0, 0.0]
     assert [len(body["records"]) for *_, body in asked] == [2, 2, 1] and asked[0][1] == "Bearer t"
+
+
+def test_another_number_of_results_is_an_error(scripted):
+    url, answers, *_ = scripted
+    answers += [reply(0.0), reply(2.0, 3.0)]
+    with pytest.raises(RewardError, match="the server sent 1 results for 2 records"):
+        Client(url, connections=1, records=2).rewards(ROWS[:4])
+
+
+def test_what_a_client_cannot_be():
+    with pytest.raises(ValueError, match="attempts=0, .* each must be 1 or more"):
+        Client("http://127.0.0.1:1", attempts=0)
+    client = Client("http://127.0.0.1:1")
+    client.close()
+    with pytest.raises(ValueError, match="the client is closed; make another"):
+        client.post("/v1/reward", {})
+
+
+@pytest.mark.parametrize(
+    ("reference", "fields"),
+    [
+        ("r", {"reference": "r"}), (b"r", {"reference": "r"}), (["r", b"s"], {"references": ["r", "s"]}),
+        (np.array(["r", "s"]), {"references": ["r", "s"]}), (None, {}), ("", {}), ([], {}), (7, {"reference": 7}),
+    ],
+)  # fmt: skip
+def test_a_reference_is_sent_as_it_is(scripted, reference, fields):
+    """What is no text goes too, for the server to refuse it."""
+    url, answers, asked, _ = scripted
+    answers.append(reply(1.0))
+    assert tunix_reward(Client(url))(prompts=[b"p"], completions=[np.str_("c")], reference=[reference]) == [1.0]
+    assert asked[0][2] == {"records": [{"prompt": "p", "output": "c", **fields}]}
+
+
+@pytest.mark.parametrize("adapter", [trl_reward, tunix_reward])
+def test_a_column_that_was_named_has_to_be_there(adapter):
+    function = adapter(Client("http://127.0.0.1:1"), reference="ref")
+    with pytest.raises(KeyError, match="no column 'ref' for the references; it has reference"):
+        function(prompts=["p"], completions=["c"], reference=["r"])
 
 
 def test_a_record_without_a_reward_is_an_error_and_never_a_number(polar):

@@ -58,7 +58,12 @@ def test_a_wrong_request_is_told_what_is_wrong(dialect, body, said):
     [
         (POLAR, {"query": ["ab"]}, Text("ab", "query[0]")),
         (POLAR, {"query": ["ab"], "labels": [None]}, Text("ab", "query[0]")),
-        (POLAR, {"query": [f"a{SPLIT}b"], "prompts": ["x"], "labels": ["r"]}, Text(f"a{SPLIT}b", "query[0]")),
+        (POLAR, {"query": [f"a{SPLIT}b"]}, Text(f"a{SPLIT}b", "query[0]")),
+        (POLAR, {"query": [f"a{SPLIT}ab"], "prompts": [f"a{SPLIT}a"]}, Text(f"a{SPLIT}ab", "query[0]")),
+        (POLAR, {"query": [f"a{SPLIT}b"], "prompts": ["a"], "labels": ["r"]},
+         Record({"prompt": "a", "output": f"{SPLIT}b", "reference": "r"}, "query[0]")),
+        (POLAR, {"query": [f"ab{SPLIT}ab"], "prompts": ["a"]},
+         Record({"prompt": "a", "output": f"b{SPLIT}ab"}, "query[0]")),
         (POLAR, {"query": ["ab"], "prompts": ["a"]}, Record({"prompt": "a", "output": "b"}, "query[0]")),
         (POLAR, {"query": ["ab"], "prompts": ["a"], "labels": ["r"]},
          Record({"prompt": "a", "output": "b", "reference": "r"}, "query[0]")),

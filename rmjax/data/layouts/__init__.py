@@ -117,7 +117,15 @@ def reshaped(rows: Rows, path: str, layout: str = AUTO) -> Rows:
     if layout == RECORDS:
         return rows
     chosen = LAYOUTS[layout]
-    return convert(rows, chosen) if chosen.join else _converted(rows, chosen)
+    found: Rows = convert(rows, chosen) if chosen.join else _converted(rows, chosen)
+    if len(rows) and not len(found):
+        raise RecordError(
+            path,
+            "",
+            f"none of its {len(rows)} rows gives a record ({chosen.says})",
+            "check the file, or name its layout",
+        )
+    return found
 
 
 def _converted(rows: Rows, layout: Layout) -> Converted:

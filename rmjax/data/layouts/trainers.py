@@ -58,7 +58,8 @@ def _refuse_nothing_common(common: object, place: str) -> None:
 def llama_factory(row: Row, place: str) -> list[Fields]:
     """LLaMA-Factory, alpaca with two answers: instruction and input are joined by a newline; a system text and earlier turns may
     be there."""
-    asked = "\n".join(filter(None, [text(row, "instruction", place), row.get("input") or ""]))
+    more = text(row, "input", place) if row.get("input") else ""
+    asked = "\n".join(filter(None, [text(row, "instruction", place), more]))
     earlier: Any = row.get("history") or []
     if not isinstance(earlier, list) or not all(isinstance(each, list) and len(each) == 2 for each in earlier):
         raise RecordError(place, "history", "not a list of pairs of question and answer", "correct it, or drop the row")
@@ -74,16 +75,20 @@ def llama_factory(row: Row, place: str) -> list[Fields]:
     return [{**prompt, "chosen": text(row, "chosen", place), "rejected": text(row, "rejected", place)}]
 
 
+def _conversation(row: Row, place: str) -> list[dict[str, str]]:
+    system = [{"role": "system", "content": row["system"]}] if row.get("system") else []
+    return system + turns(row["conversations"], "conversations", place)
+
+
 def sharegpt_pair(row: Row, place: str) -> list[Fields]:
     """ShareGPT with two answers, as LLaMA-Factory has it."""
-    system = [{"role": "system", "content": row["system"]}] if row.get("system") else []
-    asked = system + turns(row["conversations"], "conversations", place)
+    asked = _conversation(row, place)
     return [{"messages": asked, **{name: turns(row.get(name), name, place) for name in ("chosen", "rejected")}}]
 
 
 def sharegpt(row: Row, place: str) -> list[Fields]:
     """ShareGPT: one conversation, whose last turn is the only answer."""
-    found = turns(row["conversations"], "conversations", place)
+    found = _conversation(row, place)
     if len(found) < 2 or found[-1]["role"] != "assistant":
         raise RecordError(place, "conversations", "does not end with an answer", "drop the row")
     return [{"messages": found[:-1], "output": found[-1:], "id": row.get("id")}]
@@ -122,21 +127,30 @@ def _is_pointwise(row: Row) -> bool:
 
 def tree(row: Row, place: str) -> list[Fields]:
     """OpenAssistant, a tree a row: each turn of the prompter with two ranked replies or more is a record."""
-    return list(_ranked(row["prompt"], [], place))
+    return list(_ranked(row["prompt"], place))
 
 
-def _ranked(node: Mapping[str, Any], before: list[dict[str, str]], place: str) -> Iterator[Fields]:
-    here = [*before, *turns({"role": node.get("role"), "content": node.get("text")}, "prompt", place)]
-    replies = [reply for reply in node.get("replies") or [] if isinstance(reply, Mapping)]
-    ranked = [
-        reply for reply in replies if isinstance(reply.get("rank"), int | float) and reply["rank"] == reply["rank"]
-    ]
-    if here[-1]["role"] == "user" and len(ranked) > 1:
-        yield {"messages": here, "outputs": [text(reply, "text", place) for reply in ranked], "source": "openassistant",
-               "ranks": [float(reply["rank"]) for reply in ranked], "category": node.get("lang"),
-               "id": node.get("message_id")}  # fmt: skip
-    for reply in replies:
-        yield from _ranked(reply, here, place)
+def _ranked(root: Mapping[str, Any], place: str) -> Iterator[Fields]:
+    waiting: list[tuple[Mapping[str, Any], list[dict[str, str]]]] = [(root, [])]
+    while waiting:  # conversations may be deeper than Python's stack
+        node, before = waiting.pop()
+        here = [*before, *turns({"role": node.get("role"), "content": node.get("text")}, "prompt", place)]
+        replies = _replies(node, place)
+        ranked = [
+            reply for reply in replies if isinstance(reply.get("rank"), int | float) and reply["rank"] == reply["rank"]
+        ]
+        if here[-1]["role"] == "user" and len(ranked) > 1:
+            yield {"messages": here, "outputs": [text(reply, "text", place) for reply in ranked], "source": "openassistant",
+                   "ranks": [float(reply["rank"]) for reply in ranked], "category": node.get("lang"),
+                   "id": node.get("message_id")}  # fmt: skip
+        waiting += [(reply, here) for reply in reversed(replies)]
+
+
+def _replies(node: Mapping[str, Any], place: str) -> list[Mapping[str, Any]]:
+    found = node.get("replies") or []
+    if not isinstance(found, list):
+        raise RecordError(place, "replies", "not a list", "correct it, or drop the row")
+    return [reply for reply in found if isinstance(reply, Mapping)]
 
 
 def tree_message(row: Row, place: str) -> list[Fields]:
@@ -147,16 +161,43 @@ def tree_message(row: Row, place: str) -> list[Fields]:
 
 
 def planted(rows: Sequence[Placed]) -> list[Outcome]:
-    """Messages → the records of their trees; an error for each message whose parent is not there."""
-    nodes = {row["message_id"]: {**row, "replies": []} for _, row in rows}
-    for _, row in rows:
-        if row.get("parent_id") in nodes:
-            nodes[row["parent_id"]]["replies"].append(nodes[row["message_id"]])
-    roots = [(place, nodes[row["message_id"]]) for place, row in rows if not row.get("parent_id")]
-    lost = [place for place, row in rows if row.get("parent_id") and row["parent_id"] not in nodes]
-    remedy = "add the message, or drop this one"
-    errors = [(place, RecordError(place, "parent_id", "no message of the file", remedy)) for place in lost]
-    return [*errors, *((place, found) for place, root in roots for found in _ranked(root, [], place))]
+    """Messages → the records of their trees; an error for each message that stands there twice, whose parent is not there, or
+    that follows itself, and for each tree that is none."""
+    nodes: dict[str, dict[str, Any]] = {}
+    found: list[Outcome] = []
+    own: list[Placed] = []
+    for place, row in rows:
+        if row["message_id"] in nodes:
+            found.append((place, RecordError(place, "message_id", "is another message's too", "keep one of them")))
+            continue
+        nodes[row["message_id"]] = {**row, "replies": []}
+        own.append((place, row))
+    for place, row in own:
+        if not (parent := row.get("parent_id")):
+            continue
+        if parent not in nodes or _follows_itself(row["message_id"], nodes):
+            problem = "no message of the file" if parent not in nodes else "leads back to the message itself"
+            found.append((place, RecordError(place, "parent_id", problem, "add the message, or drop this one")))
+        else:
+            nodes[parent]["replies"].append(nodes[row["message_id"]])
+    for place, row in own:
+        if not row.get("parent_id"):
+            try:
+                found += [(place, made) for made in list(_ranked(nodes[row["message_id"]], place))]
+            except RecordError as error:
+                found.append((place, error))
+    return found
+
+
+def _follows_itself(name: str, nodes: Mapping[str, Mapping[str, Any]]) -> bool:
+    seen: set[str] = set()
+    at: Any = nodes[name].get("parent_id")
+    while at in nodes and at not in seen:
+        if at == name:
+            return True
+        seen.add(at)
+        at = nodes[at].get("parent_id")
+    return False
 
 
 def _sides(row: Row) -> bool:

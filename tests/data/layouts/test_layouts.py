@@ -7,8 +7,8 @@ import pytest
 
 from rmjax.data.layouts import LAYOUTS, RECORDS, recognized
 from rmjax.data.layouts.preferences import transcript
-from rmjax.data.readers import open_records
-from rmjax.data.record import RecordError, parse
+from rmjax.data.readers import open_records, read_all
+from rmjax.data.record import RecordError, known_fields, parse, parse_text
 
 USER = [{"role": "user", "content": "Why?"}]
 GPT = [{"from": "human", "value": "Why?"}]
@@ -279,6 +279,51 @@ def test_trees_of_messages(tmp_path):
         ("user", "So?"),
     ]
     assert (second.outputs, second.ranks) == (("x", "y"), (0, 1))
+
+
+def test_messages_that_are_in_no_tree_are_errors(tmp_path):
+    one, two = (
+        {"role": "prompter", "text": "a", "parent_id": "y", "message_id": "x"},
+        {"role": "assistant", "text": "b"},
+    )
+    rows = [*OF_SEVERAL["openassistant"], OF_SEVERAL["openassistant"][-1] | {"text": "again"}, one,
+            {**two, "message_id": "y", "parent_id": "x"},
+            {"message_id": "n", "parent_id": None, "role": "narrator", "text": "c"}]  # fmt: skip
+    source = open_records(write(tmp_path, *rows), "skip", "auto")
+    assert [c.outputs for c in source] == [("a", "b")]
+    assert source.skipped == {
+        "message_id: is another message's too": 1, "parent_id: leads back to the message itself": 2,
+        "prompt: message with an unknown role": 1,
+    }  # fmt: skip
+
+
+def test_a_tree_may_be_deeper_than_python_s_stack(tmp_path):
+    rows = [
+        {
+            "message_id": str(i),
+            "parent_id": str(i - 1) if i else None,
+            "text": "t",
+            "role": ("prompter", "assistant")[i % 2],
+        }
+        for i in range(2000)
+    ]
+    last = [
+        {"message_id": f"a{i}", "parent_id": "1998", "role": "assistant", "text": f"{i}", "rank": i} for i in (0, 1)
+    ]
+    (found,) = open_records(write(tmp_path, *rows, *last), layout="openassistant")
+    assert len(found.prompt.messages) == 1999 and found.outputs == ("0", "1")
+
+
+def test_a_system_text_beside_a_conversation_is_its_first_turn(tmp_path):
+    row = {"conversations": [*GPT, {"from": "gpt", "value": "a"}], "system": "In French."}
+    (found,) = read_all(write(tmp_path, row), parse_text, known_fields(), layout="auto")
+    assert [(m.role, m.content) for m in found.prompt.messages][0] == ("system", "In French.")
+
+
+def test_a_file_none_of_whose_rows_gives_a_record(tmp_path):
+    rows = [row | {"rank": None} for row in OF_SEVERAL["openassistant"]]
+    with pytest.raises(RecordError, match=r"none of its \d rows gives a record \(messages of OpenAssistant's trees\)"):
+        open_records(write(tmp_path, *rows), "skip", "auto")
 
 
 def test_an_implicit_prompt_of_text_ends_at_a_blank(tmp_path):
