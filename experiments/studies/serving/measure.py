@@ -38,13 +38,13 @@ QUANTILES = {"p50": 0.5, "p99": 0.99}
 
 
 def cells(config: Any) -> Iterator[Cell]:
-    """Beside the peer, many clients, open loads: each starts its own servers."""
+    """Beside the peer, open loads, many clients: each starts its own servers; what is timed comes first."""
     common = {key: config[key] for key in ("clients", "batch_tokens", "model", "texts", "prompts")}
     common["folder"] = f"work:{sides.MODELS}"
     yield Cell("beside", {"cell": "beside"}, ConfigDict({**common, "peer": config.peer, "rounds": config.rounds}))
+    yield Cell("open", {"cell": "open"}, ConfigDict({**common, "loads": config.loads, "seconds": config.seconds}))
     many = {"requests": config.requests, "known": config.known}
     yield Cell("many", {"cell": "many"}, ConfigDict({**common, **many}))
-    yield Cell("open", {"cell": "open"}, ConfigDict({**common, "loads": config.loads, "seconds": config.seconds}))
 
 
 def make_data(config: Any, workdir: Path) -> None:
