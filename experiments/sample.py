@@ -1,26 +1,76 @@
-"""Samples every policy of a pool on its prompts (rmjax/sampler.py): `python -m experiments.sample --config=FILE --workdir=D`."""
+"""Samples policies on prompts: `python -m experiments.sample --config=FILE --workdir=DIR [--shards=N] [--engine=ENGINE]`.
+
+A config with `generator` (configs/sample/endpoint.py) is a grid of policies × prompts (rmjax/grid.py): each shard of each policy is a
+cell of a study, which an engine runs and which goes on where it stopped. Another one is a pool of variants of a model that is here
+(rmjax/sampler.py), in this process.
+"""
 
 import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import app, flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
+from experiments import engines
 from experiments.start import guarded, parse_flags, prepare
-from rmjax.sampler import run
+from rmjax import grid, sampler
+from rmjax.study.table import aligned
+
+
+def run(config: ConfigDict, name: str, workdir: Path, shards: int) -> None:
+    """All that the config wants and the folder lacks; `name` is that of the config's file.
+
+    Raises:
+      ValueError: what no run can have; nothing is started.
+      RuntimeError: shards failed; those that are done stay, and nothing is joined.
+    """
+    if "generator" not in config:
+        _refuse_engines()
+        sampler.run(config, workdir)
+        return
+    study = grid.study_of(config, name, shards)
+    found = engines.execute(study, workdir, "experiments.sample")
+    if found is not None:
+        engines.refuse_unfinished(found, every=True)
+        show(grid.gather(study, workdir, config.form))
+
+
+def _refuse_engines() -> None:
+    for name in ("engine", "shards", "cell"):
+        if flags.FLAGS[name].present:
+            raise ValueError(
+                f"--{name} is for configs with `generator`; this one is sampled in one process, so drop it"
+            )
+
+
+def show(counts: Mapping[str, Mapping[str, Any]]) -> None:
+    """Prints a line for each policy, and what was dropped for which reason."""
+    numbers = ("prompts", "answered", "samples", "truncated")
+    rows = [[policy, *(str(found[name]) for name in numbers)] for policy, found in counts.items()]
+    dropped = [str(sum(found["dropped"].values())) for found in counts.values()]
+    print(aligned([["policy", *numbers, "dropped"], *([*row, lost] for row, lost in zip(rows, dropped, strict=True))]))
+    for policy, found in counts.items():
+        if found["dropped"]:
+            print(f"{policy} dropped {grid.listed(found['dropped'])}")
 
 
 def main(argv: Sequence[str]) -> None:
     """Reads the flags."""
     del argv
-    sys.exit(guarded(functools.partial(run, flags.FLAGS.config, Path(flags.FLAGS.workdir)), resumes=True))
+    given = flags.FLAGS
+    name = config_flags.get_config_filename(given["config"])
+    job = functools.partial(run, given.config, name, Path(given.workdir), given.shards)
+    sys.exit(guarded(job, resumes=True))
 
 
 if __name__ == "__main__":
     config_flags.DEFINE_config_file("config", None, "what to sample", lock_config=True)
     flags.DEFINE_string("workdir", None, "folder that the samples are written to")
+    flags.DEFINE_integer("shards", 1, "parts of the prompts, each a cell of its own", lower_bound=1)
     flags.mark_flags_as_required(["config", "workdir"])
+    engines.define()
     prepare()
     app.run(main, flags_parser=parse_flags)

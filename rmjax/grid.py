@@ -1,0 +1,423 @@
+"""Policies × prompts, answered in shards: a study whose cells are one policy's answers to some of the prompts.
+
+A cell keeps whole batches (`batches.jsonl`) as they come, and goes on behind them; when all are there it has `samples.jsonl`.
+`gather` joins these, in the order of the prompts, and counts what was dropped.
+"""
+
+import dataclasses
+import functools
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from rmjax.data.columns import of_single
+from rmjax.data.errors import RecordError
+from rmjax.data.formats import Encoder, Format
+from rmjax.data.readers import read_all
+from rmjax.data.record import Comparison, to_row
+from rmjax.data.samplerows import asked_fields, parse_asked
+from rmjax.data.tokenizer import Tokenizer
+from rmjax.evaluate.rows import Row
+from rmjax.files import append_line, replacing, whole_lines, write_json
+from rmjax.policy.endpoint import REASONING, Endpoint
+from rmjax.policy.generator import Generated, Generator
+from rmjax.policy.recorded import open_recorded
+from rmjax.policy.transport import Transport
+from rmjax.sections import choice, defaults, number, read
+from rmjax.study.cells import Cell, members
+from rmjax.study.study import Study
+
+BATCHES, SAMPLES, COUNTS = "batches.jsonl", "samples.jsonl", "samples.json"
+DROPPED = "dropped/"
+PROMPTS = ("messages", "text", "ids")
+FORMS = ("records", "pool")
+
+
+@dataclasses.dataclass(frozen=True)
+class EndpointSection:
+    """A server with OpenAI's routes (generator=endpoint)."""
+
+    url: str = ""  # http:// or https://, up to where the routes begin; without a path …/v1 is meant
+    model: str = ""  # as the server knows it
+    prompt: str = choice("messages", *PROMPTS)  # /chat/completions | /completions of the text as it is | of token ids
+    tokenizer: str = ""  # ids: folder with tokenizer.json, whose chat template lays out the prompts
+    template: str = ""  # ids: another template, as format.template
+    system: str = ""  # system message before every prompt; empty = none
+    temperature: float = number(1.0, low=0)
+    top_p: float = number(1.0, above=0, high=1)  # nucleus mass
+    max_tokens: int = number(512, low=1)  # tokens of an answer, reasoning included
+    max_tokens_key: str = choice("max_tokens", "max_tokens", "max_completion_tokens")  # what the server calls it
+    stop: tuple[str, ...] = ()  # strings that end an answer
+    seeded: bool = True  # False: no `seed` is sent
+    several: bool = True  # one request for all samples of a prompt | False: one for each
+    log_probs: bool = False  # asks for log-probabilities; columns are made where the server gives token ids, too
+    reasoning: str = choice(
+        "leave", *REASONING
+    )  # the server's reasoning: left out | before the answer as <think>…</think>
+    more: str = ""  # a JSON object of further keys of the request, such as {"top_k": 50}
+
+
+@dataclasses.dataclass(frozen=True)
+class RecordedSection:
+    """Outputs of files (generator=recorded)."""
+
+    path: str = ""  # file or folder of pool rows or of records with outputs
+    policy: str = ""  # whose outputs; empty = of the one that the file has
+    layout: str = "auto"  # of the rows, as data.layout
+
+
+@dataclasses.dataclass(frozen=True)
+class AskingSection:
+    """How a generator is asked. Nothing here changes an answer, so a run may go on with other values."""
+
+    batch_prompts: int = number(64, low=1)  # prompts whose answers are kept at once; what is stopped loses one batch
+    most_dropped: float = number(0.5, low=0, high=1)  # fraction of a batch's samples; with more dropped the shard stops
+    connections: int = number(16, low=1)  # endpoint: requests at a time, of each shard
+    seconds: float = number(300.0, above=0)  # endpoint: of a try, to the last byte of its reply
+    tries: int = number(4, low=1)  # endpoint: of a request
+    longest_pause: float = number(60.0, low=0)  # endpoint: seconds between two tries, whatever the server asks for
+    key_variable: str = ""  # endpoint: environment variable with the API key; empty = none is sent
+
+
+@dataclasses.dataclass(frozen=True)
+class GridSection:
+    """What is asked of whom."""
+
+    generator: str = "endpoint"  # a kind: endpoint, recorded
+    name: str = ""  # of the policy; empty = the model's, or the recorded one's
+    policies: tuple[dict[str, Any], ...] = ()  # of each, the keys that differ; empty = one policy, as the config has it
+    prompts: str = ""  # file of rows with id, prompt or messages, and what else a record has
+    samples: int = number(1, low=1)  # answers to a prompt
+    seed: int = number(0, low=0)
+    form: str = choice(
+        "records", *FORMS
+    )  # of the files: a record with its outputs a line | a pool's row for each output
+
+
+class Kind(NamedTuple):
+    """A kind of generator."""
+
+    section: type
+    named: Callable[[Any], str]
+    check: Callable[[Any, AskingSection], None]
+    """Raises ValueError for what no run can have, before any starts."""
+    make: Callable[[Any, AskingSection, str], Generator]
+    """(section, how it is asked, name) → the generator."""
+
+
+def _endpoint(section: EndpointSection, asking: AskingSection, name: str, encode: Any = None) -> Endpoint:
+    transport = Transport(
+        section.url, asking.key_variable, asking.seconds, asking.tries, asking.longest_pause, asking.connections
+    )
+    own = ("url", "prompt", "tokenizer", "template", "more")
+    fields = {f.name: getattr(section, f.name) for f in dataclasses.fields(section) if f.name not in own}
+    return Endpoint(transport, name=name, encode=encode, more=_object(section.more), **fields)
+
+
+def _object(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text or "{}")
+    except ValueError as error:
+        raise ValueError(f"more is not JSON ({error}); give an object") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"more is {text!r}; give a JSON object")
+    return found
+
+
+def _check_endpoint(section: EndpointSection, asking: AskingSection) -> None:
+    if (section.prompt == "ids") != bool(section.tokenizer):
+        raise ValueError(
+            f"config.endpoint.prompt is {section.prompt!r} and config.endpoint.tokenizer {section.tokenizer!r}; "
+            "give a tokenizer where token ids are sent, and there alone"
+        )
+    try:
+        _endpoint(section, asking, "").transport.key()
+    except ValueError as error:
+        raise ValueError(f"config.endpoint: {error}") from error
+
+
+def _make_endpoint(section: EndpointSection, asking: AskingSection, name: str) -> Endpoint:
+    if section.prompt != "ids":
+        return _endpoint(section, asking, name, None if section.prompt == "messages" else str)
+    form = Format(kind="chat", template=section.template)
+    return _endpoint(
+        section, asking, name, Encoder(Tokenizer.from_folder(section.tokenizer), form, form.max_length).begun
+    )
+
+
+def _check_recorded(section: RecordedSection, asking: AskingSection) -> None:
+    del asking
+    if not section.path:
+        raise ValueError("config.recorded.path is empty; name a file of outputs")
+
+
+def _make_recorded(section: RecordedSection, asking: AskingSection, name: str) -> Generator:
+    del asking
+    return open_recorded(section.path, section.policy, name, section.layout)
+
+
+KINDS: dict[str, Kind] = {
+    "endpoint": Kind(EndpointSection, lambda section: section.model, _check_endpoint, _make_endpoint),
+    "recorded": Kind(
+        RecordedSection,
+        lambda section: section.policy or Path(section.path).name.split(".")[0],
+        _check_recorded,
+        _make_recorded,
+    ),
+}
+"""`config.generator` → what it is; each has a section of its name."""
+
+
+def get_config() -> ConfigDict:
+    """All keys, as they are without changes."""
+    sections = {name: defaults(kind.section) for name, kind in KINDS.items()}
+    return ConfigDict({**defaults(GridSection), "asking": defaults(AskingSection), **sections})
+
+
+# --- the cells --------------------------------------------------------------------------------------------------------
+
+
+def study_of(config: ConfigDict, name: str, shards: int) -> Study:
+    """A cell for each policy and shard.
+
+    Args:
+      config: as `get_config`.
+      name: of the config's file, by which a folder knows whose it is.
+      shards: parts of the prompts.
+
+    Raises:
+      RecordError: a broken prompt, or two with one id.
+      ValueError: a key or value that no run can have, two policies of one name, or more shards than prompts.
+    """
+    asking = read(AskingSection, config.asking, "config.asking")
+    prompts = read_asked(read(GridSection, _own(config), "config").prompts)
+    if not 1 <= shards <= len(prompts):
+        raise ValueError(
+            f"--shards={shards}, and {config.prompts} has {len(prompts)} prompts; give 1 to {len(prompts)}"
+        )
+    cells: list[Cell] = []
+    for policy in _policies(config, asking):
+        for shard in range(shards):
+            label = _file_name(policy.name)
+            whole = policy.copy_and_resolve_references()
+            whole.update({"shard": shard, "shards": shards, "run": {"steps": len(_part(prompts, shard, shards))}})
+            values = {"policy": policy.name, "shard": shard}
+            cells.append(Cell(f"{label}-{shard:05d}-of-{shards:05d}", values, whole))
+    return Study(f"answers by {name} in {shards} shards", tuple(cells), functools.partial(run_shard, asking), counted)
+
+
+def _own(config: ConfigDict) -> dict[str, Any]:
+    """The keys that are no sections; policies as dicts."""
+    found = {name: value for name, value in config.items() if not isinstance(value, ConfigDict)}
+    plain = tuple(each.to_dict() if isinstance(each, ConfigDict) else each for each in found.get("policies", ()))
+    return found | {"policies": plain}
+
+
+def _policies(config: ConfigDict, asking: AskingSection) -> list[ConfigDict]:
+    """A config for each policy, with the one section that it reads, and named."""
+    overrides = list(read(GridSection, _own(config), "config").policies) or [{}]
+    base = config.copy_and_resolve_references()
+    base.policies = ()
+    found = [_one_policy(cell.config, asking) for cell in members(base, overrides, ConfigDict)]
+    files = Counter(_file_name(policy.name) for policy in found)
+    if twice := [name for name, count in files.items() if count > 1]:
+        raise ValueError(f"two policies have the file name {twice[0]!r}; give each a config.name of its own")
+    return found
+
+
+def _one_policy(config: ConfigDict, asking: AskingSection) -> ConfigDict:
+    grid = read(GridSection, _own(config), "config")
+    if grid.generator not in KINDS:
+        raise ValueError(f"config.generator is {grid.generator!r}; choose {' or '.join(KINDS)}")
+    kind = KINDS[grid.generator]
+    section: Any = read(kind.section, config[grid.generator], f"config.{grid.generator}")
+    kind.check(section, asking)
+    own = {f.name: getattr(grid, f.name) for f in dataclasses.fields(grid) if f.name not in ("policies", "form")}
+    return ConfigDict(own | {"name": grid.name or kind.named(section), grid.generator: dataclasses.asdict(section)})
+
+
+def _file_name(policy: str) -> str:
+    found = re.sub(r"[^\w.+=,-]+", "-", policy).strip("-.")
+    if not found:
+        raise ValueError(f"config.name is {policy!r}, which gives no name for a file; choose another")
+    return found
+
+
+def read_asked(path: str) -> list[Comparison]:
+    """The prompts of a file.
+
+    Raises:
+      RecordError: a broken row, or an id that occurs twice.
+      ValueError: no path.
+    """
+    if not path:
+        raise ValueError("config.prompts is empty; name a file with rows of `id` and `prompt`")
+    found = read_all(path, parse_asked, asked_fields())
+    places: dict[str, str] = {}
+    for record in found:
+        if (first := places.setdefault(record.id, record.place)) != record.place:
+            raise RecordError(
+                record.place, "id", f"{record.id!r} is that of {first}", "give each prompt an id of its own"
+            )
+    return found
+
+
+def _part(prompts: Sequence[Comparison], shard: int, shards: int) -> Sequence[Comparison]:
+    return prompts[shard * len(prompts) // shards : (shard + 1) * len(prompts) // shards]
+
+
+# --- one shard --------------------------------------------------------------------------------------------------------
+
+
+def run_shard(asking: AskingSection, config: ConfigDict, folder: Path) -> None:
+    """Answers a shard's prompts, from wherever it stopped.
+
+    Raises:
+      RuntimeError: too many of a batch's samples are dropped; the batches before stay.
+      ValueError: `batches.jsonl` is not of this shard.
+    """
+    if (folder / SAMPLES).exists():
+        return
+    prompts = _part(read_asked(config.prompts), config.shard, config.shards)
+    batches = _kept(folder / BATCHES, prompts)
+    done = sum(len(batch["prompts"]) for batch in batches)
+    if rest := prompts[done:]:
+        kind = KINDS[config.generator]
+        section: Any = read(kind.section, config[config.generator], f"config.{config.generator}")
+        generator = kind.make(section, asking, config.name)
+        for batch in _even(rest, asking.batch_prompts):
+            found = _asked(generator, batch, config, asking)
+            line = {
+                "prompts": [c.id for c in batch],
+                "rows": [to_row(c) for c in found.records],
+                "dropped": found.dropped,
+            }
+            append_line(folder / BATCHES, line)
+            done += len(batch)
+            append_line(folder / "metrics.jsonl", {"step": done, "dropped": found.dropped.total()})
+    _finish(folder)
+
+
+def _even(prompts: Sequence[Comparison], size: int) -> Iterator[Sequence[Comparison]]:
+    """Batches of at most `size`, about equally large: of a small one a few dropped samples are a large fraction."""
+    count = -(-len(prompts) // size)
+    return (_part(prompts, number, count) for number in range(count))
+
+
+def _asked(generator: Generator, batch: Sequence[Comparison], config: ConfigDict, asking: AskingSection) -> Generated:
+    found, wanted = generator(batch, config.samples, config.seed), len(batch) * config.samples
+    lost = found.dropped.total()
+    if lost + sum(len(c.outputs) for c in found.records) != wanted:
+        raise RuntimeError(
+            f"{generator.name} gave other numbers of samples than it was asked for; this is a fault of its code"
+        )
+    if lost > asking.most_dropped * wanted:
+        raise RuntimeError(
+            f"{generator.name}: {lost} of {wanted} samples of a batch were dropped ({listed(found.dropped)}), more than "
+            f"config.asking.most_dropped={asking.most_dropped:g}; what came before is kept: run again when the cause is "
+            "mended, or raise it"
+        )
+    return found
+
+
+def listed(dropped: Mapping[str, int]) -> str:
+    """Reasons and how often, the most frequent first."""
+    return ", ".join(f"{count} × {reason}" for reason, count in Counter(dropped).most_common())
+
+
+def _kept(path: Path, prompts: Sequence[Comparison]) -> list[dict[str, Any]]:
+    """The batches that are there, which answer the first prompts."""
+    found: list[dict[str, Any]] = []
+    ids = [record.id for record in prompts]
+    for at, line in enumerate(whole_lines(path), 1):
+        try:
+            batch = json.loads(line)
+            start = sum(len(b["prompts"]) for b in found)
+            good = (
+                batch["prompts"] == ids[start : start + len(batch["prompts"])] and {"rows", "dropped"} <= batch.keys()
+            )
+        except (ValueError, KeyError, TypeError, AttributeError):
+            good = False
+        if not good:
+            raise ValueError(f"{path}:{at}: no batch of this shard's prompts; remove the file, or use a new workdir")
+        found.append(batch)
+    return found
+
+
+def _finish(folder: Path) -> None:
+    """`samples.jsonl` of the batches, which then go. The counts come first: where the samples are, the shard is whole."""
+    batches = [json.loads(line) for line in whole_lines(folder / BATCHES)]
+    rows = [row for batch in batches for row in batch["rows"]]
+    dropped = sum((Counter(batch["dropped"]) for batch in batches), Counter[str]())
+    write_json(folder / COUNTS, _counts(sum(len(batch["prompts"]) for batch in batches), rows, dropped))
+    with replacing(folder / SAMPLES) as unfinished, unfinished.open("wb") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows)
+    (folder / BATCHES).unlink(missing_ok=True)
+
+
+def _counts(prompts: int, rows: Sequence[Mapping[str, Any]], dropped: Mapping[str, int]) -> dict[str, Any]:
+    outputs = sum(len(row["outputs"]) for row in rows)
+    truncated = int(sum(sum(row.get("truncated", ())) for row in rows))
+    known = {"prompts": prompts, "answered": len(rows), "samples": outputs, "truncated": truncated}
+    return known | {"dropped": dict(dropped)}
+
+
+def counted(cell: Cell, workdir: Path) -> Iterator[Row]:
+    """The counts of a shard as rows."""
+    found = json.loads((workdir / cell.name / COUNTS).read_text(encoding="utf-8"))
+    dropped = found.pop("dropped")
+    for metric, value in (found | {f"{DROPPED}{reason}": count for reason, count in dropped.items()}).items():
+        yield Row(cell.name, cell.values["policy"], metric, float(value))
+
+
+# --- all of them ------------------------------------------------------------------------------------------------------
+
+
+def gather(study: Study, workdir: Path, form: str) -> dict[str, dict[str, Any]]:
+    """Joins the shards of each policy to WORKDIR/POLICY.jsonl, and writes the counts to WORKDIR/samples.json.
+
+    Args:
+      form: of `FORMS`.
+
+    Returns:
+      policy → {"prompts", "answered", "samples", "truncated", "dropped": {reason: samples}}.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for policy in dict.fromkeys(cell.values["policy"] for cell in study.cells):
+        folders = [workdir / cell.name for cell in study.cells if cell.values["policy"] == policy]
+        with replacing(workdir / f"{_file_name(policy)}.jsonl") as unfinished, unfinished.open("wb") as file:
+            for folder in folders:
+                file.writelines(_lines(folder / SAMPLES, form))
+        parts = [json.loads((folder / COUNTS).read_text(encoding="utf-8")) for folder in folders]
+        dropped = sum((Counter(part.pop("dropped")) for part in parts), Counter[str]())
+        found[policy] = {name: sum(part[name] for part in parts) for name in parts[0]} | {"dropped": dict(dropped)}
+    write_json(workdir / COUNTS, {"study": study.name, "policies": found})
+    return found
+
+
+def _lines(path: Path, form: str) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        for line in file:
+            yield from [line] if form == "records" else map(_encoded, _pool_rows(json.loads(line)))
+
+
+def _encoded(row: Mapping[str, Any]) -> bytes:
+    return json.dumps(row, ensure_ascii=False).encode() + b"\n"
+
+
+def _pool_rows(row: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """A record as rows of a pool, one for each output."""
+    shared = {name: row[name] for name in ("category", "type") if name in row}
+    for n, output in enumerate(row["outputs"]):
+        columns = {
+            name: row[name] if column.axes == "RG" else row[name][n]
+            for name, column in of_single().items()
+            if name in row
+        }
+        asked = {"prompt_id": row["id"], "prompt": row["prompt"], "policy": row["policies"][n], "sample": n}
+        yield {**asked, "output": output, **shared, **columns}
