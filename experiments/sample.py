@@ -1,11 +1,10 @@
 """Samples policies on prompts: `python -m experiments.sample --config=FILE --workdir=DIR [--shards=N] [--engine=ENGINE]`.
 
-A config with `generator` (configs/sample/endpoint.py) is a grid of policies × prompts (rmjax/grid.py): each shard of each policy is a
-cell of a study, which an engine runs and which goes on where it stopped. Another one is a pool of variants of a model that is here
-(rmjax/sampler.py), in this process.
+A config with `generator` (configs/sample/endpoint.py) is a grid of policies × prompts (rmjax/grid.py): each shard of each policy
+is a cell of a study, which an engine runs and which goes on where it stopped. Another config is a pool of variants of a model
+(rmjax/sampler.py), sampled in this process.
 """
 
-import functools
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,17 +19,20 @@ from rmjax import grid, sampler
 from rmjax.study.table import aligned
 
 
-def run(config: ConfigDict, name: str, workdir: Path, shards: int) -> None:
+def run(config: ConfigDict, workdir: Path) -> None:
+    """Samples a pool, as a member of a sweep may; errors as `sampler.run`, and ValueError where it is a grid."""
+    if "generator" in config:
+        raise ValueError("the config has `generator`, whose shards are cells already; use python -m experiments.sample")
+    sampler.run(config, workdir)
+
+
+def run_grid(config: ConfigDict, name: str, workdir: Path, shards: int) -> None:
     """All that the config wants and the folder lacks; `name` is that of the config's file.
 
     Raises:
       ValueError: what no run can have; nothing is started.
       RuntimeError: shards failed; those that are done stay, and nothing is joined.
     """
-    if "generator" not in config:
-        _refuse_engines()
-        sampler.run(config, workdir)
-        return
     study = grid.study_of(config, name, shards)
     found = engines.execute(study, workdir, "experiments.sample")
     if found is not None:
@@ -61,8 +63,17 @@ def main(argv: Sequence[str]) -> None:
     """Reads the flags."""
     del argv
     given = flags.FLAGS
-    name = config_flags.get_config_filename(given["config"])
-    job = functools.partial(run, given.config, name, Path(given.workdir), given.shards)
+    config, workdir, name = given.config, Path(given.workdir), config_flags.get_config_filename(given["config"])
+
+    def job() -> None:
+        if "generator" in config:
+            run_grid(config, name, workdir, given.shards)
+            return
+        for flag in ("engine", "shards", "cell"):
+            if given[flag].present:
+                raise ValueError(f"--{flag} is for a config with `generator`, and {name} has none; leave it out")
+        run(config, workdir)
+
     sys.exit(guarded(job, resumes=True))
 
 

@@ -4,6 +4,7 @@ A cell keeps whole batches (`batches.jsonl`) as they come, and goes on behind th
 `gather` joins these, in the order of the prompts, and counts what was dropped.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -16,11 +17,10 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from rmjax.data.columns import of_single
-from rmjax.data.errors import RecordError
 from rmjax.data.formats import Encoder, Format
 from rmjax.data.readers import read_all
 from rmjax.data.record import Comparison, to_row
-from rmjax.data.samplerows import asked_fields, parse_asked
+from rmjax.data.samplerows import asked_fields, distinct, parse_asked
 from rmjax.data.tokenizer import Tokenizer
 from rmjax.evaluate.rows import Row
 from rmjax.files import append_line, replacing, whole_lines, write_json
@@ -42,7 +42,6 @@ FORMS = ("records", "pool")
 class EndpointSection:
     """A server with OpenAI's routes (generator=endpoint)."""
 
-    url: str = ""  # http:// or https://, up to where the routes begin; without a path …/v1 is meant
     model: str = ""  # as the server knows it
     prompt: str = choice("messages", *PROMPTS)  # /chat/completions | /completions of the text as it is | of token ids
     tokenizer: str = ""  # ids: folder with tokenizer.json, whose chat template lays out the prompts
@@ -73,10 +72,11 @@ class RecordedSection:
 
 @dataclasses.dataclass(frozen=True)
 class AskingSection:
-    """How a generator is asked. Nothing here changes an answer, so a run may go on with other values."""
+    """How a generator is asked, and where. Nothing here counts as part of the answers: a run may go on with other values."""
 
+    url: str = ""  # endpoint: http:// or https://, up to where the routes begin; without a path …/v1 is meant
     batch_prompts: int = number(64, low=1)  # prompts whose answers are kept at once; what is stopped loses one batch
-    most_dropped: float = number(0.5, low=0, high=1)  # fraction of a batch's samples; with more dropped the shard stops
+    most_dropped: float = number(0.1, low=0, high=1)  # fraction of a batch's samples; with more dropped the shard stops
     connections: int = number(16, low=1)  # endpoint: requests at a time, of each shard
     seconds: float = number(300.0, above=0)  # endpoint: of a try, to the last byte of its reply
     tries: int = number(4, low=1)  # endpoint: of a request
@@ -90,7 +90,7 @@ class GridSection:
 
     generator: str = "endpoint"  # a kind: endpoint, recorded
     name: str = ""  # of the policy; empty = the model's, or the recorded one's
-    policies: tuple[dict[str, Any], ...] = ()  # of each, the keys that differ; empty = one policy, as the config has it
+    policies: tuple[dict, ...] = ()  # of each, the keys that differ; empty = one policy, as the config has it
     prompts: str = ""  # file of rows with id, prompt or messages, and what else a record has
     samples: int = number(1, low=1)  # answers to a prompt
     seed: int = number(0, low=0)
@@ -110,11 +110,14 @@ class Kind(NamedTuple):
     """(section, how it is asked, name) → the generator."""
 
 
-def _endpoint(section: EndpointSection, asking: AskingSection, name: str, encode: Any = None) -> Endpoint:
-    transport = Transport(
-        section.url, asking.key_variable, asking.seconds, asking.tries, asking.longest_pause, asking.connections
+def _transport(asking: AskingSection) -> Transport:
+    return Transport(
+        asking.url, asking.key_variable, asking.seconds, asking.tries, asking.longest_pause, asking.connections
     )
-    own = ("url", "prompt", "tokenizer", "template", "more")
+
+
+def _endpoint(section: EndpointSection, transport: Transport, name: str, encode: Any = None) -> Endpoint:
+    own = ("prompt", "tokenizer", "template", "more")
     fields = {f.name: getattr(section, f.name) for f in dataclasses.fields(section) if f.name not in own}
     return Endpoint(transport, name=name, encode=encode, more=_object(section.more), **fields)
 
@@ -135,19 +138,28 @@ def _check_endpoint(section: EndpointSection, asking: AskingSection) -> None:
             f"config.endpoint.prompt is {section.prompt!r} and config.endpoint.tokenizer {section.tokenizer!r}; "
             "give a tokenizer where token ids are sent, and there alone"
         )
+    with _in_section("asking"):
+        transport = _transport(asking)
+        transport.key()
+    with _in_section("endpoint"):
+        _endpoint(section, transport, "")
+
+
+@contextlib.contextmanager
+def _in_section(name: str) -> Iterator[None]:
+    """Errors that name the section."""
     try:
-        _endpoint(section, asking, "").transport.key()
+        yield
     except ValueError as error:
-        raise ValueError(f"config.endpoint: {error}") from error
+        raise ValueError(f"config.{name}: {error}") from error
 
 
 def _make_endpoint(section: EndpointSection, asking: AskingSection, name: str) -> Endpoint:
+    make = functools.partial(_endpoint, section, _transport(asking), name)
     if section.prompt != "ids":
-        return _endpoint(section, asking, name, None if section.prompt == "messages" else str)
+        return make(None if section.prompt == "messages" else str)
     form = Format(kind="chat", template=section.template)
-    return _endpoint(
-        section, asking, name, Encoder(Tokenizer.from_folder(section.tokenizer), form, form.max_length).begun
-    )
+    return make(Encoder(Tokenizer.from_folder(section.tokenizer), form, form.max_length).begun)
 
 
 def _check_recorded(section: RecordedSection, asking: AskingSection) -> None:
@@ -194,21 +206,26 @@ def study_of(config: ConfigDict, name: str, shards: int) -> Study:
       RecordError: a broken prompt, or two with one id.
       ValueError: a key or value that no run can have, two policies of one name, or more shards than prompts.
     """
-    asking = read(AskingSection, config.asking, "config.asking")
     prompts = read_asked(read(GridSection, _own(config), "config").prompts)
     if not 1 <= shards <= len(prompts):
         raise ValueError(
             f"--shards={shards}, and {config.prompts} has {len(prompts)} prompts; give 1 to {len(prompts)}"
         )
     cells: list[Cell] = []
-    for policy in _policies(config, asking):
+    asking: dict[str, AskingSection] = {}
+    for policy, how in _policies(config):
+        asking[policy.name] = how
         for shard in range(shards):
             label = _file_name(policy.name)
             whole = policy.copy_and_resolve_references()
             whole.update({"shard": shard, "shards": shards, "run": {"steps": len(_part(prompts, shard, shards))}})
             values = {"policy": policy.name, "shard": shard}
             cells.append(Cell(f"{label}-{shard:05d}-of-{shards:05d}", values, whole))
-    return Study(f"answers by {name} in {shards} shards", tuple(cells), functools.partial(run_shard, asking), counted)
+    return Study(f"answers by {name} in {shards} shards", tuple(cells), functools.partial(_run_cell, asking), counted)
+
+
+def _run_cell(asking: Mapping[str, AskingSection], config: ConfigDict, folder: Path) -> None:
+    run_shard(asking[config.name], config, folder)
 
 
 def _own(config: ConfigDict) -> dict[str, Any]:
@@ -218,27 +235,28 @@ def _own(config: ConfigDict) -> dict[str, Any]:
     return found | {"policies": plain}
 
 
-def _policies(config: ConfigDict, asking: AskingSection) -> list[ConfigDict]:
-    """A config for each policy, with the one section that it reads, and named."""
+def _policies(config: ConfigDict) -> list[tuple[ConfigDict, AskingSection]]:
+    """Of each policy a config, named, with the one section that it reads; and how it is asked."""
     overrides = list(read(GridSection, _own(config), "config").policies) or [{}]
     base = config.copy_and_resolve_references()
     base.policies = ()
-    found = [_one_policy(cell.config, asking) for cell in members(base, overrides, ConfigDict)]
-    files = Counter(_file_name(policy.name) for policy in found)
+    found = [_one_policy(cell.config) for cell in members(base, overrides, ConfigDict)]
+    files = Counter(_file_name(policy.name) for policy, _ in found)
     if twice := [name for name, count in files.items() if count > 1]:
         raise ValueError(f"two policies have the file name {twice[0]!r}; give each a config.name of its own")
     return found
 
 
-def _one_policy(config: ConfigDict, asking: AskingSection) -> ConfigDict:
-    grid = read(GridSection, _own(config), "config")
+def _one_policy(config: ConfigDict) -> tuple[ConfigDict, AskingSection]:
+    grid, asking = read(GridSection, _own(config), "config"), read(AskingSection, config.asking, "config.asking")
     if grid.generator not in KINDS:
         raise ValueError(f"config.generator is {grid.generator!r}; choose {' or '.join(KINDS)}")
     kind = KINDS[grid.generator]
     section: Any = read(kind.section, config[grid.generator], f"config.{grid.generator}")
     kind.check(section, asking)
     own = {f.name: getattr(grid, f.name) for f in dataclasses.fields(grid) if f.name not in ("policies", "form")}
-    return ConfigDict(own | {"name": grid.name or kind.named(section), grid.generator: dataclasses.asdict(section)})
+    named = own | {"name": grid.name or kind.named(section), grid.generator: dataclasses.asdict(section)}
+    return ConfigDict(named), asking
 
 
 def _file_name(policy: str) -> str:
@@ -248,7 +266,7 @@ def _file_name(policy: str) -> str:
     return found
 
 
-def read_asked(path: str) -> list[Comparison]:
+def read_asked(path: str) -> Sequence[Comparison]:
     """The prompts of a file.
 
     Raises:
@@ -257,14 +275,7 @@ def read_asked(path: str) -> list[Comparison]:
     """
     if not path:
         raise ValueError("config.prompts is empty; name a file with rows of `id` and `prompt`")
-    found = read_all(path, parse_asked, asked_fields())
-    places: dict[str, str] = {}
-    for record in found:
-        if (first := places.setdefault(record.id, record.place)) != record.place:
-            raise RecordError(
-                record.place, "id", f"{record.id!r} is that of {first}", "give each prompt an id of its own"
-            )
-    return found
+    return distinct(read_all(path, parse_asked, asked_fields()))
 
 
 def _part(prompts: Sequence[Comparison], shard: int, shards: int) -> Sequence[Comparison]:

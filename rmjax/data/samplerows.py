@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
 from rmjax.data.columns import of_single, parse_single
 from rmjax.data.errors import RecordError
@@ -81,6 +81,9 @@ class Prompt:
     place: str = ""
 
 
+_Row = TypeVar("_Row", Prompt, Comparison)
+
+
 def parse_prompt(row: Mapping[str, object], place: str, notes: Notes | None = None) -> Prompt:
     """Validates a row {"id", "prompt" or "messages", "split"?}; RecordError for a bad one."""
     fields = given(row, place, PROMPT_FIELDS)
@@ -101,6 +104,16 @@ def parse_asked(row: Mapping[str, object], place: str, notes: Notes | None = Non
     if "id" not in given(row, place, ASKED_FIELDS):
         raise RecordError(place, "id", "missing", add_one_of([("id",)], row, ASKED_FIELDS))
     return dataclasses.replace(parse({**kept, "output": _STANDS_FOR_ONE}, place, notes), outputs=())
+
+
+def distinct(rows: Sequence[_Row]) -> Sequence[_Row]:
+    """The prompts; RecordError for the first whose id is that of another one."""
+    places: dict[str, str] = {}
+    for row in rows:
+        if (first := places.setdefault(row.id, row.place)) != row.place:
+            detail = f"{row.id!r} is in {first}"
+            raise RecordError(row.place, "id", "occurs twice", "give each prompt an id of its own", detail)
+    return rows
 
 
 def asked_fields() -> frozenset[str]:
