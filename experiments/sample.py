@@ -16,6 +16,7 @@ from ml_collections import ConfigDict, config_flags
 from experiments import engines
 from experiments.start import guarded, parse_flags, prepare
 from rmjax import grid, sampler
+from rmjax.data.readers import listed
 from rmjax.study.table import aligned
 
 
@@ -56,7 +57,7 @@ def show(counts: Mapping[str, Mapping[str, Any]]) -> None:
     print(aligned([["policy", *numbers, "dropped"], *([*row, lost] for row, lost in zip(rows, dropped, strict=True))]))
     for policy, found in counts.items():
         if found["dropped"]:
-            print(f"{policy} dropped {grid.listed(found['dropped'])}")
+            print(f"{policy} dropped {listed(found['dropped'])}")
 
 
 def main(argv: Sequence[str]) -> None:

@@ -4,91 +4,39 @@ A cell keeps whole batches (`batches.jsonl`) as they come, and goes on behind th
 `gather` joins these, in the order of the prompts, and counts what was dropped.
 """
 
-import contextlib
 import dataclasses
 import functools
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ml_collections import ConfigDict
 
+from rmjax.data import readers
 from rmjax.data.columns import of_single
-from rmjax.data.formats import Encoder, Format
-from rmjax.data.readers import read_all
 from rmjax.data.record import Comparison, to_row
 from rmjax.data.samplerows import asked_fields, distinct, parse_asked
-from rmjax.data.tokenizer import Tokenizer
 from rmjax.evaluate.rows import Row
 from rmjax.files import append_line, replacing, whole_lines, write_json
-from rmjax.policy.endpoint import REASONING, Endpoint
+from rmjax.generators import KINDS, AskingSection
 from rmjax.policy.generator import Generated, Generator
-from rmjax.policy.recorded import open_recorded
-from rmjax.policy.transport import Transport
-from rmjax.sections import choice, defaults, number, read
+from rmjax.sections import choice, defaults, listed, number, read
 from rmjax.study.cells import Cell, members
 from rmjax.study.study import Study
 
 BATCHES, SAMPLES, COUNTS = "batches.jsonl", "samples.jsonl", "samples.json"
 DROPPED = "dropped/"
-PROMPTS = ("messages", "text", "ids")
 FORMS = ("records", "pool")
-
-
-@dataclasses.dataclass(frozen=True)
-class EndpointSection:
-    """A server with OpenAI's routes (generator=endpoint)."""
-
-    model: str = ""  # as the server knows it
-    prompt: str = choice("messages", *PROMPTS)  # /chat/completions | /completions of the text as it is | of token ids
-    tokenizer: str = ""  # ids: folder with tokenizer.json, whose chat template lays out the prompts
-    template: str = ""  # ids: another template, as format.template
-    system: str = ""  # system message before every prompt; empty = none
-    temperature: float = number(1.0, low=0)
-    top_p: float = number(1.0, above=0, high=1)  # nucleus mass
-    max_tokens: int = number(512, low=1)  # tokens of an answer, reasoning included
-    max_tokens_key: str = choice("max_tokens", "max_tokens", "max_completion_tokens")  # what the server calls it
-    stop: tuple[str, ...] = ()  # strings that end an answer
-    seeded: bool = True  # False: no `seed` is sent
-    several: bool = True  # one request for all samples of a prompt | False: one for each
-    log_probs: bool = False  # asks for log-probabilities; columns are made where the server gives token ids, too
-    reasoning: str = choice(
-        "leave", *REASONING
-    )  # the server's reasoning: left out | before the answer as <think>…</think>
-    more: str = ""  # a JSON object of further keys of the request, such as {"top_k": 50}
-
-
-@dataclasses.dataclass(frozen=True)
-class RecordedSection:
-    """Outputs of files (generator=recorded)."""
-
-    path: str = ""  # file or folder of pool rows or of records with outputs
-    policy: str = ""  # whose outputs; empty = of the one that the file has
-    layout: str = "auto"  # of the rows, as data.layout
-
-
-@dataclasses.dataclass(frozen=True)
-class AskingSection:
-    """How a generator is asked, and where. Nothing here counts as part of the answers: a run may go on with other values."""
-
-    url: str = ""  # endpoint: http:// or https://, up to where the routes begin; without a path …/v1 is meant
-    batch_prompts: int = number(64, low=1)  # prompts whose answers are kept at once; what is stopped loses one batch
-    most_dropped: float = number(0.1, low=0, high=1)  # fraction of a batch's samples; with more dropped the shard stops
-    connections: int = number(16, low=1)  # endpoint: requests at a time, of each shard
-    seconds: float = number(300.0, above=0)  # endpoint: of a try, to the last byte of its reply
-    tries: int = number(4, low=1)  # endpoint: of a request
-    longest_pause: float = number(60.0, low=0)  # endpoint: seconds between two tries, whatever the server asks for
-    key_variable: str = ""  # endpoint: environment variable with the API key; empty = none is sent
 
 
 @dataclasses.dataclass(frozen=True)
 class GridSection:
     """What is asked of whom."""
 
-    generator: str = "endpoint"  # a kind: endpoint, recorded
+    generator: str = "endpoint"  # a kind: endpoint, recorded, local
     name: str = ""  # of the policy; empty = the model's, or the recorded one's
     policies: tuple[dict, ...] = ()  # of each, the keys that differ; empty = one policy, as the config has it
     prompts: str = ""  # file of rows with id, prompt or messages, and what else a record has
@@ -97,92 +45,6 @@ class GridSection:
     form: str = choice(
         "records", *FORMS
     )  # of the files: a record with its outputs a line | a pool's row for each output
-
-
-class Kind(NamedTuple):
-    """A kind of generator."""
-
-    section: type
-    named: Callable[[Any], str]
-    check: Callable[[Any, AskingSection], None]
-    """Raises ValueError for what no run can have, before any starts."""
-    make: Callable[[Any, AskingSection, str], Generator]
-    """(section, how it is asked, name) → the generator."""
-
-
-def _transport(asking: AskingSection) -> Transport:
-    return Transport(
-        asking.url, asking.key_variable, asking.seconds, asking.tries, asking.longest_pause, asking.connections
-    )
-
-
-def _endpoint(section: EndpointSection, transport: Transport, name: str, encode: Any = None) -> Endpoint:
-    own = ("prompt", "tokenizer", "template", "more")
-    fields = {f.name: getattr(section, f.name) for f in dataclasses.fields(section) if f.name not in own}
-    return Endpoint(transport, name=name, encode=encode, more=_object(section.more), **fields)
-
-
-def _object(text: str) -> dict[str, Any]:
-    try:
-        found = json.loads(text or "{}")
-    except ValueError as error:
-        raise ValueError(f"more is not JSON ({error}); give an object") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"more is {text!r}; give a JSON object")
-    return found
-
-
-def _check_endpoint(section: EndpointSection, asking: AskingSection) -> None:
-    if (section.prompt == "ids") != bool(section.tokenizer):
-        raise ValueError(
-            f"config.endpoint.prompt is {section.prompt!r} and config.endpoint.tokenizer {section.tokenizer!r}; "
-            "give a tokenizer where token ids are sent, and there alone"
-        )
-    with _in_section("asking"):
-        transport = _transport(asking)
-        transport.key()
-    with _in_section("endpoint"):
-        _endpoint(section, transport, "")
-
-
-@contextlib.contextmanager
-def _in_section(name: str) -> Iterator[None]:
-    """Errors that name the section."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"config.{name}: {error}") from error
-
-
-def _make_endpoint(section: EndpointSection, asking: AskingSection, name: str) -> Endpoint:
-    make = functools.partial(_endpoint, section, _transport(asking), name)
-    if section.prompt != "ids":
-        return make(None if section.prompt == "messages" else str)
-    form = Format(kind="chat", template=section.template)
-    return make(Encoder(Tokenizer.from_folder(section.tokenizer), form, form.max_length).begun)
-
-
-def _check_recorded(section: RecordedSection, asking: AskingSection) -> None:
-    del asking
-    if not section.path:
-        raise ValueError("config.recorded.path is empty; name a file of outputs")
-
-
-def _make_recorded(section: RecordedSection, asking: AskingSection, name: str) -> Generator:
-    del asking
-    return open_recorded(section.path, section.policy, name, section.layout)
-
-
-KINDS: dict[str, Kind] = {
-    "endpoint": Kind(EndpointSection, lambda section: section.model, _check_endpoint, _make_endpoint),
-    "recorded": Kind(
-        RecordedSection,
-        lambda section: section.policy or Path(section.path).name.split(".")[0],
-        _check_recorded,
-        _make_recorded,
-    ),
-}
-"""`config.generator` → what it is; each has a section of its name."""
 
 
 def get_config() -> ConfigDict:
@@ -250,7 +112,7 @@ def _policies(config: ConfigDict) -> list[tuple[ConfigDict, AskingSection]]:
 def _one_policy(config: ConfigDict) -> tuple[ConfigDict, AskingSection]:
     grid, asking = read(GridSection, _own(config), "config"), read(AskingSection, config.asking, "config.asking")
     if grid.generator not in KINDS:
-        raise ValueError(f"config.generator is {grid.generator!r}; choose {' or '.join(KINDS)}")
+        raise ValueError(f"config.generator is {grid.generator!r}; choose {listed(list(KINDS))}")
     kind = KINDS[grid.generator]
     section: Any = read(kind.section, config[grid.generator], f"config.{grid.generator}")
     kind.check(section, asking)
@@ -275,7 +137,7 @@ def read_asked(path: str) -> Sequence[Comparison]:
     """
     if not path:
         raise ValueError("config.prompts is empty; name a file with rows of `id` and `prompt`")
-    return distinct(read_all(path, parse_asked, asked_fields()))
+    return distinct(readers.read_all(path, parse_asked, asked_fields()))
 
 
 def _part(prompts: Sequence[Comparison], shard: int, shards: int) -> Sequence[Comparison]:
@@ -329,16 +191,11 @@ def _asked(generator: Generator, batch: Sequence[Comparison], config: ConfigDict
         )
     if lost > asking.most_dropped * wanted:
         raise RuntimeError(
-            f"{generator.name}: {lost} of {wanted} samples of a batch were dropped ({listed(found.dropped)}), more than "
+            f"{generator.name}: {lost} of {wanted} samples of a batch were dropped ({readers.listed(found.dropped)}), more than "
             f"config.asking.most_dropped={asking.most_dropped:g}; what came before is kept: run again when the cause is "
             "mended, or raise it"
         )
     return found
-
-
-def listed(dropped: Mapping[str, int]) -> str:
-    """Reasons and how often, the most frequent first."""
-    return ", ".join(f"{count} × {reason}" for reason, count in Counter(dropped).most_common())
 
 
 def _kept(path: Path, prompts: Sequence[Comparison]) -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """Policies × prompts in shards: whatever their number and wherever they stopped, the same answers, each asked for once."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -10,11 +11,14 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from tokenizers import pre_tokenizers
 
-from rmjax import grid
+from experiments import sample
+from rmjax import generators, grid
 from rmjax.data.readers import open_records, read_all
 from rmjax.data.record import RecordError
 from rmjax.data.samplerows import parse_sample
+from rmjax.data.tokenizer import Tokenizer
 from rmjax.locks import InUseError, locked
 from rmjax.policy import transport
 from rmjax.study.engines import InProcess
@@ -196,6 +200,23 @@ def test_recorded_outputs_beside_an_endpoint(config, whole, tmp_path):
     assert (tmp_path / "run/now.jsonl").exists()
 
 
+@pytest.mark.slow
+def test_a_model_that_is_here(config, tiny_config, random_params, tmp_path, monkeypatch):
+    """Shards and batches change nothing of what it draws."""
+    tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    small = dataclasses.replace(tiny_config, vocab_size=len(tokens))
+    loaded = small, random_params(small), Tokenizer.from_bpe(tokens, [], tokens[:3])
+    monkeypatch.setattr(generators, "load_gguf", lambda path: loaded)
+    monkeypatch.setattr(generators, "gguf_path", lambda name: name)
+    config.generator, config.local.max_new_tokens, config.name = "local", 5, "here"
+    answered(config, tmp_path / "one")
+    config.asking.batch_prompts = 2
+    _, counts = answered(config, tmp_path / "three", 3)
+    assert counts["here"]["samples"] == 2 * PROMPTS
+    assert (tmp_path / "one/here.jsonl").read_bytes() == (tmp_path / "three/here.jsonl").read_bytes()
+    assert "log_probs" in json.loads((tmp_path / "one/here.jsonl").read_text().splitlines()[0])
+
+
 def test_an_unknown_model_fails_with_the_server_s_words(config, tmp_path):
     with serving(lambda *_: (404, {"error": {"message": "The model `m` does not exist."}})) as (config.asking.url, _):
         found, _ = answered(config, tmp_path / "run", 2)
@@ -208,7 +229,7 @@ def test_an_unknown_model_fails_with_the_server_s_words(config, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"generator": "remote"}, "config.generator is 'remote'; choose endpoint or recorded"),
+        ({"generator": "remote"}, "config.generator is 'remote'; choose endpoint, recorded or local"),
         ({"samples": 0}, "config.samples is 0"),
         ({"asking.tries": 0}, "config.asking.tries is 0"),
         ({"asking.url": "ftp://h"}, "config.asking: url is 'ftp://h'; give an address"),
@@ -217,6 +238,7 @@ def test_an_unknown_model_fails_with_the_server_s_words(config, tmp_path):
         ({"endpoint.more": "{"}, "config.endpoint: more is not JSON"),
         ({"endpoint.prompt": "ids"}, "config.endpoint.prompt is 'ids' and config.endpoint.tokenizer ''"),
         ({"asking.key_variable": "NO_SUCH_KEY"}, "config.asking: the environment variable NO_SUCH_KEY is not set"),
+        ({"generator": "local", "local.init": "runs/none"}, "config.local.init=runs/none is not there; give smollm2"),
         ({"generator": "recorded"}, "config.recorded.path is empty"),
         ({"prompts": ""}, "config.prompts is empty"),
         ({"policies": ({"name": "a", "endpoint.temprature": 1.0},)}, "no key endpoint.temprature; did you mean `temperature`"),
@@ -280,6 +302,14 @@ def test_answers_of_outputs_before_do_not_count(config):
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
+
+
+def test_what_was_dropped_is_on_the_terminal(capsys):
+    known = {"prompts": 10, "answered": 9, "samples": 17, "truncated": 1}
+    sample.show({"a": {**known, "dropped": {"null content": 1, "HTTP 400": 2}}, "b": {**known, "dropped": {}}})
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split() == ["a", "10", "9", "17", "1", "3"] and lines[2].split()[-1] == "0"
+    assert lines[3:] == ["a dropped 2 × HTTP 400, 1 × null content"]
 
 
 def _command(config_file, workdir, *flags):
