@@ -41,14 +41,6 @@ def run_grid(config: ConfigDict, name: str, workdir: Path, shards: int) -> None:
         show(grid.gather(study, workdir, config.form))
 
 
-def _refuse_engines() -> None:
-    for name in ("engine", "shards", "cell"):
-        if flags.FLAGS[name].present:
-            raise ValueError(
-                f"--{name} is for configs with `generator`; this one is sampled in one process, so drop it"
-            )
-
-
 def show(counts: Mapping[str, Mapping[str, Any]]) -> None:
     """Prints a line for each policy, and what was dropped for which reason."""
     numbers = ("prompts", "answered", "samples", "truncated")

@@ -32,7 +32,7 @@ class EndpointSection:
     tokenizer: str = ""  # ids: folder with tokenizer.json, whose chat template lays out the prompts
     template: str = ""  # ids: another template, as format.template
     system: str = ""  # system message before every prompt; empty = none
-    temperature: float = number(1.0, low=0)
+    temperature: float = number(1.0, low=0)  # divides the logits; 0 = greedy
     top_p: float = number(1.0, above=0, high=1)  # nucleus mass
     max_tokens: int = number(512, low=1)  # tokens of an answer, reasoning included
     max_tokens_key: str = choice("max_tokens", "max_tokens", "max_completion_tokens")  # what the server calls it
@@ -42,7 +42,7 @@ class EndpointSection:
     log_probs: bool = False  # asks for log-probabilities; columns are made where the server gives token ids, too
     reasoning: str = choice(
         "leave", *REASONING
-    )  # the server's reasoning: left out | before the answer as <think>…</think>
+    )  # the server's reasoning: left out | before the answer, in a `think` tag
     more: str = ""  # a JSON object of further keys of the request, such as {"top_k": 50}
 
 
@@ -65,7 +65,7 @@ class LocalSection:
     template: str = (
         ""  # chat template, as format.template; empty = the model's own, or ChatML where a .gguf file has none
     )
-    temperature: float = number(1.0, low=0)
+    temperature: float = number(1.0, low=0)  # divides the logits; 0 = greedy
     top_p: float = number(1.0, above=0, high=1)  # nucleus mass
     top_k: int = number(0, low=0)  # tokens; 0 = all
     max_new_tokens: int = number(512, low=1)  # tokens of an answer, the end token included

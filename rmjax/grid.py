@@ -41,7 +41,7 @@ class GridSection:
     policies: tuple[dict, ...] = ()  # of each, the keys that differ; empty = one policy, as the config has it
     prompts: str = ""  # file of rows with id, prompt or messages, and what else a record has
     samples: int = number(1, low=1)  # answers to a prompt
-    seed: int = number(0, low=0)
+    seed: int = number(0, low=0)  # of the draws; servers may ignore it
     form: str = choice(
         "records", *FORMS
     )  # of the files: a record with its outputs a line | a pool's row for each output

@@ -200,10 +200,28 @@ def test_recorded_outputs_beside_an_endpoint(config, whole, tmp_path):
     assert (tmp_path / "run/now.jsonl").exists()
 
 
+@pytest.fixture
+def tokens():
+    return ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+
+
+def test_ids_by_a_format_and_plain_text(config, tokens, tmp_path, monkeypatch):
+    monkeypatch.setattr(Tokenizer, "from_folder", lambda path: Tokenizer.from_bpe(tokens, [], tokens[:3]))
+    (tmp_path / "tokenizer").mkdir()
+    of_ids = {"endpoint.prompt": "ids", "endpoint.tokenizer": str(tmp_path / "tokenizer"), "endpoint.template": "chatml"}
+    config.policies = ({"name": "ids", **of_ids}, {"name": "text", "endpoint.prompt": "text"})
+    with serving(lambda *_: (200, {"choices": [{"text": "a"}, {"text": "b"}]})) as (config.asking.url, asked):
+        answered(config, tmp_path / "run")
+    assert {one["path"] for one in asked} == {"/v1/completions"}
+    prompts = [one["body"]["prompt"] for one in asked]
+    assert "why 0?" in prompts
+    ids = min((prompt for prompt in prompts if isinstance(prompt, list)), key=len)
+    assert ids[0] == tokens.index("<|im_start|>") and ids.count(tokens.index("<|im_end|>")) >= 1
+
+
 @pytest.mark.slow
-def test_a_model_that_is_here(config, tiny_config, random_params, tmp_path, monkeypatch):
+def test_a_model_that_is_here(config, tokens, tiny_config, random_params, tmp_path, monkeypatch):
     """Shards and batches change nothing of what it draws."""
-    tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
     small = dataclasses.replace(tiny_config, vocab_size=len(tokens))
     loaded = small, random_params(small), Tokenizer.from_bpe(tokens, [], tokens[:3])
     monkeypatch.setattr(generators, "load_gguf", lambda path: loaded)
