@@ -109,7 +109,10 @@ def arena(row: Row, place: str) -> list[Fields]:
 def pointwise(row: Row, place: str) -> list[Fields]:
     """One scored answer; those to one prompt become a record."""
     answer = next(name for name in ("output", "response", "completion") if name in row)
-    return [{"prompt": text(row, "prompt", place), "output": text(row, answer, place), "score": _score(row, place)}]
+    asked = text(row, "prompt", place)
+    system = [{"role": "system", "content": text(row, "system", place)}] if row.get("system") else []
+    prompt = {"messages": [*system, {"role": "user", "content": asked}]} if system else {"prompt": asked}
+    return [{**prompt, "output": text(row, answer, place), "score": _score(row, place)}]
 
 
 def _score(row: Row, place: str) -> float:
