@@ -205,6 +205,12 @@ class Endpoint:
                 columns, whole = _columns(answers, self.log_probs)
                 without += 0 if whole else len(answers)
                 made.append(answered(record, [one.text for one in answers], self.name, columns))
+        several = [record.outputs for record in made if len(record.outputs) > 1]
+        if self.temperature > 0 and len(several) > 1 and all(len(set(outputs)) == 1 for outputs in several):
+            message = (
+                "%s: a prompt's answers are all the same, for %d prompts, at temperature %g: the server may not draw"
+            )
+            _log.warning(message, self.name, len(several), self.temperature)
         if without:
             message = "%s: %d answers have no `token_ids` and `log_probs`: the server did not give both for every token"
             _log.warning(message, self.name, without)
