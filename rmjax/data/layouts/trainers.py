@@ -71,7 +71,8 @@ def llama_factory(row: Row, place: str) -> list[Fields]:
     system = [{"role": "system", "content": row["system"]}] if row.get("system") else []
     prompt = {"messages": [*system, *said, {"role": "user", "content": asked}]} if system or said else {"prompt": asked}
     if "chosen" not in row:
-        return [{**prompt, "output": text(row, "output", place)}]
+        policies = {"policies": [row["generator"]]} if row.get("generator") else {}  # AlpacaEval has who wrote it
+        return [{**prompt, "output": text(row, "output", place), **policies}]
     return [{**prompt, "chosen": text(row, "chosen", place), "rejected": text(row, "rejected", place)}]
 
 
