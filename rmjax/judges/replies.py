@@ -93,6 +93,11 @@ class Replies:
         for missing, group in _by_number(wanted, self._known):
             for start in range(0, len(group), self.batch):
                 self._ask(group[start : start + self.batch], missing)
+        return self.kept(questions)
+
+    def kept(self, questions: Sequence[Question]) -> list[list[str]]:
+        """As `ask`, of the replies that are there; nothing is asked."""
+        keys = (question.key(self.generator.name, self.seed) for question in questions)
         return [self._known.get(key, [])[: question.samples] for key, question in zip(keys, questions, strict=True)]
 
     def columns(self, question: Question) -> list[Mapping[str, Any]]:
