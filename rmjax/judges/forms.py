@@ -99,7 +99,9 @@ class Form:
     ValueError: a place that there is not, a choice without a meaning, or a range that is none.
     """
 
-    place: str = "brackets"  # brackets: [[A]] | last_line: all of the last line, behind `key` | json: a field of the one object
+    place: str = (
+        "brackets"  # brackets: [[A]] | last_line: all of the last line, behind `key` | json: a field of the one object
+    )
     key: str = ""  # last_line: words before the verdict | json: name of the field
     choices: tuple[str, ...] = ()  # "WRITTEN=MEANING"; the meaning EQUAL is a tie
     low: float = 1.0  # of a number

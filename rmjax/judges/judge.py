@@ -18,6 +18,7 @@ from rmjax.judges.templates import conversation
 
 MISSING = "a question without a reply"
 UNREADABLE = "a question without a readable reply"
+CUT_OFF = "cut off before a verdict"
 Replied = dict[Place, list[Reading | Unread]]
 """Of one record: what each reply to each question says."""
 
@@ -46,7 +47,14 @@ class Judge:
     def _question(self, c: Comparison, place: Place) -> Question:
         fields = fields_of(self.spec, c, place)
         prompt = conversation(self.spec.system.render(**fields), self.spec.prompt.render(**fields))
-        return Question(prompt, self.spec.rules.votes, f"{c.id or c.place} {self.spec.name} {'-'.join(map(str, place))}")
+        return Question(
+            prompt, self.spec.rules.votes, f"{c.id or c.place} {self.spec.name} {'-'.join(map(str, place))}"
+        )
+
+    def is_answered(self, c: Comparison) -> bool:
+        """Whether all replies about a record are there."""
+        asked = list(self.questions(c).values())
+        return all(len(r) == question.samples for r, question in zip(self.replies.kept(asked), asked, strict=True))
 
     def attempt(self, records: Sequence[Comparison]) -> list[list[float] | Unread]:
         """The scores of each record, or why it has none: none is made of replies that are missing or cannot be read."""
@@ -65,12 +73,22 @@ class Judge:
         for c, scores in zip(records, found, strict=True):
             if isinstance(scores, Unread):
                 place = c.place or c.id or f"the record with the prompt {c.prompt[:40]!r}"
-                raise ScoreError(f"{place}: {self.name} gave no score ({scores.reason}); leave the record out, or ask again")
+                raise ScoreError(
+                    f"{place}: {self.name} gave no score ({scores.reason}); leave the record out, or ask again"
+                )
         return checked(records, [scores for scores in found if not isinstance(scores, Unread)])
 
     def _kept(self, asked: dict[Place, Question]) -> Replied:
         kept = self.replies.kept(list(asked.values()))
-        return {p: [self._kind.read(self.spec, r) for r in replies] for p, replies in zip(asked, kept, strict=True)}
+        cut = [[bool(more.get("truncated")) for more in self.replies.facts(question)] for question in asked.values()]
+        return {
+            place: [self._read(reply, is_cut) for reply, is_cut in zip(replies, of_place, strict=True)]
+            for place, replies, of_place in zip(asked, kept, cut, strict=True)
+        }
+
+    def _read(self, reply: str, is_cut: bool) -> Reading | Unread:
+        found = self._kind.read(self.spec, reply)
+        return Unread(CUT_OFF) if is_cut and isinstance(found, Unread) else found
 
     def _scored(self, c: Comparison, replied: Replied) -> list[float] | Unread:
         if not all(replied.values()):

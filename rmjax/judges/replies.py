@@ -100,7 +100,7 @@ class Replies:
         keys = (question.key(self.generator.name, self.seed) for question in questions)
         return [self._known.get(key, [])[: question.samples] for key, question in zip(keys, questions, strict=True)]
 
-    def columns(self, question: Question) -> list[Mapping[str, Any]]:
+    def facts(self, question: Question) -> list[Mapping[str, Any]]:
         """Of each reply to a question what the generator knew of it: `log_probs` (the mean, in nats a token), `truncated`."""
         return self._more.get(question.key(self.generator.name, self.seed), [])[: question.samples]
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rmjax.judges.forms import EQUAL, Form
+from rmjax.judges.generators import Generation
 from rmjax.judges.templates import PromptError, Template, read_prompts, text_at
 from rmjax.sections import choice, number, read
 
@@ -38,8 +39,12 @@ class Rules:
 
     kind: str = choice("pairwise", *FIELDS)
     votes: int = number(1, low=1)  # replies to each question: each order of two answers, or each answer
-    combine: str = choice("majority", "majority", "mean")  # pairwise, of a pair's votes | of numbers: the median, or mean
-    inconsistent: str = choice("tie", "tie", "votes")  # pairwise, where the two orders disagree: a tie | all votes together
+    combine: str = choice(
+        "majority", "majority", "mean"
+    )  # pairwise, of a pair's votes | of numbers: the median, or mean
+    inconsistent: str = choice(
+        "tie", "tie", "votes"
+    )  # pairwise, where the two orders disagree: a tie | all votes together
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +56,7 @@ class Spec:
     rules: Rules = Rules()
     form: Form = Form()
     criteria: tuple[Criterion, ...] = ()
+    generation: Generation = Generation()
     name: str = "judge"
 
     def __post_init__(self) -> None:
@@ -79,7 +85,9 @@ def _check_sides(form: Form, place: str) -> None:
 def _check_criteria(criteria: tuple[Criterion, ...], place: str) -> None:
     names = [criterion.name for criterion in criteria]
     if not names or not all(names) or len(set(names)) < len(names):
-        raise PromptError(f"{place}: criteria have the names {names}; give one [[criteria]] or more, each a name of its own")
+        raise PromptError(
+            f"{place}: criteria have the names {names}; give one [[criteria]] or more, each a name of its own"
+        )
 
 
 def load_spec(name: str | Path) -> Spec:
@@ -89,13 +97,17 @@ def load_spec(name: str | Path) -> Spec:
       FileNotFoundError, PromptError, ValueError: there is no such file, or a key of it is wrong; the message names both.
     """
     tables, place = read_prompts(name)
-    rules = {key: value for key, value in tables.items() if key not in ("system", "prompt", "form", "criteria")}
+    apart = ("system", "prompt", "form", "criteria", "generation")
+    rules = {key: value for key, value in tables.items() if key not in apart}
     return Spec(
         prompt=text_at(tables, "prompt", place),
         system=text_at(tables, "system", place, default=""),
         rules=read(Rules, rules, place),
         form=read_form(tables.get("form", {}), f"{place}: form"),
-        criteria=tuple(read(Criterion, each, f"{place}: criteria") for each in _tables(tables.get("criteria", []), place)),
+        criteria=tuple(
+            read(Criterion, each, f"{place}: criteria") for each in _tables(tables.get("criteria", []), place)
+        ),
+        generation=read(Generation, tables.get("generation", {}), f"{place}: generation"),
         name=place,
     )
 

@@ -44,7 +44,9 @@ class Template:
                 f"{self.place} reads `{unknown[0]}`, which does not exist; there are {listed(sorted(known))}"
             )
         if lacking := sorted(set(needed) - read):
-            raise PromptError(f"{self.place} does not read `{lacking[0]}`; write {{{{ {lacking[0]} }}}} where it belongs")
+            raise PromptError(
+                f"{self.place} does not read `{lacking[0]}`; write {{{{ {lacking[0]} }}}} where it belongs"
+            )
         return self
 
     def render(self, **fields: Any) -> str:

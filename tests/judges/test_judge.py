@@ -52,7 +52,9 @@ def test_a_judge_of_places_says_nothing_of_answers(inconsistent):
 
 
 def test_inconsistent_orders_are_a_tie_or_go_by_votes():
-    def leaning(prompt, n):  # three of three for the good answer where it stands first, one of three where it stands second
+    def leaning(
+        prompt, n
+    ):  # three of three for the good answer where it stands first, one of three where it stands second
         good_first = prompt.split("|")[1] == "good"
         return "[[A]]" if good_first or n > 0 else "[[B]]"
 

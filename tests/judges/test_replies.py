@@ -90,7 +90,10 @@ with Replies(Scripted(answer), Path({str(tmp_path / "r.jsonl")!r}), batch=1) as 
 
 def test_files_that_are_no_replies_or_in_use(tmp_path):
     (tmp_path / "r.jsonl").write_text('{"prompt": "p"}\n')
-    with pytest.raises(ValueError, match=r"r.jsonl:1 is no line of replies"), Replies(Scripted(echo), tmp_path / "r.jsonl"):
+    with (
+        pytest.raises(ValueError, match=r"r.jsonl:1 is no line of replies"),
+        Replies(Scripted(echo), tmp_path / "r.jsonl"),
+    ):
         pass
     assert [file.name for file in tmp_path.iterdir()] == ["r.jsonl"]  # its lock is free again
     assert (tmp_path / "r.jsonl").read_text() == '{"prompt": "p"}\n'
