@@ -218,8 +218,8 @@ def _with_bounds(found: _Found, evaluator: Evaluator, rows: Sequence[Comparison]
     unjudged = found.report["unjudged"]
     if all(score is None for score in found.scores):
         raise ValueError(
-            f"the judge gave none of {len(rows)} rows a score ({said(unjudged)}; replies: {said(found.report['unread']) or 'none'}); "
-            "read its replies, and change its prompt or its model"
+            f"the judge gave none of {len(rows)} rows a score ({said(unjudged)}; "
+            f"replies: {said(found.report['unread']) or 'none'}); read its replies, and change its prompt or its model"
         )
     if not unjudged:
         return dict(found.report)

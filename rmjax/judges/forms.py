@@ -57,8 +57,8 @@ PLACES: Mapping[str, Callable[[str, str], Found]] = {
 
 
 def json_objects(text: str) -> list[dict[str, Any]]:
-    """The JSON objects in a text, outermost ones, in order. NaN, infinities and repeated keys are no JSON; what stands within braces
-    that are no object is none either."""
+    """The JSON objects in a text, outermost ones, in order. NaN, infinities and repeated keys are no JSON; what stands within
+    braces that are no object is none either."""
     decoder = json.JSONDecoder(parse_constant=_refuse, object_pairs_hook=_once)
     found, start = [], text.find("{")
     while start >= 0:

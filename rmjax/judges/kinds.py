@@ -38,11 +38,12 @@ def fields_of(spec: Spec, c: Comparison, place: Place) -> dict[str, object]:
     """What the prompt of a judge may read of a record."""
     answers = [str(c.outputs[n]) for n in place]
     names = ("answer_a", "answer_b") if spec.rules.kind == "pairwise" else ("answer",)
-    return {
+    found: dict[str, object] = {
         "prompt": str(c.prompt), "turns": turns(c.prompt), "references": [str(r) for r in c.references],
         "reference": str(c.references[0]) if c.references else "",
         "criteria": [dataclasses.asdict(criterion) for criterion in spec.criteria],
-    } | dict(zip(names, answers, strict=True))  # fmt: skip
+    }  # fmt: skip
+    return found | dict(zip(names, answers, strict=True))
 
 
 # --- two answers --------------------------------------------------------------------------------------------------------

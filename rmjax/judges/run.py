@@ -62,7 +62,8 @@ def notes_of_judge(report: Mapping[str, Any]) -> Iterator[str]:
         yield f"accuracy if these were all wrong: {bounds['low']:.3f}; if all right: {bounds['high']:.3f}"
     position = report.get("position") or {}
     if position.get("ties") is not None:
-        yield f"replies that name no winner: {position['ties']:.3f}; of the others {_shown(position['first'])} name the first answer"
+        yield f"replies that name no winner: {position['ties']:.3f}"
+        yield f"of the others, the answer that stands first wins {_shown(position['first'])}"
     if position.get("pairs"):
         yield f"pairs whose two orders agree: {_shown(position['consistent'])} of {position['pairs']:,}"
     if report.get("agreement") is not None:
