@@ -121,6 +121,15 @@ class Form:
         """As written → meaning."""
         return {written: meaning for written, _, meaning in (choice.partition("=") for choice in self.choices)}
 
+    def written(self, meaning: str) -> str:
+        """A reply that says only this choice; ValueError where there is none of the meaning."""
+        found = next((written for written, means in self.meanings.items() if means == meaning), None)
+        if found is None:
+            raise ValueError(f"form.choices have none that means {meaning!r}; add one")
+        if self.place == "json":
+            return json.dumps({self.key: found})
+        return f"[[{found}]]" if self.place == "brackets" else f"{self.key} {found}".strip()
+
     def choice(self, reply: str) -> str | Unread:
         """The meaning of the one choice that the reply makes."""
         found = self._only(reply)

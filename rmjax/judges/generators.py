@@ -23,6 +23,7 @@ class Generation:
     temperature: float = number(0.0, low=0.0)  # 0: the most likely token each time, so that several votes are one
     top_p: float = number(1.0, above=0.0, high=1.0)  # nucleus mass
     max_new_tokens: int = number(512, low=1)  # of a reply
+    log_probs: bool = False  # an endpoint is asked for them; our own generators give them always
     key_variable: str = ""  # environment variable that holds an endpoint's bearer token; empty: none is sent
 
     def __str__(self) -> str:
@@ -74,7 +75,14 @@ def _endpoint(model: str, how: Generation) -> Generator:
     if not name:
         raise ValueError(f"--model={model} names no model of the server; write http://HOST/v1#MODEL")
     transport = Transport(url, how.key_variable)
-    return Endpoint(transport, name, temperature=how.temperature, top_p=how.top_p, max_tokens=how.max_new_tokens)
+    return Endpoint(
+        transport,
+        name,
+        temperature=how.temperature,
+        top_p=how.top_p,
+        max_tokens=how.max_new_tokens,
+        log_probs=how.log_probs,
+    )
 
 
 def _local(model: str, how: Generation) -> Generator:
@@ -89,6 +97,7 @@ def _local(model: str, how: Generation) -> Generator:
     return LocalGenerator(found.config, found.params, encoder, decoding, how.max_new_tokens, model)
 
 
+@functools.lru_cache(maxsize=2)
 def language_model(model: str) -> LanguageModel:
     """A language model by name: one of a wheel, in its own chat template or else ChatML, or the folder of a run.
 

@@ -82,6 +82,12 @@ def test_json_objects_are_the_outermost_ones():
     assert json_objects('{"a": NaN}') == []
 
 
+@pytest.mark.parametrize("form", [BRACKETS, LAST, JSON])
+@pytest.mark.parametrize("meaning", ["first", "second", EQUAL])
+def test_a_written_choice_is_read_again(form, meaning):
+    assert form.choice(form.written(meaning)) == meaning
+
+
 def test_forms_that_cannot_be():
     with pytest.raises(ValueError, match=r"form.place is 'top'; choose brackets, last_line, json"):
         Form("top")

@@ -1,4 +1,4 @@
-"""EvaLearn's two files, problems and sequences of them, read from the user's paths: their licence is non-commercial, so none ships."""
+"""EvaLearn's two files, problems and sequences, read from the user's paths: their licence is non-commercial, so none ships."""
 
 import dataclasses
 import logging
