@@ -1,8 +1,8 @@
 """Self-reference AI feedback (arXiv 2406.11190): a model answers, criticizes two answers beside its own, and decides.
 
-Each round shows the two answers in the other order than the round before, behind an answer of its own, and casts a vote. The votes and
-a strength of the preference are written into the records, where the trainer reads them as soft labels. Prompts, the rule of votes
-and the formula of "semantic perplexity" are not public; what is here is ours and named.
+Each round shows the two answers in the other order than the round before, behind an answer of its own, and casts a vote. The
+votes and a strength of the preference are written into the records, where the trainer reads them as soft labels. Prompts, the
+rule of votes and the formula of "semantic perplexity" are not public; what is here is ours and named.
 """
 
 import dataclasses
@@ -85,8 +85,8 @@ class Round:
 
 
 def rounds_of(records: Sequence[Comparison], replies: Replies, prompts: Prompts, rules: Rules) -> list[list[Round]]:
-    """The rounds of each record of two outputs that could be had whole; others have none. Every step is asked of all records before
-    the next."""
+    """The rounds of each record of two outputs that could be had whole; others have none. Every step is asked of all records
+    before the next."""
     places = [(n, r) for n, c in enumerate(records) if len(c.outputs) == 2 for r in range(rules.rounds)]
     opened = _opened(records, places, replies, prompts, rules)
     critiques = _asked(replies, opened, "critique", records)
@@ -138,7 +138,9 @@ def _asked(
     questions = [Question(asked[g[0]], len(g), f"{_name(records[g[0][0]])} round {g[0][1]} {step}") for g in groups]
     found: dict[Place, _Said] = {}
     for group, question, said in zip(groups, questions, replies.ask(questions), strict=True):
-        found |= {p: _Said(*both) for p, *both in zip(group, said, replies.facts(question), strict=False)}
+        found |= {
+            p: _Said(*one) for p, one in zip(group, zip(said, replies.facts(question), strict=True), strict=False)
+        }
     return {place: found[place] for place in asked if place in found}
 
 
@@ -180,9 +182,9 @@ def strengths(
 ) -> list[float]:
     """Of each record how much the first output is preferred to the second one, scaled and limited; 0 without a readable round.
 
-    votes: 2p − 1, p the fraction of votes for it. perplexity: the mean of ±1/perplexity of a round's decision, its sign that of the
-    vote. likelihood: log P(it) − log P(the other) behind each critique, a mean over a decision's tokens, then over the rounds of each
-    order, then over orders.
+    votes: 2p − 1, p the fraction of votes for it. perplexity: the mean of ±1/perplexity of a round's decision, its sign that of
+    the vote. likelihood: log P(it) − log P(the other) behind each critique, a mean over a decision's tokens. Each is a mean over
+    the rounds of an order, then over orders.
 
     Raises:
       ValueError: a strength that this generator does not give.
@@ -232,8 +234,8 @@ def _mean_of_orders(rounds: Sequence[Round], value: Callable[[Round], float]) ->
 def labeled(
     records: Sequence[Comparison], rounds: Sequence[Sequence[Round]], strength: Sequence[float], rules: Rules
 ) -> tuple[list[Comparison], Counter[str]]:
-    """The records with `votes`, ranks by their majority, `pair_target` (the fraction of votes) and `pair_margin` (the strength), and
-    why others are left out.
+    """The records with `votes`, ranks by their majority, `pair_target` (the fraction of votes) and `pair_margin` (the strength),
+    and why others are left out.
 
     A record needs a readable decision in each order. What it said of order before is replaced.
     """
