@@ -93,6 +93,7 @@ setup(
             "data/templates/*.jinja",
             "hub/models/*/*",
             "judges/prompts/*.toml",
+            "judges/llmeval_med/*.json",
         ],
     },
     entry_points={"console_scripts": ["rmjax=rmjax.command:main"]},

@@ -10,7 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rmjax.data.messages import as_value
 from rmjax.data.record import Comparison
@@ -33,6 +33,13 @@ class Question:
     def key(self, generator: str, seed: int) -> str:
         """SHA-256 of all that its replies depend on; how many are wanted is not of it."""
         return hashlib.sha256(json.dumps([generator, seed, as_value(self.prompt)]).encode()).hexdigest()
+
+
+class Drawn(NamedTuple):
+    """One reply, and what the generator knew of it."""
+
+    text: str
+    facts: Mapping[str, Any]
 
 
 class Replies:
@@ -94,6 +101,22 @@ class Replies:
             for start in range(0, len(group), self.batch):
                 self._ask(group[start : start + self.batch], missing)
         return self.kept(questions)
+
+    def draw(self, questions: Sequence[Question]) -> list["Drawn | None"]:
+        """One reply to each question, or None where it could not be had. Questions with the same prompt get samples of their own.
+
+        Raises:
+          OSError: as `ask`.
+        """
+        order: dict[str, list[int]] = {}
+        for n, question in enumerate(questions):
+            order.setdefault(question.key(self.generator.name, self.seed), []).append(n)
+        groups = [dataclasses.replace(questions[places[0]], samples=len(places)) for places in order.values()]
+        found: list[Drawn | None] = [None] * len(questions)
+        for places, group, said in zip(order.values(), groups, self.ask(groups), strict=True):
+            for n, text, facts in zip(places, said, self.facts(group), strict=False):
+                found[n] = Drawn(text, facts)
+        return found
 
     def kept(self, questions: Sequence[Question]) -> list[list[str]]:
         """As `ask`, of the replies that are there; nothing is asked."""

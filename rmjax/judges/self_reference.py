@@ -8,7 +8,7 @@ rule of votes and the formula of "semantic perplexity" are not public; what is h
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from rmjax.data.messages import ASSISTANT, USER, Message, messages_of, text_of
 from rmjax.data.record import Comparison
 from rmjax.judges.forms import EQUAL, Form, Unread
 from rmjax.judges.generators import Generation
-from rmjax.judges.replies import Question, Replies
+from rmjax.judges.replies import Drawn, Question, Replies
 from rmjax.judges.spec import read_form
 from rmjax.judges.templates import Template, read_prompts, text_at, turns
 from rmjax.rewards.texts import without_thinking
@@ -106,11 +106,6 @@ Place = tuple[int, int]
 """(record, round)."""
 
 
-class _Said(NamedTuple):
-    text: str
-    facts: Mapping[str, Any]
-
-
 def _opened(
     records: Sequence[Comparison], places: Sequence[Place], replies: Replies, prompts: Prompts, rules: Rules
 ) -> dict[Place, str]:
@@ -129,23 +124,11 @@ def _opened(
 
 def _asked(
     replies: Replies, asked: Mapping[Place, str], step: str, records: Sequence[Comparison]
-) -> dict[Place, _Said]:
+) -> dict[Place, Drawn]:
     """A reply to each conversation that has one. Equal ones, of rounds without an own answer say, get one sample each."""
-    order: dict[str, list[Place]] = {}
-    for place, prompt in asked.items():
-        order.setdefault(_key(prompt), []).append(place)
-    groups = list(order.values())
-    questions = [Question(asked[g[0]], len(g), f"{_name(records[g[0][0]])} round {g[0][1]} {step}") for g in groups]
-    found: dict[Place, _Said] = {}
-    for group, question, said in zip(groups, questions, replies.ask(questions), strict=True):
-        found |= {
-            p: _Said(*one) for p, one in zip(group, zip(said, replies.facts(question), strict=True), strict=False)
-        }
-    return {place: found[place] for place in asked if place in found}
-
-
-def _key(prompt: str) -> str:
-    return repr(messages_of(prompt, USER))
+    questions = [Question(text, about=f"{_name(records[n])} round {r} {step}") for (n, r), text in asked.items()]
+    drawn = dict(zip(asked, replies.draw(questions), strict=True))
+    return {place: reply for place, reply in drawn.items() if reply is not None}
 
 
 def _fields(prompts: Prompts, records: Sequence[Comparison], place: Place) -> dict[str, Any]:
