@@ -1,4 +1,4 @@
-"""LLMEval-Med's file, read from the user's path: it has no licence, so it does not ship; a few questions of ours in its layout do."""
+"""LLMEval-Med's file, read from the user's path: it has no licence, so it does not ship. A few questions in its layout do."""
 
 import dataclasses
 import json
