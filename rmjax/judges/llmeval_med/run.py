@@ -16,6 +16,7 @@ from rmjax.judges.generators import Generation, Named
 from rmjax.judges.llmeval_med.aggregate import USABLE, agreement, usability, variability
 from rmjax.judges.llmeval_med.data import AREAS, Item, read_items
 from rmjax.judges.llmeval_med.judging import Answered, Prompts, Verdict, answer, judge
+from rmjax.judges.llmeval_med.refining import read_library, refined
 from rmjax.judges.replies import Replies
 
 
@@ -29,6 +30,8 @@ class Options:
       out: folder: answers, verdicts, a row for each answer, result.json.
       data: the file in the published layout, or `shipped`.
       human: JSON lines of people's verdicts on these answers, {"area", "group", "round", "run", "usable"}; empty: none.
+      library: TOML file of changes by which the judge is refined, with `human`; empty: none.
+      rounds: of refinement at most.
       runs: independent answers to each question.
       prompts: a file of prompts that ships, or a TOML file.
       how: how answers are drawn.
@@ -40,10 +43,16 @@ class Options:
     out: Path
     data: str = "shipped"
     human: str = ""
+    library: str = ""
+    rounds: int = 3
     runs: int = 3
     prompts: str = "llmeval_med"
     how: Generation = Generation(temperature=0.7, top_p=0.9, max_new_tokens=2048)
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.library and not self.human:
+            raise ValueError("--library refines the judge by people's verdicts, and there are none; give --human")
 
 
 def evaluate(options: Options) -> dict[str, Any]:
@@ -55,6 +64,7 @@ def evaluate(options: Options) -> dict[str, Any]:
     """
     items, prompts = read_items(options.data), Prompts.load(options.prompts)
     human = _human(options.human, items, options.runs) if options.human else {}
+    library = read_library(options.library) if options.library else ()
     options.out.mkdir(parents=True, exist_ok=True)
     named = Named(options.model, options.how), Named(options.judge, prompts.generation)
     with contextlib.ExitStack() as held:
@@ -64,6 +74,8 @@ def evaluate(options: Options) -> dict[str, Any]:
         )
         answers = answer(items, student, prompts, options.runs)
         verdicts = judge(answers, grader, prompts)
+        labeled = [(one, human[key]) for one in answers if (key := _key(one)) in human]
+        steps = refined(labeled, grader, prompts, library, options.rounds, options.seed) if library else {}
     write_lines(options.out / "verdicts.jsonl", [_line(a, v) for a, v in zip(answers, verdicts, strict=True)])
     scores = _scores(items, answers, verdicts, options.runs)
     result = {
@@ -76,6 +88,8 @@ def evaluate(options: Options) -> dict[str, Any]:
     }  # fmt: skip
     if human:
         result["human"] = _agreement(answers, verdicts, human, options.seed)
+    if steps:
+        result["refinement"] = steps
     write_json(options.out / "result.json", result)
     return result
 
@@ -105,6 +119,10 @@ def _line(one: Answered, verdict: Verdict | Unread) -> dict[str, Any]:
 Key = tuple[str, str, int, int]
 
 
+def _key(one: Answered) -> Key:
+    return one.item.area, one.item.group, one.item.round, one.run
+
+
 def _human(path: str, items: Sequence[Item], runs: int) -> dict[Key, bool]:
     """People's verdicts; RecordError for one on no answer of this run, or that is no verdict."""
     rows, known = open_rows(path), {(item.area, item.group, item.round) for item in items}
@@ -129,11 +147,12 @@ def _agreement(
     groups: dict[str, list[tuple[bool, bool, str]]] = defaultdict(list)
     unread = 0
     for one, verdict in zip(answers, verdicts, strict=True):
-        key = one.item.area, one.item.group, one.item.round, one.run
-        if key in human and isinstance(verdict, Unread):
+        if _key(one) not in human:
+            continue
+        if isinstance(verdict, Unread):
             unread += 1
-        elif key in human and not isinstance(verdict, Unread):
-            groups[one.item.area].append((human[key], verdict.score >= USABLE, one.item.name))
+        else:
+            groups[one.item.area].append((human[_key(one)], verdict.score >= USABLE, one.item.name))
     areas = {
         area: agreement(
             [h for h, *_ in groups[area]], [j for _, j, _ in groups[area]], [c for *_, c in groups[area]], seed
@@ -163,6 +182,11 @@ def notes(result: Mapping[str, Any]) -> Iterator[str]:
             f"{area}: people and judge agree on {_rate(found['agreement'])}, kappa {kappa}; judge alone accepts "
             f"{found['only_judge']}, people alone {found['only_human']}"
         )
+
+    for name, steps in result.get("refinement", {}).items():
+        for number, step in enumerate(steps):
+            added = f", with {step['changes'][-1]['text']!r}" if step["changes"] else ""
+            yield f"{name}, round {number}: agreement on the test {_rate(step['test']['agreement'])}{added}"
 
 
 def _rate(found: Mapping[str, Any]) -> str:

@@ -64,6 +64,33 @@ def test_people(options, monkeypatch, tmp_path):
         evaluate(Options(options.model, options.judge, options.out, human=str(file), runs=2))
 
 
+def test_the_judge_is_refined_by_a_file_of_changes(options, monkeypatch, tmp_path):
+    """People want a warning; the judge learns to ask for one, and half of the questions are the test."""
+
+    def judged(prompt, n):
+        return verdict(prompt, core="Warns." not in prompt or "careful" in prompt.split("Answer to check:")[1][:20])
+
+    use(monkeypatch, lambda prompt, n: "careful" if n == 0 else "go on", judged)
+    file, library = tmp_path / "human.jsonl", tmp_path / "library.toml"
+    rows = [
+        {"area": i.area, "group": i.group, "round": i.round, "run": run, "usable": run == 0}
+        for i in read_items("shipped") for run in (0, 1) if i.round == 1
+    ]  # fmt: skip
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    library.write_text('[[changes]]\ntext = "Rhymes."\n[[changes]]\ntext = "Warns."\n')
+    asked = Options(options.model, options.judge, options.out, human=str(file), library=str(library), runs=2)
+    result = evaluate(asked)
+    steps = result["refinement"]["refined"]
+    assert [change["text"] for change in steps[-1]["changes"]] == ["Warns."]
+    assert [step["test"]["agreement"]["value"] for step in steps] == [0.5, 1.0]
+    assert "refined, round 1: agreement on the test 1.000" in "\n".join(notes(result))
+    with pytest.raises(ValueError, match="there are none; give --human"):
+        Options(options.model, options.judge, options.out, library=str(library))
+    library.write_text("changes = 3")
+    with pytest.raises(ValueError, match="changes is no list of tables with `text`"):
+        evaluate(asked)
+
+
 @pytest.mark.parametrize(
     ("reply", "found"),
     [
