@@ -25,9 +25,11 @@ def _check_config_file(argv: list[str]) -> None:
 
 
 def _refuse_urls() -> None:
-    """One line, exit code 1, where a flag names a bucket: no command reads or writes there. Servers may be named by flags."""
+    """One line, exit code 1, where a flag names a bucket: no command reads or writes there. Servers may be named by flags; those
+    called url say themselves what they take."""
     for name, value in flags.FLAGS.flag_values_dict().items():
-        if isinstance(value, str) and not value.startswith(("http://", "https://")):
+        is_address = name.rsplit(".", 1)[-1] == "url" or str(value).startswith(("http://", "https://"))
+        if isinstance(value, str) and not is_address:
             try:
                 refuse_url(value, f"--{name}=")
             except ValueError as error:

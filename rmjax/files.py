@@ -128,3 +128,31 @@ def write_json(path: Path, value: Mapping[str, object]) -> None:
 def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """As `write_text`, a JSON object a line."""
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def append_line(path: Path, row: Mapping[str, Any]) -> None:
+    """Adds a JSON object as a line, which is on the disk when this returns. A process that is killed meanwhile leaves a part of
+    the line, which `whole_lines` takes off.
+
+    Raises:
+      OSError: naming the file, say when the disk is full.
+    """
+    rest = memoryview(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+    try:
+        with path.open("ab", buffering=0) as file:
+            while rest:
+                rest = rest[file.write(rest) :]
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise OSError(error.errno, f"cannot write ({error.strerror or error})", str(path)) from error
+
+
+def whole_lines(path: Path) -> list[bytes]:
+    """The lines of a file that `append_line` wrote; a part of one at its end is cut off. None where there is no file."""
+    if not path.exists():
+        return []
+    found = path.read_bytes()
+    whole = found[: found.rfind(b"\n") + 1]  # not splitlines, which breaks at U+2028 in text
+    if len(whole) < len(found):
+        os.truncate(path, len(whole))
+    return whole.split(b"\n")[:-1]

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from rmjax.data.formats import Encoder, Format
 from rmjax.data.messages import USER, as_value, messages_of
 from rmjax.data.readers import read_all
-from rmjax.data.samplerows import PROMPT_FIELDS, Prompt, parse_prompt
+from rmjax.data.samplerows import PROMPT_FIELDS, Prompt, distinct, parse_prompt
 from rmjax.files import write_text
 from rmjax.hub.gguf import load_gguf, smollm2_path
 from rmjax.locks import locked
@@ -47,8 +47,9 @@ class Asked:
 
 
 def read_prompts(path: str) -> list[Prompt]:
-    """The rows {"id", "prompt" or "messages", "split"?}; RecordError with file and line for a broken one."""
-    return read_all(path, parse_prompt, _CORPUS_FIELDS)
+    """The rows {"id", "prompt" or "messages", "split"?}; RecordError with file and line for a broken one or an id that occurs
+    twice."""
+    return list(distinct(read_all(path, parse_prompt, _CORPUS_FIELDS)))
 
 
 def chosen_policies(policies: Sequence[Policy], row: Prompt, seen: int, held_out: tuple[int, int]) -> set[str]:

@@ -310,6 +310,10 @@ def test_a_tuned_policy_has_its_own_weights(model, tmp_path):
         ("[1]", r"prompts\.jsonl:9: not a JSON object"),
         ('{"id": "p8"}', r"prompts\.jsonl:9: field `prompt`"),
         ('{"id": [8], "prompt": "why?"}', r"prompts\.jsonl:9: field `id`"),
+        (
+            '{"id": "p1", "prompt": "why?"}',
+            r"prompts\.jsonl:9: field `id`: occurs twice \('p1' is in .*prompts\.jsonl:2\)",
+        ),
     ],
 )
 def test_a_broken_prompt_is_named_before_anything_is_sampled(settings_of, tmp_path, line, message):

@@ -130,6 +130,7 @@ def open_records(
             errors.append(error)
     skipped = _tally(rows, errors)
     _log_unknown(str(path), unknown, len(rows), known_fields())
+    unknown.update(getattr(rows, "ignored", {}))  # by a layout, which has said so
     log_notes(str(path), notes)
     if errors and (on_error == "raise" or not kept):
         raise _first_with_count(errors, len(rows))

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
 from rmjax.data.columns import of_single, parse_single
 from rmjax.data.errors import RecordError
 from rmjax.data.fields import add_one_of, given, label, one_of
 from rmjax.data.messages import USER
-from rmjax.data.record import type_label
+from rmjax.data.record import FIELDS, Comparison, parse, type_label
 from rmjax.data.texts import Notes, read_answer, read_text
 
 SAMPLE_FIELDS = frozenset(
     {"prompt_id", "prompt", "policy", "output", "sample", "kind", "policy_split", "prompt_split", "category", "type"}
 )
 PROMPT_FIELDS = frozenset({"id", "prompt", "messages", "split"})
+ASKED_FIELDS = FIELDS - {"chosen", "rejected", "output", "outputs", "best", "ranks", "scores", "votes", "policies"}
+_STANDS_FOR_ONE = "-"
 SEEN = "seen"
 SPLITS = (SEEN, "unseen")
 
@@ -79,6 +81,9 @@ class Prompt:
     place: str = ""
 
 
+_Row = TypeVar("_Row", Prompt, Comparison)
+
+
 def parse_prompt(row: Mapping[str, object], place: str, notes: Notes | None = None) -> Prompt:
     """Validates a row {"id", "prompt" or "messages", "split"?}; RecordError for a bad one."""
     fields = given(row, place, PROMPT_FIELDS)
@@ -87,6 +92,33 @@ def parse_prompt(row: Mapping[str, object], place: str, notes: Notes | None = No
     name = "messages" if "messages" in fields else "prompt"
     text = read_text(fields[name], USER, place, name, notes)
     return Prompt(label(fields, "id", place), text, _split(fields, "split", place), place)
+
+
+def parse_asked(row: Mapping[str, object], place: str, notes: Notes | None = None) -> Comparison:
+    """A row that a policy is to answer: a record (`record.parse`) whose outputs, and what is known of them, do not count.
+
+    Raises:
+      RecordError: no `id`, or as `parse`.
+    """
+    kept = {name: row[name] for name in asked_fields() if name in row} if isinstance(row, Mapping) else {}
+    if "id" not in given(row, place, ASKED_FIELDS):
+        raise RecordError(place, "id", "missing", add_one_of([("id",)], row, ASKED_FIELDS))
+    return dataclasses.replace(parse({**kept, "output": _STANDS_FOR_ONE}, place, notes), outputs=())
+
+
+def distinct(rows: Sequence[_Row]) -> Sequence[_Row]:
+    """The prompts; RecordError for the first whose id is that of another one."""
+    places: dict[str, str] = {}
+    for row in rows:
+        if (first := places.setdefault(row.id, row.place)) != row.place:
+            detail = f"{row.id!r} is in {first}"
+            raise RecordError(row.place, "id", "occurs twice", "give each prompt an id of its own", detail)
+    return rows
+
+
+def asked_fields() -> frozenset[str]:
+    """The names that `parse_asked` reads, declared columns among them."""
+    return ASKED_FIELDS.union(name for name, column in of_single().items() if column.axes == "RG")
 
 
 def _split(fields: Mapping[str, object], name: str, place: str) -> str:

@@ -253,6 +253,7 @@ def _refuse_no_order(data: str, records: Sequence[Comparison], evaluator: Evalua
             f"{data}: none of its {len(records)} rows has an order to measure against ({said(left_out)}); give chosen and "
             "rejected, or outputs with best, ranks or scores; `rmjax score` needs none"
         )
+    evaluator.refuse(records)
 
 
 def _measures(options: Options, rows: Sequence[Comparison]) -> dict[str, float]:

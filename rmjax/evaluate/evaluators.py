@@ -34,6 +34,7 @@ class Evaluator:
       numbers: rows → name → number, for a log; called with rows only.
       summary: records, their scores and the bootstrap's seed → all that a result file has of them, baselines included.
       left_out: records → why some give no rows → how many.
+      refuse: of records, before they are scored: ValueError where no number can come of them.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Evaluator:
     numbers: Callable[[Sequence[Row]], Mapping[str, float]]
     summary: Callable[[Sequence[Comparison], Scores, int], Mapping[str, Any]]
     left_out: Callable[[Sequence[Comparison]], dict[str, int]] = lambda records: {}
+    refuse: Callable[[Sequence[Comparison]], None] = lambda records: None
 
     def __call__(self, scorer: Scorer, records: Sequence[Comparison]) -> list[Row]:
         """Scores the records: their rows in long form.

@@ -1,4 +1,4 @@
-"""The bounded queue, and the one thread in which the model runs."""
+"""The bounded queue, and the threads in which the model runs."""
 
 import asyncio
 import dataclasses
@@ -30,11 +30,13 @@ class Batcher:
     """Sequences → rewards, in batches of whatever waits.
 
     Args:
-      plan: keys of waiting sequences → the next batch.
-      run: batch → key → reward. Both are called in one thread, never at the same time.
+      plan: keys of waiting sequences → the next batch; never called twice at the same time.
+      run: batch → key → reward.
       limit: sequences that may wait; more are refused with 503.
       wait: seconds that the first of a batch waits for others while the model is idle.
       ran: told of each batch with its seconds.
+      at_once: batches that run at the same time, so that one is planned, filled and read while the other computes. With 1,
+        `plan` and `run` are called in one thread.
     """
 
     def __init__(
@@ -44,16 +46,19 @@ class Batcher:
         limit: int,
         wait: float,
         ran: Callable[[Batch, float], None] = lambda batch, seconds: None,
+        at_once: int = 1,
     ):
         self._plan, self._run, self.limit, self._wait, self._ran = plan, run, limit, wait, ran
         self._waiting: list[Waiting] = []
-        self._some = asyncio.Event()
+        self._running: set[Waiting] = set()
+        self._some, self._slots = asyncio.Event(), asyncio.Semaphore(at_once)
         self._rate = 0.0  # sequences a second, lately
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
+        self._model = ThreadPoolExecutor(at_once, thread_name_prefix="model")
+        self._planner = self._model if at_once == 1 else ThreadPoolExecutor(1, thread_name_prefix="planner")
 
     @property
     def waiting(self) -> int:
-        """Sequences in the queue that somebody still wants."""
+        """Sequences that somebody still wants, those in a batch that runs among them."""
         return len(self._alive())
 
     async def rewards(self, keys: Sequence[bytes]) -> list[np.ndarray | Refused]:
@@ -81,40 +86,62 @@ class Batcher:
 
     async def work(self) -> None:
         """Runs batches until it is cancelled."""
-        while True:
-            if not self._alive():
-                self._some.clear()
-                await self._some.wait()
-                await asyncio.sleep(self._wait)
-            window = self._alive()[:WINDOW]
-            if window:
-                await self._batch(window)
+        async with asyncio.TaskGroup() as batches:
+            while True:
+                await self._slots.acquire()
+                if planned := await self._next():
+                    self._running.update(planned[1])
+                    batches.create_task(self._batch(*planned))
+                else:
+                    self._slots.release()
 
     def close(self) -> None:
-        """Ends the thread, after the batch that it is at."""
-        self._thread.shutdown(wait=True, cancel_futures=True)
+        """Ends the threads, after the batches that they are at."""
+        for thread in (self._planner, self._model):
+            thread.shutdown(wait=True, cancel_futures=True)
 
     def _alive(self) -> list[Waiting]:
         self._waiting = [each for each in self._waiting if not each.reward.done()]
         return self._waiting
 
-    async def _batch(self, window: Sequence[Waiting]) -> None:
+    def _free(self) -> list[Waiting]:
+        return [each for each in self._alive() if each not in self._running]
+
+    async def _next(self) -> tuple[Batch, list[Waiting]] | None:
+        """The next batch and who waits for it; None where nobody does any more, or none could be planned."""
+        if not self._free():
+            self._some.clear()
+            await self._some.wait()
+            await asyncio.sleep(self._wait)
+        window = self._free()[:WINDOW]
+        if not window:
+            return None
         loop = asyncio.get_running_loop()
-        batch = await loop.run_in_executor(self._thread, self._plan, [each.key for each in window])
-        keys, began = set(batch.keys), time.monotonic()
-        mine = [each for each in window if each.key in keys]
         try:
-            found = await loop.run_in_executor(self._thread, self._run, batch)
+            batch = await loop.run_in_executor(self._planner, self._plan, [each.key for each in window])
+        except Exception as error:  # a mistake of ours: those who asked are told, and the server lives on
+            _log.exception("no batch could be planned of %d texts", len(window))
+            self._fail(window, error)
+            return None
+        keys = set(batch.keys)
+        return batch, [each for each in window if each.key in keys]
+
+    async def _batch(self, batch: Batch, mine: Sequence[Waiting]) -> None:
+        loop, began = asyncio.get_running_loop(), time.monotonic()
+        try:
+            found = await loop.run_in_executor(self._model, self._run, batch)
+            seconds = time.monotonic() - began
+            self._rate = 0.8 * self._rate + 0.2 * len(mine) / max(seconds, 1e-6)
+            self._ran(batch, seconds)
+            for each in mine:
+                if not each.reward.done():
+                    each.reward.set_result(found[each.key])
         except Exception as error:  # whatever XLA raises: those who asked are told, and the next batch is run
-            _log.exception("a batch of %d texts failed", len(keys))
+            _log.exception("a batch of %d texts failed", len(mine))
             self._fail(mine, error)
-            return
-        seconds = time.monotonic() - began
-        self._rate = 0.8 * self._rate + 0.2 * len(mine) / max(seconds, 1e-6)
-        self._ran(batch, seconds)
-        for each in mine:
-            if not each.reward.done():
-                each.reward.set_result(found[each.key])
+        finally:
+            self._running.difference_update(mine)
+            self._slots.release()
 
     @staticmethod
     def _fail(these: Sequence[Waiting], error: Exception) -> None:

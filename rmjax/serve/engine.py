@@ -24,6 +24,8 @@ COMPILED = "/jax/core/compile/backend_compile_duration"
 """jax's event for a program that XLA has compiled."""
 BLOCK = 128
 """Tokens along the side of a tile."""
+AT_ONCE = 2
+"""Batches at the same time on a CPU: what of a batch is no large product, its tiles and its planning, leaves cores idle."""
 LONGEST = 2048
 """Tokens of a sequence where nothing else is asked for: shapes for longer ones take long to compile."""
 
@@ -38,6 +40,7 @@ class Engine:
       quadratic: of `ladder.plan`.
       fingerprint: SHA-256 of weights, format and tokenizer.
       prefixes: what is kept from batch to batch; None = nothing.
+      at_once: batches that may run at the same time.
     """
 
     rewards: Rewards
@@ -48,6 +51,7 @@ class Engine:
     vocabulary: int
     fingerprint: str
     prefixes: Prefixes | None = None
+    at_once: int = 1
 
     @classmethod
     def of(
@@ -77,8 +81,9 @@ class Engine:
         )  # a layer has 12 D² products a token, and T · D of attention
         prefixes = _prefixes(model, prefix_cache_tokens, longest) if prefix_cache_tokens else None
         return cls(
-            rewards, model.params, encoder, shapes, quadratic, model.config.vocab_size, fingerprint(model), prefixes
-        )
+            rewards, model.params, encoder, shapes, quadratic, model.config.vocab_size, fingerprint(model), prefixes,
+            _at_once(model, prefixes),
+        )  # fmt: skip
 
     @property
     def kept(self) -> Kept | None:
@@ -120,6 +125,13 @@ class Engine:
         mean = np.asarray(values_SN, np.float64).mean(axis=0)
         found = self.rewards.combine(mean) if isinstance(self.rewards, OfMembers) else mean
         return [float(x) for x in found]
+
+
+def _at_once(model: RewardModel, prefixes: Prefixes | None) -> int:
+    """More than one where nothing is kept from one to the next, no two programs could wait for each other's devices, and there is
+    no second memory to run out of."""
+    alone = prefixes is None and (model.mesh is None or model.mesh.size == 1)
+    return AT_ONCE if alone and jax.default_backend() == "cpu" else 1
 
 
 def _prefixes(model: RewardModel, tokens: int, longest: int) -> Prefixes:

@@ -35,7 +35,7 @@ class Service:
         self._encoder = ThreadPoolExecutor(1, thread_name_prefix="encoder")
         self.batcher = Batcher(
             partial(plan, shapes=engine.shapes, quadratic=engine.quadratic, kept=engine.kept),
-            engine.run, queue, wait, self._ran,
+            engine.run, queue, wait, self._ran, engine.at_once,
         )  # fmt: skip
 
     async def score(self, items: Sequence[Item]) -> list[Outcome]:

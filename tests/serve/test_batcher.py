@@ -32,12 +32,12 @@ class Model:
         return {each: np.float32(np.frombuffer(each, ">u4")[0]) for each in batch.keys}
 
 
-def used(job, limit=100, wait=0.0):
+def used(job, limit=100, wait=0.0, at_once=1, planned=lambda waiting: plan(waiting, SHAPES)):
     """Runs `await job(batcher, model)` beside a batcher at work."""
 
     async def whole():
         model = Model()
-        batcher = Batcher(lambda waiting: plan(waiting, SHAPES), model.run, limit, wait)
+        batcher = Batcher(planned, model.run, limit, wait, at_once=at_once)
         work = asyncio.create_task(batcher.work())
         try:
             return await asyncio.wait_for(job(batcher, model), 30)
@@ -104,6 +104,37 @@ def test_a_batch_that_fails_is_told_so_and_the_next_one_runs():
         assert [int(x) for x in await batcher.rewards(ids(1))] == [1]
 
     used(job)
+
+
+def test_two_batches_run_at_the_same_time_and_none_is_run_twice():
+    async def job(batcher, model):
+        model.free.clear()
+        asked = [asyncio.create_task(batcher.rewards(ids(n))) for n in range(6)]
+        for _ in range(100):
+            await asyncio.sleep(0.01)
+            if len(batcher._running) == 4:  # two of 30 tokens fit 64
+                break
+        assert len(batcher._running) == 4 and batcher.waiting == 6
+        model.free.set()
+        assert [int(x) for each in await asyncio.gather(*asked) for x in each] == list(range(6))
+        assert sorted(n for batch in model.batches for n in batch) == list(range(6))
+        assert len(model.threads) == 2
+
+    used(job, at_once=2)
+
+
+def test_what_cannot_be_planned_is_told_so_and_the_server_lives_on():
+    def planned(waiting):
+        if ids(13)[0] in waiting:
+            raise IndexError("a mistake")
+        return plan(waiting, SHAPES)
+
+    async def job(batcher, model):
+        (failed,) = await batcher.rewards(ids(13))
+        assert failed.status == 500 and "IndexError" in str(failed)
+        assert [int(x) for x in await batcher.rewards(ids(1))] == [1]
+
+    used(job, at_once=2, planned=planned)
 
 
 def test_the_loop_goes_on_while_the_model_runs():

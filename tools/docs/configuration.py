@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from rmjax import config, methods, settings
+from rmjax import config, generators, grid, methods, settings
 from rmjax.parallel.mesh import RULES
 from rmjax.sections import allowed
 from tools.docs.pages import ROOT
@@ -23,7 +23,7 @@ from tools.docs.pages import ROOT
 PAGE = ROOT / "docs/reference/config.md"
 COMMAND = "python -m tools.docs.configuration"
 _HEAD = f"""\
-<!-- Written by `{COMMAND}` from the comments in rmjax/settings.py and rmjax/methods. Change those, not this page. -->
+<!-- Written by `{COMMAND}` from the comments in rmjax/settings.py, rmjax/methods and a few more. Change those, not this page. -->
 
 # Configuration
 
@@ -63,7 +63,7 @@ def _target(statement: ast.stmt) -> str:
 
 def page() -> str:
     """The whole page."""
-    return "\n".join([_HEAD, *_top(), *_sections(), *_evaluations(), *_sharding()])
+    return "\n".join([_HEAD, *_top(), *_sections(), *_evaluations(), *_sharding(), *_sampling()])
 
 
 def _top() -> Iterator[str]:
@@ -107,6 +107,20 @@ def _sharding() -> Iterator[str]:
         "",
     ]
     yield from ["| key | default |", "| --- | --- |", *rows, ""]
+
+
+def _sampling() -> Iterator[str]:
+    """Of another command, whose configs have sections, too."""
+    kinds = {"asking": generators.AskingSection} | {name: kind.section for name, kind in generators.KINDS.items()}
+    yield from [
+        "## Sampling",
+        "",
+        "The keys of `configs/sample/endpoint.py` and `recorded.py`, for `experiments.sample`.",
+        "",
+    ]
+    for name, kind in {"": grid.GridSection, **kinds}.items():
+        said = (kind.__doc__ or "").strip()
+        yield from [f"### config{'.' * bool(name)}{name} (sampling)", "", said, "", *_fields(kind), ""]
 
 
 def _fields(kind: type) -> list[str]:

@@ -41,17 +41,18 @@ def cells(config: Any) -> Iterator[Cell]:
     """Beside the peer, open loads, many clients: each starts its own servers; what is timed comes first."""
     common = {key: config[key] for key in ("clients", "batch_tokens", "model", "texts", "prompts")}
     common["folder"] = f"work:{sides.MODELS}"
+    small = {**common, **config.small.to_dict(), "folder": f"work:{sides.SMALL}"}
     yield Cell("beside", {"cell": "beside"}, ConfigDict({**common, "peer": config.peer, "rounds": config.rounds}))
     yield Cell("open", {"cell": "open"}, ConfigDict({**common, "loads": config.loads, "seconds": config.seconds}))
     many = {"requests": config.requests, "known": config.known}
-    yield Cell("many", {"cell": "many"}, ConfigDict({**common, **many}))
+    yield Cell("many", {"cell": "many"}, ConfigDict({**small, **many}))
 
 
 def make_data(config: Any, workdir: Path) -> None:
-    """The model, for both sides."""
-    folder = workdir / sides.MODELS
-    if not (folder / "theirs" / "config.json").exists():
-        sides.write_models(config, folder)
+    """The models, for both sides."""
+    for sizes, name in ((config, sides.MODELS), (config.small, sides.SMALL)):
+        if not (workdir / name / "theirs" / "config.json").exists():
+            sides.write_models(sizes, workdir / name)
 
 
 def measure(cell: Cell, workdir: Path) -> Iterator[Row]:
@@ -133,7 +134,7 @@ def counted(port: int) -> Iterator[Row]:
 
 def many(config: Any, folder: Path) -> Iterator[Row]:
     """Requests lost (no reward came) and swapped (another's id, or another text's reward), of clients that ask at once."""
-    with serving(OURS, config, folder) as port:
+    with serving(OURS, config, folder, sides.SMALL) as port:
         texts = known(config)
         wanted, bodies = [ask(port, [text])[0] for text in texts], [body([text]) for text in texts]
         lost, swapped = [0], [0]

@@ -27,7 +27,7 @@ PEER = Path(__file__).with_name("peer.py")
 ROOT = Path(__file__).parents[3]
 SPECIAL = ("<pad>", "<reward>")  # ids 0 and 1
 PAD, REWARD = range(2)
-MODELS = "data/models"
+MODELS, SMALL = "data/models", "data/small"
 """Of both sides, in the study's folder."""
 
 
@@ -87,11 +87,11 @@ def command(side: str, config: Any, models: Path) -> list[str]:
 
 
 @contextlib.contextmanager
-def serving(side: str, config: Any, logs: Path) -> Iterator[int]:
+def serving(side: str, config: Any, logs: Path, models: str = MODELS) -> Iterator[int]:
     """The port of a server, which ends with the block. RuntimeError where it does not start; its log is in the folder `logs`,
-    beside which `MODELS` lies."""
+    beside which the models lie."""
     logs.mkdir(parents=True, exist_ok=True)
-    log, line = logs / f"{side}.log", command(side, config, logs.parent.resolve() / MODELS)
+    log, line = logs / f"{side}.log", command(side, config, logs.parent.resolve() / models)
     environment = {name: value for name, value in os.environ.items() if name != "RMJAX_SERVE_TOKEN"}
     with log.open("w") as file:
         process = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=file, text=True, env=environment)

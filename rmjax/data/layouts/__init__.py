@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections import Counter
 from collections.abc import Mapping
 
 import numpy as np
@@ -16,7 +17,7 @@ from rmjax.data.errors import RecordError
 from rmjax.data.layouts import benchmarks, preferences, trainers
 from rmjax.data.layouts.layout import Fields as Fields
 from rmjax.data.layouts.layout import Layout as Layout
-from rmjax.data.layouts.layout import Outcome, Placed
+from rmjax.data.layouts.layout import Outcome, Placed, ReadRow
 from rmjax.data.rows import Rows
 
 RECORDS, AUTO = "records", "auto"
@@ -38,11 +39,13 @@ class Reshaped:
       layout: its name.
       found: place and row, or the error of what was there.
       blank_lines: of the file.
+      ignored: field of the file's rows → in how many of them the layout does not read it.
     """
 
     layout: str
     found: list[Outcome]
     blank_lines: int = 0
+    ignored: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.found)
@@ -64,11 +67,13 @@ class Converted:
     Attributes:
       rows: of the file.
       starts: [S + 1] number of the first of our rows that each of the file's becomes (one broken row is one), and of all.
+      ignored: field of the file's rows → in how many of them the layout does not read it.
     """
 
     layout: Layout
     rows: Rows
     starts: np.ndarray
+    ignored: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -83,7 +88,7 @@ class Converted:
 
     def row(self, i: int) -> object:
         number = self._of(i)
-        return _made(self.rows, number, self.layout)[i - int(self.starts[number])]
+        return _made(self.rows, number, self.layout, Counter())[i - int(self.starts[number])]
 
     def _of(self, i: int) -> int:
         return int(np.searchsorted(self.starts, i, side="right")) - 1
@@ -117,7 +122,7 @@ def reshaped(rows: Rows, path: str, layout: str = AUTO) -> Rows:
     if layout == RECORDS:
         return rows
     chosen = LAYOUTS[layout]
-    found: Rows = convert(rows, chosen) if chosen.join else _converted(rows, chosen)
+    found: Reshaped | Converted = convert(rows, chosen) if chosen.join else _converted(rows, chosen)
     if len(rows) and not len(found):
         raise RecordError(
             path,
@@ -125,23 +130,33 @@ def reshaped(rows: Rows, path: str, layout: str = AUTO) -> Rows:
             f"none of its {len(rows)} rows gives a record ({chosen.says})",
             "check the file, or name its layout",
         )
+    _say_ignored(path, chosen, found.ignored, len(rows))
     return found
 
 
+def _say_ignored(path: str, layout: Layout, ignored: Mapping[str, int], total: int) -> None:
+    if ignored:
+        names = ", ".join(f"`{name}` in {count} of {total} rows" for name, count in sorted(ignored.items()))
+        _log.warning("%s: fields that are not read as %s: %s", path, layout.says, names)
+
+
 def _converted(rows: Rows, layout: Layout) -> Converted:
-    starts = np.zeros(len(rows) + 1, np.int64)
+    starts, ignored = np.zeros(len(rows) + 1, np.int64), Counter[str]()
     for i in range(len(rows)):
         try:
-            starts[i + 1] = len(_made(rows, i, layout))
+            starts[i + 1] = len(_made(rows, i, layout, ignored))
         except RecordError:
             starts[i + 1] = 1
-    return Converted(layout, rows, starts.cumsum())
+    return Converted(layout, rows, starts.cumsum(), dict(ignored))
 
 
-def _made(rows: Rows, i: int, layout: Layout) -> list[Fields]:
+def _made(rows: Rows, i: int, layout: Layout, ignored: Counter[str]) -> list[Fields]:
     row, place = rows.row(i), rows.place(i)
     _require(row, layout, place)
-    return layout.convert(row, place)  # type: ignore[arg-type]  # an object
+    read = ReadRow(row)  # type: ignore[arg-type]  # an object
+    made = layout.convert(read, place)
+    ignored.update(read.left)
+    return made
 
 
 def _first(rows: Rows) -> object:
@@ -158,10 +173,11 @@ def convert(rows: Rows, layout: Layout) -> Reshaped:
     """Every row by a layout; errors stay at their rows' places."""
     good: list[Placed] = []
     found: list[Outcome] = []
+    ignored = Counter[str]()
     for i in range(len(rows)):
         place = rows.place(i)
         try:
-            made = [(place, each) for each in _made(rows, i, layout)]
+            made = [(place, each) for each in _made(rows, i, layout, ignored)]
             good += made
             found += made
         except RecordError as error:
@@ -169,7 +185,7 @@ def convert(rows: Rows, layout: Layout) -> Reshaped:
     if layout.join:
         errors = [each for each in found if isinstance(each[1], RecordError)]
         found = [*errors, *layout.join(good)]
-    return Reshaped(layout.name, found, getattr(rows, "blank_lines", 0))
+    return Reshaped(layout.name, found, getattr(rows, "blank_lines", 0), dict(ignored))
 
 
 def _require(row: object, layout: Layout, place: str) -> None:

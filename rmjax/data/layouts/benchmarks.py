@@ -12,8 +12,11 @@ _AGAIN = "get the file again, or drop the row"
 
 def _rmb_facts(row: Row, uid: str, place: str) -> Fields:
     category = text(row, "category_path", place).partition("/")[2]
-    return {"messages": turns(row.get("conversation_input"), "conversation_input", place), "category": category,
-            "id": text(row, uid, place)}  # fmt: skip
+    said = turns(
+        row.get("conversation_input"), "conversation_input", place
+    )  # each with its language, which nobody reads
+    bare = [{"role": turn["role"], "content": turn["content"]} for turn in said]
+    return {"messages": bare, "category": category, "id": text(row, uid, place)}
 
 
 def rmb_pairwise(row: Row, place: str) -> list[Fields]:

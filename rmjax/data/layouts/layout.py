@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rmjax.data.errors import RecordError
@@ -15,6 +15,28 @@ Placed = tuple[str, Fields]
 """With the place that it came from."""
 Outcome = tuple[str, Fields | RecordError]
 """What became of a row."""
+
+
+class ReadRow(Mapping[str, Any]):
+    """A row that knows which of its fields were read: what a layout leaves out is to be said.
+
+    Attributes:
+      left: names of the fields with a value that nobody has read so far.
+    """
+
+    def __init__(self, row: Row):
+        self._row = row
+        self.left = {name for name, value in row.items() if value is not None}
+
+    def __getitem__(self, name: str) -> Any:
+        self.left.discard(name)
+        return self._row[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._row)
+
+    def __len__(self) -> int:
+        return len(self._row)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,8 +121,8 @@ def pair(better: int | None, first: Any, second: Any, **facts: Any) -> Fields:
     return {"outputs": [first, second], "ranks": order, **facts}
 
 
-def turns(value: object, name: str, place: str) -> list[dict[str, str]]:
-    """A list of messages under whatever names, `role` and `content` or `from` and `value`, without other keys.
+def turns(value: object, name: str, place: str) -> list[dict[str, Any]]:
+    """A list of messages under whatever names, `role` and `content` or `from` and `value`; other keys stay, for templates.
 
     Raises:
       RecordError: no such list, or a role of no known name.
@@ -118,7 +140,10 @@ _ROLES = {
 }  # fmt: skip
 
 
-def _turn(item: Row, name: str, place: str) -> dict[str, str]:
+_NAMES = ("role", "from", "content", "value")
+
+
+def _turn(item: Row, name: str, place: str) -> dict[str, Any]:
     role, content = item.get("role", item.get("from")), item.get("content", item.get("value"))
     known = _ROLES.get(role.strip().lower()) if isinstance(role, str) else None
     if known is None:
@@ -126,7 +151,8 @@ def _turn(item: Row, name: str, place: str) -> dict[str, str]:
         raise RecordError(place, name, "message with an unknown role", remedy, repr(role)[:40])
     if not isinstance(content, str):
         raise RecordError(place, name, "message without text content", "give it a string", _kind(content))
-    return {"role": known, "content": content}
+    more = {key: value for key, value in item.items() if key not in _NAMES}
+    return {**more, "role": known, "content": content}
 
 
 def is_turns(value: object) -> bool:

@@ -71,7 +71,8 @@ def llama_factory(row: Row, place: str) -> list[Fields]:
     system = [{"role": "system", "content": row["system"]}] if row.get("system") else []
     prompt = {"messages": [*system, *said, {"role": "user", "content": asked}]} if system or said else {"prompt": asked}
     if "chosen" not in row:
-        return [{**prompt, "output": text(row, "output", place)}]
+        policies = {"policies": [row["generator"]]} if row.get("generator") else {}  # AlpacaEval has who wrote it
+        return [{**prompt, "output": text(row, "output", place), **policies}]
     return [{**prompt, "chosen": text(row, "chosen", place), "rejected": text(row, "rejected", place)}]
 
 
@@ -108,7 +109,10 @@ def arena(row: Row, place: str) -> list[Fields]:
 def pointwise(row: Row, place: str) -> list[Fields]:
     """One scored answer; those to one prompt become a record."""
     answer = next(name for name in ("output", "response", "completion") if name in row)
-    return [{"prompt": text(row, "prompt", place), "output": text(row, answer, place), "score": _score(row, place)}]
+    asked = text(row, "prompt", place)
+    system = [{"role": "system", "content": text(row, "system", place)}] if row.get("system") else []
+    prompt = {"messages": [*system, {"role": "user", "content": asked}]} if system else {"prompt": asked}
+    return [{**prompt, "output": text(row, answer, place), "score": _score(row, place)}]
 
 
 def _score(row: Row, place: str) -> float:

@@ -19,7 +19,7 @@ from rmjax.data.readers import listed
 from rmjax.data.record import Comparison, RecordError, parse
 from rmjax.data.rows import Rows, open_rows
 from rmjax.data.texts import read_text
-from rmjax.evaluate.comparisons import CREDIT, TIED, known_ranks, reasons
+from rmjax.evaluate.comparisons import CREDIT, TIED, known_ranks, reasons, unusable
 from rmjax.evaluate.rows import Row
 from rmjax.evaluate.suites.suite import Loaded
 
@@ -90,7 +90,7 @@ class Benchmark:
     read: Callable[["Benchmark", Path, OnError], Loaded] = lambda benchmark, path, on_error: _read(
         benchmark, path, on_error
     )
-    left_out: Callable[[Sequence[Comparison]], dict[str, int]] = reasons
+    left_out: Callable[[Sequence[Comparison]], dict[str, int]] = lambda records: without_one_best(records)
 
     def load(self, path: str | Path, on_error: OnError = "raise") -> Loaded:
         """Reads a file of it, or a folder of them.
@@ -273,6 +273,16 @@ def row_pair(
     item = c.id or c.place or str(number)
     groups = {"part": part} | ({"category": category} if category else {})
     return [Row(item, c.prompt, CREDIT, credit, groups), Row(item, c.prompt, TIED, float(tied), groups)]
+
+
+SEVERAL_BEST = "several answers ranked best"
+
+
+def without_one_best(records: Sequence[Comparison]) -> dict[str, int]:
+    """Why `best_wins` has no row of some records → how many."""
+    best = ((c, known_ranks(c)) for c in records if not unusable(c))
+    several = sum(ranks is not None and ranks.count(min(ranks)) > 1 for _, ranks in best)
+    return reasons(records) | ({SEVERAL_BEST: several} if several else {})
 
 
 def best_wins(records: Sequence[Comparison], scores: Scores) -> list[Row]:

@@ -28,7 +28,20 @@ def evaluator_of(benchmark: Benchmark) -> Evaluator:
         functools.partial(_numbers, benchmark),
         functools.partial(summarize, benchmark),
         benchmark.left_out,
+        functools.partial(require_score, benchmark),
     )
+
+
+def require_score(benchmark: Benchmark, records: Sequence[Comparison]) -> None:
+    """ValueError where the parts that these records are of give none of the benchmark's scores."""
+    blank = [[0.0] * len(c.outputs) for c in records]
+    complete, incomplete = split(benchmark, benchmark.measure(records, blank))
+    if not complete:
+        missing = sorted({part for lacking in incomplete.values() for part in lacking})
+        raise ValueError(
+            f"{benchmark.title}: none of its scores can be computed of {len(records)} records, since there is no row of "
+            f"{first(missing)}; give the whole benchmark, or evaluate the file with --layout=auto and without --suite"
+        )
 
 
 def _numbers(benchmark: Benchmark, rows: Sequence[Row]) -> dict[str, float]:
@@ -87,11 +100,8 @@ def summarize(benchmark: Benchmark, records: Sequence[Comparison], scores: Score
       ValueError: no score can be computed.
     """
     ours = benchmark.measure(records, checked(records, scores))
+    require_score(benchmark, records)
     complete, incomplete = split(benchmark, ours)
-    if not complete:
-        raise ValueError(
-            f"{benchmark.title}: none of its scores can be computed of {len(records)} records ({incomplete})"
-        )
     if incomplete:
         without = sorted({part for lacking in incomplete.values() for part in lacking})
         _log.warning(

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rmjax.data.record import Comparison
+from rmjax.evaluate.comparisons import reasons
 from rmjax.evaluate.suites.benchmark import Benchmark, Score, pairs_win, parts
 
 KINDS = {
@@ -55,6 +56,7 @@ BENCHMARK = Benchmark(
     files=(("validation.jsonl*",), ("*.jsonl*", "*.parquet")),
     adapt=adapt,
     measure=pairs_win,
+    left_out=reasons,
     scores=scores,
     published=_ROWS,
     counted=counted,

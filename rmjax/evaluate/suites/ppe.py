@@ -14,9 +14,17 @@ from pathlib import Path
 import numpy as np
 
 from rmjax.data.record import Comparison, RecordError
-from rmjax.evaluate.comparisons import reasons
 from rmjax.evaluate.rows import Row
-from rmjax.evaluate.suites.benchmark import Benchmark, Score, Scores, best_wins, mean_of, parts, row_pair
+from rmjax.evaluate.suites.benchmark import (
+    Benchmark,
+    Score,
+    Scores,
+    best_wins,
+    mean_of,
+    parts,
+    row_pair,
+    without_one_best,
+)
 
 HUMAN = "human preference"
 DOMAINS = {"mmlu": "MMLU-Pro", "math": "MATH", "gpqa": "GPQA", "ifeval": "IFEval", "mbpp": "MBPP-Plus"}
@@ -80,5 +88,5 @@ BENCHMARK = Benchmark(
     scores=scores,
     published={HUMAN: 16038},
     whole=False,
-    left_out=lambda records: reasons([c for c in records if c.source == HUMAN]),
+    left_out=lambda records: without_one_best([c for c in records if c.source == HUMAN]),
 )

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rmjax.data.record import Comparison
+from rmjax.evaluate.comparisons import reasons
 from rmjax.evaluate.suites.benchmark import Benchmark, Score, pairs_win, parts
 
 KINDS = {"ultrafeedback": "pairs", "ultrafeedback_binarized": "binarized"}
@@ -40,6 +41,7 @@ BENCHMARK = Benchmark(
     files=(("test_prefs*",), ("*.jsonl*", "*.parquet")),
     adapt=adapt,
     measure=pairs_win,
+    left_out=reasons,
     scores=scores,
     published={"binarized test_prefs": 2000},
     counted=counted,

@@ -261,6 +261,32 @@ def test_scored_answers_are_joined_by_their_prompt(tmp_path):
     assert [(c.prompt, c.outputs, c.ranks) for c in found] == [("p", ("a", "c"), (1, 0)), ("q", ("b", "d"), (0, 1))]
 
 
+def test_rows_under_different_system_texts_are_different_prompts(tmp_path):
+    rows = [
+        {"prompt": "q", "system": system, "output": answer, "score": score}
+        for system, answer, score in (("a", "x", 1), ("b", "y", 2), ("a", "z", 3))
+    ]
+    found = open_records(write(tmp_path, *rows), layout="auto")
+    assert [c.outputs for c in found] == [("x", "z"), ("y",)]
+    assert [c.prompt.messages[0].content for c in found] == ["a", "b"]
+
+
+def test_fields_that_a_layout_does_not_read_are_counted(tmp_path, caplog):
+    row = {**ROWS["shp"][0], "weight": 2.0, "seconds": None}
+    with caplog.at_level(logging.WARNING):
+        found = open_records(write(tmp_path, row, ROWS["shp"][0], {**row, "seconds": 3}), layout="auto")
+    assert found.unknown == {"weight": 2, "seconds": 1}
+    assert "fields that are not read as SHP: `seconds` in 1 of 3 rows, `weight` in 2 of 3 rows" in caplog.text
+
+
+def test_other_keys_of_messages_stay(tmp_path):
+    calls = [{"function": {"name": "f"}}]
+    asked = [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "", "tool_calls": calls}, GPT[0]]
+    row = {"conversations": asked, "chosen": say("a"), "rejected": say("b")}
+    (found,) = open_records(write(tmp_path, row), layout="auto")
+    assert found.prompt.messages[1].others == {"tool_calls": calls}
+
+
 def test_trees_of_messages(tmp_path):
     rows = [*OF_SEVERAL["openassistant"], {"message_id": "4", "parent_id": "3", "role": "prompter", "text": "So?"},
             {"message_id": "5", "parent_id": "4", "role": "assistant", "text": "x", "rank": 0},

@@ -6,8 +6,9 @@ import re
 import pytest
 
 from rmjax import settings
+from rmjax.data.record import Comparison
 from rmjax.evaluate.suites import BENCHMARKS, evaluators_from, suite_of
-from rmjax.evaluate.suites.benchmark import against_published, said_of_counts
+from rmjax.evaluate.suites.benchmark import against_published, best_wins, said_of_counts, without_one_best
 from rmjax.settings import SuiteEval
 from tests.evaluate.suites.handmade import answer, own_scores, put, result
 
@@ -64,6 +65,20 @@ def test_a_log_has_the_numbers_of_a_result_file(tmp_path):
     assert measure(0.0)["accuracy"] == 0.0 and measure(0.0)["ties"] == 2.0  # ties fail
     with pytest.raises(ValueError, match=r"config.evals.\*.suite is 'rmbb'; choose"):
         suite_of(SuiteEval(suite="rmbb"))
+
+
+def test_records_with_several_best_answers_are_counted():
+    one, two = (Comparison("p", ("a", "b", "c"), ranks=ranks) for ranks in ((0, 1, 1), (0, 0, 1)))
+    assert [row.value for row in best_wins([one, two], [[1, 0, 0]] * 2) if row.metric == "credit"] == [1.0]
+    assert without_one_best([one, two, Comparison("p", ("a", "b"), ranks=(0, 0))]) == {
+        "all outputs ranked equal": 1, "several answers ranked best": 1,
+    }  # fmt: skip
+
+
+def test_parts_that_give_no_score_are_refused_before_anything_is_scored():
+    evaluator = suite_of(SuiteEval(suite="rmb")).evaluator
+    with pytest.raises(ValueError, match=r"RMB: none of its scores .* no row of harmless best of N"):
+        evaluator.refuse([Comparison("p", ("a", "b"), ranks=(0, 1), source="unknown pairs")])
 
 
 def test_counts_against_published():

@@ -41,6 +41,6 @@ def test_the_raw_file_beside_the_filtered_one_is_not_read(tmp_path):
 
 def result_of_safety(path):
     loaded = BENCHMARK.load(path)
-    with pytest.raises(ValueError, match="none of its scores can be computed"):
+    with pytest.raises(ValueError, match="none of its scores can be computed of 1 records, since there is no row of"):
         result("reward_bench", path)
     return loaded, None

@@ -17,6 +17,7 @@ def small():
     grid = config.get_config()
     grid.model.update(width=16, depth=1, heads=2, kv_heads=1, mlp_width=16)
     grid.texts.update(prompt=20, answer=(4, 8), answers=4)
+    grid.small.update(model=grid.model, texts=grid.texts)
     grid.update(clients=4, batch_tokens=256, prompts=2, rounds=1, requests=5, known=6, loads=(0.5,), seconds=0.5)
     return grid
 
