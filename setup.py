@@ -87,7 +87,14 @@ setup(
     packages=find_packages(include=["rmjax", "rmjax.*", "rmjax_client"]),
     package_data={
         "rmjax_client": ["py.typed"],
-        "rmjax": ["data/corpus/*.jsonl.zst", "data/corpus/*.json", "data/templates/*.jinja", "hub/models/*/*"],
+        "rmjax": [
+            "data/corpus/*.jsonl.zst",
+            "data/corpus/*.json",
+            "data/templates/*.jinja",
+            "hub/models/*/*",
+            "judges/prompts/*.toml",
+            "judges/llmeval_med/*.json",
+        ],
     },
     entry_points={"console_scripts": ["rmjax=rmjax.command:main"]},
     install_requires=INSTALL_REQUIRES,

@@ -2,7 +2,9 @@
 
     python -m experiments.evaluate --model=DIR|shipped:NAME --data=FILE|shipped:NAME|SET --out=FILE.json
         [--suite=NAME] [--layout=auto] [--also=style] [--split=test] [--scores=FILE.jsonl] [--routing=FOLDER] [--mesh=one]
+        [--judge=pairwise]
 
+With --judge, --model is a generator that evaluates by a judge's prompts (docs/judges.md).
 With --suite, --data is a file or folder of that published benchmark. SET is one of the real preference sets of docs/data.md.
 A stopped command goes on where it was (`rmjax.evaluate.evaluation`).
 `rmjax evaluate FILE` is the short form of it.
@@ -25,7 +27,14 @@ from rmjax.terminal import printable
 
 def define_flags() -> None:
     """Flags are defined when run, not when imported, so that they cannot clash."""
-    flags.DEFINE_string("model", None, "reward model: folder of a checkpoint, or shipped:NAME", required=True)
+    flags.DEFINE_string(
+        "model", None,
+        "reward model: folder of a checkpoint, or shipped:NAME; with --judge a generator: http://HOST/v1#MODEL, smollm2, or the "
+        "folder of a language model",
+        required=True,
+    )  # fmt: skip
+    flags.DEFINE_string("judge", "", "prompts by which --model judges: one of docs/judges.md, or a TOML file")
+    flags.DEFINE_string("replies", None, "JSONL file that keeps the judge's replies; without it OUT.replies.jsonl")
     flags.DEFINE_string(
         "data",
         None,
@@ -79,6 +88,8 @@ def main(_: list[str]) -> None:
         also=tuple(values.also),
         routing=Path(values.routing) if values.routing else None,
         mesh=values.mesh,
+        judge=values.judge,
+        replies=Path(values.replies) if values.replies else None,
     )
     try:
         result = evaluate(options)

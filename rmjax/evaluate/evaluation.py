@@ -11,14 +11,15 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
 
 from tqdm import tqdm
 
 from rmjax.data.layouts import RECORDS
 from rmjax.data.record import Comparison
 from rmjax.data.sources import located
-from rmjax.evaluate.comparisons import CREDIT, with_best_as_reference
+from rmjax.evaluate.comparisons import CREDIT, known_ranks, with_best_as_reference
 from rmjax.evaluate.evaluators import EVALUATORS, Evaluator
 from rmjax.evaluate.report import environment, write_report
 from rmjax.evaluate.rows import of_metric, values
@@ -41,7 +42,8 @@ class Options:
     """What to evaluate, and how.
 
     Attributes:
-      model: folder of a reward model, or `shipped:NAME`.
+      model: folder of a reward model, or `shipped:NAME`; with `judge` a generator: an endpoint, smollm2, or a language model's
+        folder.
       data: comparisons: a file, `shipped:NAME`, `tfds:NAME`, or the name of a real set below `root`.
       out: JSON file to write; without one nothing is written.
       scores: JSONL file to write: a line per row with its scores.
@@ -55,6 +57,8 @@ class Options:
       also: further evaluators whose summaries go into the result: calibration, style.
       routing: folder for report.html: where the routers of an adapter send each `type` of record.
       mesh: one device, or the rows of a batch on all of them.
+      judge: prompts of a judge that ships, or its TOML file; empty: `model` is a reward model.
+      replies: JSONL file that keeps the judge's replies, beside `out` unless named.
     """
 
     model: str | Path
@@ -72,6 +76,13 @@ class Options:
     also: tuple[str, ...] = ()
     routing: Path | None = None
     mesh: Literal["one", "all"] = "all"
+    judge: str = ""
+    replies: Path | None = None
+
+    @property
+    def replies_file(self) -> Path | None:
+        """Where a judge's replies are kept."""
+        return self.replies or (self.out.with_suffix(".replies.jsonl") if self.out else None)
 
     @property
     def folder(self) -> Path:
@@ -87,7 +98,8 @@ class Options:
     def outputs(self) -> list[Path]:
         """All files that an evaluation writes."""
         maps = [self.routing / name for name in ("report.json", "report.html")] if self.routing else []
-        return [path for path in (self.out, self.partial, self.scores, *maps) if path]
+        replies = self.replies_file if self.judge else None
+        return [path for path in (self.out, self.partial, self.scores, replies, *maps) if path]
 
 
 def load_scorer(path: str | Path, mesh: Literal["one", "all"]) -> Scorer:
@@ -124,7 +136,7 @@ def evaluate(options: Options) -> dict[str, Any]:
     with locked(options.out, "wait for it, or name another file with --out"):
         result = _evaluate(options, options.partial)
         write_json(options.out, result)
-        options.partial.unlink()
+        options.partial.unlink(missing_ok=True)  # a judge has none
     return result
 
 
@@ -134,26 +146,25 @@ def _evaluate(options: Options, partial: Path) -> dict[str, Any]:
     given = loaded.records
     _refuse_no_order(options.data, given, evaluator)
     rows = [with_best_as_reference(row) for row in given] if options.reference == "best" else given
-    fingerprint = {
-        "model": fingerprint_files(options.folder, ignore=options.outputs),
-        "data": fingerprint_comparisons(rows),
-    }
-    with ScoreLog(partial, fingerprint) as log:
-        resumed = len(log.scores)
-        _score_missing(options, rows, log)
-    scores = [log.scores[index] for index in range(len(rows))]
+    from_ranks = sum(a is not b for a, b in zip(rows, given, strict=True))
+    data = fingerprint_comparisons(rows)
+    found = (_judged if options.judge else _scored)(options, rows, partial, data)
+    judge = {"judge": _with_bounds(found, evaluator, rows)} if options.judge else {}
+    rows = [row for row, score in zip(rows, found.scores, strict=True) if score is not None]
+    scores = [score for score in found.scores if score is not None]
     result = {
         **evaluator.summary(rows, scores, options.seed),
+        **judge,
         "reference": options.reference,
-        "reference_from_ranks": sum(a is not b for a, b in zip(rows, given, strict=True)),
-        "encoding": dict(log.counts),
+        "reference_from_ranks": from_ranks,
+        "encoding": dict(found.counts),
         "unreadable": loaded.unreadable,
         "dropped": loaded.dropped,
         "model": str(options.model),
         "data": options.data,
         "split": options.split,
-        "sha256": fingerprint,
-        "resumed_rows": resumed,
+        "sha256": {"model": found.model, "data": data},
+        "resumed_rows": found.resumed,
         "seconds": round(time.monotonic() - started, 3),
         **environment(),
     }
@@ -162,13 +173,62 @@ def _evaluate(options: Options, partial: Path) -> dict[str, Any]:
     result |= {
         name: dict(count) if isinstance(count, Mapping) else count for name in more if (count := getattr(loaded, name))
     }
-    if measures := _measures(options, rows):
+    if not options.judge and (measures := _measures(options, rows)):
         result["measures"] = measures
     if options.routing:
         result["routing"] = _routing(options, options.routing, rows)
     if options.scores:
         write_text(options.scores, "".join(_score_lines(rows, scores, evaluator)))
     return result
+
+
+class _Found(NamedTuple):
+    """Scores of all rows, None where a judge gave none."""
+
+    scores: list[list[float] | None]
+    model: str  # SHA-256
+    resumed: int  # rows that were scored before
+    counts: Mapping[str, int]
+    report: Mapping[str, Any] = MappingProxyType({})
+
+
+def _scored(options: Options, rows: Sequence[Comparison], partial: Path, data: str) -> _Found:
+    model = fingerprint_files(options.folder, ignore=options.outputs)
+    with ScoreLog(partial, {"model": model, "data": data}) as log:
+        resumed = len(log.scores)
+        _score_missing(options, rows, log)
+    return _Found([log.scores[index] for index in range(len(rows))], model, resumed, log.counts)
+
+
+def _judged(options: Options, rows: Sequence[Comparison], partial: Path, data: str) -> _Found:
+    """A judge's replies are its log, so that rows need none. It is imported late, as `load_scorer` does."""
+    from rmjax.judges.run import judge_rows
+
+    del partial, data
+    asked = options.judge, str(options.model), options.replies_file
+    return _Found(*judge_rows(*asked, rows, options.rows_per_save, options.seed))
+
+
+def _with_bounds(found: _Found, evaluator: Evaluator, rows: Sequence[Comparison]) -> dict[str, Any]:
+    """A judge's report, and the accuracy that it would have were all rows without a score wrong, or right.
+
+    Raises:
+      ValueError: no row has a score.
+    """
+    unjudged = found.report["unjudged"]
+    if all(score is None for score in found.scores):
+        raise ValueError(
+            f"the judge gave none of {len(rows)} rows a score ({said(unjudged)}; "
+            f"replies: {said(found.report['unread']) or 'none'}); read its replies, and change its prompt or its model"
+        )
+    if not unjudged:
+        return dict(found.report)
+    bounds = {}
+    for name, sign in (("low", 1.0), ("high", -1.0)):
+        pairs = zip(rows, found.scores, strict=True)
+        scores = [[sign * r for r in known_ranks(c) or [0.0] * len(c.outputs)] if s is None else s for c, s in pairs]
+        bounds[name] = evaluator.numbers(evaluator.rows(rows, scores))["accuracy"]
+    return {**found.report, "bounds": bounds}
 
 
 def _load(options: Options) -> tuple[Evaluator, Loaded]:
@@ -208,7 +268,7 @@ def _measures(options: Options, rows: Sequence[Comparison]) -> dict[str, float]:
 
 
 def _refuse_bad_paths(options: Options) -> None:
-    if not options.folder.exists():
+    if not options.judge and not options.folder.exists():
         raise FileNotFoundError(f"--model={options.model} does not exist")
     paths = [path.resolve() for path in [*options.outputs, Path(located(options.data))]]
     if len(set(paths)) < len(paths):
@@ -231,6 +291,8 @@ def _routing(options: Options, folder: Path, rows: Sequence[Comparison]) -> dict
 
 
 def _refuse_no_routing(options: Options) -> None:
+    if options.judge:
+        raise ValueError("--routing goes with a reward model, and --judge makes --model a generator; leave one out")
     from rmjax.reward_model import load_description
 
     adapter = load_description(options.folder)[0].adapter
@@ -304,6 +366,10 @@ def notes(result: dict[str, Any]) -> Iterator[str]:
         yield f"{result['without_reference']} rows had no reference and were scored without one"
     if result["reference_from_ranks"]:
         yield f"{result['reference_from_ranks']} rows: the top-ranked output was the reference"
+    if "judge" in result:
+        from rmjax.judges.run import notes_of_judge
+
+        yield from notes_of_judge(result["judge"])
     yield from _further_notes(result)
     for name, value in result.get("measures", {}).items():
         yield f"{name}: {value:.4g}, a mean over candidates"

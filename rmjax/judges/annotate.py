@@ -1,0 +1,189 @@
+"""Self-reference feedback from a file of pairs to a file of records with votes and strengths, and a report of it."""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from rmjax.data.formats import Encoder
+from rmjax.data.record import Comparison, to_row
+from rmjax.evaluate.comparisons import evaluate_comparisons, known_ranks
+from rmjax.evaluate.language import LanguageModel, score_texts
+from rmjax.evaluate.report import environment
+from rmjax.evaluate.scorers import fitting_shape
+from rmjax.evaluate.suites import load_comparisons
+from rmjax.files import refuse_unwritable, write_json, write_lines
+from rmjax.judges.forms import EQUAL, Unread
+from rmjax.judges.generators import Named, language_model
+from rmjax.judges.judge import position
+from rmjax.judges.kinds import Place, Reading
+from rmjax.judges.replies import Replies
+from rmjax.judges.self_reference import Likelihood, Prompts, Round, Rules, labeled, rounds_of, strengths
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What is annotated.
+
+    Attributes:
+      model: the annotator, as `generators.Named` takes it.
+      data: pairs of answers: a file, shipped:NAME, or a real set's name; an order that they have is compared, never shown.
+      out: JSON lines of records to write; OUT.replies.jsonl and OUT.report.json stand beside it.
+      rules: of votes and strengths.
+      prompts: a file of prompts that ships, or a TOML file.
+      limit: records at most, 0 for all.
+      root, split, layout, on_error: of `data`, as `evaluate.evaluation.Options` has them.
+      seed: of replies and intervals.
+    """
+
+    model: str
+    data: str
+    out: Path
+    rules: Rules = Rules()
+    prompts: str = "self_reference"
+    limit: int = 0
+    root: str = "../shared/data"
+    split: str = "all"
+    layout: str = "auto"
+    on_error: str = "raise"
+    seed: int = 0
+
+    @property
+    def replies(self) -> Path:
+        """Where replies are kept."""
+        return self.out.with_suffix(".replies.jsonl")
+
+    @property
+    def report(self) -> Path:
+        """Where the report goes."""
+        return self.out.with_suffix(".report.json")
+
+
+def likelihood_of(model: LanguageModel) -> Likelihood:
+    """Mean log-probabilities of replies under a language model that is here, end token included."""
+
+    def of_texts(texts: Sequence[tuple[str, str]]) -> list[float]:
+        if not texts:
+            return []
+        records = [Comparison(prompt, (reply,)) for prompt, reply in texts]
+        encoder = Encoder(model.tokenizer, model.form, model.config.max_positions)
+        trees = [tree for c in records for tree in encoder.language_model_trees(c)]
+        return [-found.loss for found in score_texts(model, records, fitting_shape(trees, batch_tokens=1))]
+
+    return of_texts
+
+
+def annotate(options: Options) -> dict[str, Any]:
+    """Asks what is not on file yet, writes the records and the report, returns the report.
+
+    Raises:
+      OSError, ValueError: a file, a prompt or a model cannot be used, or no record got a label; says which and why.
+      InUseError: another process writes the replies.
+    """
+    for path in (options.out, options.report):
+        refuse_unwritable(path)
+    loaded = load_comparisons(options.data, options.root, options.split, options.on_error, options.layout)  # type: ignore[arg-type]
+    records, prompts = loaded.records[: options.limit or None], Prompts.load(options.prompts)
+    log_probs = options.rules.strength == "perplexity"
+    how = dataclasses.replace(prompts.generation, log_probs=prompts.generation.log_probs or log_probs)
+    likelihood = _likelihood(options)
+    with Replies(Named(options.model, how), options.replies, options.seed) as replies:
+        rounds = rounds_of(records, replies, prompts, options.rules)
+        failures = replies.counts
+    strength = strengths(rounds, prompts, options.rules, likelihood)
+    kept, dropped = labeled(records, rounds, strength, options.rules)
+    report = {
+        "model": replies.generator.name, "data": options.data, "prompts": options.prompts,
+        "rules": dataclasses.asdict(options.rules), "records": len(records), "labeled": len(kept), "dropped": dict(dropped),
+        "unreadable_rows": dict(loaded.unreadable), "failures": dict(failures),
+        **_of_rounds(records, rounds, options.seed), **_gold(records, kept, options.seed), **environment(),
+    }  # fmt: skip
+    write_json(options.report, report)
+    if not kept:
+        raise ValueError(
+            f"no record of {options.data} got a label ({dict(dropped)}); read {options.replies}, and change the prompts"
+        )
+    write_lines(options.out, [to_row(c) for c in kept])
+    return report
+
+
+def _likelihood(options: Options) -> Likelihood | None:
+    """Of a model that is here; ValueError, before anything is asked, where the rules want what a server cannot give."""
+    if options.rules.strength != "likelihood":
+        return None
+    if options.model.startswith(("http://", "https://")):
+        raise ValueError(
+            f"--strength=likelihood asks for the probabilities of given texts, which {options.model} does not say; "
+            "choose --strength=perplexity or --strength=votes"
+        )
+
+    def later(texts: Sequence[tuple[str, str]]) -> list[float]:
+        model = language_model(options.model)
+        return likelihood_of(dataclasses.replace(model, params=jax.device_put(model.params)))(texts)
+
+    return later
+
+
+def _of_rounds(records: Sequence[Comparison], rounds: Sequence[Sequence[Round]], seed: int) -> dict[str, Any]:
+    every = [one for of_record in rounds for one in of_record]
+    asked = [(c, of_record) for c, of_record in zip(records, rounds, strict=True) if len(c.outputs) == 2]
+    return {
+        "rounds": len(every),
+        "unread": dict(Counter(one.vote.reason for one in every if isinstance(one.vote, Unread))),
+        "position": position([c for c, _ in asked], [_readings(of_record) for _, of_record in asked], seed),
+    }
+
+
+def _readings(rounds: Sequence[Round]) -> dict[Place, list[Reading]]:
+    """Votes as a pairwise judge's: 1 where the answer that stood first won."""
+    found: dict[Place, list[Reading]] = {(0, 1): [], (1, 0): []}
+    for one in rounds:
+        if isinstance(one.vote, str):
+            first_won = 0.5 if one.vote == EQUAL else float((one.vote == "first") != one.swapped)
+            found[(1, 0) if one.swapped else (0, 1)].append((first_won,))
+    return found
+
+
+def _gold(records: Sequence[Comparison], kept: Sequence[Comparison], seed: int) -> dict[str, Any]:
+    """How often the majority agrees with the order that a record came with, beside baselines; nothing where none had one."""
+    before = {id_of(c): c for c in records}
+    gold = [before[id_of(c)] for c in kept]
+    if not any(len(set(known_ranks(c) or ())) > 1 for c in gold):
+        return {}
+    scores = [[-rank for rank in c.ranks or ()] for c in kept]
+    found = evaluate_comparisons(gold, scores, seed)
+    return {
+        "gold": {"overall": found["overall"], "baselines": {k: v["overall"] for k, v in found["baselines"].items()}}
+    }
+
+
+def id_of(c: Comparison) -> tuple[str, ...]:
+    """What tells a record from others, labels apart."""
+    return c.id, c.place, c.prompt, *c.outputs
+
+
+def notes(report: Mapping[str, Any]) -> Iterator[str]:
+    """The report in lines."""
+    yield f"{report['labeled']:,} of {report['records']:,} records have votes and a strength ({report['rounds']:,} rounds)"
+    for reason, count in report["dropped"].items():
+        yield f"records left out: {count} ({reason})"
+    for reason, count in [*report["failures"].items(), *report["unread"].items()]:
+        yield f"replies that are not counted: {count} ({reason})"
+    place = report["position"]
+    if place["first"]["value"] is not None:
+        yield f"the answer that stands first wins {_shown(place['first'])} of the votes that name one"
+    if place["pairs"]:
+        yield f"the two orders agree on {_shown(place['consistent'])} of {place['pairs']:,} records"
+    if gold := report.get("gold"):
+        beside = ", ".join(
+            f"{name.replace('_', ' ')} {each['accuracy']:.3f}" for name, each in gold["baselines"].items()
+        )
+        found = gold["overall"]
+        yield f"agreement with the given order: {_shown({**found, 'value': found['accuracy']})}, n = {found['n']}; {beside}"
+
+
+def _shown(mean: Mapping[str, Any]) -> str:
+    return f"{mean['value']:.3f} ({mean['low']:.3f} to {mean['high']:.3f})"
