@@ -1,12 +1,13 @@
 """Policy gradients on rewarded samples: PPO, GRPO, RLOO, REINFORCE and their kin as parts of one objective.
 
 Formulas and sources: `rmjax.losses.policy`; presets of `config.policy`: `rmjax.losses.policy.presets`. The n samples of a prompt
-share its tokens, in the forward and in the backward pass. Samples, rewards and recorded log-probabilities come from a file;
-nothing here generates.
+share its tokens, in the forward and in the backward pass. Samples, rewards and recorded log-probabilities come from a file, or
+from the policy itself, round by round (`rmjax.rounds`).
 """
 
 import dataclasses
 import functools
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,9 @@ import numpy as np
 
 from rmjax.data import rollouts
 from rmjax.data.formats import Encoder
-from rmjax.data.packing import Tree
+from rmjax.data.packing import ForestShape, Tree, arrange_sizes
+from rmjax.data.pipeline import Source
+from rmjax.data.questions import questions
 from rmjax.data.record import Comparison, RecordError
 from rmjax.data.sources import Records, samples
 from rmjax.losses.direct import predecessors
@@ -27,12 +30,20 @@ from rmjax.losses.policy.parts import Parts, contradiction
 from rmjax.losses.policy.sequences import at_last, of_forest, per_token
 from rmjax.losses.policy.tokens import TokenStatistics, token_statistics
 from rmjax.losses.reduction import total
-from rmjax.methods.method import Method
+from rmjax.methods.method import Method, Scene
 from rmjax.models.forest import Forest
+from rmjax.policy.local import LocalGenerator
+from rmjax.policy.sampling import Decoding
+from rmjax.rewards.section import RewardSection, of_section, weights_of
 from rmjax.roles import Role, Roles
+from rmjax.rounds.draw import Drawing, TokenMeasure
+from rmjax.rounds.files import RoundFiles
+from rmjax.rounds.plan import Plan, Rollouts
+from rmjax.rounds.source import Rounds
 from rmjax.settings import Config
 from rmjax.train.objective import Objective, Terms, batch_terms
 
+_log = logging.getLogger(__name__)
 REFERENCE = "reference"
 ROLES = Roles("policy", {REFERENCE: Role(anchor=True)})
 
@@ -241,11 +252,109 @@ def _measures(forest: Forest, trained_RT: jax.Array) -> Terms:
     return found
 
 
+# --- rounds -------------------------------------------------------------------------------------------------------------
+
+
+def _own_source(config: Config, scene: Scene) -> Source | None:
+    """Rounds, where `data.kind` is rollouts."""
+    if config.data.kind != "rollouts":
+        return None
+    parts, section, data = _parts(config), _rollouts(config), config.data
+    encoder = scene.encoder(data.row_tokens)
+    able = _that_fit(config, encoder, scene.records)
+    plan = Plan(len(able), section.prompts, section.updates, section.passes, config.run.seed, data.epochs)
+    longest = max(len(encoder.begun(scene.records.source[i].prompt)) for i in able)
+    _check_rows(config, longest)
+    _log.info(plan.said(section.samples))
+    shape = ForestShape(data.rows, data.row_tokens, data.groups, data.candidates, columns(parts))
+    drawing = Drawing(
+        functools.partial(_generator, config, scene, encoder), of_section(config.sections["reward"], scene.scorer),
+        section.samples, _measures(config, scene), functools.partial(_bare_trees, config, encoder), shape, scene.rows,
+    )  # fmt: skip
+    files = RoundFiles(scene.folder / "rollouts", _drawn_with(config)) if scene.folder else None
+    return Rounds(
+        plan, [scene.records.source[i] for i in able], able, drawing, functools.partial(prepare, parts=parts),
+        _encode(config, encoder), shape, scene.rows, files, section.refresh, REFERENCE, ROLES.main,
+    )  # fmt: skip
+
+
+def _that_fit(config: Config, encoder: Encoder, records: Records) -> list[int]:
+    """Indices of the prompts that leave room for an answer in a row."""
+    section, room = _rollouts(config), config.data.row_tokens
+    long = [len(encoder.begun(c.prompt)) + section.max_new_tokens > room for c in records.source]
+    if any(long):
+        _log.warning(
+            "%s: left out %d of %d prompts, with which an answer of %d tokens may exceed a row of %d (data.row_tokens)",
+            config.data.path, sum(long), len(long), section.max_new_tokens, room,
+        )  # fmt: skip
+    return [i for i, too_long in enumerate(long) if not too_long]
+
+
+def _check_rows(config: Config, longest: int) -> None:
+    """ValueError where an update's answers, all of the longest, would take more rows than `data.rows`: it says how much memory a
+    step may need, and is better said now than after hours."""
+    section, data = _rollouts(config), config.data
+    each = min(data.candidates, (data.row_tokens - longest) // section.max_new_tokens)
+    sizes = [min(each, section.samples - n) for n in range(0, section.samples, each)]
+    prompts = -(-section.prompts // section.updates)
+    trees = [longest + n * section.max_new_tokens for n in sizes] * prompts
+    needed = len(arrange_sizes(trees, data.row_tokens, data.groups))
+    if needed > data.rows:
+        raise ValueError(
+            f"config.data.rows is {data.rows}, and an update's {prompts} prompts × {section.samples} answers of up to "
+            f"{section.max_new_tokens} tokens may take {needed} rows of {data.row_tokens}; raise it (optimizer.microbatches runs "
+            "them in parts), or lower rollouts.prompts, samples or max_new_tokens, or raise rollouts.updates"
+        )
+
+
+def _generator(config: Config, scene: Scene, encoder: Encoder, params: Any) -> Any:
+    section = _rollouts(config)
+    return LocalGenerator(
+        config=scene.architecture, params=ROLES.of(params)["backbone"], encoder=encoder,
+        decoding=Decoding(_parts(config).temperature), max_new_tokens=section.max_new_tokens, name="policy",
+        stop=section.stop,
+    )  # fmt: skip
+
+
+def _measures(config: Config, scene: Scene) -> dict[str, TokenMeasure]:
+    """Column → what is recorded there when a round is drawn, since the policy is another one later."""
+    parts, wanted = _parts(config), needed(_parts(config))
+    roles = {"old_log_probs": ROLES.main, "reference_log_probs": REFERENCE}
+    if _rollouts(config).measure_kl:
+        wanted |= {"reference_log_probs": "rollouts.measure_kl"}
+
+    def of(role: str) -> TokenMeasure:
+        return scene.compiled(
+            lambda params, forest: statistics(
+                scene.model, ROLES.of(params, role), forest, parts
+            ).log_probability_RT
+        )
+
+    return {field: of(role) for field, role in roles.items() if field in wanted}
+
+
+def _bare_trees(config: Config, encoder: Encoder, c: Comparison) -> list[Tree]:
+    """Of its tokens alone."""
+    found = rollouts.answers(encoder, c)
+    return rollouts.trees(found, {}, {}, encoder.row_tokens, config.data.candidates)
+
+
+def _drawn_with(config: Config) -> dict[str, Any]:
+    """What of a config a round's answers and rewards depend on."""
+    sections = {name: dataclasses.asdict(config.sections[name]) for name in ("policy", "rollouts", "reward")}
+    return sections | {"data": config.data.path, "format": dataclasses.asdict(config.format)}
+
+
 # --- the method ---------------------------------------------------------------------------------------------------------
 
 
 def _parts(config: Config) -> Parts:
     found: Parts = config.sections["policy"]
+    return found
+
+
+def _rollouts(config: Config) -> Rollouts:
+    found: Rollouts = config.sections["rollouts"]
     return found
 
 
@@ -255,20 +364,47 @@ def _check(config: Config, mesh: Any, rules: Any) -> None:
         raise ValueError("config.format.kind is 'polar', which a policy does not write in; choose chat or plain")
     if said := contradiction(_parts(config)):
         raise ValueError(said)
+    if config.data.kind == "rollouts":
+        _check_rollouts(config)
+
+
+def _check_rollouts(config: Config) -> None:
+    parts, section = _parts(config), _rollouts(config)
+    weights_of(config.sections["reward"])
+    for wrong, said in (
+        (jax.process_count() > 1, "config.data.kind is 'rollouts', which needs one process; use a mesh of its devices"),
+        (parts.advantage != "group", f"config.policy.advantage is {parts.advantage!r}, which no round records; make it group"),
+        (
+            section.samples == 1 and parts.baseline != "none",
+            f"config.rollouts.samples is 1, and policy.baseline={parts.baseline} is made of a prompt's others; make it 2 or more",
+        ),
+        (
+            section.refresh and parts.kl_weight > 0 and parts.reference == "role",
+            f"config.rollouts.refresh is {section.refresh}, and policy.reference=role stays the policy of the start; set "
+            "policy.reference=recorded",
+        ),
+        (
+            bool(config.sections["adapter"].kind) and config.sections["adapter"].dropout > 0,
+            "config.adapter.dropout is above 0, which the sampler does not have; make it 0",
+        ),
+    ):
+        if wrong:
+            raise ValueError(said)
 
 
 METHOD = Method(
     "policy_gradient",
-    sections={"policy": Parts},
+    sections={"policy": Parts, "rollouts": Rollouts, "reward": RewardSection, "gold": RewardSection},
     active=lambda config: config.objective == "policy_gradient",
     check=_check,
-    kinds={"samples": _records},
-    data=("samples",),
+    kinds={"samples": _records, "rollouts": lambda config: questions(config.data)},
+    data=("samples", "rollouts"),
     language_model=True,
     columns=lambda config: columns(_parts(config)),
     encode=_encode,
     roles=ROLES,
     objective=lambda config, model: policy_gradient(model, _parts(config)),
+    own_source=_own_source,
     example={
         "objective": "policy_gradient", "format.kind": "plain", "data.kind": "samples", "policy.old": "current",
         "policy.kl_weight": 0.1,
