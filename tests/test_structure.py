@@ -15,7 +15,7 @@ BELOW = {
     "data": {"files", "models", "parallel"},
     "hub": {"files", "models", "data"},
     "train": {"files", "terminal", "models", "losses", "parallel", "data"},
-    "policy": {"files", "models", "data", "hub"},
+    "policy": {"files", "models", "parallel", "data", "hub"},
     "launch": {"files", "sections"},
     "rewards": {"sections", "models", "data", "evaluate"},
 }

@@ -24,7 +24,10 @@ _ANY: Any = jax.sharding.PartitionSpec.UNCONSTRAINED
 Past = dict[str, jax.Array]
 """Keys and values of earlier columns: `k` [L, R, J, E, S], `v` [L, R, J, S, E] (layouts that one-token dots like). Where
 there are windows their positions too: `position` [L, R, S]. Under a `ForestMask`, which knows positions itself, both are
-[L, R, S, J, E]."""
+[L, R, S, J, E].
+
+Columns that W rows in a row have in common stand once, before the others: `shared_k` [L, G, J, E, S], `shared_v` [L, G, J, S, E],
+`shared_position` [L, G, S], where R = G · W."""
 
 
 _TILED: dict[str, Any] = {"blockwise": blockwise, "pallas": pallas_attention}
@@ -51,7 +54,8 @@ def attend(
 ) -> Float[Array, "R T H E"]:
     """Grouped-query attention with an arbitrary mask; softmax in fp32. A row of False attends to nothing and gives 0.
 
-    With `past` (one layer's, [R, J, E, C] and [R, J, C, E]) the mask has C + S columns, the past ones first.
+    With `past` (one layer's, [R, J, E, C] and [R, J, C, E]) the mask has C + S columns, the past ones first, and of these the
+    shared ones.
 
     scale: of products of queries and keys; 0 = 1 / √E. softcap: of scores, see `tiles.capped`; 0 = none.
     """
@@ -63,10 +67,10 @@ def attend(
     q = (q_RTHE * (scale or E**-0.5)).reshape(R, T, J, P, E).transpose(0, 2, 1, 3, 4).reshape(R, J, T * P, E)
     k = k_RSJE.transpose(0, 2, 3, 1)
     v = v_RSJE.transpose(0, 2, 1, 3)
-    scores = jax.lax.batch_matmul(q, k)
-    C = 0 if past is None else past["k"].shape[-1]
-    if past is not None:
-        scores = jnp.concatenate([jax.lax.batch_matmul(q, past["k"]), scores], axis=-1)
+    parts = [_together(q, past["shared_k"])] if past and "shared_k" in past else []
+    parts += [jax.lax.batch_matmul(q, past["k"])] if past else []
+    scores = jnp.concatenate([*parts, jax.lax.batch_matmul(q, k)], axis=-1) if parts else jax.lax.batch_matmul(q, k)
+    C = scores.shape[-1] - S
     # A finite floor keeps fully masked (padding) rows free of NaN; the second `where` makes them exactly zero.
     mask = mask_RTS[:, None, :, None]
     scores_RJTPS = capped(scores.reshape(R, J, T, P, C + S).astype(jnp.float32), softcap)
@@ -75,8 +79,19 @@ def attend(
     weights = weights.reshape(R, J, T * P, C + S)
     out = jax.lax.batch_matmul(weights[..., C:], v)
     if past is not None:
-        out = out + jax.lax.batch_matmul(weights[..., :C], past["v"])
+        B = C - past["k"].shape[-1]
+        out = out + jax.lax.batch_matmul(weights[..., B:C], past["v"])
+        out = out + _together(weights[..., :B], past["shared_v"]) if B else out
     return out.reshape(R, J, T, P, E).transpose(0, 2, 1, 3, 4).reshape(R, T, H, E)
+
+
+def _together(x_RJQA: Array, shared_GJAB: Array) -> Array:
+    """Each row's product with what its group shares, read once a group: [R, J, Q, B]."""
+    R, J, Q, A = x_RJQA.shape
+    G, _, _, B = shared_GJAB.shape
+    x = x_RJQA.reshape(G, R // G, J, Q, A).transpose(0, 2, 1, 3, 4).reshape(G, J, R // G * Q, A)
+    out = jax.lax.batch_matmul(x, shared_GJAB)
+    return out.reshape(G, J, R // G, Q, B).transpose(0, 2, 1, 3, 4).reshape(R, J, Q, B)
 
 
 def _dense(config: TransformerConfig, features: int, axes: tuple[str, str], name: str, bias: bool = False) -> nn.Dense:
@@ -203,9 +218,18 @@ class Attention(nn.Module):
                 q_RTHE, k_RSJE, v_RSJE, mask, c.attention_block, scale=c.attention_scale, softcap=c.attention_softcap
             )
         if windowed:
-            keys_RS = positions_RT if past is None else jnp.concatenate([past["position"], positions_RT], axis=-1)
+            keys_RS = positions_RT if past is None else _positions(past, positions_RT)
             mask = mask & (positions_RT[:, :, None] - keys_RS[:, None] < window)
         return attend(q_RTHE, k_RSJE, v_RSJE, mask, past, c.attention_scale, c.attention_softcap)
+
+
+def _positions(past: Past, positions_RT: Int[Array, "R T"]) -> Int[Array, "R S"]:
+    """Of a layer's past and of the tokens behind it."""
+    parts = [past["position"], positions_RT]
+    if "shared_position" in past:
+        shared_GS = past["shared_position"]
+        parts = [jnp.repeat(shared_GS, positions_RT.shape[0] // shared_GS.shape[0], axis=0), *parts]
+    return jnp.concatenate(parts, axis=-1)
 
 
 class Mlp(nn.Module):

@@ -12,11 +12,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from rmjax.models.transformer import Past, Transformer, TransformerConfig
 
-_COLUMNS = {"k": 4, "v": 3, "position": 2}
+COLUMNS = {"k": 4, "v": 3, "position": 2}
 """The axis of a past's columns."""
 
 
@@ -37,8 +37,11 @@ def draw(logits_RV: Float[Array, "R V"], keys_R: Array, rule: dict[str, Array], 
     """One token a row: temperature, then top-k, then top-p (the order of the `transformers` library), then a draw.
 
     `rule` holds `temperature`, `top_p`, `top_k`, each [R]. `candidates` is the static number of best tokens looked at:
-    the largest top_k, or V where a row wants them all.
+    the largest top_k, or V where a row wants them all; 0 = no row cuts, and none is greedy: nothing is sorted, and other
+    tokens are drawn than with V.
     """
+    if not candidates:
+        return jax.vmap(jax.random.categorical)(keys_R, logits_RV / rule["temperature"][:, None])
     values_RK, ids_RK = jax.lax.top_k(logits_RV, candidates)
     rank_K = jnp.arange(candidates)
     greedy_R = rule["temperature"] == 0
@@ -91,16 +94,16 @@ def generate(
     (prefix_1T, prefix_valid_1T), (prompts_BT, valid_BT) = prefix, prompts
     config.check_length(prefix_1T.shape[1] + prompts_BT.shape[1] + M, "prefix, prompt and new tokens together")
     B = prompts_BT.shape[0]
-    _, past = _read(model, params, prefix_1T, prefix_valid_1T, None, prefix_valid_1T[:, :0])
+    _, past = read(model, params, prefix_1T, prefix_valid_1T, None, prefix_valid_1T[:, :0])
     past = jax.tree.map(functools.partial(jnp.repeat, repeats=B, axis=1), past)
     before_BC = jnp.repeat(prefix_valid_1T, B, axis=0)
-    logits_BV, new = _read(model, params, prompts_BT, valid_BT, past, before_BC)
-    past = {name: jnp.concatenate([x, new[name]], _COLUMNS[name]) for name, x in past.items()}
+    logits_BV, new = read(model, params, prompts_BT, valid_BT, past, before_BC)
+    past = {name: jnp.concatenate([x, new[name]], COLUMNS[name]) for name, x in past.items()}
     known_BC = jnp.concatenate([before_BC, valid_BT], axis=1)
     T = known_BC.shape[1]
 
     fan_out = functools.partial(jnp.repeat, repeats=samples)
-    past = _widen(jax.tree.map(functools.partial(fan_out, axis=1), past), M)
+    past = widen(jax.tree.map(functools.partial(fan_out, axis=1), past), M)
     logits_RV, length_R = fan_out(logits_BV, axis=0), fan_out(known_BC.sum(1), axis=0)
     known_RC = jnp.pad(fan_out(known_BC, axis=0), ((0, 0), (0, M)))
     column_C = jnp.arange(T + M)
@@ -112,11 +115,8 @@ def generate(
         done_R = done_R | jnp.isin(token_R, jnp.array(stop, jnp.int32))
         out_RM = out_RM.at[:, t].set(jnp.where(done_R, -1, token_R))
         seen_RC = known_RC | ((column_C >= T) & (column_C < T + t))
-        mask_R1C = jnp.pad(seen_RC, ((0, 0), (0, 1)), constant_values=True)[:, None, :]
-        logits_RV, new = model.apply(
-            {"params": params}, token_R[:, None], (length_R + t)[:, None], mask_R1C, past, method="decode"
-        )
-        return t + 1, logits_RV, _write(past, new, T + t), done_R, out_RM
+        logits_RV, new = advance(model, params, token_R, length_R + t, seen_RC, past)
+        return t + 1, logits_RV, write(past, new, T + t), done_R, out_RM
 
     def running(state):
         t, _, _, done_R, _ = state
@@ -127,7 +127,18 @@ def generate(
     return jax.lax.while_loop(running, step, start)[-1]
 
 
-def _read(model: Transformer, params: Any, ids_BT: Array, valid_BT: Array, past: Past | None, before_BC: Array):
+def advance(
+    model: Transformer, params: Any, token_R: Array, position_R: Array, seen_RC: Bool[Array, "R C"], past: Past
+) -> tuple[Float[Array, "R V"], Past]:
+    """One token more in every row: (logits of the next, what `write` puts into the past). `seen_RC`: columns of the past that a
+    row sees."""
+    mask_R1C = jnp.pad(seen_RC, ((0, 0), (0, 1)), constant_values=True)[:, None, :]
+    return model.apply({"params": params}, token_R[:, None], position_R[:, None], mask_R1C, past, method="decode")
+
+
+def read(
+    model: Transformer, params: Any, ids_BT: Array, valid_BT: Array, past: Past | None, before_BC: Array
+) -> tuple[Float[Array, "B V"], Past]:
     """Runs left-padded ids after `past`, whose columns `before_BC` are valid: (logits_BV of the last, new past)."""
     T = ids_BT.shape[1]
     positions_BT = jnp.maximum(before_BC.sum(1, keepdims=True) + jnp.cumsum(valid_BT, axis=1) - 1, 0)
@@ -137,17 +148,18 @@ def _read(model: Transformer, params: Any, ids_BT: Array, valid_BT: Array, past:
     return model.apply({"params": params}, ids_BT, positions_BT, mask_BTS, past, method="decode")
 
 
-def _widen(past: Past, columns: int) -> Past:
+def widen(past: Past, columns: int) -> Past:
     """Room for `columns` more tokens, on the column axis of each array."""
 
     def wider(name: str, x: Array) -> Array:
-        return jnp.pad(x, [(0, columns if axis == _COLUMNS[name] else 0) for axis in range(x.ndim)])
+        return jnp.pad(x, [(0, columns if axis == COLUMNS[name] else 0) for axis in range(x.ndim)])
 
     return {name: wider(name, x) for name, x in past.items()}
 
 
-def _write(past: Past, new: Any, column: jax.Array) -> Past:
-    return {name: jax.lax.dynamic_update_slice_in_dim(x, new[name], column, _COLUMNS[name]) for name, x in past.items()}
+def write(past: Past, new: Any, column: jax.Array) -> Past:
+    """The past with a token's keys and values in a column."""
+    return {name: jax.lax.dynamic_update_slice_in_dim(x, new[name], column, COLUMNS[name]) for name, x in past.items()}
 
 
 def left_pad(prompts: Sequence[Sequence[int]], multiple: int = 16) -> tuple[np.ndarray, np.ndarray]:
