@@ -17,9 +17,10 @@ from rmjax.data.sources import Records
 from rmjax.data.tokenizer import Tokenizer
 from rmjax.evaluate.scorers import Scorer
 from rmjax.models.forest import Forest
-from rmjax.models.parameters import merge
 from rmjax.models.transformer import TransformerConfig
 from rmjax.parallel.mesh import Rules
+from rmjax.policy.local import LocalGenerator
+from rmjax.policy.sampling import Decoding
 from rmjax.roles import ONE, Roles
 from rmjax.settings import Config
 from rmjax.train.gradient import Gradient
@@ -94,6 +95,7 @@ class Scene:
       folder: of the run; None where nothing is written.
       compiled: a function of (parameters of all roles, forest) → the same, compiled for the mesh, its result on the host.
       scorer: a reward model's folder or name → a scorer.
+      mesh, rules: devices, and how arrays are cut over them.
       rows: what the number of a batch's rows has to be a multiple of.
     """
 
@@ -106,15 +108,21 @@ class Scene:
     folder: Path | None
     compiled: Callable[[Rewards], Rewards]
     scorer: Callable[[str], Scorer]
+    mesh: Mesh
+    rules: Rules
     rows: int = 1
 
     def encoder(self, row_tokens: int) -> Encoder:
         """Of the run's format, for rows of so many tokens."""
         return Encoder(self.tokenizer, self.form, row_tokens)
 
-    def backbone(self, state: Any) -> Any:
-        """The main model's parameters without its reward head: what writes."""
-        return self.roles.of(merge(state.trainable, state.frozen))["backbone"]
+    def generator(self, params: Any, decoding: Decoding, max_new_tokens: int, stop: Sequence[str]) -> LocalGenerator:
+        """The main model as a policy, of parameters of all roles; those of before are not compiled again."""
+        encoder = self.encoder(self.architecture.max_positions)
+        return LocalGenerator(
+            self.architecture, self.roles.of(params)["backbone"], encoder, decoding, max_new_tokens, "policy", tuple(stop),
+            mesh=self.mesh if self.mesh.size > 1 else None, rules=self.rules,
+        )  # fmt: skip
 
 
 def _same_architecture(config: Config, base: TransformerConfig) -> TransformerConfig:

@@ -32,7 +32,7 @@ from rmjax.losses.policy.tokens import TokenStatistics, token_statistics
 from rmjax.losses.reduction import total
 from rmjax.methods.method import Method, Scene
 from rmjax.models.forest import Forest
-from rmjax.policy.local import LocalGenerator
+from rmjax.policy.generator import Generator
 from rmjax.policy.sampling import Decoding
 from rmjax.rewards.section import RewardSection, of_section, weights_of
 from rmjax.roles import Role, Roles
@@ -268,8 +268,8 @@ def _own_source(config: Config, scene: Scene) -> Source | None:
     _log.info(plan.said(section.samples))
     shape = ForestShape(data.rows, data.row_tokens, data.groups, data.candidates, columns(parts))
     drawing = Drawing(
-        functools.partial(_generator, config, scene, encoder), of_section(config.sections["reward"], scene.scorer),
-        section.samples, _measures(config, scene), functools.partial(_bare_trees, config, encoder), shape, scene.rows,
+        functools.partial(_generator, config, scene), of_section(config.sections["reward"], scene.scorer),
+        section.samples, _token_measures(config, scene), functools.partial(_bare_trees, config, encoder), shape, scene.rows,
     )  # fmt: skip
     files = RoundFiles(scene.folder / "rollouts", _drawn_with(config)) if scene.folder else None
     return Rounds(
@@ -307,16 +307,12 @@ def _check_rows(config: Config, longest: int) -> None:
         )
 
 
-def _generator(config: Config, scene: Scene, encoder: Encoder, params: Any) -> Any:
+def _generator(config: Config, scene: Scene, params: Any) -> Generator:
     section = _rollouts(config)
-    return LocalGenerator(
-        config=scene.architecture, params=ROLES.of(params)["backbone"], encoder=encoder,
-        decoding=Decoding(_parts(config).temperature), max_new_tokens=section.max_new_tokens, name="policy",
-        stop=section.stop,
-    )  # fmt: skip
+    return scene.generator(params, Decoding(_parts(config).temperature), section.max_new_tokens, section.stop)
 
 
-def _measures(config: Config, scene: Scene) -> dict[str, TokenMeasure]:
+def _token_measures(config: Config, scene: Scene) -> dict[str, TokenMeasure]:
     """Column → what is recorded there when a round is drawn, since the policy is another one later."""
     parts, wanted = _parts(config), needed(_parts(config))
     roles = {"old_log_probs": ROLES.main, "reference_log_probs": REFERENCE}

@@ -165,7 +165,7 @@ def measures_of(records: Sequence[Comparison], dropped: Mapping[str, int]) -> di
 
     `reward`, `reward_std` (over all answers), `equal_groups` (fraction of prompts whose answers have one reward), `truncated`,
     `empty` (fractions), `answer_tokens`, `answers`, `dropped` (answers), and where log-probabilities of both are recorded
-    `kl`, the sampled policy's from the reference, in nats a token (the mean of log π / π_ref).
+    `kl`, of the policy that answered from the reference, in nats a token (mean of e⁻ˣ − 1 + x, x = log π / π_ref).
     """
     rewards = [np.asarray(c.columns["rewards"], np.float64) for c in records]
     every = np.concatenate(rewards)
@@ -180,13 +180,14 @@ def measures_of(records: Sequence[Comparison], dropped: Mapping[str, int]) -> di
     if all("truncated" in c.columns for c in records):
         found["truncated"] = _mean([cut for c in records for cut in c.columns["truncated"]])
     if all({"log_probs", "reference_log_probs"} <= c.columns.keys() for c in records):
-        pairs = [(a, b) for c in records for a, b in zip(*_both(c), strict=True)]
-        found["kl"] = _mean(np.concatenate([np.subtract(a, b) for a, b in pairs]))
+        own, other = (_joined(records, field) for field in ("log_probs", "reference_log_probs"))
+        found["kl"] = _mean(np.expm1(other - own) + own - other)
     return found
 
 
-def _both(c: Comparison) -> tuple[Sequence[Any], Sequence[Any]]:
-    return c.columns["log_probs"], c.columns["reference_log_probs"]
+def _joined(records: Sequence[Comparison], field: str) -> np.ndarray:
+    """What a column has over tokens, of all answers one after the other."""
+    return np.concatenate([np.asarray(each, np.float64) for c in records for each in c.columns[field]])
 
 
 def _mean(values: Any) -> float:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import jax
 import numpy as np
 
 from rmjax.data.packing import ForestShape, Tree, packed
@@ -156,4 +157,4 @@ class Rounds:
                     f"checkpoint of step {since * self.plan.steps} or before"
                 )
             held = read
-        return nested(held)
+        return nested({path: jax.device_put(held[path], leaf.sharding) for path, leaf in leaves.items()})
