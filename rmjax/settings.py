@@ -221,6 +221,7 @@ class AnswersEval:
     layout: str = "records"  # of its rows: records (ours) | auto | a name of docs/data.md, Layouts
     columns: tuple[str, ...] = ()  # "FIELD=COLUMN" each, as data.columns; empty = by their names
     on_error: str = choice("raise", "raise", "skip")  # broken rows: an error | left out and counted
+    categories: str = pattern("")  # regular expression that a prompt's whole category must match; empty = all prompts
     limit: int = number(0, low=0)  # prompts, the first of the file; 0 = all
     temperature: float = number(0.0, low=0)  # 0 = greedy, one answer a prompt
     samples: int = number(1, low=1)  # answers to a prompt; greedy ones would all be the same

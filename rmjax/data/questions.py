@@ -1,6 +1,7 @@
 """Prompts that a policy is asked, with what its answers are rewarded by: records without outputs."""
 
 import dataclasses
+import re
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -28,8 +29,12 @@ def parse_question(row: Mapping[str, object], place: str, notes: Notes | None = 
     return dataclasses.replace(found, outputs=())
 
 
-def questions(data: Any, section: str = "data") -> Records:
+def questions(data: Any, categories: str = "", section: str = "data") -> Records:
     """The prompts that a section names (`path`, `columns`, `layout`, `on_error`).
+
+    Args:
+      categories: a regular expression that a prompt's whole category must match; "" = all prompts.
+      section: what the section is called in errors.
 
     Raises:
       OSError: the file cannot be read.
@@ -43,8 +48,12 @@ def questions(data: Any, section: str = "data") -> Records:
         located(data.path), parse_question, known_fields(), data.on_error, skipped, data.layout,
         column_map(data.columns),
     )  # fmt: skip
+    if categories:
+        other = [c for c in found if not re.fullmatch(categories, c.category or "")]
+        found = [c for c in found if re.fullmatch(categories, c.category or "")]
+        skipped["another category"] += len(other)
     if not found:
-        raise ValueError(f"{data.path}: there is no prompt ({listed(skipped) or 'no row'}); give one a row")
+        raise ValueError(f"{data.path}: there is no prompt ({listed(+skipped) or 'no row'}); give one a row")
     return Records(
         found, lambda i: found[i].id or found[i].place, lambda: digest(map(_row, found)), set, lambda: found,
         skipped=dict(+skipped),

@@ -393,7 +393,7 @@ METHOD = Method(
     sections={"policy": Parts, "rollouts": Rollouts, "reward": RewardSection, "gold": RewardSection},
     active=lambda config: config.objective == "policy_gradient",
     check=_check,
-    kinds={"samples": _records, "rollouts": lambda config: questions(config.data)},
+    kinds={"samples": _records, "rollouts": lambda config: questions(config.data, _rollouts(config).categories)},
     data=("samples", "rollouts"),
     language_model=True,
     columns=lambda config: columns(_parts(config)),

@@ -50,7 +50,7 @@ def evaluations(config: Config, scene: Scene) -> dict[str, tuple[int, Evaluate]]
 
 
 def _asked(name: str, entry: AnswersEval) -> list[Comparison]:
-    found = list(questions(entry, f"evals.{name}").each())
+    found = list(questions(entry, entry.categories, f"evals.{name}").each())
     return found[: entry.limit or len(found)]
 
 

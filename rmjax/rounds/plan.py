@@ -4,13 +4,14 @@ import dataclasses
 
 import numpy as np
 
-from rmjax.sections import number
+from rmjax.sections import number, pattern
 
 
 @dataclasses.dataclass(frozen=True)
 class Rollouts:
     """`config.rollouts`: rounds of answers that the policy gives while it learns (data.kind=rollouts)."""
 
+    categories: str = pattern("")  # regular expression that a prompt's whole category must match; empty = all prompts
     prompts: int = number(8, low=1)  # that a round asks, each once
     samples: int = number(8, low=1)  # answers to each of them
     updates: int = number(1, low=1)  # steps that one pass over a round's answers takes, each on an equal part of its prompts
