@@ -227,7 +227,9 @@ class AnswersEval:
     samples: int = number(1, low=1)  # answers to a prompt; greedy ones would all be the same
     max_new_tokens: int = number(128, low=1)  # tokens of an answer at most
     stop: tuple[str, ...] = ()  # texts that end an answer, beside the format's end token
-    patience: int = number(0, low=0)  # evaluations in a row below the best by more than `drop` that end the run; 0 = off
+    patience: int = number(
+        0, low=0
+    )  # evaluations in a row below the best by more than `drop` that end the run; 0 = off
     drop: float = number(0.0, low=0)  # in units of the gold reward
     every: int = number(0, low=0)  # steps; 0 = first and last only
 

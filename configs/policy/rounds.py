@@ -1,7 +1,7 @@
-"""Rounds of a policy gradient: `--config=configs/policy/rounds.py:PRESET`, one of `rmjax.losses.policy.presets.PRESETS`, grpo by default.
+"""Rounds of a policy gradient: `--config=configs/policy/rounds.py:PRESET`, grpo by default.
 
-SmolLM2 on the shipped tasks that end in a number, rewarded by whether it is the right one, in some minutes of two CPU cores.
-`PRESET-tiny` is a random model of two layers that learns to write few letters, in one minute: to see what a run leaves.
+PRESET is one of `rmjax.losses.policy.presets.PRESETS`. SmolLM2 on the shipped tasks that end in a number, rewarded by whether it
+is right. `PRESET-tiny` is a random model of two layers that learns to write few letters: to see what a run leaves.
 """
 
 from ml_collections import ConfigDict

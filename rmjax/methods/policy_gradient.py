@@ -321,9 +321,7 @@ def _token_measures(config: Config, scene: Scene) -> dict[str, TokenMeasure]:
 
     def of(role: str) -> TokenMeasure:
         return scene.compiled(
-            lambda params, forest: statistics(
-                scene.model, ROLES.of(params, role), forest, parts
-            ).log_probability_RT
+            lambda params, forest: statistics(scene.model, ROLES.of(params, role), forest, parts).log_probability_RT
         )
 
     return {field: of(role) for field, role in roles.items() if field in wanted}
@@ -369,7 +367,10 @@ def _check_rollouts(config: Config) -> None:
     weights_of(config.sections["reward"])
     for wrong, said in (
         (jax.process_count() > 1, "config.data.kind is 'rollouts', which needs one process; use a mesh of its devices"),
-        (parts.advantage != "group", f"config.policy.advantage is {parts.advantage!r}, which no round records; make it group"),
+        (
+            parts.advantage != "group",
+            f"config.policy.advantage is {parts.advantage!r}, which no round records; make it group",
+        ),
         (
             section.samples == 1 and parts.baseline != "none",
             f"config.rollouts.samples is 1, and policy.baseline={parts.baseline} is made of a prompt's others; make it 2 or more",

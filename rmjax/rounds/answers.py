@@ -71,8 +71,8 @@ def _evaluate(
 def numbers(
     name: str, records: Sequence[Comparison], values: Mapping[str, Values], dropped: Counter[str]
 ) -> dict[str, float]:
-    """Means over the answers that every reward could be had of: `reward`, `gold`, and where there are both, `agreement`, the
-    correlation of the two; `answer_tokens`, `truncated`, `empty` over all answers, and the number of `answers` and of `dropped`."""
+    """Means over the answers that every reward could be had of: `reward`, `gold`, and where there are both `agreement`, their
+    correlation; `answer_tokens`, `truncated`, `empty` over all answers; and how many were `answers`, and `dropped`."""
     flat = {of: [value for each in found for value in each] for of, found in values.items()}
     failed = Counter(value.reason for found in flat.values() for value in found if isinstance(value, Failure))
     if dropped + failed:

@@ -14,7 +14,9 @@ class Rollouts:
     categories: str = pattern("")  # regular expression that a prompt's whole category must match; empty = all prompts
     prompts: int = number(8, low=1)  # that a round asks, each once
     samples: int = number(8, low=1)  # answers to each of them
-    updates: int = number(1, low=1)  # steps that one pass over a round's answers takes, each on an equal part of its prompts
+    updates: int = number(
+        1, low=1
+    )  # steps that one pass over a round's answers takes, each on an equal part of its prompts
     passes: int = number(1, low=1)  # over a round's answers; 1 = each answer is learned from once
     max_new_tokens: int = number(128, low=1)  # tokens of an answer; a longer one is cut off, and `truncated`
     stop: tuple[str, ...] = ()  # texts that end an answer, beside the format's end token

@@ -117,8 +117,8 @@ class Rounds:
         if place:
             where = self._files.path(number) if self._files else "its answers"
             raise ValueError(
-                f"{where} is not there, and the run goes on inside round {number}, whose policy is no more; bring it back, or go on "
-                f"from a checkpoint of step {number * self.plan.steps} or before"
+                f"{where} is not there, and the run goes on inside round {number}, whose policy is no more; bring it back, or go "
+                f"on from a checkpoint of step {number * self.plan.steps} or before"
             )
         params = merge(state.trainable, state.frozen)
         measured = self._with_reference(state, params, number)

@@ -1,5 +1,6 @@
 """Small runs of rounds: the tiny start, a few prompts, answers of eight tokens."""
 
+import importlib
 import json
 from pathlib import Path
 
@@ -43,3 +44,34 @@ def said(workdir: Path) -> list[dict[str, float]]:
 def answers_of(workdir: Path) -> dict[str, bytes]:
     """Name of a round's file of records → its bytes."""
     return {path.name: path.read_bytes() for path in sorted((workdir / "rollouts").glob("round-*.jsonl"))}
+
+
+class Killed(BaseException):
+    """In place of a signal: what is on the disk is what a kill leaves."""
+
+
+def dying(function, call):
+    """The function, which dies instead of its call of this number, once."""
+    left = [call]
+
+    def run(*arguments, **named):
+        left[0] -= 1
+        if left[0] == 0:
+            raise Killed
+        return function(*arguments, **named)
+
+    return run
+
+
+def resolved(target):
+    """What a dotted name is."""
+    parts = target.split(".")
+    for i in range(len(parts) - 1, 0, -1):
+        try:
+            found = importlib.import_module(".".join(parts[:i]))
+        except ImportError:
+            continue
+        for name in parts[i:]:
+            found = getattr(found, name)
+        return found
+    raise AssertionError(target)

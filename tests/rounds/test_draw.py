@@ -40,9 +40,7 @@ def test_what_has_no_reward_is_dropped_with_its_reason_and_found_again():
     assert [c.columns["rewards"] for c in kept.records] == [(1.0, 3.0), (0.0,)]
     assert [len(c.columns["token_ids"]) for c in kept.records] == [2, 1]
     assert kept.failed[0] == [{"output": "bad", "reason": "hangs"}] and list(kept.failed) == [0, 1]
-    assert kept.dropped == Counter(
-        {"prompt too long": 3, "hangs": 2, "not finite": 2, "records without a reward": 1}
-    )
+    assert kept.dropped == Counter({"prompt too long": 3, "hangs": 2, "not finite": 2, "records without a reward": 1})
 
 
 def test_places_of_answers():
@@ -61,7 +59,9 @@ def test_a_measure_s_values_come_to_their_tokens():
         )
         for p, each in sizes
     ]  # fmt: skip
-    found = over_tokens(lambda params, forest: params * np.asarray(forest.tokens_RT), 2, trees, ForestShape(1, 16, 2, 2))
+    found = over_tokens(
+        lambda params, forest: params * np.asarray(forest.tokens_RT), 2, trees, ForestShape(1, 16, 2, 2)
+    )
     for tree, branches in zip(trees, found, strict=True):
         assert [each.tolist() for each in branches] == [(2.0 * branch).tolist() for branch in tree.branches]
 
@@ -84,7 +84,11 @@ def drawing(answer):
 def test_a_round_has_what_is_learned_from_and_what_is_logged():
     found = drawing(lambda c, samples: ["a" * (i + 1) for i in range(samples)])(1.0, 2.0, ASKED[:2], 0)
     assert found.questions == [0, 1] and found.records[0].columns["rewards"] == (1.0, 2.0, 3.0)
-    assert found.records[0].columns["reference_log_probs"] == ((-2.0, -4.0), (-2.0, -4.0, -6.0), (-2.0, -4.0, -6.0, -8.0))
+    assert found.records[0].columns["reference_log_probs"] == (
+        (-2.0, -4.0),
+        (-2.0, -4.0, -6.0),
+        (-2.0, -4.0, -6.0, -8.0),
+    )
     assert found.metrics["reward"] == 2.0 and found.metrics["answers"] == 6 and found.metrics["answer_tokens"] == 3.0
     assert found.metrics["equal_groups"] == 0.0 and found.metrics["kl"] > 0
     assert {"seconds_sampling", "seconds_rewarding", "seconds_recording"} <= set(found.metrics)

@@ -88,7 +88,9 @@ def test_a_round_whose_file_is_gone_is_drawn_again_only_where_it_begins(tmp_path
     first = source(tmp_path)
     whole = batches(first, 1, 5)
     first._files.path(0).unlink()
-    with pytest.raises(ValueError, match="round-00000.jsonl is not there, and the run goes on inside round 0.*of step 0 or"):
+    with pytest.raises(
+        ValueError, match="round-00000.jsonl is not there, and the run goes on inside round 0.*of step 0 or"
+    ):
         source(tmp_path).next(state(2.0), 2)
     assert batches(source(tmp_path), 1, 5) == whole
 
