@@ -125,7 +125,7 @@ class Chosen:
     @property
     def roles(self) -> Roles:
         """The models of the program."""
-        return next((method.roles for method in self.all if method.roles is not ONE), ONE)
+        return next((roles for method in self.all if (roles := method.roles(self.config)) is not ONE), ONE)
 
     @functools.cached_property
     def trainable(self) -> str:

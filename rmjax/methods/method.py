@@ -163,7 +163,7 @@ class Method:
       may_miss: a pattern of paths that loaded parameters may lack.
       loaded: config, loaded parameters → what the run starts from.
       model: wraps the model.
-      roles: the models of the program beside the main one.
+      roles: config → the models of the program beside the main one.
       objective: config, model → objective.
       around_objective: wraps the function that builds the objective.
       around_gradient: wraps the gradient.
@@ -198,7 +198,7 @@ class Method:
     may_miss: Callable[[Config], str] = lambda config: ""
     loaded: Callable[[Config, Any], Any] = _same
     model: Callable[[Config, Any], Any] = _same
-    roles: Roles = ONE
+    roles: Callable[[Config], Roles] = lambda config: ONE
     objective: Callable[[Config, Any], Objective] | None = None
     around_objective: Callable[[Config, Build, Any], Objective] = lambda config, build, model: build(model)
     around_gradient: Callable[[Config, Gradient, Setting], Gradient] = lambda config, gradient, setting: gradient

@@ -20,12 +20,12 @@ from rmjax.data.formats import Encoder
 from rmjax.data.packing import ForestShape, Tree, arrange_sizes
 from rmjax.data.pipeline import Source
 from rmjax.data.questions import questions
-from rmjax.data.record import Comparison, RecordError
+from rmjax.data.record import Comparison
 from rmjax.data.sources import Records, samples
 from rmjax.losses.direct import predecessors
-from rmjax.losses.policy.advantages import all_equal, gae, group_advantages, require_finite
+from rmjax.losses.policy.advantages import gae
 from rmjax.losses.policy.kl import kl
-from rmjax.losses.policy.objective import Samples, policy_loss
+from rmjax.losses.policy.objective import Samples, policy_loss, with_critic
 from rmjax.losses.policy.parts import Parts, contradiction
 from rmjax.losses.policy.sequences import at_last, of_forest, per_token
 from rmjax.losses.policy.tokens import TokenStatistics, token_statistics
@@ -39,116 +39,18 @@ from rmjax.roles import Role, Roles
 from rmjax.rounds.draw import Drawing, TokenMeasure
 from rmjax.rounds.files import RoundFiles
 from rmjax.rounds.plan import Plan, Rollouts
+from rmjax.rounds.records import OVER_TOKENS, columns, in_loss, in_reward, needed, prepare, reads_old
 from rmjax.rounds.source import Rounds
 from rmjax.settings import Config
 from rmjax.train.objective import Objective, Terms, batch_terms
 
 _log = logging.getLogger(__name__)
-REFERENCE = "reference"
+REFERENCE, CRITIC = "reference", "critic"
 ROLES = Roles("policy", {REFERENCE: Role(anchor=True)})
-
-
-# --- what a batch has to have --------------------------------------------------------------------------------------------
-
-
-def _in_loss(parts: Parts) -> bool:
-    return parts.kl_weight > 0 and parts.kl_place == "loss"
-
-
-def _in_reward(parts: Parts) -> bool:
-    return parts.kl_weight > 0 and parts.kl_place == "reward"
-
-
-def _reads_old(parts: Parts) -> bool:
-    exact = _in_loss(parts) and parts.kl_gradient == "exact"
-    return parts.old != "current" and (parts.ratio != "none" or parts.correction != "none" or exact)
-
-
-def needed(parts: Parts) -> dict[str, str]:
-    """Field that every record must have → the key of `config.policy` that asks for it."""
-    found: dict[str, str] = {}
-    found["advantages" if parts.advantage == "given" else "rewards"] = f"advantage={parts.advantage}"
-    if parts.advantage == "gae":
-        found["values"] = "advantage=gae"
-    if parts.truncated != "train":
-        found["truncated"] = f"truncated={parts.truncated}"
-    if parts.correction != "none":
-        found["log_probs"] = f"correction={parts.correction}"
-    if _reads_old(parts):
-        found[{"behavior": "log_probs", "trainer": "old_log_probs"}[parts.old]] = f"old={parts.old}"
-    if _in_reward(parts):
-        found |= {"log_probs": "kl_place=reward", "reference_log_probs": "kl_place=reward"}
-    if _in_loss(parts) and parts.reference == "recorded":
-        found["reference_log_probs"] = "reference=recorded"
-    return found
-
-
-_OVER_TOKENS = {
-    "log_probs": "behavior_RT",
-    "old_log_probs": "old_RT",
-    "reference_log_probs": "reference_RT",
-    "values": "value_RT",
-}
-
-
-def columns(parts: Parts) -> tuple[str, ...]:
-    """Full names of the on-demand columns that its batches have."""
-    over_tokens = [_OVER_TOKENS[field] for field in needed(parts) if field in _OVER_TOKENS]
-    own = [] if parts.advantage == "given" else ["reward_RGN"]
-    return ("trained_RT", *own, *([] if parts.advantage == "gae" else ["advantage_RGN"]), *over_tokens)
+WITH_CRITIC = Roles("policy", {**ROLES.others, CRITIC: Role("^head/", with_main=True)})
 
 
 # --- records ------------------------------------------------------------------------------------------------------------
-
-
-def prepare(c: Comparison, parts: Parts) -> Comparison | str:
-    """The record with the rewards that are learned from and, unless a critic's values give them, advantages; or why it is left
-    out.
-
-    Raises:
-      RecordError: it lacks what `config.policy` asks for.
-      ValueError: an advantage is not finite.
-    """
-    for field, key in needed(parts).items():
-        if field not in c.columns:
-            remedy = f"add it, or change policy.{key}"
-            raise RecordError(c.place, field, f"missing, and config.policy.{key} needs it", remedy)
-    if parts.advantage == "given":
-        require_finite(c.columns["advantages"], c.place)
-        return c
-    rewards_N = np.asarray(c.columns["rewards"], np.float64)
-    present_N = np.ones(len(rewards_N), bool)
-    if parts.truncated == "penalize":
-        rewards_N = rewards_N - parts.truncation_penalty * np.asarray(c.columns["truncated"])
-    if parts.equal_groups == "drop" and all_equal(rewards_N, present_N):
-        return "all samples of one reward"
-    changed: dict[str, Any] = {"rewards": tuple(rewards_N.tolist())}
-    if parts.advantage == "group":
-        if _in_reward(parts):
-            rewards_N = rewards_N - parts.kl_weight * _divergences(c, parts)
-        found = group_advantages(rewards_N, present_N, parts.baseline, parts.scale, parts.ddof, parts.eps)
-        require_finite(found, c.place)
-        changed["advantages"] = tuple(found.tolist())
-    return dataclasses.replace(c, columns={**c.columns, **changed})
-
-
-def _divergences(c: Comparison, parts: Parts) -> np.ndarray:
-    """Σ over an answer's tokens, of those that the policy wrote, of the estimate of KL(π ‖ π_ref), of what was recorded."""
-    both = zip(c.columns["log_probs"], c.columns["reference_log_probs"], strict=True)
-    found, masks = [], c.columns.get("loss_mask")
-    for n, (own, other) in enumerate(both):
-        if len(own) != len(other):
-            raise RecordError(
-                c.place,
-                f"reference_log_probs[{n}]",
-                "length differs from that of log_probs",
-                "give one number per token",
-            )
-        x = np.asarray(own, np.float64) - np.asarray(other, np.float64)
-        if masks is not None:
-            x = np.where(np.asarray(masks[n]) > 0, x, 0.0)
-        found.append(float(np.sum({"k1": x, "k2": 0.5 * x * x, "k3": np.expm1(-x) + x}[parts.kl])))
-    return np.asarray(found)
 
 
 def _records(config: Config) -> Records:
@@ -160,7 +62,7 @@ def _encode(config: Config, encoder: Encoder) -> Callable[[Any, int], list[Tree]
 
     def trees(c: Comparison, record: int) -> list[Tree]:
         found = rollouts.answers(encoder, c)
-        tokens = rollouts.per_token(c, found, (rollouts.MASK, *_OVER_TOKENS))
+        tokens = rollouts.per_token(c, found, (rollouts.MASK, *OVER_TOKENS))
         trained = tokens.get("trained_RT", [np.ones(len(ids), np.float32) for ids in found.outputs])
         if parts.truncated == "mask":
             trained = [mask * (not cut) for mask, cut in zip(trained, c.columns["truncated"], strict=True)]
@@ -190,12 +92,20 @@ def statistics(model: Any, params: Any, forest: Forest, parts: Parts, rng: Any =
     return token_statistics(hidden_RTD, table_VD, forest.tokens_RT, parts.temperature, parts.vocabulary_chunk)
 
 
+def critic_values(model: Any, params: Any, forest: Forest, rng: Any = None) -> jax.Array:
+    """A critic's value of the text before every token, [R, T]; what stands where a path begins and in padding means nothing."""
+    columns_RT = jnp.maximum(predecessors(forest.group_RT, forest.branch_RT, forest.shape[2]), 0)
+    rngs = {} if rng is None else {"dropout": rng}
+    found: jax.Array = model.apply({"params": params}, forest, columns_RT, rngs=rngs, method="values_at")
+    return found
+
+
 def policy_gradient(model: Any, parts: Parts) -> Objective:
     """`policy_loss` on a forest of samples."""
     bare = getattr(model, "bare", model)  # what records the policy's calls is not to see the reference's
 
     def reference(params: Any, forest: Forest) -> jax.Array | None:
-        if not _in_loss(parts):
+        if not in_loss(parts):
             return None
         if parts.reference == "recorded":
             return forest.reference_RT
@@ -205,16 +115,17 @@ def policy_gradient(model: Any, parts: Parts) -> Objective:
     def objective(params: Any, forest: Forest, rng: jax.Array) -> Terms:
         policy = statistics(model, ROLES.of(params), forest, parts, rng)
         sequence_RT, trained_RT, weight_RS = layout(forest)
-        old = {"behavior": "behavior_RT", "trainer": "old_RT"}[parts.old] if _reads_old(parts) else ""
-        terms = policy_loss(
-            parts,
-            Samples(
-                log_probability_RT=policy.log_probability_RT, entropy_RT=policy.entropy_RT,
-                advantage_RT=advantages(parts, forest, trained_RT, sequence_RT), trained_RT=trained_RT,
-                sequence_RT=sequence_RT, weight_RS=weight_RS, old_RT=forest.columns.get(old),
-                behavior_RT=forest.columns.get("behavior_RT"), reference_RT=reference(params, forest),
-            ),
+        old = {"behavior": "behavior_RT", "trainer": "old_RT"}[parts.old] if reads_old(parts) else ""
+        samples = Samples(
+            log_probability_RT=policy.log_probability_RT, entropy_RT=policy.entropy_RT,
+            advantage_RT=advantages(parts, forest, trained_RT, sequence_RT), trained_RT=trained_RT,
+            sequence_RT=sequence_RT, weight_RS=weight_RS, old_RT=forest.columns.get(old),
+            behavior_RT=forest.columns.get("behavior_RT"), reference_RT=reference(params, forest),
         )  # fmt: skip
+        terms = policy_loss(parts, samples)
+        if parts.values == "critic":
+            values_RT = critic_values(model, WITH_CRITIC.of(params, CRITIC), forest, rng)
+            terms = with_critic(terms, parts, samples, values_RT, forest.value_RT)
         return terms | _measures(forest, trained_RT) | batch_terms(forest)
 
     return objective
@@ -237,7 +148,7 @@ def advantages(parts: Parts, forest: Forest, trained_RT: jax.Array, sequence_RT:
     if parts.advantage != "gae":
         return per_token(forest.advantage_RGN.reshape(R, G * N), sequence_RT)
     rewards_RT = at_last(forest.reward_RGN.reshape(R, G * N), trained_RT, sequence_RT)
-    if _in_reward(parts):
+    if in_reward(parts):
         rewards_RT = rewards_RT - parts.kl_weight * kl(forest.behavior_RT, forest.reference_RT, parts.kl)
     return gae(rewards_RT, forest.value_RT, trained_RT, sequence_RT, parts.gamma, parts.lam)
 
@@ -324,7 +235,12 @@ def _token_measures(config: Config, scene: Scene) -> dict[str, TokenMeasure]:
             lambda params, forest: statistics(scene.model, ROLES.of(params, role), forest, parts).log_probability_RT
         )
 
-    return {field: of(role) for field, role in roles.items() if field in wanted}
+    found = {field: of(role) for field, role in roles.items() if field in wanted}
+    if parts.values == "critic":
+        found["values"] = scene.compiled(
+            lambda params, forest: critic_values(scene.model, WITH_CRITIC.of(params, CRITIC), forest)
+        )
+    return found
 
 
 def _bare_trees(config: Config, encoder: Encoder, c: Comparison) -> list[Tree]:
@@ -368,11 +284,15 @@ def _check_rollouts(config: Config) -> None:
     for wrong, said in (
         (jax.process_count() > 1, "config.data.kind is 'rollouts', which needs one process; use a mesh of its devices"),
         (
-            parts.advantage != "group",
-            f"config.policy.advantage is {parts.advantage!r}, which no round records; make it group",
+            parts.advantage == "given",
+            "config.policy.advantage is 'given', which no round records; make it group or gae",
         ),
         (
-            section.samples == 1 and parts.baseline != "none",
+            parts.advantage == "gae" and parts.values == "recorded",
+            "config.policy.values is 'recorded', and a round records those of a critic alone; make it critic",
+        ),
+        (
+            section.samples == 1 and parts.advantage == "group" and parts.baseline != "none",
             f"config.rollouts.samples is 1, and policy.baseline={parts.baseline} is made of a prompt's others; make it 2 or more",
         ),
         (
@@ -399,7 +319,7 @@ METHOD = Method(
     language_model=True,
     columns=lambda config: columns(_parts(config)),
     encode=_encode,
-    roles=ROLES,
+    roles=lambda config: WITH_CRITIC if _parts(config).values == "critic" else ROLES,
     objective=lambda config, model: policy_gradient(model, _parts(config)),
     own_source=_own_source,
     example={

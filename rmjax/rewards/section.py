@@ -31,8 +31,7 @@ class RewardSection:
     pattern: str = pattern(".*")  # matches: a regular expression for the whole answer
     longest: int = number(4096, low=1)  # overlong: characters from which on it is −1
     buffer: int = number(1024, low=1)  # overlong: characters over which it falls there from 0
-    low: float = number(-1e6, low=-1e30)  # of the sum: smaller ones are clipped to it
-    high: float = number(1e6, high=1e30)  # of the sum: larger ones
+    bound: float = number(1e6, above=0)  # sums are clipped to ± this
     whiten: bool = False  # True: the sums of a call get mean 0 and standard deviation 1
 
 
@@ -50,7 +49,7 @@ def build(section: RewardSection, scorer: Scorer | None = None, place: str = "co
     if "model" in weights and scorer is None:
         raise ValueError(f"{place}.parts names `model`, and there is none; give a scorer")
     made = {name: (_PARTS[name](section, scorer), weight) for name, weight in weights.items()}
-    whole: Reward = clipped(Weighted(made), section.low, section.high)
+    whole: Reward = clipped(Weighted(made), -section.bound, section.bound)
     return whitened(whole) if section.whiten else whole
 
 

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from rmjax.data.messages import USER, messages_of
 from rmjax.data.questions import parse_question, questions
 from rmjax.data.record import RecordError
 
@@ -27,7 +28,10 @@ def test_a_row_s_answers_are_not_read_and_all_else_is_kept():
     assert (found.prompt, found.outputs, found.references, found.ranks) == ("p", (), ("r",), None)
     assert (found.id, found.category, found.type, found.place, found.columns) == ("x", "c", 2, "f:1", {})
     messages = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]
-    assert parse_question({"messages": messages}, "f:1").prompt == "s\nu"
+    assert [m.role for m in messages_of(parse_question({"messages": messages}, "f:1").prompt, USER)] == [
+        "system",
+        "user",
+    ]
 
 
 def test_a_file_of_prompts(tmp_path):
