@@ -196,7 +196,7 @@ class Trainer:
         return methods.Scene(
             self.start.config, self.program.model, self.program.roles, self.start.tokenizer,
             completed(self.format, self.start.tokenizer), self.stream.records[methods.MAIN], self.workdir,
-            functools.partial(on_mesh, mesh=self.mesh, rules=self.rules), _scorer, self.mesh, self.rules,
+            functools.partial(on_mesh, mesh=self.mesh, rules=self.rules), functools.cache(_scorer), self.mesh, self.rules,
             shards(self.mesh, self.rules, "rows") * self.config.optimizer.microbatches,
         )  # fmt: skip
 

@@ -23,6 +23,9 @@ def get_config(argument: str = "grpo") -> ConfigDict:
     config.objective = "policy_gradient"
     config.policy.update(PRESETS[preset])
     config.policy.reference = "recorded"  # when a round is drawn, once for all of its updates
+    if preset == "ppo":
+        config.policy.values = "critic"
+        config.optimizer.rates = ("^critic/=10",)
     config.trainable = "/layers/|final_norm"
     config.format.kind = "chat"
     config.data.kind = "rollouts"

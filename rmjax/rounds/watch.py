@@ -23,7 +23,6 @@ class Watch:
     keep: Callable[[int, Any], None]
     best: dict[str, float] = dataclasses.field(default_factory=dict)
     below: dict[str, int] = dataclasses.field(default_factory=dict)  # evaluations in a row
-    step: int = -1  # the newest that was seen
 
     def recall(self, lines: Iterable[Mapping[str, float]]) -> None:
         """Takes in what a run that goes on has written."""
@@ -31,11 +30,11 @@ class Watch:
             for name in self.entries:
                 found = {key: line[f"eval/{name}/{key}"] for key in ("gold", "reward") if f"eval/{name}/{key}" in line}
                 if found:
-                    self._count(int(line["step"]), name, found)
+                    self._count(name, found)
 
     def seen(self, step: int, name: str, values: Mapping[str, float], state: Any) -> None:
         """Takes in an evaluation, and keeps the state where it is the best."""
-        if name in self.entries and self._count(step, name, values):
+        if name in self.entries and self._count(name, values):
             self.keep(step, state)
 
     @property
@@ -49,10 +48,9 @@ class Watch:
                 )
         return ""
 
-    def _count(self, step: int, name: str, values: Mapping[str, float]) -> bool:
+    def _count(self, name: str, values: Mapping[str, float]) -> bool:
         """Whether this is the best so far. Without gold it is the reward's."""
         value, before = values.get("gold", values.get("reward")), self.best.get(name)
-        self.step = max(self.step, step)
         if value is None:
             return False
         if before is None or value > before:

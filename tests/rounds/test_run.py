@@ -4,6 +4,8 @@ import json
 import logging
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from rmjax.reward_model import RewardModel, is_language_model, load_params
 from rmjax.train.checkpoint import CheckpointError
 from rmjax.train.metrics import read_metrics
 from rmjax.trainer import Trainer
+from tests import simulated
 from tests.experiments import starting
 from tests.experiments.running import final, finished, launch
 from tests.rounds.running import Killed, answers_of, configured, dying, resolved, said, save_home
@@ -223,3 +226,61 @@ def test_a_run_ends_where_gold_falls_and_its_best_state_can_be_loaded(home, tmp_
     assert list((tmp_path / "run/best/checkpoints").glob(f"{best}/manifest.json"))
     assert flat(load_params(tmp_path / "run/best"))
     assert int(Trainer(config, tmp_path / "run").run().step) == int(state.step)
+
+
+@pytest.mark.slow
+def test_ppo_learns_values_and_goes_on_where_it_was_stopped(home, tmp_path):
+    """Two passes, KL in the reward; the critic's head leaves zero, and the policy's stays."""
+    config = configured(home, policy__values="critic", rollouts__passes=2, run__steps=8, run__save_every=3)
+    config.policy.update(PRESETS["ppo"])
+    config.optimizer.rates = ("^critic/=10",)
+    whole = Trainer(config, tmp_path / "whole")
+    start = float(np.abs(np.asarray(whole._started().trainable["critic"]["head"]["kernel"])).sum())
+    whole.run()
+    lines = [line for line in read_metrics(tmp_path / "whole/metrics.jsonl") if "train/value_loss" in line]
+    assert len(lines) == 8 and all(np.isfinite(line["train/value_loss"]) for line in lines)
+    assert float(np.abs(np.asarray(whole.state.trainable["critic"]["head"]["kernel"])).sum()) != start
+    row = json.loads(answers_of(tmp_path / "whole")["round-00001.jsonl"].splitlines()[0])
+    assert [len(values) for values in row["values"]] == [len(ids) for ids in row["token_ids"]]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("rmjax.rounds.source.packed", dying(resolved("rmjax.rounds.source.packed"), 6))
+        with pytest.raises(Killed):
+            Trainer(config, tmp_path / "stopped").run()
+    Trainer(config, tmp_path / "stopped").run()
+    same(tmp_path / "stopped", tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_a_critic_s_loss_falls_on_a_round_that_it_sees_again(home):
+    config = configured(home, policy__advantage="gae", policy__values="critic", policy__value_clip=0.0)
+    config.rollouts.update(updates=1, passes=20)
+    config.data.rows, config.run.steps = 8, 40
+    trainer = Trainer(config)
+    found = [trainer.step()["value_loss"] for _ in range(20)]
+    assert found[-1] < 0.5 * found[0]
+
+
+ON_EIGHT_DEVICES = """
+import json, sys
+from pathlib import Path
+from rmjax.trainer import Trainer
+from tests.rounds.running import configured
+
+trainer = Trainer(configured(Path(sys.argv[1]), mesh__data=2, mesh__fsdp=2, mesh__tensor=2))
+found = [trainer.step() for _ in range(2)]
+print(json.dumps([found[0]["log_probability_gap"], found[1]["loss"], trainer.source.metrics(1)["rollouts/reward"]]))
+"""
+
+
+@pytest.mark.slow
+def test_eight_devices_draw_and_learn(home):
+    run = subprocess.run(
+        [sys.executable, "-c", ON_EIGHT_DEVICES, str(home)], text=True, capture_output=True,
+        env=os.environ | simulated.devices(8), cwd=Path(__file__).parents[2], check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr[-2000:]
+    gap, loss, reward = json.loads(run.stdout.splitlines()[-1])
+    trainer = Trainer(configured(home))
+    found = [trainer.step() for _ in range(2)]
+    assert gap < 1e-5 and reward == trainer.source.metrics(1)["rollouts/reward"]
+    assert loss == pytest.approx(found[1]["loss"], abs=1e-4)

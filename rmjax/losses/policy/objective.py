@@ -67,8 +67,8 @@ def policy_loss(parts: Parts, samples: Samples) -> dict[str, Term]:
 def with_critic(
     terms: dict[str, Term], parts: Parts, samples: Samples, values_RT: PerToken, old_RT: PerToken
 ) -> dict[str, Term]:
-    """The terms with a critic's: `loss` is the policy's and `value_weight` times the critic's, which has the same aggregation and so
-    the same count; `value_loss`, that alone; `value` and `return`, means over tokens.
+    """The terms with a critic's: `loss` is the policy's and `value_weight` times the critic's, which has the same aggregation and
+    so the same count; `value_loss`, that alone; `value` and `return`, means over tokens.
 
     Args:
       values_RT: V of the text before each token, with a gradient.
