@@ -18,7 +18,7 @@ def get_config(update: str = "meta") -> ConfigDict:
     if update not in chain.UPDATES:
         raise ValueError(f"configs/metarm_rounds.py:{update} is no update; choose one of {', '.join(chain.UPDATES)}")
     config = chain.get_config(_policy(), _reward())
-    config.rounds.update(count=3, update=update, first_reward=False)
+    config.rounds.update(count=3, reward_update=update, first_reward=False)
     for section, path, limit in (
         (config.meta, "shipped:skills_train", 100),
         (config.drifted, "shipped:skills_test", 60),

@@ -61,7 +61,7 @@ class Rounds:
     """How many rounds, and what is updated in them."""
 
     count: int = number(3, low=1)  # rounds
-    update: str = choice("meta", *UPDATES)  # of the reward model: after an ascent on the answers | plain | none
+    reward_update: str = choice("meta", *UPDATES)  # of the reward model: after an ascent on the answers | plain | none
     first_reward: bool = True  # True: round 0 trains the reward model plainly, from reward.model.init
     seed: int = number(0, low=0)  # of round 0; a round more is one more
 
@@ -158,7 +158,7 @@ def _round(chain: _Chain, n: int) -> dict[str, Any]:
     drifted = _asked(chain, "drifted", chain.drifted, before, n, lambda found: _ranked(found, chain.gold))
     result: dict[str, Any] = {"round": n, "policy_before": before}
     config = _reward_config(chain, n, samples, drifted)
-    if chain.rounds.update == "none":
+    if chain.rounds.reward_update == "none":
         result["reward"] = {"before": Trainer(config).evaluate()}
     else:
         _run(config, folder / "reward")
@@ -176,7 +176,7 @@ def _reward_config(chain: _Chain, n: int, samples: Path, drifted: Path | None) -
     config = _copied(chain.config.reward)
     config.model.init = reward_of(chain.config, chain.workdir, n - 1)
     config.run.seed = chain.rounds.seed + n
-    config.gradient.name = "meta" if chain.rounds.update == "meta" else "plain"
+    config.gradient.name = "meta" if chain.rounds.reward_update == "meta" else "plain"
     config.meta_data.update(kind="comparisons", path=str(samples), samples=chain.meta.samples, references=0)
     config.evals.gaps = base.samples_eval(str(samples), kind="comparisons")
     if drifted:
@@ -194,7 +194,7 @@ def policy_of(config: ConfigDict, workdir: Path, n: int) -> str:
 
 def reward_of(config: ConfigDict, workdir: Path, n: int) -> str:
     """What the reward model of round n is loaded from."""
-    if n and config.rounds.update != "none":
+    if n and config.rounds.reward_update != "none":
         return str(workdir / f"round-{n}" / "reward")
     return str(workdir / "round-0" / "reward") if config.rounds.first_reward else str(config.reward.model.init)
 

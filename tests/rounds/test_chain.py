@@ -93,7 +93,7 @@ def test_rounds_that_were_stopped_end_as_the_unbroken_ones(home, whole, tmp_path
 @pytest.mark.slow
 @pytest.mark.parametrize("update", ["plain", "none"])
 def test_other_updates(home, tmp_path, update):
-    found = chain.run(of_chain(home, count=1, update=update, first_reward=update == "plain"), tmp_path)
+    found = chain.run(of_chain(home, count=1, reward_update=update, first_reward=update == "plain"), tmp_path)
     assert (tmp_path / "round-1/reward").is_dir() == (update == "plain") == (tmp_path / "round-0").is_dir()
     assert "drifted/accuracy" in found[1]["reward"]["before"] and "policy" in found[1]
 
@@ -138,7 +138,7 @@ def test_answers_are_drawn_once(home, tmp_path, monkeypatch):
         (lambda c: c.reward.update(objective="dpo"), "config.reward is no run of a reward model"),
         (lambda c: c.policy.gold.update(parts=()), "config.policy.gold.parts is empty"),
         (lambda c: c.meta.update(samples=1), "config.meta.samples is 1; it must be 2 or more"),
-        (lambda c: c.rounds.update(update="other"), "config.rounds.update is 'other'; choose meta, plain or none"),
+        (lambda c: c.rounds.update(reward_update="other"), "config.rounds.reward_update is 'other'; choose meta, plain or none"),
     ],
 )
 def test_what_a_config_may_not_say(home, tmp_path, change, message):
@@ -153,4 +153,4 @@ def test_rounds_of_another_config_are_kept(home, tmp_path):
     chain._keep_config(of_chain(home), path)
     chain._keep_config(of_chain(home, count=7), path)
     with pytest.raises(ValueError, match=r"holds rounds of another config \(rounds differs\)"):
-        chain._keep_config(of_chain(home, update="plain"), path)
+        chain._keep_config(of_chain(home, reward_update="plain"), path)
