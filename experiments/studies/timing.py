@@ -2,7 +2,7 @@
 
 import dataclasses
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from experiments.benchmarks import Arm, timed
 from rmjax.evaluate.rows import Row, values
 from rmjax.study.summary import Line, fact_lines, ratio_line
+from rmjax.study.table import markdown
 
 SECONDS, RATIO = "seconds", "time_ratio"
 ALONE = {"JAX_ENABLE_COMPILATION_CACHE": "false"}
@@ -55,3 +56,28 @@ def _sum(arms: Sequence[Sequence[Row]]) -> list[Row]:
 def of_arms(lines: Sequence[Line], metric: str) -> dict[str, Line]:
     """Arm → its line of a metric."""
     return {line["arm"]: line for line in lines if line["metric"] == metric}
+
+
+def rate_lines(rows: Sequence[Row], metric: str, sides: Sequence[str], kinds: Iterable[str]) -> list[Line]:
+    """Of each kind both sides' median rates, and the first one's over the second's within each round."""
+    lines: list[Line] = []
+    for kind in kinds:
+        each = [[r for r in rows if r.metric == metric and r.groups == {"side": s, "kind": kind}] for s in sides]
+        lines += [
+            {"kind": kind, "side": side, "metric": metric, "value": statistics.median(values(found))}
+            for side, found in zip(sides, each, strict=True)
+        ]
+        lines.append(ratio_line({"kind": kind}, "ratio", *each))
+    return lines
+
+
+def rate_table(lines: Sequence[Line], metric: str, sides: Sequence[str], kinds: Mapping[str, str], what: str) -> str:
+    """The same as a table of what is said of each kind."""
+    table = [[what, *sides, "ratio, median (interval of the mean)"]]
+    for kind, said in kinds.items():
+        of_kind = [line for line in lines if line.get("kind") == kind]
+        rates = {line["side"]: f"{line['value']:,.0f}" for line in of_kind if line["metric"] == metric}
+        ratio = next(line for line in of_kind if line["metric"] == "ratio")
+        shown = f"{ratio['median']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})"
+        table.append([said, *(rates[side] for side in sides), shown])
+    return markdown(table)

@@ -243,9 +243,8 @@ class LocalGenerator:
     def _answered(self, c: Comparison, drawn: Sequence[Sample], dropped: Counter[str]) -> Comparison:
         """The record with those answers that it may have; the others are counted."""
         if not all(math.isfinite(x) for sample in drawn for x in sample.log_probs):
-            raise ValueError(
-                f"{c.place or c.id}: a log-probability of {self.name} is not finite; its weights are broken, or its rule leaves nothing"
-            )
+            remedy = "its weights are broken, or its rule leaves nothing to draw"
+            raise ValueError(f"{c.place or c.id}: a log-probability of {self.name} is not finite; {remedy}")
         known = [sample for sample in drawn if max(sample.ids) < self.encoder.tokenizer.vocab_size]
         if lost := len(drawn) - len(known):
             dropped["token that the tokenizer lacks"] += lost
@@ -284,10 +283,10 @@ def _common(prompts: Sequence[Sequence[int]]) -> list[int]:
     """What several prompts begin with, in steps of `SHARED`, something left of each."""
     if len(prompts) < 2:
         return []
-    low, high = min(prompts), max(prompts)
-    count = next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))
-    count = min(count, min(map(len, prompts)) - 1)
-    return list(low[: count // SHARED * SHARED])
+    low, high = (list(end(map(tuple, prompts))) for end in (min, max))
+    count = min(map(len, prompts)) - 1
+    count = next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b or i == count), count)
+    return low[: count // SHARED * SHARED]
 
 
 def _rounded(tokens: int) -> int:

@@ -133,7 +133,8 @@ def advance(
     """One token more in every row: (logits of the next, what `write` puts into the past). `seen_RC`: columns of the past that a
     row sees."""
     mask_R1C = jnp.pad(seen_RC, ((0, 0), (0, 1)), constant_values=True)[:, None, :]
-    return model.apply({"params": params}, token_R[:, None], position_R[:, None], mask_R1C, past, method="decode")
+    found: Any = model.apply({"params": params}, token_R[:, None], position_R[:, None], mask_R1C, past, method="decode")
+    return found
 
 
 def read(
@@ -145,7 +146,8 @@ def read(
     among_BTT = jnp.tril(jnp.ones((T, T), bool))[None] & valid_BT[:, None, :]
     earlier_BTC = jnp.repeat(before_BC[:, None, :], T, axis=1)
     mask_BTS = jnp.concatenate([earlier_BTC, among_BTT], axis=-1)
-    return model.apply({"params": params}, ids_BT, positions_BT, mask_BTS, past, method="decode")
+    found: Any = model.apply({"params": params}, ids_BT, positions_BT, mask_BTS, past, method="decode")
+    return found
 
 
 def widen(past: Past, columns: int) -> Past:

@@ -25,8 +25,8 @@ from rmjax.parallel.mesh import RULES, Rules, shards
 from rmjax.policy.sampling import COLUMNS, Decoding, advance, draw, read, rules, widen, write
 
 Rule = Callable[[Float[Array, "R V"], Int[Array, "R M"], Int[Array, "R"]], Float[Array, "R V"]]
-"""(next-token logits; the sample's tokens, of which those from its length on mean nothing; its length) → logits, −inf for what may
-not be drawn. It is traced; rows do not know of each other."""
+"""(next-token logits; the sample's tokens, of which those from its length on mean nothing; its length) → logits, −inf for what
+may not be drawn. It is traced; rows do not know of each other."""
 TRACED: Counter["Program"] = Counter()
 """Programs that were compiled, by what they were compiled for."""
 
@@ -114,8 +114,8 @@ def admit(
     *,
     program: Program,
 ) -> Slots:
-    """Gives groups their prompts: `prompts` (ids_BT, valid_BT) as `left_pad` makes them, behind `before`; what belongs to no group
-    (one from G on) is dropped."""
+    """Gives groups their prompts: `prompts` (ids_BT, valid_BT) as `left_pad` makes them, behind `before`; what belongs to no
+    group (one from G on) is dropped."""
     TRACED[program] += 1
     (ids_BT, valid_BT), B, G = prompts, group_B.shape[0], slots.wanted_G.shape[0]
     past = None if before is None else {name: jnp.repeat(x, B, axis=1) for name, x in before.items()}

@@ -25,11 +25,11 @@ from experiments.studies.serving import load, sides
 from experiments.studies.serving.load import Target
 from experiments.studies.serving.sides import OURS, THEIRS, body, rewards_in, serving
 from experiments.trainers.processes import processor
-from rmjax.evaluate.rows import Row, values
+from rmjax.evaluate.rows import Row
 from rmjax.study.cells import Cell
 from rmjax.study.claim import Claim
 from rmjax.study.study import Result, Study
-from rmjax.study.summary import Line, fact_lines, ratio_line
+from rmjax.study.summary import Line, fact_lines
 from rmjax.study.table import markdown
 
 RATE, TOLERANCE, PATH = "rewards_per_second", 1e-3, "/pooling"
@@ -198,28 +198,15 @@ def summarize(config: Any, done: Mapping[str, Result]) -> list[Line]:
     """Rates and ratios by kind; what was lost; waiting times."""
     del config
     rows = done["beside"].rows
-    lines: list[Line] = []
-    for kind in KINDS:
-        each = {side: [r for r in rows if r.metric == RATE and r.groups == {"side": side, "kind": kind}]
-                for side in (OURS, THEIRS)}  # fmt: skip
-        lines += [
-            {"kind": kind, "side": s, "metric": RATE, "value": float(np.median(values(r)))} for s, r in each.items()
-        ]
-        lines.append(ratio_line({"kind": kind}, "ratio", each[OURS], each[THEIRS]))
+    lines = timing.rate_lines(rows, RATE, (OURS, THEIRS), KINDS)
     lines += fact_lines([r for r in rows if r.metric != RATE], {"cell": "beside"})
     return lines + [line for name in ("many", "open") for line in fact_lines(done[name].rows, {"cell": name})]
 
 
 def parts(lines: Sequence[Line]) -> dict[str, str]:
     """The tables of docs/serving.md."""
-    ratios = {line["kind"]: line for line in lines if line["metric"] == "ratio"}
-    rates = {(x["kind"], x["side"]): x["value"] for x in lines if x["metric"] == RATE}
-    table = [["requests", OURS, THEIRS, "ratio, median (interval of the mean)"]]
-    for kind, said in KINDS.items():
-        line = ratios[kind]
-        ratio = f"{line['median']:.2f} ({line['low']:.2f} to {line['high']:.2f})"
-        table.append([said, f"{rates[kind, OURS]:.0f}", f"{rates[kind, THEIRS]:.0f}", ratio])
-    return {"beside": markdown(table), "many": _many(lines), "open": _open(lines)}
+    beside = timing.rate_table(lines, RATE, (OURS, THEIRS), KINDS, "requests")
+    return {"beside": beside, "many": _many(lines), "open": _open(lines)}
 
 
 def _many(lines: Sequence[Line]) -> str:

@@ -50,11 +50,10 @@ def longest(config: Any) -> int:
     return config.texts.prompt + max(config.texts.answer) + 1
 
 
-def write_models(config: Any, folder: Path) -> None:
-    """`ours`, a run directory, and `theirs`, Hugging Face's files, of the same random weights."""
+def random_params(transformer: TransformerConfig) -> Any:
+    """A reward model's, of a fixed seed."""
     import jax
 
-    transformer, tokenizer = architecture(config)
     draw = np.random.default_rng(0)
 
     def leaf(path: Any, shape: jax.ShapeDtypeStruct) -> np.ndarray:
@@ -63,7 +62,13 @@ def write_models(config: Any, folder: Path) -> None:
         deviation = 1.0 if path[-1].key == "embedding" else shape.shape[-2] ** -0.5
         return (draw.standard_normal(shape.shape) * deviation).astype(np.float32)
 
-    params = jax.tree_util.tree_map_with_path(leaf, abstract_params(transformer))
+    return jax.tree_util.tree_map_with_path(leaf, abstract_params(transformer))
+
+
+def write_models(config: Any, folder: Path) -> None:
+    """`ours`, a run directory, and `theirs`, Hugging Face's files, of the same random weights."""
+    transformer, tokenizer = architecture(config)
+    params = random_params(transformer)
     form = Format(reward_token=SPECIAL[REWARD], max_length=longest(config), kind="plain")
     save_description(folder / "ours", transformer, form, tokenizer)
     with Checkpoints(folder / "ours" / CHECKPOINTS) as checkpoints:

@@ -1,0 +1,1 @@
+"""How many tokens a second does a policy draw, beside `transformers.generate`?"""
