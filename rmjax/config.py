@@ -67,6 +67,11 @@ def suite_eval(suite: str, path: str, every: int = 0) -> ConfigDict:
     return _entry("suite", suite=suite, path=path, every=every)
 
 
+def answers_eval(path: str, every: int = 0, max_new_tokens: int = 128, **changes: Any) -> ConfigDict:
+    """An evaluation: a policy's greedy answers to held-out prompts, with their rewards, and gold ones beside them."""
+    return _entry("answers", path=path, every=every, max_new_tokens=max_new_tokens, **changes)
+
+
 def _entry(kind: str, **changes: Any) -> ConfigDict:
     entry = defaults(settings.EVALUATIONS[kind])
     entry.update(changes)
@@ -99,7 +104,7 @@ def complete(config: ConfigDict) -> ConfigDict:
 def _require_section(value: Any, place: str) -> None:
     if not isinstance(value, ConfigDict):
         what = (
-            "an entry made by pool_eval, comparisons_eval, samples_eval or suite_eval"
+            "an entry made by pool_eval, comparisons_eval, samples_eval, suite_eval or answers_eval"
             if "evals." in place
             else "a section of keys"
         )

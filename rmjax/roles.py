@@ -14,10 +14,12 @@ class Role:
 
     Attributes:
       trainable: pattern of its paths that are trained; empty = none.
+      with_main: what is trained of the main model is trained of it, too.
       anchor: it holds only what the main model trains, as that was at the start, and shares the rest with it.
     """
 
     trainable: str = ""
+    with_main: bool = False
     anchor: bool = False
 
 
@@ -41,7 +43,9 @@ class Roles:
         """Which paths of the program are trained, where `trainable` is the pattern for the main model's."""
         if not self.others:
             return trainable
-        patterns = {self.main: trainable} | {name: role.trainable for name, role in self.others.items()}
+        patterns = {self.main: trainable}
+        for name, role in self.others.items():
+            patterns[name] = "|".join(filter(None, (trainable if role.with_main else "", role.trainable)))
 
         def chosen(path: str) -> bool:
             role, _, below = path.partition("/")

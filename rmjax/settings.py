@@ -73,7 +73,7 @@ class FormatSection:
 class Data:
     """`config.data`: the main stream of records."""
 
-    kind: str = "pool"  # pool (who wrote what) | comparisons (ranked) | texts (language model) | samples (rewarded)
+    kind: str = "pool"  # pool (who wrote what) | comparisons (ranked) | texts | samples (rewarded) | rollouts (prompts)
     path: str = (
         ""  # a file, a folder of shards, shipped:NAME, tfds:NAME, hf:ORG/NAME, or a real set's name (docs/data.md)
     )
@@ -212,8 +212,30 @@ class SamplesEval:
     every: int = number(0, low=0)  # steps; 0 = first and last only
 
 
+@dataclasses.dataclass(frozen=True)
+class AnswersEval:
+    """An entry of `config.evals`: what a policy answers to held-out prompts, rewarded by `config.reward` and `config.gold`."""
+
+    kind: str = "answers"  # what is evaluated, and so which keys the entry has
+    path: str = ""  # file of prompts, as data.path for rollouts
+    layout: str = "records"  # of its rows: records (ours) | auto | a name of docs/data.md, Layouts
+    columns: tuple[str, ...] = ()  # "FIELD=COLUMN" each, as data.columns; empty = by their names
+    on_error: str = choice("raise", "raise", "skip")  # broken rows: an error | left out and counted
+    categories: str = pattern("")  # regular expression that a prompt's whole category must match; empty = all prompts
+    limit: int = number(0, low=0)  # prompts, the first of the file; 0 = all
+    temperature: float = number(0.0, low=0)  # 0 = greedy, one answer a prompt
+    samples: int = number(1, low=1)  # answers to a prompt; greedy ones would all be the same
+    max_new_tokens: int = number(128, low=1)  # tokens of an answer at most
+    stop: tuple[str, ...] = ()  # texts that end an answer, beside the format's end token
+    patience: int = number(
+        0, low=0
+    )  # evaluations in a row below the best by more than `drop` that end the run; 0 = off
+    drop: float = number(0.0, low=0)  # in units of the gold reward
+    every: int = number(0, low=0)  # steps; 0 = first and last only
+
+
 EVALUATIONS: Mapping[str, type] = {
-    "pool": PoolEval, "comparisons": ComparisonsEval, "samples": SamplesEval, "suite": SuiteEval,
+    "pool": PoolEval, "comparisons": ComparisonsEval, "samples": SamplesEval, "suite": SuiteEval, "answers": AnswersEval,
 }  # fmt: skip
 SECTIONS: Mapping[str, type] = {
     "model": Model, "format": FormatSection, "data": Data, "optimizer": Optimizer, "mesh": MeshSection, "hosts": Hosts,

@@ -18,22 +18,25 @@ from rmjax.config import complete, keep_config, settle
 from rmjax.data import placement
 from rmjax.data.formats import Encoder, Format, completed, refuse_longer
 from rmjax.data.pipeline import FileSource, Source
-from rmjax.evaluate.scorers import RewardScorer, batch_tokens, on_mesh
+from rmjax.evaluate.scorers import RewardScorer, Scorer, batch_tokens, on_mesh
 from rmjax.evaluate.suites import Measure, evaluators_from
 from rmjax.files import refuse_url, write_json
 from rmjax.locks import locked
 from rmjax.models import parameters
 from rmjax.models.rope import longest_text
 from rmjax.parallel.hosts import EndTogether
-from rmjax.parallel.mesh import Rules, make_mesh, make_rules
+from rmjax.parallel.mesh import Rules, make_mesh, make_rules, shards
 from rmjax.program import Program, check, compiler_options, first_state, flops_per_token, make_program, refuse_dead_head
-from rmjax.reward_model import CHECKPOINTS, MODEL_FILE, load_description, save_description
+from rmjax.reward_model import CHECKPOINTS, MODEL_FILE, RewardModel, load_description, save_description
+from rmjax.rounds import answers
+from rmjax.rounds.watch import Watch
+from rmjax.settings import AnswersEval
 from rmjax.start import Start, check_format, start_of
 from rmjax.streams import Stream, format_of, open_stream
 from rmjax.train.checkpoint import Checkpoints
 from rmjax.train.flops import mfu
 from rmjax.train.loop import means, restored, saved_part, train
-from rmjax.train.metrics import MetricWriter, count_traces
+from rmjax.train.metrics import MetricWriter, count_traces, read_metrics
 from rmjax.train.state import State, compile_step
 
 _log = logging.getLogger(__name__)
@@ -90,6 +93,7 @@ class Trainer:
         self._counted = count_traces(self.program.step)
         self._compiled = compile_step(self._counted, self.program.shardings, self.mesh, compiler_options(self.config))
         self._score = on_mesh(self.program.rewards, self.mesh, self.rules)
+        self._scene = self._made_scene()
         self.evaluations = self._evaluations()
         self.source = self._source()
         self.state: State | None = None
@@ -122,12 +126,13 @@ class Trainer:
                 self.state = state
                 self.source.set_state(data["iterator"])
             writer = self._writer(first)
+            watch = self._watch()
             try:
                 self.state = train(
                     self._started(), self._compiled, self.source, steps=self.config.run.steps, place=self._place,
                     checkpoints=saved, writer=writer, directory=self.workdir, describe=self._derived(),
                     traces=self._counted, log_every=self.config.run.log_every, save_every=self.config.run.save_every,
-                    evaluations=self.evaluations, identify=self.stream.identify, since=data.get("terms"),
+                    evaluations=self.evaluations, identify=self.stream.identify, since=data.get("terms"), watch=watch,
                 )  # fmt: skip
             except BaseException:
                 # The step has given the state's memory away; the next call starts from the newest checkpoint, or afresh.
@@ -180,9 +185,20 @@ class Trainer:
         return placement.place(batch, placement.forest_shardings(self.mesh, self.rules), self.share)
 
     def _source(self) -> Source:
-        batches = iter(self.stream.batches)
-        together = self.share.streams > 1 and self.config.data.epochs
-        return self.chosen.source(FileSource(EndTogether(batches) if together else batches), self._measure)
+        source = self.chosen.own_source(self._scene)
+        if source is None:
+            batches = iter(self.stream.batches)
+            together = self.share.streams > 1 and self.config.data.epochs
+            source = FileSource(EndTogether(batches) if together else batches)
+        return self.chosen.source(source, self._measure)
+
+    def _made_scene(self) -> methods.Scene:
+        return methods.Scene(
+            self.start.config, self.program.model, self.program.roles, self.start.tokenizer,
+            completed(self.format, self.start.tokenizer), self.stream.records[methods.MAIN], self.workdir,
+            functools.partial(on_mesh, mesh=self.mesh, rules=self.rules), functools.cache(_scorer), self.mesh, self.rules,
+            shards(self.mesh, self.rules, "rows") * self.config.optimizer.microbatches,
+        )  # fmt: skip
 
     def _measure(self, name: str) -> methods.Rewards:
         """One of the methods' measures, on the mesh."""
@@ -249,10 +265,7 @@ class Trainer:
             self._check_data(data, contents)
         if jax.process_index() == 0:
             write_json(data, contents)
-            save_description(
-                self.workdir, self.start.config, self.format, self.start.tokenizer, self.config.objective,
-                self.chosen.saved(), self.program.roles.main if self.program.roles.others else "",
-            )  # fmt: skip
+            self._describe_model(self.workdir)
 
     def _writer(self, first: int) -> MetricWriter:
         assert self.workdir
@@ -261,6 +274,31 @@ class Trainer:
             {"project": run.wandb, "name": self.workdir.name, "config": self._given.to_dict()} if run.wandb else None
         )
         return MetricWriter(self.workdir, resume_step=first, tensorboard=run.tensorboard, wandb=project)
+
+    def _watch(self) -> Watch | None:
+        """Of the evaluations that may end the run; the best state is kept in WORKDIR/best, a run directory of its own."""
+        entries = {
+            name: entry
+            for name, entry in self.config.evals.items()
+            if isinstance(entry, AnswersEval) and entry.patience
+        }
+        if not entries:
+            return None
+        assert self.workdir
+        watch = Watch(entries, functools.partial(self._keep, self.workdir / "best"))
+        watch.recall(read_metrics(self.workdir / "metrics.jsonl"))
+        return watch
+
+    def _keep(self, folder: Path, step: int, state: State) -> None:
+        self._describe_model(folder)
+        with Checkpoints(folder / CHECKPOINTS, 1, None, ("frozen",)) as saved:
+            saved.save(step, saved_part(state), {}, wait=True)
+
+    def _describe_model(self, folder: Path) -> None:
+        save_description(
+            folder, self.start.config, self.format, self.start.tokenizer, self.config.objective, self.chosen.saved(),
+            self.program.roles.main if self.program.roles.others else "",
+        )  # fmt: skip
 
     def _derived(self) -> Any:
         """What the log adds to a step's metrics."""
@@ -271,7 +309,10 @@ class Trainer:
         def describe(scalars: Mapping[str, float]) -> dict[str, float]:
             speed = scalars.get("tokens_per_second")
             rate = float(self.program.rate(int(scalars["step"]) - 1))
-            more = {"learning_rate": rate, **self._encoded(), **self.chosen.describe(scalars)}
+            more = {
+                "learning_rate": rate, **self._encoded(), **self.source.metrics(int(scalars["step"])),
+                **self.chosen.describe(scalars),
+            }  # fmt: skip
             return more | ({"mfu": mfu(per_token * speed, dtype=self.start.config.dtype)} if speed else {})
 
         return describe
@@ -296,11 +337,15 @@ class Trainer:
         further = {
             name: functools.partial(scorer, self._measure(name)) for name in self.chosen.measures(self.program.model)
         }
-        found = evaluators_from(self.config.evals, functools.partial(scorer, self._score), further)
-        return {
-            name: (every or self.config.run.steps, functools.partial(at, measure))
-            for name, (every, measure) in found.items()
-        }
+        written = answers.evaluations(self.config, self._scene) if self.chosen.language_model else {}
+        entries = {name: entry for name, entry in self.config.evals.items() if name not in written}
+        scored = evaluators_from(entries, functools.partial(scorer, self._score), further)
+        found = {name: (every, functools.partial(at, measure)) for name, (every, measure) in scored.items()} | written
+        return {name: (every or self.config.run.steps, found[name][1]) for name, (every, _) in found.items()}
+
+
+def _scorer(path: str) -> Scorer:
+    return RewardModel.load(path).scorer
 
 
 def open_workdir(workdir: Path) -> None:

@@ -62,7 +62,7 @@ def test_a_key_that_a_config_file_invents_is_an_error(path, message):
         (
             "evals",
             {"x": 3},
-            r"config\.evals\.x is 3; it must be an entry made by pool_eval, comparisons_eval, samples_eval or suite_eval",
+            r"config\.evals\.x is 3; it must be an entry made by pool_eval, comparisons_eval, .* or answers_eval",
         ),
         ("evals", 3, r"config\.evals is 3; it must be a section of keys"),
         ("model", 3, r"config\.model is 3; it must be a section of keys"),

@@ -247,14 +247,40 @@ class Packer:
 
 def arrange(trees: Sequence[Tree], row_tokens: int, groups: int) -> list[list[int]]:
     """Rows of indices of trees: each tree, largest first, is in the fullest row that had room for it, or began one."""
+    return arrange_sizes([tree.size for tree in trees], row_tokens, groups)
+
+
+def arrange_sizes(sizes: Sequence[int], row_tokens: int, groups: int) -> list[list[int]]:
+    """`arrange` of trees of so many tokens."""
     rows: list[list[int]] = []
     spaces: list[tuple[int, int]] = []
-    for i in sorted(range(len(trees)), key=lambda i: -trees[i].size):
-        if not _place(i, trees[i].size, rows, spaces, groups):
+    for i in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
+        if not _place(i, sizes[i], rows, spaces, groups):
             spaces.append((row_tokens, len(rows)))  # an empty row has most room: the order holds
             rows.append([])
-            _place(i, trees[i].size, rows, spaces, groups)
+            _place(i, sizes[i], rows, spaces, groups)
     return rows
+
+
+def packed(trees: Sequence[Tree], shape: ForestShape, unit: int = 1) -> Forest:
+    """All trees in one batch, in as few rows as best fit needs. Their number is `unit` times 1, 2, 3, 4, 6, 8, 12, …, so that few
+    shapes are ever compiled, whatever `shape.rows` is.
+
+    Raises:
+      ValueError: a tree that fits no row.
+    """
+    for tree in trees:
+        if reason := shape.refuse(tree):
+            raise ValueError(f"record {tree.record}: {reason}")
+    rows = arrange(trees, shape.row_tokens, shape.groups)
+    whole = dataclasses.replace(shape, rows=unit * at_most_two_digits(max(1, -(-len(rows) // unit))))
+    return fill(whole, [[trees[i] for i in row] for row in rows])
+
+
+def at_most_two_digits(n: int) -> int:
+    """The next number with at most two binary digits that count, less than half more than n."""
+    step = 1 << max(0, n.bit_length() - 2)
+    return -(-n // step) * step
 
 
 def pack(trees: Sequence[Tree], shape: ForestShape) -> Iterator[tuple[Forest, list[list[int]]]]:

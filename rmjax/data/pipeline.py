@@ -209,6 +209,10 @@ class Source(Protocol):
         """Goes to where `get_state` was called."""
         ...
 
+    def metrics(self, step: int) -> Mapping[str, float]:
+        """What there is to log of the batch of a step that was drawn, beside what the step says of it; mostly nothing."""
+        ...
+
 
 class FileSource:
     """Batches of files, whatever the state and the step are."""
@@ -228,3 +232,8 @@ class FileSource:
     def set_state(self, state: Any) -> None:
         """See `Source`."""
         self._batches.set_state(state)
+
+    def metrics(self, step: int) -> Mapping[str, float]:
+        """See `Source`."""
+        del step
+        return {}

@@ -1,6 +1,6 @@
 """A source that looks at the model: of several batches, the groups that are worth most to it now."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -47,3 +47,7 @@ class Selecting:
     def set_state(self, state: Any) -> None:
         """See `Source`."""
         self._source.set_state(state)
+
+    def metrics(self, step: int) -> Mapping[str, float]:
+        """See `Source`."""
+        return self._source.metrics(step)

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from rmjax.data import placement
 from rmjax.data.formats import Encoder
-from rmjax.data.packing import ForestShape, Tree, arrange, pack
+from rmjax.data.packing import ForestShape, Tree, arrange, at_most_two_digits, pack
 from rmjax.data.pipeline import WHOLE
 from rmjax.data.record import Comparison
 from rmjax.evaluate.baselines import BASELINES
@@ -332,7 +332,7 @@ def fitting_shape(trees: Sequence[Tree], batch_tokens: int) -> ForestShape:
     needed, most = len(arrange(trees, row_tokens, groups)), max(1, batch_tokens // row_tokens)
     even = -(-needed // -(-needed // most))
     return ForestShape(
-        rows=min(_two_digits(even), most),
+        rows=min(at_most_two_digits(even), most),
         row_tokens=row_tokens,
         groups=groups,
         branches=_power_of_two(max(len(tree.branches) for tree in trees)),
@@ -341,9 +341,3 @@ def fitting_shape(trees: Sequence[Tree], batch_tokens: int) -> ForestShape:
 
 def _power_of_two(n: int) -> int:
     return 1 << (n - 1).bit_length()
-
-
-def _two_digits(n: int) -> int:
-    """The next number with at most two binary digits that count, less than half more than n."""
-    step = 1 << max(0, n.bit_length() - 2)
-    return -(-n // step) * step

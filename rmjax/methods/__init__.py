@@ -16,7 +16,7 @@ from rmjax.data.packing import ForestShape, Tree
 from rmjax.data.pipeline import Source
 from rmjax.data.sources import Records
 from rmjax.methods import adapters, dpo, ensemble, language_model, metarm, polar, policy_gradient, preference
-from rmjax.methods.method import MAIN, Method, Rewards, Setting, SideStream, Wrapped, own_rewards
+from rmjax.methods.method import MAIN, Method, Rewards, Scene, Setting, SideStream, Wrapped, own_rewards
 from rmjax.models.transformer import TransformerConfig
 from rmjax.parallel.mesh import Rules
 from rmjax.roles import ONE, Roles
@@ -25,7 +25,9 @@ from rmjax.settings import Config
 from rmjax.train import gradient
 from rmjax.train.objective import Objective
 
-__all__ = ["MAIN", "METHODS", "Chosen", "Method", "Rewards", "SideStream", "choose", "named", "register", "sections"]
+__all__ = [
+    "MAIN", "METHODS", "Chosen", "Method", "Rewards", "Scene", "SideStream", "choose", "named", "register", "sections",
+]  # fmt: skip
 
 METHODS: dict[str, Method] = {
     method.name: method
@@ -123,7 +125,7 @@ class Chosen:
     @property
     def roles(self) -> Roles:
         """The models of the program."""
-        return next((method.roles for method in self.all if method.roles is not ONE), ONE)
+        return next((roles for method in self.all if (roles := method.roles(self.config)) is not ONE), ONE)
 
     @functools.cached_property
     def trainable(self) -> str:
@@ -215,6 +217,10 @@ class Chosen:
         return functools.reduce(
             lambda found, method: method.around_source(self.config, found, measure), self.all, source
         )
+
+    def own_source(self, scene: Scene) -> Source | None:
+        """The source that the objective's method makes in place of the stream's batches."""
+        return self.main.own_source(self.config, scene)
 
     def check_start(self, params: Any, rate: optax.Schedule) -> None:
         """ValueError where nothing could be learned from these parameters."""

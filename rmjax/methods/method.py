@@ -2,20 +2,25 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import optax
 from jax.sharding import Mesh
 
-from rmjax.data.formats import Encoder
+from rmjax.data.formats import Encoder, Format
 from rmjax.data.packing import ForestShape, Tree
 from rmjax.data.pipeline import Source
 from rmjax.data.record import Comparison
 from rmjax.data.sources import Records
+from rmjax.data.tokenizer import Tokenizer
+from rmjax.evaluate.scorers import Scorer
 from rmjax.models.forest import Forest
 from rmjax.models.transformer import TransformerConfig
 from rmjax.parallel.mesh import Rules
+from rmjax.policy.local import LocalGenerator
+from rmjax.policy.sampling import Decoding
 from rmjax.roles import ONE, Roles
 from rmjax.settings import Config
 from rmjax.train.gradient import Gradient
@@ -76,6 +81,50 @@ class SideStream:
     seed: int
 
 
+@dataclasses.dataclass(frozen=True)
+class Scene:
+    """What a run has that something made for it may ask: a source that samples from the model, an evaluation of what it writes.
+
+    Attributes:
+      architecture: of the main model.
+      model: the main model, as methods wrap it.
+      roles: the models that the parameters hold.
+      tokenizer: of the model.
+      form: how records become tokens.
+      records: of the main stream.
+      folder: of the run; None where nothing is written.
+      compiled: a function of (parameters of all roles, forest) → the same, compiled for the mesh, its result on the host.
+      scorer: a reward model's folder or name → a scorer.
+      mesh, rules: devices, and how arrays are cut over them.
+      rows: what the number of a batch's rows has to be a multiple of.
+    """
+
+    architecture: TransformerConfig
+    model: Any
+    roles: Roles
+    tokenizer: Tokenizer
+    form: Format
+    records: Records
+    folder: Path | None
+    compiled: Callable[[Rewards], Rewards]
+    scorer: Callable[[str], Scorer]
+    mesh: Mesh
+    rules: Rules
+    rows: int = 1
+
+    def encoder(self, row_tokens: int) -> Encoder:
+        """Of the run's format, for rows of so many tokens."""
+        return Encoder(self.tokenizer, self.form, row_tokens)
+
+    def generator(self, params: Any, decoding: Decoding, max_new_tokens: int, stop: Sequence[str]) -> LocalGenerator:
+        """The main model as a policy, of parameters of all roles; those of before are not compiled again."""
+        encoder = self.encoder(self.architecture.max_positions)
+        return LocalGenerator(
+            self.architecture, self.roles.of(params)["backbone"], encoder, decoding, max_new_tokens, "policy", tuple(stop),
+            mesh=self.mesh if self.mesh.size > 1 else None, rules=self.rules,
+        )  # fmt: skip
+
+
 def _same_architecture(config: Config, base: TransformerConfig) -> TransformerConfig:
     del config
     return base
@@ -114,11 +163,12 @@ class Method:
       may_miss: a pattern of paths that loaded parameters may lack.
       loaded: config, loaded parameters → what the run starts from.
       model: wraps the model.
-      roles: the models of the program beside the main one.
+      roles: config → the models of the program beside the main one.
       objective: config, model → objective.
       around_objective: wraps the function that builds the objective.
       around_gradient: wraps the gradient.
       around_source: wraps the source of batches; gets what gives one of `measures` by its name, compiled for the mesh.
+      own_source: config, scene → a source of batches in place of the main stream's; None = the stream's.
       rewards: config, model → what evaluations score with; None = the model's own rewards.
       measures: config, model → further numbers for each candidate that evaluations report, by name.
       saved: what `wrapped` needs, for the model's description (JSON).
@@ -148,11 +198,12 @@ class Method:
     may_miss: Callable[[Config], str] = lambda config: ""
     loaded: Callable[[Config, Any], Any] = _same
     model: Callable[[Config, Any], Any] = _same
-    roles: Roles = ONE
+    roles: Callable[[Config], Roles] = lambda config: ONE
     objective: Callable[[Config, Any], Objective] | None = None
     around_objective: Callable[[Config, Build, Any], Objective] = lambda config, build, model: build(model)
     around_gradient: Callable[[Config, Gradient, Setting], Gradient] = lambda config, gradient, setting: gradient
     around_source: Callable[[Config, Source, Callable[[str], Rewards]], Source] = lambda config, source, measure: source
+    own_source: Callable[[Config, Scene], Source | None] = lambda config, scene: None
     rewards: Callable[[Config, Any], Rewards] | None = None
     measures: Callable[[Config, Any], Mapping[str, Rewards]] = lambda config, model: {}
     saved: Callable[[Config], Mapping[str, Any]] = lambda config: {}

@@ -1,12 +1,13 @@
 """Policy gradients on rewarded samples: PPO, GRPO, RLOO, REINFORCE and their kin as parts of one objective.
 
 Formulas and sources: `rmjax.losses.policy`; presets of `config.policy`: `rmjax.losses.policy.presets`. The n samples of a prompt
-share its tokens, in the forward and in the backward pass. Samples, rewards and recorded log-probabilities come from a file;
-nothing here generates.
+share its tokens, in the forward and in the backward pass. Samples, rewards and recorded log-probabilities come from a file, or
+from the policy itself, round by round (`rmjax.rounds`).
 """
 
 import dataclasses
 import functools
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -16,128 +17,40 @@ import numpy as np
 
 from rmjax.data import rollouts
 from rmjax.data.formats import Encoder
-from rmjax.data.packing import Tree
-from rmjax.data.record import Comparison, RecordError
+from rmjax.data.packing import ForestShape, Tree, arrange_sizes
+from rmjax.data.pipeline import Source
+from rmjax.data.questions import questions
+from rmjax.data.record import Comparison
 from rmjax.data.sources import Records, samples
 from rmjax.losses.direct import predecessors
-from rmjax.losses.policy.advantages import all_equal, gae, group_advantages, require_finite
+from rmjax.losses.policy.advantages import gae
 from rmjax.losses.policy.kl import kl
-from rmjax.losses.policy.objective import Samples, policy_loss
+from rmjax.losses.policy.objective import Samples, policy_loss, with_critic
 from rmjax.losses.policy.parts import Parts, contradiction
 from rmjax.losses.policy.sequences import at_last, of_forest, per_token
 from rmjax.losses.policy.tokens import TokenStatistics, token_statistics
 from rmjax.losses.reduction import total
-from rmjax.methods.method import Method
+from rmjax.methods.method import Method, Scene
 from rmjax.models.forest import Forest
+from rmjax.policy.generator import Generator
+from rmjax.policy.sampling import Decoding
+from rmjax.rewards.section import RewardSection, of_section, weights_of
 from rmjax.roles import Role, Roles
+from rmjax.rounds.draw import Drawing, TokenMeasure
+from rmjax.rounds.files import RoundFiles
+from rmjax.rounds.plan import Plan, Rollouts
+from rmjax.rounds.records import OVER_TOKENS, columns, in_loss, in_reward, needed, prepare, reads_old
+from rmjax.rounds.source import Rounds
 from rmjax.settings import Config
 from rmjax.train.objective import Objective, Terms, batch_terms
 
-REFERENCE = "reference"
+_log = logging.getLogger(__name__)
+REFERENCE, CRITIC = "reference", "critic"
 ROLES = Roles("policy", {REFERENCE: Role(anchor=True)})
-
-
-# --- what a batch has to have --------------------------------------------------------------------------------------------
-
-
-def _in_loss(parts: Parts) -> bool:
-    return parts.kl_weight > 0 and parts.kl_place == "loss"
-
-
-def _in_reward(parts: Parts) -> bool:
-    return parts.kl_weight > 0 and parts.kl_place == "reward"
-
-
-def _reads_old(parts: Parts) -> bool:
-    exact = _in_loss(parts) and parts.kl_gradient == "exact"
-    return parts.old != "current" and (parts.ratio != "none" or parts.correction != "none" or exact)
-
-
-def needed(parts: Parts) -> dict[str, str]:
-    """Field that every record must have → the key of `config.policy` that asks for it."""
-    found: dict[str, str] = {}
-    found["advantages" if parts.advantage == "given" else "rewards"] = f"advantage={parts.advantage}"
-    if parts.advantage == "gae":
-        found["values"] = "advantage=gae"
-    if parts.truncated != "train":
-        found["truncated"] = f"truncated={parts.truncated}"
-    if parts.correction != "none":
-        found["log_probs"] = f"correction={parts.correction}"
-    if _reads_old(parts):
-        found[{"behavior": "log_probs", "trainer": "old_log_probs"}[parts.old]] = f"old={parts.old}"
-    if _in_reward(parts):
-        found |= {"log_probs": "kl_place=reward", "reference_log_probs": "kl_place=reward"}
-    if _in_loss(parts) and parts.reference == "recorded":
-        found["reference_log_probs"] = "reference=recorded"
-    return found
-
-
-_OVER_TOKENS = {
-    "log_probs": "behavior_RT",
-    "old_log_probs": "old_RT",
-    "reference_log_probs": "reference_RT",
-    "values": "value_RT",
-}
-
-
-def columns(parts: Parts) -> tuple[str, ...]:
-    """Full names of the on-demand columns that its batches have."""
-    over_tokens = [_OVER_TOKENS[field] for field in needed(parts) if field in _OVER_TOKENS]
-    own = [] if parts.advantage == "given" else ["reward_RGN"]
-    return ("trained_RT", *own, *([] if parts.advantage == "gae" else ["advantage_RGN"]), *over_tokens)
+WITH_CRITIC = Roles("policy", {**ROLES.others, CRITIC: Role("^head/", with_main=True)})
 
 
 # --- records ------------------------------------------------------------------------------------------------------------
-
-
-def prepare(c: Comparison, parts: Parts) -> Comparison | str:
-    """The record with the rewards that are learned from and, unless a critic's values give them, advantages; or why it is left
-    out.
-
-    Raises:
-      RecordError: it lacks what `config.policy` asks for.
-      ValueError: an advantage is not finite.
-    """
-    for field, key in needed(parts).items():
-        if field not in c.columns:
-            remedy = f"add it, or change policy.{key}"
-            raise RecordError(c.place, field, f"missing, and config.policy.{key} needs it", remedy)
-    if parts.advantage == "given":
-        require_finite(c.columns["advantages"], c.place)
-        return c
-    rewards_N = np.asarray(c.columns["rewards"], np.float64)
-    present_N = np.ones(len(rewards_N), bool)
-    if parts.truncated == "penalize":
-        rewards_N = rewards_N - parts.truncation_penalty * np.asarray(c.columns["truncated"])
-    if parts.equal_groups == "drop" and all_equal(rewards_N, present_N):
-        return "all samples of one reward"
-    changed: dict[str, Any] = {"rewards": tuple(rewards_N.tolist())}
-    if parts.advantage == "group":
-        if _in_reward(parts):
-            rewards_N = rewards_N - parts.kl_weight * _divergences(c, parts)
-        found = group_advantages(rewards_N, present_N, parts.baseline, parts.scale, parts.ddof, parts.eps)
-        require_finite(found, c.place)
-        changed["advantages"] = tuple(found.tolist())
-    return dataclasses.replace(c, columns={**c.columns, **changed})
-
-
-def _divergences(c: Comparison, parts: Parts) -> np.ndarray:
-    """Σ over an answer's tokens, of those that the policy wrote, of the estimate of KL(π ‖ π_ref), of what was recorded."""
-    both = zip(c.columns["log_probs"], c.columns["reference_log_probs"], strict=True)
-    found, masks = [], c.columns.get("loss_mask")
-    for n, (own, other) in enumerate(both):
-        if len(own) != len(other):
-            raise RecordError(
-                c.place,
-                f"reference_log_probs[{n}]",
-                "length differs from that of log_probs",
-                "give one number per token",
-            )
-        x = np.asarray(own, np.float64) - np.asarray(other, np.float64)
-        if masks is not None:
-            x = np.where(np.asarray(masks[n]) > 0, x, 0.0)
-        found.append(float(np.sum({"k1": x, "k2": 0.5 * x * x, "k3": np.expm1(-x) + x}[parts.kl])))
-    return np.asarray(found)
 
 
 def _records(config: Config) -> Records:
@@ -149,7 +62,7 @@ def _encode(config: Config, encoder: Encoder) -> Callable[[Any, int], list[Tree]
 
     def trees(c: Comparison, record: int) -> list[Tree]:
         found = rollouts.answers(encoder, c)
-        tokens = rollouts.per_token(c, found, (rollouts.MASK, *_OVER_TOKENS))
+        tokens = rollouts.per_token(c, found, (rollouts.MASK, *OVER_TOKENS))
         trained = tokens.get("trained_RT", [np.ones(len(ids), np.float32) for ids in found.outputs])
         if parts.truncated == "mask":
             trained = [mask * (not cut) for mask, cut in zip(trained, c.columns["truncated"], strict=True)]
@@ -179,12 +92,20 @@ def statistics(model: Any, params: Any, forest: Forest, parts: Parts, rng: Any =
     return token_statistics(hidden_RTD, table_VD, forest.tokens_RT, parts.temperature, parts.vocabulary_chunk)
 
 
+def critic_values(model: Any, params: Any, forest: Forest, rng: Any = None) -> jax.Array:
+    """A critic's value of the text before every token, [R, T]; what stands where a path begins and in padding means nothing."""
+    columns_RT = jnp.maximum(predecessors(forest.group_RT, forest.branch_RT, forest.shape[2]), 0)
+    rngs = {} if rng is None else {"dropout": rng}
+    found: jax.Array = model.apply({"params": params}, forest, columns_RT, rngs=rngs, method="values_at")
+    return found
+
+
 def policy_gradient(model: Any, parts: Parts) -> Objective:
     """`policy_loss` on a forest of samples."""
     bare = getattr(model, "bare", model)  # what records the policy's calls is not to see the reference's
 
     def reference(params: Any, forest: Forest) -> jax.Array | None:
-        if not _in_loss(parts):
+        if not in_loss(parts):
             return None
         if parts.reference == "recorded":
             return forest.reference_RT
@@ -194,16 +115,17 @@ def policy_gradient(model: Any, parts: Parts) -> Objective:
     def objective(params: Any, forest: Forest, rng: jax.Array) -> Terms:
         policy = statistics(model, ROLES.of(params), forest, parts, rng)
         sequence_RT, trained_RT, weight_RS = layout(forest)
-        old = {"behavior": "behavior_RT", "trainer": "old_RT"}[parts.old] if _reads_old(parts) else ""
-        terms = policy_loss(
-            parts,
-            Samples(
-                log_probability_RT=policy.log_probability_RT, entropy_RT=policy.entropy_RT,
-                advantage_RT=advantages(parts, forest, trained_RT, sequence_RT), trained_RT=trained_RT,
-                sequence_RT=sequence_RT, weight_RS=weight_RS, old_RT=forest.columns.get(old),
-                behavior_RT=forest.columns.get("behavior_RT"), reference_RT=reference(params, forest),
-            ),
+        old = {"behavior": "behavior_RT", "trainer": "old_RT"}[parts.old] if reads_old(parts) else ""
+        samples = Samples(
+            log_probability_RT=policy.log_probability_RT, entropy_RT=policy.entropy_RT,
+            advantage_RT=advantages(parts, forest, trained_RT, sequence_RT), trained_RT=trained_RT,
+            sequence_RT=sequence_RT, weight_RS=weight_RS, old_RT=forest.columns.get(old),
+            behavior_RT=forest.columns.get("behavior_RT"), reference_RT=reference(params, forest),
         )  # fmt: skip
+        terms = policy_loss(parts, samples)
+        if parts.values == "critic":
+            values_RT = critic_values(model, WITH_CRITIC.of(params, CRITIC), forest, rng)
+            terms = with_critic(terms, parts, samples, values_RT, forest.value_RT)
         return terms | _measures(forest, trained_RT) | batch_terms(forest)
 
     return objective
@@ -226,7 +148,7 @@ def advantages(parts: Parts, forest: Forest, trained_RT: jax.Array, sequence_RT:
     if parts.advantage != "gae":
         return per_token(forest.advantage_RGN.reshape(R, G * N), sequence_RT)
     rewards_RT = at_last(forest.reward_RGN.reshape(R, G * N), trained_RT, sequence_RT)
-    if _in_reward(parts):
+    if in_reward(parts):
         rewards_RT = rewards_RT - parts.kl_weight * kl(forest.behavior_RT, forest.reference_RT, parts.kl)
     return gae(rewards_RT, forest.value_RT, trained_RT, sequence_RT, parts.gamma, parts.lam)
 
@@ -241,11 +163,108 @@ def _measures(forest: Forest, trained_RT: jax.Array) -> Terms:
     return found
 
 
+# --- rounds -------------------------------------------------------------------------------------------------------------
+
+
+def _own_source(config: Config, scene: Scene) -> Source | None:
+    """Rounds, where `data.kind` is rollouts."""
+    if config.data.kind != "rollouts":
+        return None
+    parts, section, data = _parts(config), _rollouts(config), config.data
+    encoder = scene.encoder(data.row_tokens)
+    able = _that_fit(config, encoder, scene.records)
+    plan = Plan(len(able), section.prompts, section.updates, section.passes, config.run.seed, data.epochs)
+    longest = max(len(encoder.begun(scene.records.source[i].prompt)) for i in able)
+    _check_rows(config, longest)
+    _log.info(plan.said(section.samples))
+    shape = ForestShape(data.rows, data.row_tokens, data.groups, data.candidates, columns(parts))
+    drawing = Drawing(
+        functools.partial(_generator, config, scene), of_section(config.sections["reward"], scene.scorer),
+        section.samples, _token_measures(config, scene), functools.partial(_bare_trees, config, encoder), shape, scene.rows,
+    )  # fmt: skip
+    files = RoundFiles(scene.folder / "rollouts", _drawn_with(config)) if scene.folder else None
+    return Rounds(
+        plan, [scene.records.source[i] for i in able], able, drawing, functools.partial(prepare, parts=parts),
+        _encode(config, encoder), shape, scene.rows, files, section.refresh, REFERENCE, ROLES.main,
+    )  # fmt: skip
+
+
+def _that_fit(config: Config, encoder: Encoder, records: Records) -> list[int]:
+    """Indices of the prompts that leave room for an answer in a row."""
+    section, room = _rollouts(config), config.data.row_tokens
+    long = [len(encoder.begun(c.prompt)) + section.max_new_tokens > room for c in records.source]
+    if any(long):
+        _log.warning(
+            "%s: left out %d of %d prompts, with which an answer of %d tokens may exceed a row of %d (data.row_tokens)",
+            config.data.path, sum(long), len(long), section.max_new_tokens, room,
+        )  # fmt: skip
+    return [i for i, too_long in enumerate(long) if not too_long]
+
+
+def _check_rows(config: Config, longest: int) -> None:
+    """ValueError where an update's answers, all of the longest, would take more rows than `data.rows`: it says how much memory a
+    step may need, and is better said now than after hours."""
+    section, data = _rollouts(config), config.data
+    each = min(data.candidates, (data.row_tokens - longest) // section.max_new_tokens)
+    sizes = [min(each, section.samples - n) for n in range(0, section.samples, each)]
+    prompts = -(-section.prompts // section.updates)
+    trees = [longest + n * section.max_new_tokens for n in sizes] * prompts
+    needed = len(arrange_sizes(trees, data.row_tokens, data.groups))
+    if needed > data.rows:
+        raise ValueError(
+            f"config.data.rows is {data.rows}, and an update's {prompts} prompts × {section.samples} answers of up to "
+            f"{section.max_new_tokens} tokens may take {needed} rows of {data.row_tokens}; raise it (optimizer.microbatches runs "
+            "them in parts), or lower rollouts.prompts, samples or max_new_tokens, or raise rollouts.updates"
+        )
+
+
+def _generator(config: Config, scene: Scene, params: Any) -> Generator:
+    section = _rollouts(config)
+    return scene.generator(params, Decoding(_parts(config).temperature), section.max_new_tokens, section.stop)
+
+
+def _token_measures(config: Config, scene: Scene) -> dict[str, TokenMeasure]:
+    """Column → what is recorded there when a round is drawn, since the policy is another one later."""
+    parts, wanted = _parts(config), needed(_parts(config))
+    roles = {"old_log_probs": ROLES.main, "reference_log_probs": REFERENCE}
+    if _rollouts(config).measure_kl:
+        wanted |= {"reference_log_probs": "rollouts.measure_kl"}
+
+    def of(role: str) -> TokenMeasure:
+        return scene.compiled(
+            lambda params, forest: statistics(scene.model, ROLES.of(params, role), forest, parts).log_probability_RT
+        )
+
+    found = {field: of(role) for field, role in roles.items() if field in wanted}
+    if parts.values == "critic":
+        found["values"] = scene.compiled(
+            lambda params, forest: critic_values(scene.model, WITH_CRITIC.of(params, CRITIC), forest)
+        )
+    return found
+
+
+def _bare_trees(config: Config, encoder: Encoder, c: Comparison) -> list[Tree]:
+    """Of its tokens alone."""
+    found = rollouts.answers(encoder, c)
+    return rollouts.trees(found, {}, {}, encoder.row_tokens, config.data.candidates)
+
+
+def _drawn_with(config: Config) -> dict[str, Any]:
+    """What of a config a round's answers and rewards depend on."""
+    sections = {name: dataclasses.asdict(config.sections[name]) for name in ("policy", "rollouts", "reward")}
+    return sections | {"data": config.data.path, "format": dataclasses.asdict(config.format)}
+
+
 # --- the method ---------------------------------------------------------------------------------------------------------
 
 
 def _parts(config: Config) -> Parts:
     found: Parts = config.sections["policy"]
+    return found
+
+
+def _rollouts(config: Config) -> Rollouts:
+    found: Rollouts = config.sections["rollouts"]
     return found
 
 
@@ -255,20 +274,54 @@ def _check(config: Config, mesh: Any, rules: Any) -> None:
         raise ValueError("config.format.kind is 'polar', which a policy does not write in; choose chat or plain")
     if said := contradiction(_parts(config)):
         raise ValueError(said)
+    if config.data.kind == "rollouts":
+        _check_rollouts(config)
+
+
+def _check_rollouts(config: Config) -> None:
+    parts, section = _parts(config), _rollouts(config)
+    weights_of(config.sections["reward"])
+    for wrong, said in (
+        (jax.process_count() > 1, "config.data.kind is 'rollouts', which needs one process; use a mesh of its devices"),
+        (
+            parts.advantage == "given",
+            "config.policy.advantage is 'given', which no round records; make it group or gae",
+        ),
+        (
+            parts.advantage == "gae" and parts.values == "recorded",
+            "config.policy.values is 'recorded', and a round records those of a critic alone; make it critic",
+        ),
+        (
+            section.samples == 1 and parts.advantage == "group" and parts.baseline != "none",
+            f"config.rollouts.samples is 1, and policy.baseline={parts.baseline} is made of a prompt's others; make it 2 or more",
+        ),
+        (
+            section.refresh and parts.kl_weight > 0 and parts.reference == "role",
+            f"config.rollouts.refresh is {section.refresh}, and policy.reference=role stays the policy of the start; set "
+            "policy.reference=recorded",
+        ),
+        (
+            bool(config.sections["adapter"].kind) and config.sections["adapter"].dropout > 0,
+            "config.adapter.dropout is above 0, which the sampler does not have; make it 0",
+        ),
+    ):
+        if wrong:
+            raise ValueError(said)
 
 
 METHOD = Method(
     "policy_gradient",
-    sections={"policy": Parts},
+    sections={"policy": Parts, "rollouts": Rollouts, "reward": RewardSection, "gold": RewardSection},
     active=lambda config: config.objective == "policy_gradient",
     check=_check,
-    kinds={"samples": _records},
-    data=("samples",),
+    kinds={"samples": _records, "rollouts": lambda config: questions(config.data, _rollouts(config).categories)},
+    data=("samples", "rollouts"),
     language_model=True,
     columns=lambda config: columns(_parts(config)),
     encode=_encode,
-    roles=ROLES,
+    roles=lambda config: WITH_CRITIC if _parts(config).values == "critic" else ROLES,
     objective=lambda config, model: policy_gradient(model, _parts(config)),
+    own_source=_own_source,
     example={
         "objective": "policy_gradient", "format.kind": "plain", "data.kind": "samples", "policy.old": "current",
         "policy.kl_weight": 0.1,

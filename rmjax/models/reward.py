@@ -75,6 +75,11 @@ class RewardTransformer(nn.Module):
         """For each token the logits at `columns_RT` of its row: at its predecessor they predict it."""
         return self.backbone.logits(jnp.take_along_axis(self.hidden(forest), columns_RT[..., None], axis=1))
 
+    def values_at(self, forest: Forest, columns_RT: Int[Array, "R T"]) -> Float[Array, "R T"]:
+        """For each token the head's number at `columns_RT` of its row, fp32; at its predecessor: a value of what is before it."""
+        hidden_RTD = jnp.take_along_axis(self.hidden(forest), columns_RT[..., None], axis=1)
+        return self.head(hidden_RTD.astype(jnp.float32))[..., 0]
+
     def projection_at(
         self, forest: Forest, columns_RT: Int[Array, "R T"]
     ) -> tuple[Float[Array, "R T D"], Float[Array, "V D"]]:

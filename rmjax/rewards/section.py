@@ -1,4 +1,4 @@
-"""Rewards by a config section, for whoever brings one: `build(section)`. No method reads it yet."""
+"""Rewards by a config section: `build(section)`; of `config.reward` and `config.gold`: `of_section`."""
 
 import dataclasses
 from collections.abc import Callable
@@ -16,9 +16,11 @@ from rmjax.sections import choice, listed, number, pattern
 
 @dataclasses.dataclass(frozen=True)
 class RewardSection:
-    """What rewards a policy's answers."""
+    """What rewards a policy's answers: `config.reward` what it learns from, `config.gold` what evaluations show beside that."""
 
     parts: tuple[str, ...] = ()  # "NAME=WEIGHT": number, reasoning_gym, model, server, overlong, matches
+    model: str = ""  # model: a reward model's run or hub folder, org/model[@revision] or shipped:NAME
+    reference: str = choice("optional", "optional", "required")  # model: an answer to a prompt without one fails
     think: str = choice("keep", "keep", "strip")  # a <think> block before the answer: read as it is | taken off
     tag: str = ""  # only what stands in the last <TAG>…</TAG> is read; empty = all
     number_form: str = choice("marked", *FORMS)  # number: #### or \boxed | or the one number | or the last
@@ -29,38 +31,54 @@ class RewardSection:
     pattern: str = pattern(".*")  # matches: a regular expression for the whole answer
     longest: int = number(4096, low=1)  # overlong: characters from which on it is −1
     buffer: int = number(1024, low=1)  # overlong: characters over which it falls there from 0
-    low: float = number(-1e6, low=-1e30)  # of the sum: smaller ones are clipped to it
-    high: float = number(1e6, high=1e30)  # of the sum: larger ones
+    bound: float = number(1e6, above=0)  # sums are clipped to ± this
     whiten: bool = False  # True: the sums of a call get mean 0 and standard deviation 1
 
 
-def build(section: RewardSection, scorer: Scorer | None = None) -> Reward:
+def build(section: RewardSection, scorer: Scorer | None = None, place: str = "config.reward") -> Reward:
     """The reward that a section asks for.
 
     Args:
       scorer: of the part `model`.
+      place: what the section is called in errors.
 
     Raises:
       ValueError: no part, one that there is not or that lacks what it needs, a weight that is no number.
     """
-    weights = dict(map(_part, section.parts))
-    if len(weights) < len(section.parts):
-        raise ValueError(f"config.reward.parts is {section.parts!r}, which has a name twice; give each once")
-    if not weights:
-        raise ValueError(f"config.reward.parts is empty; give NAME=WEIGHT, with {listed(list(_PARTS))}")
+    weights = weights_of(section, place)
+    if "model" in weights and scorer is None:
+        raise ValueError(f"{place}.parts names `model`, and there is none; give a scorer")
     made = {name: (_PARTS[name](section, scorer), weight) for name, weight in weights.items()}
-    whole: Reward = clipped(Weighted(made), section.low, section.high)
+    whole: Reward = clipped(Weighted(made), -section.bound, section.bound)
     return whitened(whole) if section.whiten else whole
 
 
-def _part(given: str) -> tuple[str, float]:
+def of_section(section: RewardSection, scorer: Callable[[str], Scorer], place: str = "config.reward") -> Reward:
+    """`build` with the reward model that the section names, which `scorer` loads."""
+    wants = "model" in weights_of(section, place)
+    if wants and not section.model:
+        raise ValueError(f"{place}.parts names `model`, and {place}.model is empty; name a reward model")
+    return build(section, scorer(section.model) if wants else None, place)
+
+
+def weights_of(section: RewardSection, place: str = "config.reward") -> dict[str, float]:
+    """Part → weight. ValueError for no part, one that there is not, and a weight that is no number."""
+    weights = dict(_part(given, place) for given in section.parts)
+    if len(weights) < len(section.parts):
+        raise ValueError(f"{place}.parts is {section.parts!r}, which has a name twice; give each once")
+    if not weights:
+        raise ValueError(f"{place}.parts is empty; give NAME=WEIGHT, with {listed(list(_PARTS))}")
+    return weights
+
+
+def _part(given: str, place: str) -> tuple[str, float]:
     name, _, weight = given.partition("=")
     if name not in _PARTS:
-        raise ValueError(f"config.reward.parts has {given!r}; write NAME=WEIGHT, with {listed(list(_PARTS))}")
+        raise ValueError(f"{place}.parts has {given!r}; write NAME=WEIGHT, with {listed(list(_PARTS))}")
     try:
         return name, float(weight)
     except ValueError:
-        raise ValueError(f"config.reward.parts has {given!r}; write NAME=WEIGHT, as {name}=1.0") from None
+        raise ValueError(f"{place}.parts has {given!r}; write NAME=WEIGHT, as {name}=1.0") from None
 
 
 def _read(section: RewardSection, reward: Reward) -> Reward:
@@ -84,9 +102,8 @@ def _reasoning_gym(section: RewardSection, scorer: Scorer | None) -> Reward:
 
 
 def _model(section: RewardSection, scorer: Scorer | None) -> Reward:
-    if scorer is None:
-        raise ValueError("config.reward.parts names `model`, and there is none; give a scorer")
-    return _read(section, OfScorer(scorer))
+    assert scorer is not None
+    return _read(section, OfScorer(scorer, section.reference == "required"))
 
 
 def _server(section: RewardSection, scorer: Scorer | None) -> Reward:

@@ -11,7 +11,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -43,6 +43,19 @@ class Preempted(BaseException):
     """The command was asked to stop; what there was to save is saved."""
 
 
+class Watch(Protocol):
+    """What looks at evaluations and may end a run."""
+
+    @property
+    def stop(self) -> str:
+        """Why the run ends, or nothing."""
+        ...
+
+    def seen(self, step: int, name: str, values: Mapping[str, float], state: State) -> None:
+        """Takes in an evaluation of a state."""
+        ...
+
+
 def train(
     state: State,
     step: Callable[[State, Any], tuple[State, Terms]],
@@ -60,6 +73,7 @@ def train(
     evaluations: Mapping[str, tuple[int, Evaluate]] | None = None,
     identify: Identify = str,
     since: Mapping[str, Sequence[float]] | None = None,
+    watch: Watch | None = None,
 ) -> State:
     """Runs from `state.step` to `steps` and returns the last state, saved.
 
@@ -72,6 +86,7 @@ def train(
       evaluations: name → (every so many steps, function); also run after the last step.
       identify: index of a record → its name in `diverged.json`; by the name of the forest where a batch has several.
       since: the `terms` of the checkpoint that the run goes on from: [sum, count] of every term since the last logged step.
+      watch: looks at every evaluation; the run ends, saved, where it says so.
 
     A logged metric is the mean over all steps since the last logged one, each weighted by its count, as if they were one
     batch; what `describe` adds is of that step.
@@ -86,6 +101,7 @@ def train(
     start = int(state.step)
     speed, progress = Throughput(), Progress(steps, initial=start, label=directory.name)
     log = _Log(steps, log_every, writer, directory, describe, traces, identify, speed, progress, since or {})
+    asked = False
 
     def save(number: int, wait: bool = False) -> None:
         log.settle()
@@ -94,8 +110,11 @@ def train(
 
     with hosts.stop_requests() as stopping, contextlib.closing(progress):
         if start == 0:
-            _evaluate_all(state, 0, steps, evaluations, writer)
+            _evaluate_all(state, 0, steps, evaluations, writer, watch)
         for number in range(start + 1, steps + 1):
+            if watch is not None and watch.stop:
+                _log.warning("stopped after step %d of %d: %s", number - 1, steps, watch.stop)
+                break
             with speed.waiting():
                 batch = source.next(state, number)
                 placed = None if batch is None else place(batch)
@@ -109,13 +128,13 @@ def train(
             log.add(number, terms, placed)
             if number == steps or any(number % every == 0 for every, _ in (evaluations or {}).values()):
                 log.settle()
-                _evaluate_all(state, number, steps, evaluations, writer)
+                _evaluate_all(state, number, steps, evaluations, writer, watch)
                 speed.pause()
             asked = stopping(number)
             if asked and number < steps:
                 save(number, wait=True)
                 raise Preempted(f"asked to stop: saved step {number} of {steps}; run the same command to go on")
-            if number % save_every == 0 or number == steps:
+            if number % save_every == 0 or number == steps or (watch is not None and watch.stop):
                 save(number)
         checkpoints.wait()  # a request to stop must not cut off the last save
         if start < steps and (asked or (jax.process_count() == 1 and stopping(steps))):
@@ -196,10 +215,15 @@ def saved_part(state: State) -> dict[str, Any]:
     return _saved(state)
 
 
-def _evaluate_all(state: State, number: int, steps: int, evaluations: Any, writer: MetricWriter) -> None:
+def _evaluate_all(
+    state: State, number: int, steps: int, evaluations: Any, writer: MetricWriter, watch: Watch | None = None
+) -> None:
     for name, (every, evaluate) in (evaluations or {}).items():
         if number == steps or number % every == 0:
-            writer.write(number, {f"eval/{name}/{key}": value for key, value in evaluate(state).items()})
+            values = evaluate(state)
+            writer.write(number, {f"eval/{name}/{key}": value for key, value in values.items()})
+            if watch is not None:
+                watch.seen(number, name, values, state)
 
 
 def _processed(terms: Mapping[str, tuple[Any, Any]]) -> tuple[int, int]:

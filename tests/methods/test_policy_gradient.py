@@ -34,12 +34,14 @@ class Bigram:
     """A model in place of a transformer's: the hidden state is that of the token alone, times a parameter."""
 
     def apply(self, params, forest, columns_RT, rngs, method):
-        assert method == "projection_at"
+        assert method in ("projection_at", "values_at")
         before = jnp.take_along_axis(jnp.asarray(forest.tokens_RT), columns_RT, axis=1)
+        if method == "values_at":
+            return params["params"]["scale"] * TABLES[0][before][..., 0]
         return params["params"]["scale"] * TABLES[0][before], jnp.asarray(TABLES[1])
 
 
-PARAMS = {"policy": {"scale": jnp.float32(1.0)}, "reference": {"scale": jnp.float32(0.7)}}
+PARAMS = {name: {"scale": jnp.float32(scale)} for name, scale in (("policy", 1.0), ("reference", 0.7), ("critic", 0.5))}
 
 
 def rows():
@@ -146,9 +148,22 @@ def test_sharing_the_prompt_changes_neither_loss_nor_gradient(model, moved):
     assert np.any(of_shared["policy"]["backbone"]["embedding"]["embedding"])
 
 
+def test_a_critic_s_value_at_a_token_is_the_head_s_at_the_token_before(model, params):
+    """A branch's first token has the prompt before it, not the branch beside it; the head at read-outs is the reward's."""
+    prefix, branches = np.array([3, 4], np.int32), (np.array([5, 6], np.int32), np.array([7], np.int32))
+    forest = fill(ForestShape(1, 8, 1, 2), [[Tree(prefix, branches, np.full(2, math.inf))]])
+    at = jnp.asarray([[0, 1, 2, 3, 4, 0, 0, 0]])
+    everywhere = model.apply({"params": params}, forest, at, method="values_at")[0]
+    rewards = model.apply({"params": params}, forest)[0, 0]
+    np.testing.assert_allclose(everywhere[jnp.asarray([3, 4])], rewards, rtol=1e-5)
+    values = policy.critic_values(model, params, forest)[0]
+    np.testing.assert_allclose(values[2:5], everywhere[jnp.asarray([1, 2, 1])], rtol=1e-5)
+
+
 # --- from records to a loss ---------------------------------------------------------------------------------------------
 
 GAE = {"advantage": "gae"}
+CRITIC = {**GAE, "values": "critic"}
 REWARD_KL = {"kl_weight": 0.2, "reference": "recorded"}
 CHANGES = {
     "advantage": [({}, {"advantage": "gae"}), ({}, {"advantage": "given"})],
@@ -158,6 +173,9 @@ CHANGES = {
     "eps": [({}, {"eps": 1.0})],
     "gamma": [(GAE, {"gamma": 0.5})],
     "lam": [(GAE, {"lam": 0.5})],
+    "values": [(GAE, {"values": "critic"})],
+    "value_weight": [(CRITIC, {"value_weight": 2.0})],
+    "value_clip": [(CRITIC, {"value_clip": 0.0})],
     "kl_place": [(REWARD_KL, {"kl_place": "reward"}), (REWARD_KL | GAE, {"kl_place": "reward"})],
     "reference": [({"kl_weight": 0.2}, {"reference": "recorded"})],
     "truncated": [({}, {"truncated": "mask"}), ({}, {"truncated": "penalize"})],

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Shaped
 
+from rmjax.losses.policy.advantages import value_loss
 from rmjax.losses.policy.aggregation import aggregate
 from rmjax.losses.policy.kl import kl, kl_loss
 from rmjax.losses.policy.parts import Parts
@@ -61,6 +62,30 @@ def policy_loss(parts: Parts, samples: Samples) -> dict[str, Term]:
 
     terms |= {"loss": aggregated(loss_RT), "policy_loss": aggregated(policy_RT), **_ratio_terms(parts, s, weight_RT)}
     return terms
+
+
+def with_critic(
+    terms: dict[str, Term], parts: Parts, samples: Samples, values_RT: PerToken, old_RT: PerToken
+) -> dict[str, Term]:
+    """The terms with a critic's: `loss` is the policy's and `value_weight` times the critic's, which has the same aggregation and
+    so the same count; `value_loss`, that alone; `value` and `return`, means over tokens.
+
+    Args:
+      values_RT: V of the text before each token, with a gradient.
+      old_RT: the same as it was when the answers were drawn: returns are the advantages on top of these.
+    """
+    s = samples
+    trained_RT = s.trained_RT > 0
+    values_RT, old_RT, advantage_RT = (jnp.where(trained_RT, x, 0.0) for x in (values_RT, old_RT, s.advantage_RT))
+    returns_RT = jax.lax.stop_gradient(advantage_RT + old_RT)
+    loss_RT = value_loss(values_RT, returns_RT, old_RT if parts.value_clip else None, parts.value_clip)
+    critic = aggregate(loss_RT, s.trained_RT, s.weight_RS, s.sequence_RT, parts.aggregation, parts.divisor)
+    weight_RT = jnp.where(trained_RT, per_token(s.weight_RS, s.sequence_RT), 0.0)
+    total_loss, count = terms["loss"]
+    return terms | {
+        "loss": (total_loss + parts.value_weight * critic[0], count), "value_loss": critic,
+        "value": total(values_RT, weight_RT), "return": total(returns_RT, weight_RT),
+    }  # fmt: skip
 
 
 def _kept(s: Samples) -> Samples:

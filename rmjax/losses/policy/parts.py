@@ -20,6 +20,11 @@ class Parts:
     eps: float = number(1e-6, low=0)  # group_std: added to it, in units of reward
     gamma: float = number(1.0, low=0, high=1)  # gae: discount a token
     lam: float = number(0.95, low=0, high=1)  # gae: λ, 1 = the whole return, 0 = one token ahead
+    values: str = choice("recorded", "recorded", "critic")  # gae: V of the records | and a critic is trained beside
+    value_weight: float = number(0.5, low=0)  # critic: of its loss beside the policy's
+    value_clip: float = number(
+        0.2, low=0
+    )  # critic: its loss holds V within ± this of the recorded, in units of reward; 0 = off
     ratio: str = choice("token", "none", *LEVELS)  # π / π_old of each token | of its sequence | none: REINFORCE
     old: str = choice("behavior", "behavior", "trainer", "current")  # π_old: `log_probs` | `old_log_probs` | π itself
     clip: str = choice("both", "none", "both")  # of the ratio: none | to 1 − clip_low … 1 + clip_high
@@ -49,6 +54,10 @@ def contradiction(parts: Parts) -> str | None:
     in_loss, in_reward = (parts.kl_weight > 0 and parts.kl_place == place for place in ("loss", "reward"))
     given = parts.advantage == "given"
     for wrong, said in (
+        (
+            parts.values == "critic" and parts.advantage != "gae",
+            f"values is 'critic', but policy.advantage={parts.advantage} reads no values; set policy.advantage=gae",
+        ),
         (
             parts.ratio == "none" and parts.clip == "both",
             "clip is 'both', but policy.ratio=none has no ratio to clip; set policy.clip=none",

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rmjax.losses.policy.objective import Samples, policy_loss
+from rmjax.losses.policy.objective import Samples, policy_loss, with_critic
 from rmjax.losses.policy.parts import Parts, contradiction
 from rmjax.losses.policy.presets import PRESETS, preset
 from rmjax.losses.policy.ratios import correction, log_ratios
@@ -206,7 +206,7 @@ CHANGED = {
 }  # fmt: skip
 OF_DATA = {
     "advantage", "baseline", "scale", "ddof", "eps", "gamma", "lam", "kl_place", "reference", "truncated", "truncation_penalty",
-    "equal_groups", "temperature", "old",
+    "equal_groups", "temperature", "old", "values", "value_weight", "value_clip",
 }  # fmt: skip
 """Keys that say what a batch's columns are: tests/methods/test_policy_gradient.py changes each of them."""
 
@@ -271,3 +271,21 @@ def test_a_preset_that_there_is_not():
 )
 def test_values_that_go_together_with_no_training(changes, message):
     assert message in (contradiction(Parts(**changes)) or "")
+
+
+def test_a_critic_s_loss_stands_beside_the_policy_s():
+    """Half the squared distance to advantage + old value, clipped around the old one; what stands at other tokens is not read."""
+    parts = Parts(advantage="gae", values="critic", value_weight=0.5, aggregation="token_mean")
+    trained = jnp.asarray([[0.0, 1.0, 1.0, 1.0]])
+    samples = Samples(
+        log_probability_RT=jnp.zeros((1, 4)), entropy_RT=jnp.zeros((1, 4)), advantage_RT=jnp.asarray([[9.0, 1.0, 0.0, -1.0]]),
+        trained_RT=trained, sequence_RT=jnp.zeros((1, 4), jnp.int32), weight_RS=jnp.ones((1, 1)),
+    )  # fmt: skip
+    old, values = jnp.asarray([[jnp.nan, 0.0, 0.5, 1.0]]), jnp.asarray([[jnp.nan, 1.0, 0.6, 1.0]])
+    terms = with_critic({"loss": (jnp.float32(3.0), jnp.float32(3.0))}, parts, samples, values, old)
+    # Returns 1, 0.5, 0. Plain: 0, 0.005, 0.5; clipped to 0.2, 0.6, 1: 0.32, 0.005, 0.5.
+    assert mean(terms, "value_loss") == pytest.approx((0.32 + 0.005 + 0.5) / 3, rel=1e-5)
+    assert mean(terms) == pytest.approx(1 + 0.5 * (0.32 + 0.005 + 0.5) / 3, rel=1e-5)
+    assert mean(terms, "return") == pytest.approx(0.5) and mean(terms, "value") == pytest.approx(2.6 / 3)
+    free = with_critic(terms, dataclasses.replace(parts, value_clip=0.0), samples, values, old)
+    assert mean(free, "value_loss") == pytest.approx(0.505 / 3, rel=1e-5)
