@@ -58,8 +58,8 @@ EVERY = 1  # which held-out records are scored: all, or every so many-th
 
 # %% [markdown]
 # ## Six lines
-# The model that comes with the package is a POLAR model: beside the prompt it reads a *reference*, an answer that
-# shows what is wanted.
+# The model that comes with the package reads what POLAR's models read: beside the prompt a *reference*, an answer that
+# shows what is wanted. It was trained on ranked answers alone, without POLAR's pre-training.
 
 # %%
 model = RewardModel.load(MODEL)
@@ -91,12 +91,13 @@ for reference in ("The answer is 7.", "The answer is 12.", "Twelve, I would say.
 
 # %% [markdown]
 # ## Better than what?
-# Held-out pairs, one answer better than the other, with 95 % intervals over prompts. The baselines read no meaning:
-# they prefer the answer whose length, or whose words, are more like the reference's. What is not above them is no
-# result.
+# Held-out pairs, one answer better than the other, with 95 % intervals over prompts. The model was trained on
+# `triples_train`, which has four prompts of this file; they are left out. The baselines read no meaning: they prefer
+# the answer whose length, or whose words, are more like the reference's. What is not above them is no result.
 
 # %%
-held_out = list(records("shipped:ranked_test"))[::EVERY]
+trained_on = {record.prompt for record in records("shipped:triples_train")}
+held_out = [record for record in records("shipped:ranked_test") if record.prompt not in trained_on][::EVERY]
 scores = model.score_groups(held_out, progress=True)
 print_table(evaluate_comparisons(held_out, scores))
 

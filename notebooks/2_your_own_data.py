@@ -132,8 +132,9 @@ state = Trainer(finetune, folder / "finetune").run()
 
 # %% [markdown]
 # ## The report
-# Accuracy on prompts that the model has not seen, beside trivial baselines, with 95 % intervals. The same page is
-# written to `report/report.html` in the folder.
+# Accuracy on preferences that the model was not trained on, beside trivial baselines, with 95 % intervals. One of the
+# shipped file's 55 prompts is in the pool, too, with other answers. The same page is written to `report/report.html`
+# in the folder.
 
 # %%
 model = RewardModel.load(folder / "finetune")

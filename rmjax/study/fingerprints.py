@@ -4,19 +4,21 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rmjax.data.preferences import PREFERENCE_SETS, set_path
+from rmjax.data.shards import HUB, hub_name, hub_shards
 from rmjax.data.sources import SHIPPED, located
-from rmjax.hub.shipped import model_folder
+from rmjax.hub.shipped import fetching, model_folder
 from rmjax.study.cells import Cell, leaves
 
 Fingerprint = dict[str, Any]
 """`config`: key → value; `data`: key, or `cell:NAME` → digest, None for data that are not there; `code`: of what measures."""
 _DATA = r"(.*\.)?(path|init|starts|template|tokenizer|prompts|checkpoints|sources(\[\d+\])?|as_long_as)"
-"""Keys whose values name files or folders. Values with `shipped:` or `work:` before them and real sets' names do so anywhere."""
+"""Keys whose values name files or folders. Values with `shipped:`, `hf:` or `work:` before them and real sets' names do so
+anywhere."""
 _WITHOUT_EFFECT = r"(.*\.)?(root|hosts\..*|data\.prefetch|run\.(keep|keep_every|tensorboard|wandb))"
 """Keys that say where data lie, and how a run is kept and shown."""
 
@@ -37,9 +39,9 @@ def fingerprint(cell: Cell, others: Mapping[str, Cell], workdir: Path, code: str
     config: dict[str, Any] = {}
     data: dict[str, str | None] = {}
     for key, value in found.items():
-        path = _named(cell, key, value, found, workdir)
-        if path is not None:
-            data[key] = _content(path)
+        paths = _named(cell, key, value, found, workdir)
+        if paths:
+            data[key] = _content(paths)
         elif not re.fullmatch(_WITHOUT_EFFECT, key):
             config[key] = value
     config |= {f"environment.{name}": value for name, value in cell.environment.items()}
@@ -48,42 +50,61 @@ def fingerprint(cell: Cell, others: Mapping[str, Cell], workdir: Path, code: str
     return {"config": config, "data": data, "code": code}
 
 
-def _named(cell: Cell, key: str, value: Any, config: Mapping[str, Any], workdir: Path) -> Path | None:
+def _named(cell: Cell, key: str, value: Any, config: Mapping[str, Any], workdir: Path) -> Sequence[Path]:
     try:
-        return path_of(key, value, config, workdir)
-    except OSError as error:
+        return paths_of(key, value, config, workdir)
+    except (OSError, ValueError) as error:
         raise ValueError(f"{cell.name}: config.{key}: {error}") from error
 
 
-def path_of(key: str, value: Any, config: Mapping[str, Any], workdir: Path) -> Path | None:
-    """The file or folder that a value of a config names, whether it is there or not; None if it names none.
+def paths_of(key: str, value: Any, config: Mapping[str, Any], workdir: Path) -> Sequence[Path]:
+    """The files or folders that a value of a config names, whether they are there or not; none if it names none.
 
     Raises:
       FileNotFoundError: a shipped set that there is not.
+      ShardError: a set of the hub by a name that does not say which of its parts is meant.
     """
     if not isinstance(value, str) or not value:
-        return None
+        return ()
     if value.startswith("work:"):
-        return workdir / value.removeprefix("work:")
+        return (workdir / value.removeprefix("work:"),)
     if value.startswith(SHIPPED):
-        return model_folder(value) if key.endswith("init") else Path(located(value))
+        return (model_folder(value) if key.endswith("init") else Path(located(value)),)
+    if value.startswith(HUB):
+        return _of_hub(value)
     if value in PREFERENCE_SETS:
         root = config.get(f"{key.rsplit('.', 1)[0]}.root", config.get("root"))
-        return set_path(value, root) if root else None
-    if not re.fullmatch(_DATA, key) or re.match(r"(cell|tfds):", value):
-        return None
-    path = Path(value)
-    return path if "/" in value or path.suffix or path.exists() else None
+        return (set_path(value, root),) if root else ()
+    if not re.fullmatch(_DATA, key) or re.match(r"(cell|tfds):", value) or re.search(r"{[{%]", value):
+        return ()  # braces: a template's own text
+    path = model_folder(value) if key.endswith("init") else Path(value)
+    return (path,) if "/" in value or path.suffix or path.exists() else ()
+
+
+def _of_hub(name: str) -> Sequence[Path]:
+    try:
+        return hub_shards(name)
+    except FileNotFoundError:  # not in the cache, or no longer: a result that was made of it stays
+        return (Path(name),)
 
 
 def absent(cell: Cell, workdir: Path) -> list[str]:
-    """The data of a cell that are not there, of those that no other cell and no `prepare` makes: `config.KEY=VALUE`."""
+    """The data of a cell that are not there, of those that no other cell and no `prepare` makes, each as a sentence:
+    `config.KEY=VALUE is not there; REMEDY`."""
     found = {key: _json(value) for key, value in leaves(cell.config).items()}
     paths = {key: _named(cell, key, value, found, workdir) for key, value in found.items()}
     made = {key for key, value in found.items() if isinstance(value, str) and value.startswith("work:")}
     return [
-        f"config.{key}={found[key]}" for key, path in paths.items() if path and key not in made and not path.exists()
+        f"config.{key}={found[key]} is not there; {_remedy(key, found[key])}"
+        for key, named in paths.items()
+        if key not in made and not all(path.exists() for path in named)
     ]
+
+
+def _remedy(key: str, value: str) -> str:
+    if value.startswith(HUB):
+        return f"run `{hub_name(value).command()}`"
+    return "correct the path" + (fetching(value) if key.endswith("init") else "")
 
 
 def lacking(cell: Cell, workdir: Path) -> list[str]:
@@ -121,7 +142,12 @@ def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     return "; ".join(parts)
 
 
-def _content(path: Path) -> str | None:
+def _content(paths: Sequence[Path]) -> str | None:
+    found = [_content_of(path) for path in paths]
+    return found[0] if len(found) == 1 else digest(found)
+
+
+def _content_of(path: Path) -> str | None:
     try:
         if path.is_dir():
             return _folder_digest(path)

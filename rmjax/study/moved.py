@@ -9,7 +9,7 @@ from typing import Any
 
 from rmjax.files import write_json
 from rmjax.study.cells import Cell, leaves, placed
-from rmjax.study.fingerprints import path_of
+from rmjax.study.fingerprints import paths_of
 
 _ROOT = r"(.*\.)?root"
 
@@ -20,7 +20,7 @@ def places(cell: Cell, workdir: Path) -> dict[str, str]:
     return {
         key: now[key]
         for key, value in given.items()
-        if now[key] != value or re.fullmatch(_ROOT, key) or path_of(key, value, given, workdir)
+        if now[key] != value or re.fullmatch(_ROOT, key) or paths_of(key, value, given, workdir)
     }
 
 

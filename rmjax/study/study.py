@@ -117,7 +117,7 @@ def check_data(study: Study, workdir: Path) -> None:
     """ValueError that names the cells whose data are not there, before anything is started. Cells that are done need none."""
     for cell in study.cells:
         if result_of(study, cell, workdir).status != "done" and (missing := absent(cell, workdir)):
-            raise ValueError(f"{cell.name}: {missing[0]} is not there; correct the path")
+            raise ValueError(f"{cell.name}: {missing[0]}")
 
 
 def made_by(study: Study, cell: Cell, workdir: Path) -> Fingerprint:
@@ -227,7 +227,7 @@ def _require_data(study: Study, cell: Cell, workdir: Path) -> None:
         with locked(workdir / "prepare"):
             study.prepare(workdir)
     if missing := absent(cell, workdir):
-        raise ValueError(f"{cell.name}: {missing[0]} is not there; correct the path")
+        raise ValueError(f"{cell.name}: {missing[0]}")
     if missing := lacking(cell, workdir):
         raise ValueError(
             f"{cell.name}: {missing[0]} is not in {workdir}, whose data were made for another config; use a new workdir"

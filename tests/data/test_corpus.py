@@ -1,7 +1,9 @@
 """The shipped corpus: what the documentation promises of it."""
 
 import json
+import re
 from collections import Counter, defaultdict
+from pathlib import Path
 
 import pytest
 
@@ -59,6 +61,27 @@ def test_ranked_triples_share_no_prompt_between_train_and_test(name, least):
     assert len(train) > least[0] and len({c.prompt for c in test}) > least[1]
     assert not {c.prompt for c in train} & {c.prompt for c in test}
     assert all(c.references and c.ranks == (0.0, 1.0) for c in (*train, *test))
+
+
+def _prompts(name: str) -> list[str]:
+    """Of every row of a shipped file, named as in docs/data.md: `policy_pool, seen`."""
+    file, _, split = name.partition(", ")
+    rows = (row for _, row in iterate_rows(str(shipped(file))))
+    return [row["prompt"] for row in rows if not split or row["prompt_split"] == split]
+
+
+def test_the_docs_say_which_files_share_prompts():
+    found = re.findall(
+        r"^\| `(\w+)`(, \w+)?[^|]*\| `(\w+)`(, \w+)? \| (\d+) \| (\d+) of (\d+) \|$",
+        (Path(__file__).parents[2] / "docs/data.md").read_text(encoding="utf-8"),
+        re.MULTILINE,
+    )
+    assert len(found) == 13
+    of = {name: _prompts(name) for row in found for name in (row[0] + row[1], row[2] + row[3])}
+    for trained, part, judged, other, *counts in found:
+        train, test = set(of[trained + part]), of[judged + other]
+        shared = [prompt for prompt in test if prompt in train]
+        assert [len(set(shared)), len(shared), len(test)] == list(map(int, counts)), (trained, judged)
 
 
 def test_solver_triples_are_verified_by_the_tasks_own_scorer():

@@ -7,6 +7,7 @@ import re
 import pytest
 
 pytest.importorskip("jupytext")
+from rmjax.data.sources import records  # noqa: E402
 from rmjax.evaluate import plots  # noqa: E402
 from rmjax.evaluate.gaps import gap_fractions  # noqa: E402
 from tools.notebooks import COMMAND, FOLDER, main, notebook, sources, stale  # noqa: E402
@@ -80,6 +81,16 @@ def test_only_the_public_library_is_used(name):
         elif isinstance(node, ast.Import):
             roots |= {alias.name.split(".")[0] for alias in node.names}
     assert not roots & {"experiments", "configs", "tests", "tools", "tensorflow"} and "rmjax" in roots
+
+
+def test_the_first_notebook_judges_on_no_prompt_that_its_model_was_trained_on():
+    from configs.polar.shipped import get_config
+
+    (cell,) = [source for source in code("1_score_and_look") if "evaluate_comparisons(held_out" in source]
+    chosen = {"records": records, "EVERY": 1}
+    exec(cell[: cell.index("scores = ")], chosen)
+    assert len(chosen["held_out"]) > 50
+    assert not {c.prompt for c in chosen["held_out"]} & {c.prompt for c in records(get_config().data.path)}
 
 
 def test_the_figure_of_gaps_is_given_what_it_takes():
