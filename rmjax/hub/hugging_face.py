@@ -81,7 +81,8 @@ def open_folder(folder: str | Path) -> HubModel:
     stored = held.pop() if len(held) == 1 else "float32"
     config = dataclasses.replace(config, param_dtype=stored, dtype="bfloat16" if stored == "bfloat16" else "float32")
     ends = set(described.tokens["eos"]) & set(described.tokens["pad"]) if head else set()
-    _say(folder, ends.pop() if ends else -1, tuple(sorted(tensors.skipped.items())))
+    standard = described.standard if head else (0.0, 1.0)
+    _say(folder, ends.pop() if ends else -1, tuple(sorted(tensors.skipped.items())), standard)
     return HubModel(folder, config, parameters(tensors, found), head, described)
 
 
@@ -115,8 +116,16 @@ def _with_output(config: TransformerConfig, described: Described, tensors: Tenso
 
 
 @functools.lru_cache(maxsize=256)
-def _say(folder: Path, padded_end: int, skipped: tuple[tuple[str, int], ...]) -> None:
+def _say(
+    folder: Path, padded_end: int, skipped: tuple[tuple[str, int], ...], standard: tuple[float, float] = (0.0, 1.0)
+) -> None:
     """Each folder is said of once."""
+    if standard != (0.0, 1.0):
+        _log.warning(
+            "%s: config.json says mean %g and std %g of the rewards: those given here are the head's own, as in transformers; "
+            "OpenRLHF with --normalize_reward gives (reward - mean) / std",
+            folder, *standard,
+        )  # fmt: skip
     if padded_end >= 0:
         _log.warning(
             "%s: pad_token_id is %d, an end token too: transformers reads a reward at the last token of another id, here it is "

@@ -21,6 +21,7 @@ from rmjax.reward_model import RewardModel, base_model, load_params
 from rmjax.settings import Model
 from rmjax.start import load_start
 from tests.hub.goldens import CHATML, FOLDER, NAMES, READ, copied
+from tests.hub.published import PUBLISHED
 
 
 @pytest.fixture
@@ -98,7 +99,29 @@ def test_all_such_keys_are_named_at_once(folder):
 def test_keys_that_only_describe(folder):
     before = read_config(folder).transformer
     changed = {"_name_or_path": "x", "temperature": 0.6, "attention_dropout": 0.1, "quirk": None, "pretraining_tp": 2}
+    changed["partial_rotary_factor"] = 1  # the number 1.0, whichever way it is written
     assert read_config(change(folder, **changed)).transformer == before
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_config_is_read(name, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(PUBLISHED[name]))
+    config = read_config(tmp_path).transformer
+    assert (config.depth, config.width) == tuple(PUBLISHED[name][key] for key in ("num_hidden_layers", "hidden_size"))
+
+
+@pytest.mark.parametrize(
+    "keys", [{"rope_interleaved": True}, {"full_attn_mod": 1}, {"lm_head_bias": True}, {"partial_rotary_factor": True}]
+)
+def test_what_a_published_config_has_is_refused_at_other_values(folder, keys):
+    with pytest.raises(HubError, match=f"{next(iter(keys))} is"):
+        read_config(change(folder, **keys))
+
+
+def test_rewards_that_openrlhf_would_standardize(tmp_path, caplog):
+    folder = change(copied("llama_reward_biases", tmp_path / "model"), mean=0.5, std=2.0, normalize_reward=True)
+    open_folder(folder)
+    assert "config.json says mean 0.5 and std 2 of the rewards" in caplog.text
 
 
 @pytest.mark.parametrize(
