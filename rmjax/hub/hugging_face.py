@@ -106,10 +106,20 @@ def _with_head(config: TransformerConfig, head: str, tensors: Tensors) -> Transf
 
 
 def _with_output(config: TransformerConfig, described: Described, tensors: Tensors, head: str) -> TransformerConfig:
-    """Reward classes have no vocabulary head, which here is to have a tied one; a tied one's own copy is not read."""
-    output = f"{described.kind.names.whole['backbone/output/kernel'].hugging_face}.weight"
+    """Reward classes have no vocabulary head, which here is to have a tied one. A tied one's own copy is not read; one that differs
+    from the embedding is no copy, whatever config.json says, and `transformers` does not tie it either."""
+    output, embedding = (
+        f"{described.kind.names.whole[f'backbone/{name}'].hugging_face}.weight"
+        for name in ("output/kernel", "embedding/embedding")
+    )
     if output not in tensors.shapes:
         return dataclasses.replace(config, tied_embeddings=True) if head else config
+    if config.tied_embeddings and not head and not tensors.equal(output, embedding):
+        _log.warning(
+            "%s: tie_word_embeddings is true in config.json, and %s differs from %s: they are not tied, as in transformers",
+            tensors.folder, output, embedding,
+        )  # fmt: skip
+        return dataclasses.replace(config, tied_embeddings=False)
     if config.tied_embeddings:
         tensors.drop(output, "vocabulary heads, tied by config.json")
     return config

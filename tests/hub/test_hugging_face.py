@@ -150,6 +150,18 @@ def test_families_are_told_apart_when_written():
     assert set(KINDS) >= {read_config(FOLDER / name).model_type for name in NAMES}
 
 
+@pytest.mark.parametrize("same", [True, False])
+def test_a_vocabulary_head_that_is_no_copy_is_not_tied(folder, same, caplog):
+    embedding = "model.embed_tokens.weight"
+    change(folder, tie_word_embeddings=True)
+    if same:
+        change_tensors(folder, lambda tensors: tensors | {"lm_head.weight": tensors[embedding]})
+    model = open_folder(folder)
+    assert model.config.tied_embeddings == same
+    assert ("output" in model.params["backbone"]) != same
+    assert ("tie_word_embeddings is true in config.json, and lm_head.weight differs" in caplog.text) != same
+
+
 def test_every_wrong_tensor_is_named_at_once(folder):
     def wrong(tensors):
         tensors["model.layers.0.self_attn.q_proj.weight"] = np.zeros((4, 4), np.float32)
