@@ -26,6 +26,7 @@ class Described:
       transformer: the decoder; of its dtypes nothing is said yet.
       nested: it is the decoder inside a model that sees.
       tokens: bos, eos, pad, reward → ids; empty where there are none.
+      standard: (mean, std) by which OpenRLHF standardizes rewards when asked to; here, as in transformers, they stay as they are.
     """
 
     model_type: str
@@ -33,6 +34,7 @@ class Described:
     transformer: TransformerConfig
     nested: bool
     tokens: Mapping[str, tuple[int, ...]]
+    standard: tuple[float, float] = (0.0, 1.0)
 
     @property
     def kind(self) -> Kind:
@@ -87,7 +89,8 @@ def _described(file: Keys) -> Described:
     tokens = {
         name: tuple(ids if isinstance(ids, list) else [] if ids is None else [ids]) for name, ids in named.items()
     }
-    return Described(found, str(classes[0]), _architecture(file, KINDS[found]), bool(key), tokens)
+    standard = float(outer.get("mean") or 0.0), float(1.0 if outer.get("std") is None else outer["std"])
+    return Described(found, str(classes[0]), _architecture(file, KINDS[found]), bool(key), tokens, standard)
 
 
 def _architecture(file: Keys, kind: Kind) -> TransformerConfig:
@@ -127,9 +130,14 @@ def unread(file: Keys, kind: Kind) -> list[str]:
         for key, value in file.items()
         if key not in known
         and value not in (None, [], {}, "")
-        and not any(type(value) is type(each) and value == each for each in neutral.get(key, ()))
+        and not any(_same(value, each) for each in neutral.get(key, ()))
         and not DESCRIPTIVE.fullmatch(key)
     ]
+
+
+def _same(value: Any, other: Any) -> bool:
+    """Whether JSON says the same, 1 and 1.0 being one number and true none."""
+    return isinstance(value, bool) == isinstance(other, bool) and value == other
 
 
 def _shown(value: Any) -> str:

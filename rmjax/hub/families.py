@@ -29,10 +29,11 @@ DESCRIPTIVE = re.compile(
     r"_name_or_path|architectures|model_type|auto_map|transformers_version|transformers\.js_config|_commit_hash|torch_dtype|dtype"
     r"|use_cache|cache_implementation|_?attn_implementation(_\w+)?|torchscript|use_bfloat16|tf_legacy_loss|initializer_range"
     r"|return_dict|output_\w+|unsloth_\w+|pretraining_tp|tokenizer_class|finetuning_task|task_specific_params|prefix"
-    r"|_sliding_window_pattern|rope_theta_comment|use_return_dict|use_remove_padding"
+    r"|_sliding_window_pattern|rope_theta_comment|use_return_dict|use_remove_padding|is_llama_config|neftune_noise_alpha"
+    r"|gradient_checkpointing|use_reentrant_checkpointing|use_flash_attention_2|_flash_attn_2_enabled|ignore_index"
     # Dropout, off when a model is read, and labels, whose number the head's shape says.
     r"|(attention|attn|embd|resid|hidden|classifier|summary)_?(dropout|pdrop)(_prob)?|classifier_bias|num_labels|id2label|label2id"
-    r"|problem_type|vhead_\w+|chunk_size_feed_forward"
+    r"|problem_type|vhead_\w+|value_head_prefix|normalize_reward|mean|std|chunk_size_feed_forward"
     # How to sample, and which tokens are what: formats name theirs.
     r"|(bos|eos|pad|sep|decoder_start|reward|unk)_token_id|(forced_)?(bos|eos)_token(_id)?|max_length|min_length|do_sample"
     r"|early_stopping|num_beams|num_beam_groups|diversity_penalty|temperature|top_k|top_p|typical_p|repetition_penalty"
@@ -48,6 +49,7 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = MappingProxyType(
         "use_qk_norm": (False,), "qk_layernorm": (False,), "clip_qkv": (None,), "logit_scale": (1.0,),
         "embedding_multiplier": (1.0,), "residual_multiplier": (1.0,), "logits_scaling": (1.0,), "num_experts": (0,),
         "partial_rotary_factor": (1.0,), "head_dim_v": (), "scale_attn_by_inverse_layer_idx": (False,),
+        "rope_interleaved": (False,), "lm_head_bias": (False,),
     }
 )  # fmt: skip
 """Key → values at which it changes nothing in a family that does not read it; null and what is empty never do."""
@@ -95,6 +97,7 @@ _OF_WINDOWS: Mapping[str, frozenset[str]] = {
     "pattern": frozenset({"sliding_window", "sliding_window_pattern", "layer_types"}),
     "rotary_free": frozenset(
         {"sliding_window", "use_sliding_window", "layer_types", "no_rope_layers", "no_rope_layer_interval"}
+        | {"max_window_layers"}  # which stands in its files, and its code does not read
     ),
 }
 _OF_GEMMA = frozenset({"query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping"})
@@ -139,7 +142,8 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
             decoder="SmolLM3ForCausalLM", reward="SmolLM3ForSequenceClassification",
         ),
         "gemma2": Kind(
-            names=GEMMA, windows="pattern", gemma=True, fixed=_GEMMA_FIXED, switches=_ALL_BIASES, neutral=_GEMMA_NEUTRAL,
+            names=GEMMA, windows="pattern", gemma=True, fixed=_GEMMA_FIXED, switches=_ALL_BIASES,
+            neutral=_GEMMA_NEUTRAL | {"sliding_window_size": (4096,)},  # a second name in its files
             defaults=_GEMMA
             | {
                 "sliding_window_pattern": 2, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0,
@@ -159,6 +163,7 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         ),
         "phi3": Kind(
             names=PHI3, windows="all", rope_keys=frozenset({"original_max_position_embeddings", "partial_rotary_factor"}),
+            neutral={"full_attn_mod": (1,), "interpolate_factor": (1,)},
             defaults=_COMMON | {"rms_norm_eps": 1e-5, "max_position_embeddings": 4096, "original_max_position_embeddings": 4096},
             decoder="Phi3ForCausalLM", reward="Phi3ForSequenceClassification",
         ),

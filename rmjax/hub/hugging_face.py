@@ -81,7 +81,8 @@ def open_folder(folder: str | Path) -> HubModel:
     stored = held.pop() if len(held) == 1 else "float32"
     config = dataclasses.replace(config, param_dtype=stored, dtype="bfloat16" if stored == "bfloat16" else "float32")
     ends = set(described.tokens["eos"]) & set(described.tokens["pad"]) if head else set()
-    _say(folder, ends.pop() if ends else -1, tuple(sorted(tensors.skipped.items())))
+    standard = described.standard if head else (0.0, 1.0)
+    _say(folder, ends.pop() if ends else -1, tuple(sorted(tensors.skipped.items())), standard)
     return HubModel(folder, config, parameters(tensors, found), head, described)
 
 
@@ -105,18 +106,36 @@ def _with_head(config: TransformerConfig, head: str, tensors: Tensors) -> Transf
 
 
 def _with_output(config: TransformerConfig, described: Described, tensors: Tensors, head: str) -> TransformerConfig:
-    """Reward classes have no vocabulary head, which here is to have a tied one; a tied one's own copy is not read."""
-    output = f"{described.kind.names.whole['backbone/output/kernel'].hugging_face}.weight"
+    """Reward classes have no vocabulary head, which here is to have a tied one. A tied one's own copy is not read; one that differs
+    from the embedding is no copy, whatever config.json says, and `transformers` does not tie it either."""
+    output, embedding = (
+        f"{described.kind.names.whole[f'backbone/{name}'].hugging_face}.weight"
+        for name in ("output/kernel", "embedding/embedding")
+    )
     if output not in tensors.shapes:
         return dataclasses.replace(config, tied_embeddings=True) if head else config
+    if config.tied_embeddings and not head and not tensors.equal(output, embedding):
+        _log.warning(
+            "%s: tie_word_embeddings is true in config.json, and %s differs from %s: they are not tied, as in transformers",
+            tensors.folder, output, embedding,
+        )  # fmt: skip
+        return dataclasses.replace(config, tied_embeddings=False)
     if config.tied_embeddings:
         tensors.drop(output, "vocabulary heads, tied by config.json")
     return config
 
 
 @functools.lru_cache(maxsize=256)
-def _say(folder: Path, padded_end: int, skipped: tuple[tuple[str, int], ...]) -> None:
+def _say(
+    folder: Path, padded_end: int, skipped: tuple[tuple[str, int], ...], standard: tuple[float, float] = (0.0, 1.0)
+) -> None:
     """Each folder is said of once."""
+    if standard != (0.0, 1.0):
+        _log.warning(
+            "%s: config.json says mean %g and std %g of the rewards: those given here are the head's own, as in transformers; "
+            "OpenRLHF with --normalize_reward gives (reward - mean) / std",
+            folder, *standard,
+        )  # fmt: skip
     if padded_end >= 0:
         _log.warning(
             "%s: pad_token_id is %d, an end token too: transformers reads a reward at the last token of another id, here it is "

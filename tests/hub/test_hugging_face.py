@@ -21,6 +21,7 @@ from rmjax.reward_model import RewardModel, base_model, load_params
 from rmjax.settings import Model
 from rmjax.start import load_start
 from tests.hub.goldens import CHATML, FOLDER, NAMES, READ, copied
+from tests.hub.published import PUBLISHED
 
 
 @pytest.fixture
@@ -98,7 +99,29 @@ def test_all_such_keys_are_named_at_once(folder):
 def test_keys_that_only_describe(folder):
     before = read_config(folder).transformer
     changed = {"_name_or_path": "x", "temperature": 0.6, "attention_dropout": 0.1, "quirk": None, "pretraining_tp": 2}
+    changed["partial_rotary_factor"] = 1  # the number 1.0, whichever way it is written
     assert read_config(change(folder, **changed)).transformer == before
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_config_is_read(name, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(PUBLISHED[name]))
+    config = read_config(tmp_path).transformer
+    assert (config.depth, config.width) == tuple(PUBLISHED[name][key] for key in ("num_hidden_layers", "hidden_size"))
+
+
+@pytest.mark.parametrize(
+    "keys", [{"rope_interleaved": True}, {"full_attn_mod": 1}, {"lm_head_bias": True}, {"partial_rotary_factor": True}]
+)
+def test_what_a_published_config_has_is_refused_at_other_values(folder, keys):
+    with pytest.raises(HubError, match=f"{next(iter(keys))} is"):
+        read_config(change(folder, **keys))
+
+
+def test_rewards_that_openrlhf_would_standardize(tmp_path, caplog):
+    folder = change(copied("llama_reward_biases", tmp_path / "model"), mean=0.5, std=2.0, normalize_reward=True)
+    open_folder(folder)
+    assert "config.json says mean 0.5 and std 2 of the rewards" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -125,6 +148,18 @@ def test_families_are_told_apart_when_written():
     with pytest.raises(HubError, match="a llama model has"):
         written_config(read_config(FOLDER / "qwen3").transformer, "llama")
     assert set(KINDS) >= {read_config(FOLDER / name).model_type for name in NAMES}
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_vocabulary_head_that_is_no_copy_is_not_tied(folder, same, caplog):
+    embedding = "model.embed_tokens.weight"
+    change(folder, tie_word_embeddings=True)
+    if same:
+        change_tensors(folder, lambda tensors: tensors | {"lm_head.weight": tensors[embedding]})
+    model = open_folder(folder)
+    assert model.config.tied_embeddings == same
+    assert ("output" in model.params["backbone"]) != same
+    assert ("tie_word_embeddings is true in config.json, and lm_head.weight differs" in caplog.text) != same
 
 
 def test_every_wrong_tensor_is_named_at_once(folder):
