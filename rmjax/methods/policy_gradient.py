@@ -86,10 +86,10 @@ def statistics(model: Any, params: Any, forest: Forest, parts: Parts, rng: Any =
     stands where a path begins and in padding means nothing."""
     columns_RT = predecessors(forest.group_RT, forest.branch_RT, forest.shape[2])
     rngs = {} if rng is None else {"dropout": rng}
-    hidden_RTD, table_VD = model.apply(
+    hidden_RTD, table_VD, softcap = model.apply(
         {"params": params}, forest, jnp.maximum(columns_RT, 0), rngs=rngs, method="projection_at"
     )
-    return token_statistics(hidden_RTD, table_VD, forest.tokens_RT, parts.temperature, parts.vocabulary_chunk)
+    return token_statistics(hidden_RTD, table_VD, forest.tokens_RT, parts.temperature, parts.vocabulary_chunk, softcap)
 
 
 def critic_values(model: Any, params: Any, forest: Forest, rng: Any = None) -> jax.Array:

@@ -38,7 +38,7 @@ class Bigram:
         before = jnp.take_along_axis(jnp.asarray(forest.tokens_RT), columns_RT, axis=1)
         if method == "values_at":
             return params["params"]["scale"] * TABLES[0][before][..., 0]
-        return params["params"]["scale"] * TABLES[0][before], jnp.asarray(TABLES[1])
+        return params["params"]["scale"] * TABLES[0][before], jnp.asarray(TABLES[1]), 0.0
 
 
 PARAMS = {name: {"scale": jnp.float32(scale)} for name, scale in (("policy", 1.0), ("reference", 0.7), ("critic", 0.5))}
@@ -77,7 +77,7 @@ def forest_of(parts, given=None, candidates=3):
 def plain(model, params, forest, parts, rng=None):
     """`statistics` without its scan, which would be compiled anew in every test."""
     before = np.maximum(predecessors(forest.group_RT, forest.branch_RT, forest.shape[2]), 0)
-    hidden, table = model.apply({"params": params}, forest, before, rngs={}, method="projection_at")
+    hidden, table, _ = model.apply({"params": params}, forest, before, rngs={}, method="projection_at")
     log_p = jax.nn.log_softmax(hidden @ table.T / parts.temperature)
     own = jnp.take_along_axis(log_p, jnp.asarray(forest.tokens_RT)[..., None], axis=-1)[..., 0]
     return TokenStatistics(own, -jnp.sum(jnp.exp(log_p) * log_p, axis=-1))

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from rmjax.models.tiles import capped
+
 _FLOOR = -1e30
 """Logit of a column that is no token: of probability 0, and finite, so that 0 times it is 0."""
 
@@ -23,6 +25,7 @@ def token_statistics(
     tokens_RT: Int[Array, "R T"],
     temperature: float = 1.0,
     chunk: int = 8192,
+    softcap: float = 0.0,
 ) -> TokenStatistics:
     """log softmax(h · Eᵀ / temperature) at each token, and the entropy there, in fp32.
 
@@ -33,6 +36,7 @@ def token_statistics(
       hidden_RTD: the hidden states that predict the tokens.
       table_VD: the vocabulary's projection.
       temperature: that of the samples, above 0.
+      softcap: c, where logits x become c · tanh(x / c) before they are divided (Gemma 2); 0 = they stay.
 
     Raises:
       ValueError: a temperature that is not above 0: greedy samples have no policy gradient.
@@ -49,7 +53,7 @@ def token_statistics(
     def add(carry: Any, part: Any) -> tuple[Any, None]:
         highest_RT, sum_RT, weighted_RT, own_RT = carry
         table_vD, start = part
-        logits_RTv = jnp.dot(hidden, table_vD.astype(jnp.float32).T) / temperature
+        logits_RTv = capped(jnp.dot(hidden, table_vD.astype(jnp.float32).T), softcap) / temperature
         logits_RTv = jnp.where(start + jnp.arange(chunk) < V, logits_RTv, _FLOOR)
         new_RT = jnp.maximum(highest_RT, jax.lax.stop_gradient(jnp.max(logits_RTv, axis=-1)))
         shrunk_RT = jnp.exp(highest_RT - new_RT)
