@@ -83,8 +83,8 @@ class RewardTransformer(nn.Module):
     def projection_at(
         self, forest: Forest, columns_RT: Int[Array, "R T"]
     ) -> tuple[Float[Array, "R T D"], Float[Array, "V D"], float]:
-        """The hidden states that `logits_at` projects, the vocabulary's projection, and the soft cap of the logits (0 = none): for
-        losses that take them in chunks."""
+        """The hidden states that `logits_at` projects, the vocabulary's projection, and the soft cap of the logits (0 = none):
+        for losses that take them in chunks."""
         hidden_RTD = jnp.take_along_axis(self.hidden(forest), columns_RT[..., None], axis=1)
         return hidden_RTD, self.backbone.projection(), self.config.logit_softcap
 
