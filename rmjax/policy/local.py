@@ -66,13 +66,13 @@ class LocalGenerator:
     """
 
     config: TransformerConfig
-    params: Any
+    params: Any = dataclasses.field(repr=False)
     encoder: Encoder
     decoding: Decoding
     max_new_tokens: int  # of an answer, the end token included
     name: str = "policy"
     stop: tuple[str | int, ...] = ()  # beside the format's end token: special tokens, ids of tokens, strings
-    rule: Rule | None = None  # on logits, before the temperature
+    rule: Rule | None = None  # on logits, before the temperature; another object is compiled anew
     mesh: Mesh | None = None  # of this process; prompts over data and fsdp, weights by the table of `parallel.mesh`
     rules: Rules = RULES
     slots: int = 64  # answers drawn at once, at most (at least one on each part of the mesh's rows)

@@ -251,7 +251,9 @@ def test_bf16(config, params, generator):
 
 def test_several_tokens_end_an_answer_and_truncation_is_exact(generator, drawn):
     """The end token is the id 0, with which others pad."""
-    other = drawn[0].columns["token_ids"][0][1]
+    other = next(ids for c in drawn for ids in c.columns["token_ids"] if len(ids) == M and ids.index(ids[-1]) == M - 1)[
+        -1
+    ]
     found = changed(generator, stop=("<f>", other))(RECORDS, N, 0).records
     ends, seen = {0, 1, other}, set()
     for before, c in zip(drawn, found, strict=True):
@@ -260,8 +262,8 @@ def test_several_tokens_end_an_answer_and_truncation_is_exact(generator, drawn):
         ):
             first = next((i for i, token in enumerate(whole) if token in ends), M)
             assert (ids, cut) == (whole[: first + 1], float(first == M))
-            seen.add(ids[-1] if ids[-1] in ends else -1)
-    assert {0, other, -1} <= seen
+            seen.add((ids[-1] if ids[-1] in ends else -1, len(ids)))
+    assert {(other, M), (-1, M)} <= seen and 0 in {token for token, _ in seen}
     assert all("<" not in text for c in found for text in c.outputs)
 
 
