@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 
-from rmjax.data.formats import Encoder
 from rmjax.data.record import Comparison, to_row
 from rmjax.evaluate.comparisons import evaluate_comparisons, known_ranks
 from rmjax.evaluate.language import LanguageModel, score_texts
@@ -17,11 +16,12 @@ from rmjax.evaluate.scorers import fitting_shape
 from rmjax.evaluate.suites import load_comparisons
 from rmjax.files import refuse_unwritable, write_json, write_lines
 from rmjax.judges.forms import EQUAL, Unread
-from rmjax.judges.generators import Named, language_model
+from rmjax.judges.generators import Named
 from rmjax.judges.judge import position
 from rmjax.judges.kinds import Place, Reading
 from rmjax.judges.replies import Replies
 from rmjax.judges.self_reference import Likelihood, Prompts, Round, Rules, labeled, rounds_of, strengths
+from rmjax.policy.local import LocalGenerator
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,15 +62,16 @@ class Options:
         return self.out.with_suffix(".report.json")
 
 
-def likelihood_of(model: LanguageModel) -> Likelihood:
-    """Mean log-probabilities of replies under a language model that is here, end token included."""
+def likelihood_of(generator: LocalGenerator) -> Likelihood:
+    """Mean log-probabilities of replies under a policy that is here, end token included."""
+    encoder = generator.encoder
+    model = LanguageModel(generator.config, jax.device_put(generator.params), encoder.tokenizer, encoder.form)
 
     def of_texts(texts: Sequence[tuple[str, str]]) -> list[float]:
         if not texts:
             return []
         records = [Comparison(prompt, (reply,)) for prompt, reply in texts]
-        encoder = Encoder(model.tokenizer, model.form, model.config.max_positions)
-        trees = [tree for c in records for tree in encoder.language_model_trees(c)]
+        trees = [tree for c in records for tree in model.encoder(model.form.max_length).language_model_trees(c)]
         return [-found.loss for found in score_texts(model, records, fitting_shape(trees, batch_tokens=1))]
 
     return of_texts
@@ -89,14 +90,15 @@ def annotate(options: Options) -> dict[str, Any]:
     records, prompts = loaded.records[: options.limit or None], Prompts.load(options.prompts)
     log_probs = options.rules.strength == "perplexity"
     how = dataclasses.replace(prompts.generation, log_probs=prompts.generation.log_probs or log_probs)
-    likelihood = _likelihood(options)
-    with Replies(Named(options.model, how), options.replies, options.seed) as replies:
+    _refuse_server(options)
+    named = Named(options.model, how)
+    with Replies(named, options.replies, options.seed) as replies:
         rounds = rounds_of(records, replies, prompts, options.rules)
         failures = replies.counts
-    strength = strengths(rounds, prompts, options.rules, likelihood)
+    strength = strengths(rounds, prompts, options.rules, _likelihood(options, named))
     kept, dropped = labeled(records, rounds, strength, options.rules)
     report = {
-        "model": replies.generator.name, "data": options.data, "prompts": options.prompts,
+        "model": named.name, "data": options.data, "prompts": options.prompts,
         "rules": dataclasses.asdict(options.rules), "records": len(records), "labeled": len(kept), "dropped": dict(dropped),
         "unreadable_rows": dict(loaded.unreadable), "failures": dict(failures),
         **_of_rounds(records, rounds, options.seed), **_gold(records, kept, options.seed), **environment(),
@@ -110,21 +112,18 @@ def annotate(options: Options) -> dict[str, Any]:
     return report
 
 
-def _likelihood(options: Options) -> Likelihood | None:
-    """Of a model that is here; ValueError, before anything is asked, where the rules want what a server cannot give."""
-    if options.rules.strength != "likelihood":
-        return None
-    if options.model.startswith(("http://", "https://")):
+def _refuse_server(options: Options) -> None:
+    """Before anything is asked, where the rules want what a server cannot give."""
+    if options.rules.strength == "likelihood" and options.model.startswith(("http://", "https://")):
         raise ValueError(
             f"--strength=likelihood asks for the probabilities of given texts, which {options.model} does not say; "
             "choose --strength=perplexity or --strength=votes"
         )
 
-    def later(texts: Sequence[tuple[str, str]]) -> list[float]:
-        model = language_model(options.model)
-        return likelihood_of(dataclasses.replace(model, params=jax.device_put(model.params)))(texts)
 
-    return later
+def _likelihood(options: Options, named: Named) -> Likelihood | None:
+    opened = named.opened if options.rules.strength == "likelihood" else None
+    return likelihood_of(opened) if isinstance(opened, LocalGenerator) else None
 
 
 def _of_rounds(records: Sequence[Comparison], rounds: Sequence[Sequence[Round]], seed: int) -> dict[str, Any]:

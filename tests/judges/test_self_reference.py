@@ -4,17 +4,23 @@ import dataclasses
 import json
 import math
 
+import numpy as np
 import pytest
+from tokenizers import pre_tokenizers
 
+from rmjax.data.formats import Encoder, Format
 from rmjax.data.messages import messages_of
 from rmjax.data.readers import open_records
 from rmjax.data.record import Comparison
+from rmjax.data.tokenizer import Tokenizer
 from rmjax.data.votes import Order
 from rmjax.judges import generators
-from rmjax.judges.annotate import Options, annotate, notes
+from rmjax.judges.annotate import Options, annotate, likelihood_of, notes
 from rmjax.judges.forms import Unread
 from rmjax.judges.replies import Replies
 from rmjax.judges.self_reference import Prompts, Round, Rules, labeled, rounds_of, strengths
+from rmjax.policy.local import LocalGenerator
+from rmjax.policy.sampling import Decoding
 from tests.judges.scripted import Scripted
 
 PROMPTS = Prompts.load()
@@ -146,3 +152,22 @@ def test_a_server_cannot_give_likelihoods(options, monkeypatch):
     monkeypatch.setattr(generators, "open_generator", lambda model, how: pytest.fail("was asked"))
     with pytest.raises(ValueError, match="choose --strength=perplexity or --strength=votes"):
         annotate(dataclasses.replace(options, rules=Rules()))
+
+
+def test_likelihoods_are_those_that_the_policy_draws_with(tiny_config, random_params):
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer.from_bpe(["<e>", "<f>", *alphabet], [], ["<e>", "<f>"])
+    config = dataclasses.replace(tiny_config, vocab_size=tokenizer.vocab_size, tied_embeddings=False)
+    params = random_params(config, 3)
+    params["output"]["kernel"][:, 0] *= 3  # the end token comes after a few others
+    encoder = Encoder(tokenizer, Format(kind="plain", reward_token="<f>", end_token="<e>"), 128)
+    generator = LocalGenerator(config, params, encoder, Decoding(1.0), 10, slots=8)
+    (record,) = generator([Comparison("ab", (), id="r")], 32, 0).records
+    ended = [
+        n
+        for n, text in enumerate(record.outputs)
+        if text and "\ufffd" not in text and not record.columns["truncated"][n]
+    ]
+    assert ended
+    found = likelihood_of(generator)([("ab", record.outputs[n]) for n in ended])
+    assert found == pytest.approx([np.mean(record.columns["log_probs"][n]) for n in ended], abs=1e-4)
