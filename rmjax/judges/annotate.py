@@ -74,6 +74,18 @@ def likelihood_of(generator: LocalGenerator) -> Likelihood:
         trees = [tree for c in records for tree in model.encoder(model.form.max_length).language_model_trees(c)]
         return [-found.loss for found in score_texts(model, records, fitting_shape(trees, batch_tokens=1))]
 
+    return remembered(of_texts)
+
+
+def remembered(likelihood: Likelihood) -> Likelihood:
+    """The same, each text once."""
+    known: dict[tuple[str, str], float] = {}
+
+    def of_texts(texts: Sequence[tuple[str, str]]) -> list[float]:
+        new = [text for text in dict.fromkeys(texts) if text not in known]
+        known.update(zip(new, likelihood(new), strict=True))
+        return [known[text] for text in texts]
+
     return of_texts
 
 
@@ -93,9 +105,10 @@ def annotate(options: Options) -> dict[str, Any]:
     _refuse_server(options)
     named = Named(options.model, how)
     with Replies(named, options.replies, options.seed) as replies:
-        rounds = rounds_of(records, replies, prompts, options.rules)
+        likelihood = _likelihood(options, named)
+        rounds = rounds_of(records, replies, prompts, options.rules, likelihood)
         failures = replies.counts
-    strength = strengths(rounds, prompts, options.rules, _likelihood(options, named))
+    strength = strengths(rounds, prompts, options.rules, likelihood)
     kept, dropped = labeled(records, rounds, strength, options.rules)
     report = {
         "model": named.name, "data": options.data, "prompts": options.prompts,
@@ -114,15 +127,19 @@ def annotate(options: Options) -> dict[str, Any]:
 
 def _refuse_server(options: Options) -> None:
     """Before anything is asked, where the rules want what a server cannot give."""
-    if options.rules.strength == "likelihood" and options.model.startswith(("http://", "https://")):
+    if _wants_likelihood(options.rules) and options.model.startswith(("http://", "https://")):
         raise ValueError(
-            f"--strength=likelihood asks for the probabilities of given texts, which {options.model} does not say; "
-            "choose --strength=perplexity or --strength=votes"
+            f"--strength=likelihood and --decision=likelier ask for the probabilities of given texts, which {options.model} does "
+            "not say; choose --strength=perplexity or --strength=votes, and --decision=written"
         )
 
 
+def _wants_likelihood(rules: Rules) -> bool:
+    return rules.strength == "likelihood" or rules.decision == "likelier"
+
+
 def _likelihood(options: Options, named: Named) -> Likelihood | None:
-    opened = named.opened if options.rules.strength == "likelihood" else None
+    opened = named.opened if _wants_likelihood(options.rules) else None
     return likelihood_of(opened) if isinstance(opened, LocalGenerator) else None
 
 

@@ -9,6 +9,10 @@ from rmjax.data.record import Comparison
 from rmjax.policy.generator import Generated, Generator
 from rmjax.sections import listed, number
 
+WORKERS = 16
+"""Requests to a server at a time."""
+_SERVER = ("http://", "https://")
+
 
 @dataclasses.dataclass(frozen=True)
 class Generation:
@@ -43,6 +47,11 @@ class Named:
         """The model and how it draws: with another one, replies are others."""
         return f"{self.model} ({self.how})"
 
+    @property
+    def workers(self) -> int:
+        """How many calls at a time: several of a server, which batches them itself."""
+        return WORKERS if self.model.startswith(_SERVER) else 1
+
     @functools.cached_property
     def opened(self) -> Generator:
         """The generator itself."""
@@ -59,7 +68,7 @@ def open_generator(model: str, how: Generation) -> Generator:
     Raises:
       FileNotFoundError, ValueError: there is none, or it cannot be loaded; says why.
     """
-    return _endpoint(model, how) if model.startswith(("http://", "https://")) else _local(model, how)
+    return _endpoint(model, how) if model.startswith(_SERVER) else _local(model, how)
 
 
 def _endpoint(model: str, how: Generation) -> Generator:

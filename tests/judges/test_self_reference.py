@@ -62,6 +62,23 @@ def test_the_direct_baseline_draws_anew_each_round():
     assert len({one.asked for one in rounds}) == 4  # four critiques
 
 
+def test_the_likelier_verdict_is_a_vote_without_a_decision():
+    generator = scripted(lambda prompt, n: pytest.fail("was asked"))
+
+    def likelihood(texts):  # of one that likes the good answer, and the first place a little
+        return [2.0 * ((said == "[[A]]") == ("Answer A:\ngood" in asked)) + (said == "[[A]]") for asked, said in texts]
+
+    rules = Rules(decision="likelier")
+    rounds = rounds_of([PAIR], Replies(generator), PROMPTS, rules, likelihood)
+    assert [one.vote for one in rounds[0]] == ["first"] * 4 and [one.decision for one in rounds[0]][:2] == [
+        "[[A]]",
+        "[[B]]",
+    ]
+    assert strengths(rounds, PROMPTS, rules, likelihood) == [2.0]  # what places do to it cancels
+    with pytest.raises(ValueError, match="decision is likelier, which this generator cannot give; choose written"):
+        rounds_of([PAIR], Replies(scripted(fair)), PROMPTS, rules)
+
+
 def test_votes_become_soft_labels_of_the_trainer():
     def leaning(prompt, n):  # the place counts once in four
         return "[[A]]" if "own answer 3" in prompt else fair(prompt, n)
@@ -150,8 +167,11 @@ def test_the_command_writes_records_and_a_report(options, monkeypatch):
 
 def test_a_server_cannot_give_likelihoods(options, monkeypatch):
     monkeypatch.setattr(generators, "open_generator", lambda model, how: pytest.fail("was asked"))
-    with pytest.raises(ValueError, match="choose --strength=perplexity or --strength=votes"):
-        annotate(dataclasses.replace(options, rules=Rules()))
+    for rules in (Rules(), Rules(strength="votes", decision="likelier")):
+        with pytest.raises(
+            ValueError, match="choose --strength=perplexity or --strength=votes, and --decision=written"
+        ):
+            annotate(dataclasses.replace(options, rules=rules))
 
 
 def test_likelihoods_are_those_that_the_policy_draws_with(tiny_config, random_params):
