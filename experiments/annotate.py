@@ -18,7 +18,7 @@ from rmjax.judges.self_reference import STRENGTHS, Rules
 from rmjax.sections import read
 from rmjax.terminal import printable
 
-_OF_RULES = ("rounds", "reference", "strength", "scale", "limit", "ties")
+_OF_RULES = ("rounds", "reference", "decision", "strength", "scale", "limit", "ties")
 
 
 def define_flags() -> None:
@@ -30,6 +30,9 @@ def define_flags() -> None:
     flags.DEFINE_integer("rounds", of.rounds, "votes a record; every second one sees the answers the other way round")
     flags.DEFINE_enum(
         "reference", of.reference, ["own", "none"], "own: behind an answer of its own; none: the baseline"
+    )
+    flags.DEFINE_enum(
+        "decision", of.decision, ["written", "likelier"], "a vote: what it writes, or the likelier verdict"
     )
     flags.DEFINE_enum("strength", of.strength, STRENGTHS, "what becomes the pair's margin")
     flags.DEFINE_float("scale", of.scale, "factor on the strength, in units of reward")

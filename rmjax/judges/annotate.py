@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 
-from rmjax.data.formats import Encoder
 from rmjax.data.record import Comparison, to_row
 from rmjax.evaluate.comparisons import evaluate_comparisons, known_ranks
 from rmjax.evaluate.language import LanguageModel, score_texts
@@ -17,11 +16,12 @@ from rmjax.evaluate.scorers import fitting_shape
 from rmjax.evaluate.suites import load_comparisons
 from rmjax.files import refuse_unwritable, write_json, write_lines
 from rmjax.judges.forms import EQUAL, Unread
-from rmjax.judges.generators import Named, language_model
+from rmjax.judges.generators import Named
 from rmjax.judges.judge import position
 from rmjax.judges.kinds import Place, Reading
 from rmjax.judges.replies import Replies
 from rmjax.judges.self_reference import Likelihood, Prompts, Round, Rules, labeled, rounds_of, strengths
+from rmjax.policy.local import LocalGenerator
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,16 +62,29 @@ class Options:
         return self.out.with_suffix(".report.json")
 
 
-def likelihood_of(model: LanguageModel) -> Likelihood:
-    """Mean log-probabilities of replies under a language model that is here, end token included."""
+def likelihood_of(generator: LocalGenerator) -> Likelihood:
+    """Mean log-probabilities of replies under a policy that is here, end token included."""
+    encoder = generator.encoder
+    model = LanguageModel(generator.config, jax.device_put(generator.params), encoder.tokenizer, encoder.form)
 
     def of_texts(texts: Sequence[tuple[str, str]]) -> list[float]:
         if not texts:
             return []
         records = [Comparison(prompt, (reply,)) for prompt, reply in texts]
-        encoder = Encoder(model.tokenizer, model.form, model.config.max_positions)
-        trees = [tree for c in records for tree in encoder.language_model_trees(c)]
+        trees = [tree for c in records for tree in model.encoder(model.form.max_length).language_model_trees(c)]
         return [-found.loss for found in score_texts(model, records, fitting_shape(trees, batch_tokens=1))]
+
+    return remembered(of_texts)
+
+
+def remembered(likelihood: Likelihood) -> Likelihood:
+    """The same, each text once."""
+    known: dict[tuple[str, str], float] = {}
+
+    def of_texts(texts: Sequence[tuple[str, str]]) -> list[float]:
+        new = [text for text in dict.fromkeys(texts) if text not in known]
+        known.update(zip(new, likelihood(new), strict=True))
+        return [known[text] for text in texts]
 
     return of_texts
 
@@ -89,14 +102,16 @@ def annotate(options: Options) -> dict[str, Any]:
     records, prompts = loaded.records[: options.limit or None], Prompts.load(options.prompts)
     log_probs = options.rules.strength == "perplexity"
     how = dataclasses.replace(prompts.generation, log_probs=prompts.generation.log_probs or log_probs)
-    likelihood = _likelihood(options)
-    with Replies(Named(options.model, how), options.replies, options.seed) as replies:
-        rounds = rounds_of(records, replies, prompts, options.rules)
+    _refuse_server(options)
+    named = Named(options.model, how)
+    with Replies(named, options.replies, options.seed) as replies:
+        likelihood = _likelihood(options, named)
+        rounds = rounds_of(records, replies, prompts, options.rules, likelihood)
         failures = replies.counts
     strength = strengths(rounds, prompts, options.rules, likelihood)
     kept, dropped = labeled(records, rounds, strength, options.rules)
     report = {
-        "model": replies.generator.name, "data": options.data, "prompts": options.prompts,
+        "model": named.name, "data": options.data, "prompts": options.prompts,
         "rules": dataclasses.asdict(options.rules), "records": len(records), "labeled": len(kept), "dropped": dict(dropped),
         "unreadable_rows": dict(loaded.unreadable), "failures": dict(failures),
         **_of_rounds(records, rounds, options.seed), **_gold(records, kept, options.seed), **environment(),
@@ -110,21 +125,22 @@ def annotate(options: Options) -> dict[str, Any]:
     return report
 
 
-def _likelihood(options: Options) -> Likelihood | None:
-    """Of a model that is here; ValueError, before anything is asked, where the rules want what a server cannot give."""
-    if options.rules.strength != "likelihood":
-        return None
-    if options.model.startswith(("http://", "https://")):
+def _refuse_server(options: Options) -> None:
+    """Before anything is asked, where the rules want what a server cannot give."""
+    if _wants_likelihood(options.rules) and options.model.startswith(("http://", "https://")):
         raise ValueError(
-            f"--strength=likelihood asks for the probabilities of given texts, which {options.model} does not say; "
-            "choose --strength=perplexity or --strength=votes"
+            f"--strength=likelihood and --decision=likelier ask for the probabilities of given texts, which {options.model} does "
+            "not say; choose --strength=perplexity or --strength=votes, and --decision=written"
         )
 
-    def later(texts: Sequence[tuple[str, str]]) -> list[float]:
-        model = language_model(options.model)
-        return likelihood_of(dataclasses.replace(model, params=jax.device_put(model.params)))(texts)
 
-    return later
+def _wants_likelihood(rules: Rules) -> bool:
+    return rules.strength == "likelihood" or rules.decision == "likelier"
+
+
+def _likelihood(options: Options, named: Named) -> Likelihood | None:
+    opened = named.opened if _wants_likelihood(options.rules) else None
+    return likelihood_of(opened) if isinstance(opened, LocalGenerator) else None
 
 
 def _of_rounds(records: Sequence[Comparison], rounds: Sequence[Sequence[Round]], seed: int) -> dict[str, Any]:

@@ -1,19 +1,17 @@
 """The generator that a name means, opened where it is first asked: what is on file needs none."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rmjax.data.record import Comparison
 from rmjax.policy.generator import Generated, Generator
 from rmjax.sections import listed, number
 
-if TYPE_CHECKING:
-    from rmjax.evaluate.language import LanguageModel
+WORKERS = 16
+"""Requests to a server at a time."""
+_SERVER = ("http://", "https://")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +33,8 @@ class Named:
     """A generator by its name, with the same replies however often it is opened.
 
     Args:
-      model: http://HOST/v1#MODEL, an endpoint of OpenAI's form; smollm2; or the folder of a language model.
+      model: http://HOST/v1#MODEL, an endpoint of OpenAI's form; or as `config.local.init`: smollm2, a .gguf file, the
+        folder of a language model.
       how: how replies are drawn.
     """
 
@@ -47,6 +46,11 @@ class Named:
     def name(self) -> str:
         """The model and how it draws: with another one, replies are others."""
         return f"{self.model} ({self.how})"
+
+    @property
+    def workers(self) -> int:
+        """How many calls at a time: several of a server, which batches them itself."""
+        return WORKERS if self.model.startswith(_SERVER) else 1
 
     @functools.cached_property
     def opened(self) -> Generator:
@@ -64,57 +68,29 @@ def open_generator(model: str, how: Generation) -> Generator:
     Raises:
       FileNotFoundError, ValueError: there is none, or it cannot be loaded; says why.
     """
-    return _endpoint(model, how) if model.startswith(("http://", "https://")) else _local(model, how)
+    return _endpoint(model, how) if model.startswith(_SERVER) else _local(model, how)
 
 
 def _endpoint(model: str, how: Generation) -> Generator:
-    from rmjax.policy.endpoint import Endpoint
-    from rmjax.policy.transport import Transport
+    from rmjax.generators import KINDS, AskingSection, EndpointSection
 
     url, _, name = model.partition("#")
     if not name:
         raise ValueError(f"--model={model} names no model of the server; write http://HOST/v1#MODEL")
-    transport = Transport(url, how.key_variable)
-    return Endpoint(
-        transport,
-        name,
-        temperature=how.temperature,
-        top_p=how.top_p,
-        max_tokens=how.max_new_tokens,
-        log_probs=how.log_probs,
+    section = EndpointSection(
+        model=name, temperature=how.temperature, top_p=how.top_p, max_tokens=how.max_new_tokens, log_probs=how.log_probs
     )
+    return KINDS["endpoint"].make(section, AskingSection(url=url, key_variable=how.key_variable), name)
 
 
 def _local(model: str, how: Generation) -> Generator:
-    """Imported late: an endpoint needs no model code."""
-    from rmjax.data.formats import Encoder
-    from rmjax.policy.local import LocalGenerator
-    from rmjax.policy.sampling import Decoding
+    """Imported late: what is on file needs no model code."""
+    from rmjax.generators import KINDS, AskingSection, LocalSection
+    from rmjax.hub.gguf import NAMED
 
-    found = language_model(model)
-    encoder = Encoder(found.tokenizer, found.form, found.config.max_positions)
-    decoding = Decoding(how.temperature, how.top_p)
-    return LocalGenerator(found.config, found.params, encoder, decoding, how.max_new_tokens, model)
-
-
-@functools.lru_cache(maxsize=2)
-def language_model(model: str) -> LanguageModel:
-    """A language model by name: one of a wheel, in its own chat template or else ChatML, or the folder of a run.
-
-    Raises:
-      FileNotFoundError, ValueError: there is none, or it cannot be loaded; says why.
-    """
-    from rmjax.data.formats import Format
-    from rmjax.evaluate.language import LanguageModel
-    from rmjax.hub.gguf import NAMED, gguf_path, load_gguf
-
-    if model in NAMED:
-        config, params, tokenizer = load_gguf(gguf_path(model))
-        template = "" if tokenizer.chat_template else "chatml"
-        form = Format(kind="chat", template=template, max_length=config.max_positions)
-        return LanguageModel(config, params, tokenizer, form)
-    if not Path(model).is_dir():
+    if model not in NAMED and not Path(model).exists():
         raise FileNotFoundError(
-            f"--model={model} is no folder; give http://HOST/v1#MODEL, {listed(list(NAMED))}, or the folder of a language model"
+            f"--model={model} is not there; give http://HOST/v1#MODEL, {listed(list(NAMED))}, a .gguf file, or a run's folder"
         )
-    return LanguageModel.load(model)
+    section = LocalSection(init=model, temperature=how.temperature, top_p=how.top_p, max_new_tokens=how.max_new_tokens)
+    return KINDS["local"].make(section, AskingSection(), model)

@@ -8,6 +8,7 @@ import logging
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from io import FileIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +17,7 @@ from rmjax.data.messages import as_value
 from rmjax.data.record import Comparison
 from rmjax.files import refuse_unwritable
 from rmjax.locks import locked
-from rmjax.policy.generator import Generator
+from rmjax.policy.generator import Generated, Generator
 
 _log = logging.getLogger(__name__)
 UNANSWERED = "no reply"
@@ -49,10 +50,11 @@ class Replies:
     it is asked again by the next `ask`; what was answered never is, readable or not.
 
     Args:
-      generator: answers.
+      generator: answers. One with an attribute `workers` above 1 is called for each question alone, so many at a time, and a
+        reply is on the disk as soon as it is there.
       path: JSON lines, one for each question: {"key", "about", "generator", "replies"}. None: kept in memory.
       seed: of the replies.
-      batch: questions between two writes; each is on the disk before the next is asked.
+      batch: of other generators, questions a call; its replies are on the disk before the next.
 
     Attributes:
       counts: why replies could not be had → how many, since this object was made.
@@ -98,8 +100,7 @@ class Replies:
             if question.samples > wanted.get(key, Question("", 0)).samples:
                 wanted[key] = question
         for missing, group in _by_number(wanted, self._known):
-            for start in range(0, len(group), self.batch):
-                self._ask(group[start : start + self.batch], missing)
+            self._ask(group, missing)
         return self.kept(questions)
 
     def draw(self, questions: Sequence[Question]) -> list["Drawn | None"]:
@@ -128,10 +129,29 @@ class Replies:
         return self._more.get(question.key(self.generator.name, self.seed), [])[: question.samples]
 
     def _ask(self, group: Sequence[tuple[str, Question]], missing: int) -> None:
+        workers = getattr(self.generator, "workers", 1)
+        size = 1 if workers > 1 else self.batch
         # Behind replies that are there already, the number of the first new one makes the randomness another one.
         ids = {_id(key, len(self._known.get(key, []))): (key, question) for key, question in group}
-        records = [Comparison(question.prompt, (), id=name) for name, (_, question) in ids.items()]
-        made = self.generator(records, missing, self.seed)
+        every = [Comparison(question.prompt, (), id=name) for name, (_, question) in ids.items()]
+        parts = [every[start : start + size] for start in range(0, len(every), size)]
+        if workers == 1:
+            for part in parts:
+                self._answered(ids, part, self.generator(part, missing, self.seed), missing)
+            return
+        with ThreadPoolExecutor(workers) as pool:
+            asked = {pool.submit(self.generator, part, missing, self.seed): part for part in parts}
+            try:
+                for done in as_completed(asked):
+                    self._answered(ids, asked[done], done.result(), missing)
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+    def _answered(
+        self, ids: Mapping[str, tuple[str, Question]], records: Sequence[Comparison], made: Generated, missing: int
+    ) -> None:
+        """Counts and keeps what came back of a call."""
         self.asked += missing * len(records)
         self.counts.update(made.dropped)
         answered = [c for c in made.records if c.outputs]

@@ -38,6 +38,9 @@ class Rules:
 
     rounds: int = number(4, low=2)  # votes; even ones show the answers as they are, odd ones the other way round
     reference: str = choice("own", "own", "none")  # own: a new answer of its own each round | none: the direct baseline
+    decision: str = choice(
+        "written", "written", "likelier"
+    )  # a vote: what it writes | the verdict that it finds likelier
     strength: str = choice("likelihood", *STRENGTHS)  # what becomes the pair's margin
     scale: float = number(1.0, low=0.0)  # factor on it, in units of reward
     limit: float = number(4.0, above=0.0)  # size of a margin at most
@@ -84,9 +87,19 @@ class Round:
     vote: str | Unread  # first | second, of the outputs as the record has them | equal
 
 
-def rounds_of(records: Sequence[Comparison], replies: Replies, prompts: Prompts, rules: Rules) -> list[list[Round]]:
+def rounds_of(
+    records: Sequence[Comparison],
+    replies: Replies,
+    prompts: Prompts,
+    rules: Rules,
+    likelihood: Likelihood | None = None,
+) -> list[list[Round]]:
     """The rounds of each record of two outputs that could be had whole; others have none. Every step is asked of all records
-    before the next."""
+    before the next.
+
+    Raises:
+      ValueError: the likelier verdict is wanted, and there is no likelihood.
+    """
     places = [(n, r) for n, c in enumerate(records) if len(c.outputs) == 2 for r in range(rules.rounds)]
     opened = _opened(records, places, replies, prompts, rules)
     critiques = _asked(replies, opened, "critique", records)
@@ -94,7 +107,10 @@ def rounds_of(records: Sequence[Comparison], replies: Replies, prompts: Prompts,
         place: _behind(opened[place], critiques[place].text, prompts.decide.render(**_fields(prompts, records, place)))
         for place in critiques
     }
-    decisions = _asked(replies, decided, "decision", records)
+    if rules.decision == "likelier":
+        decisions = _likelier(decided, prompts, likelihood)
+    else:
+        decisions = _asked(replies, decided, "decision", records)
     found: list[list[Round]] = [[] for _ in records]
     for (n, r), decision in decisions.items():
         vote = _of_record(prompts.form.choice(decision.text), r % 2 == 1)
@@ -129,6 +145,16 @@ def _asked(
     questions = [Question(text, about=f"{_name(records[n])} round {r} {step}") for (n, r), text in asked.items()]
     drawn = dict(zip(asked, replies.draw(questions), strict=True))
     return {place: reply for place, reply in drawn.items() if reply is not None}
+
+
+def _likelier(asked: Mapping[Place, str], prompts: Prompts, likelihood: Likelihood | None) -> dict[Place, Drawn]:
+    """Of two verdicts the one that the model finds likelier, the first where they are equal."""
+    if likelihood is None:
+        raise ValueError("decision is likelier, which this generator cannot give; choose written")
+    verdicts = [prompts.form.written(meaning) for meaning in ("first", "second")]
+    values = likelihood([(prompt, verdict) for prompt in asked.values() for verdict in verdicts])
+    pairs = zip(values[::2], values[1::2], strict=True)
+    return {place: Drawn(verdicts[b > a], {"log_probs": max(a, b)}) for place, (a, b) in zip(asked, pairs, strict=True)}
 
 
 def _fields(prompts: Prompts, records: Sequence[Comparison], place: Place) -> dict[str, Any]:

@@ -60,5 +60,5 @@ def test_names():
     assert Named("smollm2").name == "smollm2 (temperature 0, top_p 1, 512 tokens)"
     with pytest.raises(ValueError, match="names no model of the server; write http://HOST/v1#MODEL"):
         open_generator("http://127.0.0.1:1/v1", Generation())
-    with pytest.raises(FileNotFoundError, match="--model=nothing is no folder; give http://HOST/v1#MODEL, "):
+    with pytest.raises(FileNotFoundError, match="--model=nothing is not there; give http://HOST/v1#MODEL, "):
         open_generator("nothing", Generation())

@@ -5,6 +5,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from rmjax.judges.replies import Question, Replies
 from rmjax.locks import InUseError
 from tests.judges.scripted import Scripted
 
+THREE_ONCE = [Question(f"question {i}") for i in range(3)]
 ROOT = Path(__file__).resolve().parents[2]
 THREE = [Question(f"question {i}", 2, f"record {i}") for i in range(3)]
 
@@ -86,6 +89,28 @@ with Replies(Scripted(answer), Path({str(tmp_path / "r.jsonl")!r}), batch=1) as 
     assert found == [["before the kill"], ["before the kill"], ["question 2: 0"]]
     assert generator.asked == ["question 2"]
     assert all(json.loads(line)["replies"] for line in (tmp_path / "r.jsonl").read_text().splitlines())
+
+
+def test_a_server_s_replies_are_on_the_disk_as_they_come(tmp_path):
+    """One of three fails for good while the others are in flight: their replies are kept."""
+    turn = threading.Barrier(3, timeout=30)
+
+    def answer(prompt, n):
+        turn.wait()
+        if prompt == "question 1":
+            time.sleep(0.2)
+            raise RuntimeError("the key is wrong")
+        return "yes"
+
+    generator = Scripted(answer)
+    generator.workers = 3
+    with pytest.raises(RuntimeError, match="the key is wrong"), Replies(generator, tmp_path / "r.jsonl") as replies:
+        replies.ask(THREE_ONCE)
+    assert len((tmp_path / "r.jsonl").read_text().splitlines()) == 2
+    again = Scripted(echo)
+    with Replies(again, tmp_path / "r.jsonl") as replies:
+        assert replies.ask(THREE_ONCE) == [["yes"], ["question 1: 0"], ["yes"]]
+    assert again.asked == ["question 1"]
 
 
 def test_files_that_are_no_replies_or_in_use(tmp_path):

@@ -4,17 +4,23 @@ import dataclasses
 import json
 import math
 
+import numpy as np
 import pytest
+from tokenizers import pre_tokenizers
 
+from rmjax.data.formats import Encoder, Format
 from rmjax.data.messages import messages_of
 from rmjax.data.readers import open_records
 from rmjax.data.record import Comparison
+from rmjax.data.tokenizer import Tokenizer
 from rmjax.data.votes import Order
 from rmjax.judges import generators
-from rmjax.judges.annotate import Options, annotate, notes
+from rmjax.judges.annotate import Options, annotate, likelihood_of, notes
 from rmjax.judges.forms import Unread
 from rmjax.judges.replies import Replies
 from rmjax.judges.self_reference import Prompts, Round, Rules, labeled, rounds_of, strengths
+from rmjax.policy.local import LocalGenerator
+from rmjax.policy.sampling import Decoding
 from tests.judges.scripted import Scripted
 
 PROMPTS = Prompts.load()
@@ -54,6 +60,23 @@ def test_the_direct_baseline_draws_anew_each_round():
     (rounds,) = rounds_of([PAIR], Replies(generator), PROMPTS, Rules(reference="none"))
     assert len(generator.asked) == 8 and not any("own answer" in prompt for prompt in generator.asked)
     assert len({one.asked for one in rounds}) == 4  # four critiques
+
+
+def test_the_likelier_verdict_is_a_vote_without_a_decision():
+    generator = scripted(lambda prompt, n: pytest.fail("was asked"))
+
+    def likelihood(texts):  # of one that likes the good answer, and the first place a little
+        return [2.0 * ((said == "[[A]]") == ("Answer A:\ngood" in asked)) + (said == "[[A]]") for asked, said in texts]
+
+    rules = Rules(decision="likelier")
+    rounds = rounds_of([PAIR], Replies(generator), PROMPTS, rules, likelihood)
+    assert [one.vote for one in rounds[0]] == ["first"] * 4 and [one.decision for one in rounds[0]][:2] == [
+        "[[A]]",
+        "[[B]]",
+    ]
+    assert strengths(rounds, PROMPTS, rules, likelihood) == [2.0]  # what places do to it cancels
+    with pytest.raises(ValueError, match="decision is likelier, which this generator cannot give; choose written"):
+        rounds_of([PAIR], Replies(scripted(fair)), PROMPTS, rules)
 
 
 def test_votes_become_soft_labels_of_the_trainer():
@@ -144,5 +167,27 @@ def test_the_command_writes_records_and_a_report(options, monkeypatch):
 
 def test_a_server_cannot_give_likelihoods(options, monkeypatch):
     monkeypatch.setattr(generators, "open_generator", lambda model, how: pytest.fail("was asked"))
-    with pytest.raises(ValueError, match="choose --strength=perplexity or --strength=votes"):
-        annotate(dataclasses.replace(options, rules=Rules()))
+    for rules in (Rules(), Rules(strength="votes", decision="likelier")):
+        with pytest.raises(
+            ValueError, match="choose --strength=perplexity or --strength=votes, and --decision=written"
+        ):
+            annotate(dataclasses.replace(options, rules=rules))
+
+
+def test_likelihoods_are_those_that_the_policy_draws_with(tiny_config, random_params):
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer.from_bpe(["<e>", "<f>", *alphabet], [], ["<e>", "<f>"])
+    config = dataclasses.replace(tiny_config, vocab_size=tokenizer.vocab_size, tied_embeddings=False)
+    params = random_params(config, 3)
+    params["output"]["kernel"][:, 0] *= 3  # the end token comes after a few others
+    encoder = Encoder(tokenizer, Format(kind="plain", reward_token="<f>", end_token="<e>"), 128)
+    generator = LocalGenerator(config, params, encoder, Decoding(1.0), 10, slots=8)
+    (record,) = generator([Comparison("ab", (), id="r")], 32, 0).records
+    ended = [
+        n
+        for n, text in enumerate(record.outputs)
+        if text and "\ufffd" not in text and not record.columns["truncated"][n]
+    ]
+    assert ended
+    found = likelihood_of(generator)([("ab", record.outputs[n]) for n in ended])
+    assert found == pytest.approx([np.mean(record.columns["log_probs"][n]) for n in ended], abs=1e-4)
