@@ -22,7 +22,7 @@ from experiments.start import guarded, parse_flags, prepare
 from rmjax.evaluate import print_table, read_runs, write_report
 from rmjax.files import write_text
 from rmjax.recipe import read_config
-from rmjax.study.claim import Claim, about, check_page, refuse_changed, write_page
+from rmjax.study.claim import Claim, about, check_page, publish, refuse_changed, refuse_unready, write_page
 from rmjax.study.summary import write_summary
 
 STUDIES = Path(__file__).parent / "studies"
@@ -60,11 +60,13 @@ def run(claim: Claim, config: ConfigDict, workdir: Path, command: str, published
     """Runs the study and summarizes it, and publishes that where `published` is the config of the study's file.
 
     Raises:
-      ValueError: what is to be published was made by another config; nothing is run.
+      ValueError: what is to be published was made by another config, or has no place on a page; nothing is run.
+      FileNotFoundError: there is no page for it; nothing is run.
       RuntimeError: cells failed or were stopped early; nothing is summarized.
     """
     if published is not None:
         refuse_changed(claim, config, published)
+        refuse_unready(claim, Path())
     found = engines.execute(claim.study, workdir, "experiments.study")
     if found is None:
         return
@@ -81,9 +83,7 @@ def run(claim: Claim, config: ConfigDict, workdir: Path, command: str, published
         print_table(report)
         print(f"\n{seconds:.0f} s; open {workdir / 'report.html'}")
     if published is not None:
-        claim.results.parent.mkdir(parents=True, exist_ok=True)
-        write_summary(claim.results, claim.study.name, about(config, command, found), lines)
-        write_page(claim, Path())
+        publish(claim, Path(), about(config, command, found), lines)
 
 
 def _tables(parts: Mapping[str, str]) -> str:

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +11,9 @@ from ml_collections import ConfigDict
 
 from rmjax.files import write_text
 from rmjax.study.cells import leaves
-from rmjax.study.page import differing, filled, left_out
+from rmjax.study.page import differing, filled, left_out, marked
 from rmjax.study.study import Result, Study
-from rmjax.study.summary import Line, read_summary
+from rmjax.study.summary import Line, read_summary, write_summary
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -44,6 +44,8 @@ class Claim:
       study: what is run and measured.
       page: of the project, say docs/claims/polar.md. Markers of this claim begin with the study's name and a slash.
       free: keys of the study's config that may differ from its file where its results are published; a regular expression.
+      shown: markers' names, without the study's, of the parts that the pages have to show; None: all. The others may be left to
+        the results.
       elsewhere: marker's name, without the study's, → page, of the parts that stand on another one, say README.md.
       summarize: name → result of every cell → the lines that are committed.
       parts: lines → marker's name, without the study's, → Markdown.
@@ -59,6 +61,7 @@ class Claim:
     report: Callable[[Mapping[str, Result]], dict[str, Any]] = _no_report
     elsewhere: Mapping[str, Path] = dataclasses.field(default_factory=dict)
     free: str = FREE
+    shown: Collection[str] | None = None
 
     @property
     def results(self) -> Path:
@@ -85,13 +88,67 @@ def refuse_changed(claim: Claim, given: ConfigDict, published: ConfigDict) -> No
         )
 
 
-def made_parts(claim: Claim, root: Path) -> dict[Path, dict[str, str]]:
-    """Page → marker's name → Markdown, from the committed results; errors as `read_summary`."""
-    _, lines = read_summary(root / claim.results, claim.study.name)
+def refuse_unready(claim: Claim, root: Path) -> None:
+    """Whether what the study will give can be published, as far as that is known before it runs.
+
+    Raises:
+      FileNotFoundError: there is no page.
+      ValueError: a page lacks a marker.
+    """
+    if (root / claim.results).is_file():
+        _pages(claim, root, _committed(claim, root))
+        return
+    for page in (claim.page, *claim.elsewhere.values()):
+        there = marked(_page(root, page), page, claim.study.name)
+        known = [
+            name for name in (*(claim.shown or ()), *claim.elsewhere) if claim.elsewhere.get(name, claim.page) == page
+        ]
+        missing = [name for name in (f"{claim.study.name}/{each}" for each in known) if name not in there]
+        if missing or not there:
+            raise ValueError(_no_place(page, missing or [f"{claim.study.name}/NAME"]))
+
+
+def _no_place(page: Path, missing: Sequence[str]) -> str:
+    return f"{page} has no place for {', '.join(missing)}; add <!-- made: {missing[0]} --> and its end"
+
+
+def _page(root: Path, page: Path) -> str:
+    if not (root / page).is_file():
+        raise FileNotFoundError(
+            f"{page} is not there; run this in the project's folder, or make the page with its markers"
+        )
+    return _text(root / page)
+
+
+def _committed(claim: Claim, root: Path) -> list[Line]:
+    return read_summary(root / claim.results, claim.study.name)[1]
+
+
+def made_parts(claim: Claim, lines: Sequence[Line]) -> dict[Path, dict[str, str]]:
+    """Page → marker's name → Markdown."""
     made: dict[Path, dict[str, str]] = {page: {} for page in (claim.page, *claim.elsewhere.values())}
     for name, text in claim.parts(lines).items():
         made[claim.elsewhere.get(name, claim.page)][f"{claim.study.name}/{name}"] = text
     return made
+
+
+def _pages(claim: Claim, root: Path, lines: Sequence[Line]) -> dict[Path, str]:
+    """Page → its text with these lines' parts; ValueError where one has no place for what it has to show."""
+    texts = {}
+    for page, parts in made_parts(claim, lines).items():
+        texts[page] = filled(_page(root, page), parts, page, claim.study.name)
+        name_of = {name: name.removeprefix(f"{claim.study.name}/") for name in left_out(texts[page], parts)}
+        if missing := [name for name, own in name_of.items() if claim.shown is None or own in claim.shown]:
+            raise ValueError(_no_place(page, missing))
+    return texts
+
+
+def publish(claim: Claim, root: Path, about: Mapping[str, Any], lines: Sequence[Line]) -> dict[str, str]:
+    """Puts the results where the pages have them, then as `write_page`; nothing is written where a page has no place."""
+    _pages(claim, root, lines)
+    (root / claim.results).parent.mkdir(parents=True, exist_ok=True)
+    write_summary(root / claim.results, claim.study.name, about, lines)
+    return write_page(claim, root)
 
 
 def write_page(claim: Claim, root: Path) -> dict[str, str]:
@@ -105,8 +162,8 @@ def write_page(claim: Claim, root: Path) -> dict[str, str]:
       ValueError: a page lacks a marker, or the results are of another study; nothing is written.
       FileNotFoundError: there are no results, or there is no page.
     """
-    made = made_parts(claim, root).items()
-    texts = {page: filled(_text(root / page), parts, page, claim.study.name) for page, parts in made}
+    lines = _committed(claim, root)
+    made, texts = made_parts(claim, lines).items(), _pages(claim, root, lines)
     for path, drawing in _drawings(claim, root).items():
         write_text(path, drawing)
     for page, text in texts.items():
@@ -122,23 +179,26 @@ def check_page(claim: Claim, root: Path) -> list[str]:
 
 def check_parts(claim: Claim, root: Path) -> list[str]:
     """The markers of `check_page`."""
-    made = made_parts(claim, root).items()
+    lines = _committed(claim, root)
+    _pages(claim, root, lines)
+    made = made_parts(claim, lines).items()
     found = [differing(_text(root / page), parts, page, claim.study.name) for page, parts in made]
     return [name for each in found for name in each]
 
 
 def check_figures(claim: Claim, root: Path) -> list[str]:
-    """The figures of `check_page`, by the names of their files."""
+    """The figures of `check_page`, by the names of their files: those that show other numbers, or have no link on the page."""
     from rmjax.study.figures import alike
 
-    made = _drawings(claim, root).items()
-    return [path.name for path, drawing in made if not path.is_file() or not alike(_text(path), drawing)]
+    made, page = _drawings(claim, root).items(), _page(root, claim.page)
+    wrong = [path.name for path, drawing in made if not path.is_file() or not alike(_text(path), drawing)]
+    folder = claim.page.with_suffix("").name
+    return wrong + [f"{path.name} (no link)" for path, _ in made if f"]({folder}/{path.name})" not in page]
 
 
 def _drawings(claim: Claim, root: Path) -> dict[Path, str]:
     """Committed file → what it should be."""
-    _, lines = read_summary(root / claim.results, claim.study.name)
-    figures = claim.figures(lines)
+    figures = claim.figures(_committed(claim, root))
     if not figures:
         return {}
     from rmjax.evaluate.plots import svg

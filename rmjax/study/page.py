@@ -28,19 +28,29 @@ def filled(page: str, parts: Mapping[str, str], place: Path, study: str) -> str:
       ValueError: none of the parts has markers on the page, a marker is there twice or without its other one, or the study
         lacks the name of one.
     """
+    there = marked(page, place, study)
+    missing = left_out(page, parts)
+    if parts and len(missing) == len(parts):
+        raise ValueError(f"{place} has no place for {', '.join(missing)}; add <!-- made: {missing[0]} --> and its end")
+    if unknown := [name for name in there if name not in parts]:
+        raise ValueError(f"{place} has markers of {', '.join(unknown)}, which nothing makes; remove them")
+    return _PART.sub(lambda match: _replaced(match, parts), page)
+
+
+def marked(page: str, place: Path, study: str) -> list[str]:
+    """Names of a study's parts that a page has a place for.
+
+    Raises:
+      ValueError: a marker is there twice or without its other one.
+    """
     there = [match["name"] for match in _PART.finditer(page)]
     if broken := [name for name in set(_MARKER.findall(page)) if name.startswith(f"{study}/") and name not in there]:
         raise ValueError(
             f"{place} has only one of the two markers of {', '.join(sorted(broken))}; add the other, or remove it"
         )
-    missing = left_out(page, parts)
-    if parts and len(missing) == len(parts):
-        raise ValueError(f"{place} has no place for {', '.join(missing)}; add <!-- made: {missing[0]} --> and its end")
     if twice := sorted({name for name in there if there.count(name) > 1}):
         raise ValueError(f"{place} has the markers of {', '.join(twice)} twice; keep one of them")
-    if unknown := [name for name in there if name.startswith(f"{study}/") and name not in parts]:
-        raise ValueError(f"{place} has markers of {', '.join(unknown)}, which nothing makes; remove them")
-    return _PART.sub(lambda match: _replaced(match, parts), page)
+    return [name for name in there if name.startswith(f"{study}/")]
 
 
 def left_out(page: str, parts: Mapping[str, str]) -> list[str]:

@@ -1,9 +1,11 @@
 """A study: cells, how one is run, and what is measured of it. `run_cell` does one, wherever it is called.
 
 A cell's folder has `cell.json`, which `run_cell` alone writes, under the cell's lock: the fingerprint under which it began, and
-its rows when it is done. The process that waits for cells leaves `failed.json` or `stopped.json` beside it: why there are none.
+its rows when it is done. Why there are none is in `failed.json`, by `run_cell` where it can still say so and by the process that
+waits for cells where there is one, or in `stopped.json`, by the latter.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -24,10 +26,11 @@ from ml_collections import ConfigDict
 from rmjax.evaluate.report import environment
 from rmjax.evaluate.rows import Row
 from rmjax.files import write_json, write_text
-from rmjax.locks import locked
+from rmjax.locks import InUseError, locked
 from rmjax.study.cells import Cell, placed
 from rmjax.study.fingerprints import Fingerprint, absent, difference, fingerprint, lacking
 from rmjax.study.moved import follow, places
+from rmjax.terminal import printable
 
 RESULT, FAILED, STOPPED = "cell.json", "failed.json", "stopped.json"
 IDENTITY = "study.json"
@@ -190,7 +193,7 @@ def result_rows(folder: Path) -> tuple[Row, ...]:
 
 
 def run_cell(study: Study, name: str, workdir: Path) -> Result:
-    """Trains and measures one cell, from wherever it stopped; nothing where it is done.
+    """Trains and measures one cell, from wherever it stopped; nothing where it is done. An error is written down in its folder.
 
     Raises:
       InUseError: another process is at the cell.
@@ -201,19 +204,30 @@ def run_cell(study: Study, name: str, workdir: Path) -> Result:
     _require_environment(cell)
     workdir.mkdir(parents=True, exist_ok=True)
     with locked(workdir / f"{name}.cell"):  # beside the folder, which may be set aside; its own lock is the training's
-        found = result_of(study, cell, workdir)
-        if found.status == "done":
-            return found
-        for needed in cell.needs:
-            if (status := result_of(study, study.by_name[needed], workdir).status) != "done":
-                raise ValueError(f"{name} needs {needed}, which is {status}; run that first")
-        _require_data(study, cell, workdir)
-        if found.status == "changed":
-            _set_aside(study, cell, workdir)
-        folder.mkdir(parents=True, exist_ok=True)
-        for word in (FAILED, STOPPED):
-            (folder / word).unlink(missing_ok=True)
-        return _run(study, cell, workdir, 0.0 if found.status == "changed" else found.seconds)
+        try:
+            return _locked(study, cell, workdir)
+        except InUseError:  # another process is at its data
+            raise
+        except Exception as error:
+            with contextlib.suppress(OSError):  # a full disk is what the error says
+                leave_word(folder, FAILED, printable(f"{type(error).__name__}: {error}"))
+            raise
+
+
+def _locked(study: Study, cell: Cell, workdir: Path) -> Result:
+    found, folder = result_of(study, cell, workdir), workdir / cell.name
+    if found.status == "done":
+        return found
+    for needed in cell.needs:
+        if (status := result_of(study, study.by_name[needed], workdir).status) != "done":
+            raise ValueError(f"{cell.name} needs {needed}, which is {status}; run that first")
+    _require_data(study, cell, workdir)
+    if found.status == "changed":
+        _set_aside(study, cell, workdir)
+    folder.mkdir(parents=True, exist_ok=True)
+    for word in (FAILED, STOPPED):
+        (folder / word).unlink(missing_ok=True)
+    return _run(study, cell, workdir, 0.0 if found.status == "changed" else found.seconds)
 
 
 def _require_data(study: Study, cell: Cell, workdir: Path) -> None:

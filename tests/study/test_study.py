@@ -15,6 +15,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from rmjax.evaluate.rows import Row
+from rmjax.locks import InUseError
 from rmjax.study import engines, slurm, stopping
 from rmjax.study.cells import Cell
 from rmjax.study.run import EarlyStop, Options, last_error, log_of, progress, results, run
@@ -28,6 +29,7 @@ from rmjax.study.study import (
     result_of,
     run_cell,
 )
+from rmjax.train.loop import Preempted
 
 ROOT = Path(__file__).parents[2]
 
@@ -218,6 +220,30 @@ def test_a_failure_before_a_cell_began_does_not_make_old_results_new(tmp_path):
 def test_a_cell_by_itself_waits_for_those_it_needs(tmp_path):
     with pytest.raises(ValueError, match="b needs a, which is new; run that first"):
         run_cell(study(cell("a"), cell("b", 2.0, "cell:a")), "b", tmp_path)
+
+
+def test_a_cell_by_itself_says_why_it_failed_and_forgets_it_when_it_is_tried_again(tmp_path):
+    """As Slurm's and printed commands run it, where no process waits for it."""
+    bad = study(cell("a", -1.0), cell("b", 2.0, "cell:a"))
+    for name in ("a", "b"):
+        with pytest.raises(ValueError):
+            run_cell(bad, name, tmp_path)
+    found = results(bad, tmp_path)
+    assert (found["a"].status, found["a"].why) == ("failed", "ValueError: a rate below 0")
+    assert found["b"].why == "ValueError: b needs a, which is failed; run that first"
+    good = dataclasses.replace(bad, train=lambda config, folder: None)
+    assert [run_cell(good, name, tmp_path).status for name in ("a", "b")] == ["done", "done"]
+    assert [result.why for result in results(good, tmp_path).values()] == ["", ""]
+
+
+@pytest.mark.parametrize("stop", [InUseError("in use"), Preempted("asked to stop")])
+def test_a_cell_that_is_busy_or_was_asked_to_stop_has_not_failed(tmp_path, stop):
+    def train(config, folder):
+        raise stop
+
+    with pytest.raises(type(stop)):
+        run_cell(study(cell("a"), train=train), "a", tmp_path)
+    assert results(study(cell("a"), train=train), tmp_path)["a"].status == "begun"
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ its size and seed alone, so that arms differ in nothing else.
 """
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -264,7 +265,9 @@ def get_claim(grid: ConfigDict) -> Claim:
         code=(shared, skills, config),
     )
     page = Path("docs/claims/loramoe.md")
-    return Claim(study, page, lambda results: summarize(grid, results), parts, lambda lines: figures(lines, name))
+    shown = ("size384", "between", "routing") if name == "forgetting" else ("between",)
+    drawn = functools.partial(figures, name=name)
+    return Claim(study, page, lambda results: summarize(grid, results), parts, drawn, shown=shown)
 
 
 def check(grid: Any) -> None:

@@ -196,7 +196,8 @@ def get_claim(grid: ConfigDict) -> Claim:
         code=(shared, config),
     )  # fmt: skip
     page = Path("docs/claims/loramoe.md")
-    return Claim(study, page, lambda results: summarize(grid, results), parts)
+    shown = ("joint",) if study.name == "interference" else ("joint", "between")
+    return Claim(study, page, lambda results: summarize(grid, results), parts, shown=shown)
 
 
 def check(grid: Any) -> None:

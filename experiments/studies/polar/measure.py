@@ -195,4 +195,5 @@ def get_claim(grid: ConfigDict) -> Claim:
         study, Path("docs/claims/polar.md"), lambda results: summarize(grid, results), parts,
         lambda lines: figures(grid.name, lines), lambda results: report(grid, results),
         {"summary": README} if grid.name == "regimes" else {},
+        shown=None if grid.name == "regimes" else ("columns", "policies", "differences"),
     )  # fmt: skip

@@ -55,6 +55,7 @@ def test_a_figure_that_shows_other_numbers_is_named(tmp_path):
     folder.mkdir(parents=True)
     for path in (ROOT / claim.results).parent.glob("scaling*"):
         (folder / path.name).write_bytes(path.read_bytes())
+    (tmp_path / claim.page).write_bytes((ROOT / claim.page).read_bytes())
     assert check_figures(claim, tmp_path) == []
     results = tmp_path / claim.results
     text = results.read_text()
@@ -71,7 +72,7 @@ def test_a_figure_that_shows_other_numbers_is_named(tmp_path):
         ("interference", {"seeds": (0,), "peer": "python3", "trained": 7}, "config.trained, config.seeds changed"),
         ("trainers:mine", {"training.model.layers": 2}, "config.training.model.layers changed"),
         ("trainers:mine", {"machine": "another"}, "config.machine changed"),
-        ("trainers:mine", {"peer": "/opt/python"}, ""),
+        ("trainers:epyc-2-cores", {"peer": "/opt/python"}, ""),
         ("drift:depth", {"keep_checkpoints": True}, ""),
     ],
 )  # fmt: skip
@@ -116,7 +117,13 @@ def test_a_page_that_was_edited_by_hand_is_refused_and_written_again(tmp_path, m
         (tmp_path / path).write_bytes((ROOT / path).read_bytes())
     monkeypatch.chdir(tmp_path)
     study.check(claim)
-    claim.page.write_text(claim.page.read_text().replace("| full | correct | 0.831", "| full | correct | 0.931"))
+    text = claim.page.read_text()
+    claim.page.write_text(
+        text.replace("<!-- made: interference/joint -->", "").replace("<!-- end: interference/joint -->", "")
+    )
+    with pytest.raises(ValueError, match="loramoe.md has no place for .*interference/joint"):
+        study.check(claim)
+    claim.page.write_text(text.replace("| full | correct | 0.831", "| full | correct | 0.931"))
     with pytest.raises(
         RuntimeError, match="does not say what .*interference.json says at interference/joint; write it again"
     ):
