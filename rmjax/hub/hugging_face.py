@@ -106,8 +106,8 @@ def _with_head(config: TransformerConfig, head: str, tensors: Tensors) -> Transf
 
 
 def _with_output(config: TransformerConfig, described: Described, tensors: Tensors, head: str) -> TransformerConfig:
-    """Reward classes have no vocabulary head, which here is to have a tied one. A tied one's own copy is not read; one that differs
-    from the embedding is no copy, whatever config.json says, and `transformers` does not tie it either."""
+    """Reward classes have no vocabulary head, which here is to have a tied one. A tied one's own copy is not read; one that
+    differs from the embedding is no copy, whatever config.json says, and `transformers` does not tie it either."""
     output, embedding = (
         f"{described.kind.names.whole[f'backbone/{name}'].hugging_face}.weight"
         for name in ("output/kernel", "embedding/embedding")
