@@ -67,9 +67,13 @@ class Turns:
                 "prompt and answer as messages"
             )
         before, end, behind = text.rpartition(self.form.end_token)
-        body = self.tokenizer.encode_marked(before if end and self.chat.is_behind(behind) else text)
-        first = self._shown[:1] if self._shown[0] == self._bos and body[:1] != self._shown[:1] else []
-        return [*first, *body, *self._ending]
+        ids = self.tokenizer.encode_marked(text)
+        if self.closes(ids):
+            ids = ids[: -len(self._ending)]
+        elif end and self.chat.is_behind(behind):
+            ids = self.tokenizer.encode_marked(before)
+        first = self._shown[:1] if self._shown[0] == self._bos and ids[:1] != self._shown[:1] else []
+        return [*first, *ids, *self._ending]
 
     def closes(self, ids: Sequence[int]) -> bool:
         """Whether they end as the template ends a turn."""
@@ -86,8 +90,9 @@ class Turns:
 
     @functools.cached_property
     def _ending(self) -> list[int]:
-        """The end token, and blanks behind it where the reward is read there."""
-        return self._shown[len(self._shown) - 1 - self._shown[::-1].index(self.tokenizer.id(self.form.end_token)) :]
+        """The end token, and what stands behind it where the reward is read there."""
+        end = self.tokenizer.id(self.form.end_token)
+        return self._shown[len(self._shown) - 1 - self._shown[::-1].index(end) if end in self._shown else -1 :]
 
     def fits(self, c: Comparison, reference: str | None, sequences: Sequence[list[int]]) -> bool:
         """Whether they are within the format's lengths and, as one tree, within a row."""

@@ -63,6 +63,11 @@ def turn(role: str, content: str) -> str:
     return "{<|im_start|>}" + f"{role}\n{content}" + "{<|im_end|>}"
 
 
+def repr_of(tail: str) -> str:
+    """It as a template writes it."""
+    return "{{ " + json.dumps(tail) + " }}"
+
+
 PARTS = [{"type": "text", "text": text} for text in "ab"]
 BRIEF = [say("system", "Be brief."), say("user", "Hi?"), say("assistant", "Yes?"), say("user", PARTS)]
 BRIEF_TURNS = [turn("system", "Be brief."), turn("user", "Hi?"), turn("assistant", "Yes?"), turn("user", "a\nb")]
@@ -130,6 +135,20 @@ def test_the_read_out_is_the_end_token_or_what_stands_behind_it(tokenizer):
         completed(Format(kind="chat"), tokenizer)
     with pytest.raises(FileNotFoundError, match="nosuch: no such template; .* one that ships: chatml"):
         template_text("nosuch")
+
+
+@pytest.mark.parametrize("tail", ["</s>", "\n[INST]", "\nScore:", "<|im_end|>\n", ""])
+def test_the_last_token_is_the_templates_own_whatever_it_is(tokenizer, tail):
+    form = dataclasses.replace(CHATML, template=template_text("chatml") + repr_of(tail), read_out="last")
+    row = {"prompt": "a", "output": "b"}
+    (found,) = sequences(tokenizer, row, form)
+    wanted = "\n".join([turn("user", "a"), turn("assistant", "b"), ""]) + spelled(
+        tokenizer, tokenizer.encode_marked(tail)
+    )
+    assert found == wanted
+    text = found.replace("{", "").replace("}", "")
+    encoder = Encoder(tokenizer, form, 500)
+    assert spelled(tokenizer, encoder.whole(text)) == wanted and encoder.closes(encoder.whole(text))
 
 
 pieces = st.sampled_from([*SPECIAL, "<|im_", "end|>", "\ue001", "\ue0011\ue001", "é", " ", "\n", "{{ 1 }}", "a"])
