@@ -100,16 +100,18 @@ class Chat:
         """Ids of a conversation up to the end token of its last turn, which is added where the template does not end with it.
 
         Args:
-          whole: keep what the template writes behind the end token: blanks, an end of text.
+          whole: all that the template writes and nothing else: what stands behind the end token stays, and none is added.
 
         Raises:
           TemplateError: the template refuses the conversation.
         """
         text, restore = self._rendered(messages)
+        if whole:
+            return self._ids(text, restore)
         before, end, behind = text.rpartition(self.end_token)
         if not end or not self.is_behind(behind):  # the template itself does not end with it
             return [*self._ids(text, restore), self.tokenizer.id(self.end_token)]
-        return self._ids(text if whole else before + end, restore)
+        return self._ids(before + end, restore)
 
     def is_behind(self, text: str) -> bool:
         """Whether this may stand behind the end token of a last turn: blanks, an end of text."""

@@ -287,14 +287,21 @@ class Encoder:
                 found.append(([branches[b] for b in part], self._unranked([sequences[b] for b in part], record)))
         return found
 
-    def scored(self, c: Comparison) -> list[list[Scored]]:
-        """[reference][candidate] → its tokens for scoring, each candidate cut by itself."""
+    def scored(self, c: Comparison, cutting: bool = True) -> list[list[Scored]]:
+        """[reference][candidate] → its tokens for scoring, each candidate cut by itself.
+
+        Args:
+          cutting: otherwise what is too long stays whole, and is only marked as `cut`: how to cut it is not found out.
+        """
         self._count_texts(c)
         found = []
         for reference in self._references(c):
             whole = self._layout.sequences(c, reference)
-            alone = [self._alone(c, reference, n, ids) for n, ids in enumerate(whole)]
-            cut = [ids is not uncut for ids, uncut in zip(alone, whole, strict=True)]
+            cut = [not self._layout.fits(_only(c, n), reference, [ids]) for n, ids in enumerate(whole)]
+            alone = [
+                self._layout.cut(_only(c, n), reference)[0] if cutting and cut[n] else ids
+                for n, ids in enumerate(whole)
+            ]
             self.counts["cut"] += any(cut)
             self._count_ends(alone)
             found.append([Scored(*one) for one in zip(alone, map(len, whole), cut, strict=True)])
@@ -312,10 +319,6 @@ class Encoder:
     def closes(self, ids: Sequence[int]) -> bool:
         """Whether ids end with the token at which the format reads the reward."""
         return self._layout.closes(ids)
-
-    def _alone(self, c: Comparison, reference: str | None, n: int, ids: list[int]) -> list[int]:
-        one = dataclasses.replace(c, outputs=c.outputs[n : n + 1])
-        return ids if self._layout.fits(one, reference, [ids]) else self._layout.cut(one, reference)[0]
 
     def language_model_trees(self, c: Comparison, record: int = -1, ended: bool = True) -> list[Tree]:
         """A tree for language-model training on a record's one output: the loss is on it and the end token.
@@ -406,3 +409,8 @@ class Encoder:
             "message_keys_unread": keys and not self._layout.reads_messages,
         }
         self.counts.update(name for name, true in found.items() if true)
+
+
+def _only(c: Comparison, n: int) -> Comparison:
+    """The record with one of its outputs."""
+    return dataclasses.replace(c, outputs=c.outputs[n : n + 1])

@@ -8,22 +8,19 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rmjax.data.chat import Chat, TemplateError
 from rmjax.data.errors import RecordError
 from rmjax.data.joined import tree_tokens
-from rmjax.data.messages import ASSISTANT, SYSTEM, USER, Message, messages_of
+from rmjax.data.messages import ASSISTANT, USER, Message, messages_of
 from rmjax.data.record import Comparison
+from rmjax.data.shorter import Messages, Shorter, first
 from rmjax.data.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from rmjax.data.formats import Format
-
-FLOOR = 8
-"""Tokens that a turn of the prompt keeps while there is anything else to cut."""
-Messages = tuple[Message, ...]
 
 
 class Turns:
@@ -70,9 +67,13 @@ class Turns:
                 "prompt and answer as messages"
             )
         before, end, behind = text.rpartition(self.form.end_token)
-        body = self.tokenizer.encode_marked(before if end and self.chat.is_behind(behind) else text)
-        first = self._shown[:1] if self._shown[0] == self._bos and body[:1] != self._shown[:1] else []
-        return [*first, *body, *self._ending]
+        ids = self.tokenizer.encode_marked(text)
+        if self.closes(ids):
+            ids = ids[: -len(self._ending)]
+        elif end and self.chat.is_behind(behind):
+            ids = self.tokenizer.encode_marked(before)
+        first = self._shown[:1] if self._shown[0] == self._bos and ids[:1] != self._shown[:1] else []
+        return [*first, *ids, *self._ending]
 
     def closes(self, ids: Sequence[int]) -> bool:
         """Whether they end as the template ends a turn."""
@@ -89,8 +90,9 @@ class Turns:
 
     @functools.cached_property
     def _ending(self) -> list[int]:
-        """The end token, and blanks behind it where the reward is read there."""
-        return self._shown[len(self._shown) - 1 - self._shown[::-1].index(self.tokenizer.id(self.form.end_token)) :]
+        """The end token, and what stands behind it where the reward is read there."""
+        end = self.tokenizer.id(self.form.end_token)
+        return self._shown[len(self._shown) - 1 - self._shown[::-1].index(end) if end in self._shown else -1 :]
 
     def fits(self, c: Comparison, reference: str | None, sequences: Sequence[list[int]]) -> bool:
         """Whether they are within the format's lengths and, as one tree, within a row."""
@@ -105,10 +107,12 @@ class Turns:
         Raises:
           ValueError: what is left still fits no row.
         """
-        for prompt, answers in self._shorter(*self._messages(c)):
-            sequences = self._laid_out(c, prompt, answers)
-            if self._over(sequences) <= 0:
-                return sequences
+        states = Shorter(
+            self.tokenizer, *self._messages(c), self.form.max_response_length, self.form.response_cut_side == "left"
+        )
+        found = first(states, lambda n: self._over(self._laid_out(c, *states[n])) <= 0)
+        if found >= 0:
+            return self._laid_out(c, *states[found])
         raise ValueError(
             f"{c.place or c.id}: {len(c.outputs)} candidates cannot fit a row of {self.row_tokens} tokens; "
             "raise row_tokens or split the group"
@@ -131,45 +135,6 @@ class Turns:
     def _size(self, turns: Messages) -> int:
         return sum(len(self.tokenizer.encode(message.content)) for message in turns)
 
-    def _shorter(self, prompt: Messages, answers: list[Messages]) -> Iterator[tuple[Messages, list[Messages]]]:
-        """Ever less of a record, as `cut` says."""
-        cap = min(self.form.max_response_length, max(map(self._size, answers)))
-        system = tuple(message for message in prompt if message.role == SYSTEM)
-        rest = tuple(message for message in prompt if message.role != SYSTEM)
-        shown = [self._answer(answer, cap) for answer in answers]
-        yield prompt, shown
-        for first in (i for i, message in enumerate(rest) if message.role == USER and i):
-            yield (*system, *rest[first:]), shown
-        last = max((i for i, message in enumerate(rest) if message.role == USER), default=0)
-        kept = list(rest[last:])
-        for i, message in enumerate(kept):
-            ids = self.tokenizer.encode(message.content)
-            for count in _fewer(len(ids), FLOOR):
-                kept[i] = dataclasses.replace(message, content=self.tokenizer.tail(ids, count))
-                yield (*system, *kept), shown
-        for count in _fewer(cap, 1):
-            shown = [self._answer(answer, count) for answer in answers]
-            yield (*system, *kept), shown
-        for count in _fewer(max((self._size((message,)) for message in system), default=0), 0):
-            yield (*(self._head(message, count) for message in system), *kept), shown
-
-    def _answer(self, turns: Messages, cap: int) -> Messages:
-        """The answer's first `cap` tokens, or its last ones where the format keeps these."""
-        left = self.form.response_cut_side == "left"
-        kept: list[Message] = []
-        for message in reversed(turns) if left else turns:
-            ids = self.tokenizer.encode(message.content)
-            part = self.tokenizer.tail(ids, cap) if left else self.tokenizer.head(ids, cap)
-            kept.append(message if len(ids) <= cap else dataclasses.replace(message, content=part))
-            cap -= len(ids)
-            if cap <= 0:
-                break
-        return tuple(reversed(kept)) if left else tuple(kept)
-
-    def _head(self, message: Message, count: int) -> Message:
-        ids = self.tokenizer.encode(message.content)
-        return dataclasses.replace(message, content=self.tokenizer.head(ids, count))
-
 
 def refused(c: Comparison, error: TemplateError) -> RecordError:
     """The error of a record that a template refuses."""
@@ -182,10 +147,3 @@ def joined(prompt: Messages, answer: Messages) -> Messages:
         first = dataclasses.replace(answer[0], content=prompt[-1].content + answer[0].content)
         return (*prompt[:-1], first, *answer[1:])
     return (*prompt, *answer)
-
-
-def _fewer(count: int, least: int) -> Iterator[int]:
-    """Counts below `count` down to `least`, each an eighth less than the one before."""
-    while count > least:
-        count = max(least, min(count - 1, count * 7 // 8))
-        yield count

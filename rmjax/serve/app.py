@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import hmac
 import json
+import logging
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -22,6 +23,7 @@ from rmjax.serve.openapi import document
 from rmjax.serve.outcomes import Outcome, Refused
 from rmjax.serve.service import Service
 
+_log = logging.getLogger(__name__)
 Dialect = Callable[[Body, Context], Asked]
 ROUTES: Mapping[str, Dialect] = {
     "/v1/reward": dialects.native,
@@ -122,6 +124,9 @@ async def _answer(
         response = Response(status_code=499)
     except Refused as refused:
         response = _refusal(refused)
+    except Exception:  # a fault of ours: whoever asked is told, it is counted, and the server lives on
+        _log.exception("request %s to %s failed", name, path)
+        response = _refusal(Refused(500, "the server failed on this request; its log says more"))
     response.headers["x-request-id"] = name
     seconds = time.monotonic() - began
     service.metrics.requests.labels(path, response.status_code).inc()
@@ -171,7 +176,8 @@ async def _body(request: Request, limits: Limits) -> Body:
 def parsed(text: bytes) -> Body:
     """A JSON object; 400 for anything else, and for texts that no tokenizer takes."""
     try:
-        found = json.loads(text, parse_constant=_no_constant)
+        decoded = text.decode(json.detect_encoding(text))  # json itself would take bytes of lone surrogates
+        found = json.loads(decoded, parse_constant=_no_constant)
         if b"\\u" in text:
             json.dumps(found, ensure_ascii=False).encode()
     except UnicodeEncodeError:

@@ -174,7 +174,10 @@ def native(body: Body, context: Context) -> Asked:
 
 
 def _result(index: int, row: Body, outcome: Outcome) -> dict[str, Any]:
-    named = {"index": index, **({"id": row["id"]} if "id" in row else {})}
+    is_id = "id" in row and isinstance(
+        row["id"], str | int | None
+    )  # another is an error already, and may be no JSON: 1e999
+    named = {"index": index, **({"id": row["id"]} if is_id else {})}
     if isinstance(outcome, Refused):
         return {**named, **outcome.body()}
     notes = {"notes": list(outcome.notes)} if outcome.notes else {}

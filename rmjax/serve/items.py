@@ -8,10 +8,14 @@ import numpy as np
 
 from rmjax.data.errors import RecordError
 from rmjax.data.formats import Encoder
+from rmjax.data.messages import USER, messages_of
 from rmjax.data.record import Comparison, parse, unknown_fields
 from rmjax.data.texts import Notes, require_encodable, split_answer
 from rmjax.serve.outcomes import Refused
 
+CHARACTERS = 32
+"""Characters a token, on the average of a text, beyond which it is refused before it is encoded: English has 4, and a text many
+times too long would keep all others waiting."""
 _BLANK = "-"
 """Stands for an answer without text while a record is checked: files have none, a sampler has."""
 
@@ -87,8 +91,12 @@ class Encoding:
         return Encoded(((key(ids),),), (len(ids),), (False,))
 
     def _record(self, item: Record) -> Encoded:
-        before = self.encoder.counts.copy()
-        scored = self.encoder.scored(comparison(item))
+        before, asked = self.encoder.counts.copy(), comparison(item)
+        texts = (asked.prompt, max(asked.references, key=len, default=""), max(asked.outputs, key=len))
+        self._bound(
+            [message.content for text in filter(None, texts) for message in messages_of(text, USER)], item.place
+        )
+        scored = self.encoder.scored(asked, cutting=self.cut)
         long = next((one for row in scored for one in row if one.cut), None)
         if long and not self.cut:
             raise Refused(
@@ -107,8 +115,19 @@ class Encoding:
             notes + ignored,
         )
 
+    def _bound(self, turns: Sequence[str], place: str) -> None:
+        """413 for what no encoding could make short enough; each turn has a token of its own."""
+        longest, characters = self.encoder.form.max_length, sum(map(len, turns))
+        if characters > CHARACTERS * longest or len(turns) > longest:
+            raise Refused(
+                413,
+                f"{place} has {characters} characters in {len(turns)} texts or turns, far more than the {longest} tokens that "
+                "the server takes; shorten it",
+            )
+
     def _text(self, item: Text) -> list[int]:
         require_encodable(item.text, item.place, "")
+        self._bound([item.text], item.place)
         if not item.text.strip():
             raise Refused(400, f"{item.place} is empty; send a prompt and an answer")
         return self.encoder.whole(item.text)

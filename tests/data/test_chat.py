@@ -13,7 +13,9 @@ from rmjax.data.chat import Chat, TemplateError, template_text, written
 from rmjax.data.formats import Encoder, Format, completed
 from rmjax.data.messages import Message
 from rmjax.data.record import Comparison, RecordError, parse, parse_text
+from rmjax.data.shorter import Shorter, first
 from rmjax.data.tokenizer import Tokenizer
+from rmjax.data.turns import Turns
 
 SPECIAL = ("<|im_start|>", "<|im_end|>", "<bos>", "</s>", "[INST]", "[/INST]")
 BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -59,6 +61,11 @@ def sequences(tokenizer: Tokenizer, row: dict, form: Format = CHATML, row_tokens
 
 def turn(role: str, content: str) -> str:
     return "{<|im_start|>}" + f"{role}\n{content}" + "{<|im_end|>}"
+
+
+def repr_of(tail: str) -> str:
+    """It as a template writes it."""
+    return "{{ " + json.dumps(tail) + " }}"
 
 
 PARTS = [{"type": "text", "text": text} for text in "ab"]
@@ -128,6 +135,20 @@ def test_the_read_out_is_the_end_token_or_what_stands_behind_it(tokenizer):
         completed(Format(kind="chat"), tokenizer)
     with pytest.raises(FileNotFoundError, match="nosuch: no such template; .* one that ships: chatml"):
         template_text("nosuch")
+
+
+@pytest.mark.parametrize("tail", ["</s>", "\n[INST]", "\nScore:", "<|im_end|>\n", ""])
+def test_the_last_token_is_the_templates_own_whatever_it_is(tokenizer, tail):
+    form = dataclasses.replace(CHATML, template=template_text("chatml") + repr_of(tail), read_out="last")
+    row = {"prompt": "a", "output": "b"}
+    (found,) = sequences(tokenizer, row, form)
+    wanted = "\n".join([turn("user", "a"), turn("assistant", "b"), ""]) + spelled(
+        tokenizer, tokenizer.encode_marked(tail)
+    )
+    assert found == wanted
+    text = found.replace("{", "").replace("}", "")
+    encoder = Encoder(tokenizer, form, 500)
+    assert spelled(tokenizer, encoder.whole(text)) == wanted and encoder.closes(encoder.whole(text))
 
 
 pieces = st.sampled_from([*SPECIAL, "<|im_", "end|>", "\ue001", "\ue0011\ue001", "é", " ", "\n", "{{ 1 }}", "a"])
@@ -232,6 +253,32 @@ def test_what_is_cut_fits_and_no_character_is_halved(tokenizer, turns, outputs, 
     for group in encoder.sequences(c):
         assert all(len(ids) <= room for ids in group)
         assert not any("\ufffd" in tokenizer.decode(ids) for ids in group)
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    roles=st.lists(st.sampled_from(["system", "user", "assistant"]), max_size=8),
+    sizes=st.lists(st.integers(1, 30), min_size=11, max_size=11),
+    room=st.integers(5, 150),
+)
+def test_the_first_state_that_fits_is_found(tokenizer, roles, sizes, room):
+    turns = tuple(Message(role, "x" * size) for role, size in zip(roles, sizes, strict=False))
+    states = Shorter(tokenizer, turns, [(Message("assistant", "y" * sizes[-1]),)], longest=20, left=False)
+
+    def fits(n):
+        prompt, (answer,) = states[n]
+        return sum(3 + len(message.content) for message in (*prompt, *answer)) <= room
+
+    assert first(states, fits) == next((n for n in range(len(states)) if fits(n)), -1)
+
+
+def test_many_turns_are_laid_out_a_few_times(tokenizer, monkeypatch):
+    laid_out = []
+    monkeypatch.setattr(Turns, "_laid_out", lambda *args, whole=Turns._laid_out: laid_out.append(args) or whole(*args))
+    messages = [say(role, "a") for _ in range(200) for role in ("user", "assistant")]
+    encoder = Encoder(tokenizer, dataclasses.replace(CHATML, max_length=300), 2000)
+    encoder.sequences(parse({"messages": [*messages, say("user", "b")], "output": "yes"}, "f:1"))
+    assert encoder.counts["cut"] == 1 and len(laid_out) < 12
 
 
 # --- equal sequences -------------------------------------------------------------------------------------------------

@@ -40,6 +40,7 @@ def lives_on(request):
         (b'{"records": NaN}', 400, "NaN is no JSON"),
         (b"[" * 5000, 400, "the body is not JSON"),
         (b'{"records": [{"prompt": "\\ud800", "output": "a"}]}', 400, "half of a surrogate pair"),
+        (b'{"records": [{"prompt": "a", "output": "b", "\xed\xa0\x80": 1}]}', 400, "the body is not JSON"),
         (b'{"records": "' + b"a" * 20_000 + b'"}', 413, "larger than 10000 bytes"),
         (json.dumps({"records": [{**ROW, "output": str(i)} for i in range(9)]}).encode(), 413, "and the queue holds 8"),
         (b"{}", 400, "`records` is not a list"),
@@ -69,6 +70,27 @@ def test_an_item_that_fails_leaves_its_neighbors_alone(server):
     status, reply = server.ask("/v1/reward", {"records": rows})
     assert status == 200
     assert [each.get("error", {}).get("code") for each in reply["results"]] == [None, 413, 400, 400]
+
+
+def test_an_id_that_is_no_json_is_not_sent_back(server):
+    status, reply = server.ask(
+        "/v1/reward", json.dumps({"records": [ROW, ROW | {"id": 7}]})[:-4].encode() + b"1e999}]}"
+    )
+    first, second = reply["results"]
+    assert status == 200 and first["rewards"] and "field `id`" in second["error"]["message"] and "id" not in second
+
+
+def test_a_fault_of_ours_is_told_counted_and_logged(server, monkeypatch, caplog):
+    monkeypatch.setattr(server.service, "score", lambda items: 1 / 0)
+    status, reply = server.ask("/v1/reward", ASK)
+    assert status == 500 and reply["error"]["message"] == "the server failed on this request; its log says more"
+    assert 'status="500"} 1.0' in server.ask("/metrics")[1] and "ZeroDivisionError" in caplog.text
+
+
+def test_texts_that_wait_to_be_encoded_are_bounded(server, monkeypatch):
+    monkeypatch.setattr(server.service, "_unencoded", 8)
+    status, reply = server.ask("/v1/reward", ASK)
+    assert status == 503 and "8 texts wait to be encoded, of 8 at most" in reply["error"]["message"]
 
 
 def test_another_method(server):

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from rmjax.data.record import parse
+from rmjax.data.turns import Turns
 from rmjax.serve.engine import Engine
 from rmjax.serve.items import Encoded, Record, Text, Tokens, key
 from tests.serve.conftest import END, FORMATS, REWARD, SPECIAL, SPLIT, model_of
@@ -64,6 +65,13 @@ def test_token_ids_are_taken_as_they_are(encode, engines, kind):
         ("polar", Text("  ", "it"), 400, "it is empty"),
         ("polar", Text("x" * 200, "it"), 413, "it has 201 tokens, and the server takes 128"),
         ("polar", record(output="x" * 60), 413, "it has 68 tokens with one of its answers"),
+        (
+            "polar",
+            Text("x" * 5000, "it"),
+            413,
+            "it has 5000 characters in 1 texts or turns, far more than the 128 tokens",
+        ),
+        ("chat", record(prompt="x" * 5000), 413, "it has 5001 characters in 2 texts"),
         ("polar", record(prompt=7), 400, "it: field `prompt`"),
         ("polar", Record({"prompt": "a"}, "it"), 400, "it: field `outputs`: missing"),
         ("polar", record(reference="a", references=["b"]), 400, "exclude each other"),
@@ -78,6 +86,15 @@ def test_token_ids_are_taken_as_they_are(encode, engines, kind):
 def test_what_cannot_be_scored(encode, kind, item, status, said):
     refused = encode(kind, item)
     assert said in str(refused) and refused.status == status
+
+
+TURNS = [{"role": role, "content": "a"} for _ in range(40) for role in ("user", "assistant")]
+
+
+def test_how_to_cut_is_not_found_out_where_too_long_is_refused(encode, monkeypatch):
+    monkeypatch.setattr(Turns, "cut", lambda *_: pytest.fail("cut"))
+    assert encode("chat", Record({"messages": TURNS}, "it")).status == 413
+    assert "has 160 characters in 160 texts or turns" in str(encode("chat", Record({"messages": TURNS * 2}, "it")))
 
 
 def test_too_long_records_are_cut_where_the_server_may(engines):
