@@ -90,7 +90,8 @@ def _loss(
     """(loss_RG, whether a group has one)."""
     if name == REGRESSION:
         return regression(rewards_RGN, forest.score_RGN), jnp.any(jnp.isfinite(forest.score_RGN), axis=-1)
-    used_RGNN, loss = labels.pairs_RGNN, (ranking.LOSSES | ties.TIES)[name]
+    used_RGNN = labels.pairs_RGNN
+    loss: Callable[..., jax.Array] = (ranking.LOSSES | ties.TIES)[name]
     if name in ties.TIES:
         tied_RGNN = ties.tied(forest.columns)
         used_RGNN = used_RGNN | tied_RGNN
