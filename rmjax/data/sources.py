@@ -17,6 +17,7 @@ from rmjax.data.again import Found, prepared
 from rmjax.data.column_map import AS_THEY_ARE, ColumnMap, column_map
 from rmjax.data.columns import of_single
 from rmjax.data.errors import RecordError
+from rmjax.data.flips import flips
 from rmjax.data.layouts import RECORDS
 from rmjax.data.messages import as_value
 from rmjax.data.pool import PolicyPool
@@ -164,6 +165,7 @@ def is_test(prompt: str) -> bool:
 
 def pool_groups(data: Any) -> Records:
     """POLAR's groups, drawn from the pool that `config.data` names."""
+    _refuse_flips(data)
     if data.columns or data.layout != RECORDS:
         raise ValueError(
             "config.data.columns and config.data.layout are for comparisons and texts, and data.kind is pool; leave them alone"
@@ -206,7 +208,7 @@ def comparisons(data: Any, order: Order = RANKS) -> Records:
     )
     if isinstance(read, RandomAccessSource):
         skipped.update(read.skipped)
-    found = _all_usable(read, data, order, skipped)
+    found = flips(_all_usable(read, data, order, skipped), data.flip, data.flip_seed)
     _look_at_weights(data.path, found, order)
     _look_at_sizes(data, found)
     return dataclasses.replace(_fixed(found), skipped=dict(skipped))
@@ -214,6 +216,7 @@ def comparisons(data: Any, order: Order = RANKS) -> Records:
 
 def texts(data: Any) -> Records:
     """The texts that `config.data` names: records of one output."""
+    _refuse_flips(data)
     columns = column_map(data.columns)
     read = open_records(located(data.path), data.on_error, data.layout, columns, parse_text)
     found, _ = prepared(read, lambda c: c)
@@ -231,6 +234,7 @@ def samples(data: Any, prepare: Callable[[Comparison], Comparison | str]) -> Rec
       RecordError: the first record that cannot be used; with `data.on_error=skip` they are counted.
       ValueError: none is left, or all have weight 0.
     """
+    _refuse_flips(data)
     skipped: Counter[str] = Counter()
     parser = functools.partial(parse, blank=True)
     kept = []
@@ -253,6 +257,13 @@ def samples(data: Any, prepare: Callable[[Comparison], Comparison | str]) -> Rec
         _log.warning("%s: left out %s", data.path, listed(skipped))
     _look_at_weights(data.path, kept)
     return dataclasses.replace(_fixed(kept), forms=set, skipped=dict(skipped))
+
+
+def _refuse_flips(data: Any) -> None:
+    if data.flip:
+        raise ValueError(
+            f"config.data.flip is {data.flip}, and config.data.kind is {data.kind}; only comparisons are flipped"
+        )
 
 
 def sample_groups(entry: Any, kind: str, section: str, dropped: Counter[str] | None = None) -> list[Comparison]:

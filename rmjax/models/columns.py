@@ -181,6 +181,10 @@ _COLUMNS = (
         "margin", "RGNN", field="pair_margin", on_demand=True,
         doc="of pair i better than j, beside that of the group; −(that of j better than i)",
     ),
+    Column(
+        "flipped", "RG", fill=-1.0, low=0.0, high=1.0, on_demand=True,
+        doc="1 where the order was turned round on purpose, −1 = unknown",
+    ),
     Column("score", "RGN", fill=math.inf, field="scores", on_demand=True, doc="as annotated, any unit; inf = unknown or absent"),
     Column("reward", "RGN", field="rewards", on_demand=True, doc="of a policy's answer, in any unit"),
     Column("advantage", "RGN", field="advantages", on_demand=True, doc="of a policy's answer, in any unit"),

@@ -18,9 +18,10 @@ from rmjax.evaluate.scorers import OfMembers, RewardScorer
 from rmjax.losses.balance import Balance
 from rmjax.losses.reduction import mean
 from rmjax.methods.adapters import balanced
-from rmjax.methods.ensemble import METHOD, Ensemble, _kept, centered, combined, member_pattern, spread, together
+from rmjax.methods.ensemble import METHOD, _kept, together
 from rmjax.methods.preference import preference
 from rmjax.models.lora import AdapterConfig
+from rmjax.models.members import Ensemble, centered, combined, member_pattern, spread
 from rmjax.models.parameters import flat
 from rmjax.models.reward import RewardTransformer
 from rmjax.train.state import initial_params
@@ -28,12 +29,13 @@ from rmjax.train.state import initial_params
 KEY = jax.random.key(0)
 
 
-@pytest.fixture(scope="module", params=["head", "adapter"])
+@pytest.fixture(scope="module", params=["head", "adapter", "trainable"])
 def ensemble(request, tiny_config):
     """(ensemble of three, its parameters)."""
     adapter = AdapterConfig("lora", rank=2) if request.param == "adapter" else None
-    model = RewardTransformer(dataclasses.replace(tiny_config, adapter=adapter))
-    made = Ensemble(model, 3, member_pattern(request.param), 1.0)
+    frozen = int(request.param == "trainable")
+    model = RewardTransformer(dataclasses.replace(tiny_config, adapter=adapter, frozen_layers=frozen))
+    made = Ensemble(model, 3, member_pattern(request.param, "/layers/|head"), 1.0)
     boxed = jax.jit(lambda: initial_params(made, 0))()
     assert all(
         len(x.names) == x.value.ndim for x in jax.tree.leaves(boxed, is_leaf=lambda x: isinstance(x, nn.Partitioned))
@@ -48,9 +50,12 @@ def member(ensemble, params, k):
 
 def test_members_start_apart_and_share_the_rest(ensemble):
     made, params = ensemble
-    own = {path: leaf for path, leaf in flat(params).items() if made._is_own(path)}
+    own = {path: leaf for path, leaf in flat(params).items() if made.is_own(path)}
     assert own["head/kernel"].shape == (3, 32, 1)
     assert not np.array_equal(own["head/kernel"][0], own["head/kernel"][1])
+    if made.pattern == "/layers/|head":
+        assert "backbone/layers/mlp/up/kernel" in own and not any("frozen_layers" in path for path in own)
+        return
     assert all("/lora_" in path or path == "head/kernel" for path in own)
     assert ("backbone/layers/mlp/up/lora_a" in own) == (made.pattern != "^head/")
 
