@@ -185,6 +185,7 @@ _COLUMNS = (
         "flipped", "RG", fill=-1.0, low=0.0, high=1.0, on_demand=True,
         doc="1 where the order was turned round on purpose, −1 = unknown",
     ),
+    Column("discard", "RG", field="", on_demand=True, doc="fraction of a batch's pairs that are to be left out, 0 to 0.5"),
     Column("score", "RGN", fill=math.inf, field="scores", on_demand=True, doc="as annotated, any unit; inf = unknown or absent"),
     Column("reward", "RGN", field="rewards", on_demand=True, doc="of a policy's answer, in any unit"),
     Column("advantage", "RGN", field="advantages", on_demand=True, doc="of a policy's answer, in any unit"),
