@@ -12,6 +12,7 @@ def get_config(kind: str = "reward") -> ConfigDict:
     if kind not in ("reward", "dpo"):
         raise ValueError(f"configs/preference/crm.py:{kind} is unknown; choose reward or dpo")
     config = dpo.get_config() if kind == "dpo" else chat.get_config()
+    config.data.path = "shipped:ranked_train"
     config.data.flip = 0.2  # of the labels; 0 for data that are noisy already
     config.crm.review = "peer"
     config.crm.noise = 0.2

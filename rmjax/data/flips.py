@@ -14,8 +14,9 @@ import numpy as np
 from rmjax.data.again import Found
 from rmjax.data.record import Comparison
 
-_PAIRS = ("pair_target", "pair_margin", "pair_strength", "pair_cross_strength")
-"""Fields of a record that say of (i, j) what `flipped` makes them say of (j, i)."""
+_PAIRS = ("pair_target", "pair_margin")
+"""Fields of a record that say its order of (i, j), and say it of (j, i) once that is turned round. What models found (strengths)
+stays."""
 FLIPPED = "flipped"
 
 

@@ -26,6 +26,7 @@ from rmjax.data.readers import RandomAccessSource, listed, open_records, read_al
 from rmjax.data.record import Comparison, known_fields, parse, parse_text, require_reference, to_row
 from rmjax.data.samplerows import Sample, parse_sample, sample_fields
 from rmjax.data.samples import Form, form, from_pool, require_several, telling_apart
+from rmjax.data.strength import by_strength
 from rmjax.data.votes import RANKS, Order
 
 SHIPPED = "shipped:"
@@ -209,6 +210,9 @@ def comparisons(data: Any, order: Order = RANKS) -> Records:
     if isinstance(read, RandomAccessSource):
         skipped.update(read.skipped)
     found = flips(_all_usable(read, data, order, skipped), data.flip, data.flip_seed)
+    if order.rules:
+        found, taken = by_strength(order.rules, found, data.path)
+        skipped.update({"a strength among the weakest (config.strength.filter)": taken} if taken else {})
     _look_at_weights(data.path, found, order)
     _look_at_sizes(data, found)
     return dataclasses.replace(_fixed(found), skipped=dict(skipped))

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from rmjax.data.record import Comparison, RecordError, require_order
+from rmjax.data.strength import Rules, strength_of
 
-ORDERS = ("ranks", "votes", "targets")
+ORDERS = ("ranks", "votes", "targets", "strength")
 STRENGTHS = ("none", "margin", "weight")
 MEASURES = ("fraction", "values")
 WITHOUT_VOTES = ("refuse", "ranks")
@@ -27,11 +28,14 @@ _PAIRS = ("pair_target", "pair_weight", "pair_margin")
 class Order:
     """What the order of a record's outputs is taken from."""
 
-    kind: str = "ranks"  # ranks | votes: the fraction of voters | targets: the field `pair_target`
+    kind: str = (
+        "ranks"  # ranks | votes: the fraction of voters | targets: the field `pair_target` | strength: see `rules`
+    )
     strength: str = "none"  # votes: what a pair's strength becomes: none | margin | weight
     measure: str = "fraction"  # of strength: fraction, 2p − 1 | values, the mean difference of the voters' values
     scale: float = 1.0  # factor of margin (in units of reward) or weight
     without_votes: str = "refuse"  # records without votes: refuse | ranks, which then count as unanimous
+    rules: Rules | None = None  # what strengths are used for, with their thresholds
     ties: bool = False  # whether a record of equal ranks alone can be learned from
     scores: str = ""  # of its outputs: empty, not read | beside the order | alone, and no order is needed
 
@@ -57,8 +61,8 @@ class Order:
             loss.strength_measure,
             loss.strength_scale,
             loss.without_votes,
-            loss.name in TIED,
-            scores,
+            ties=loss.name in TIED,
+            scores=scores,
         )
 
     @property
@@ -67,7 +71,7 @@ class Order:
         scores = ("score_RGN",) if self.scores else ()
         if self.kind == "ranks":
             return scores
-        if self.kind == "targets":
+        if self.kind in ("targets", "strength"):
             return ("target_RGNN", "weight_RGNN", "margin_RGNN", *scores)
         return (
             ("target_RGNN", *scores) if self.strength == "none" else ("target_RGNN", f"{self.strength}_RGNN", *scores)
@@ -159,6 +163,13 @@ def _given(order: Order, c: Comparison) -> Comparison:
     return c
 
 
+def _from_strength(order: Order, c: Comparison) -> Comparison:
+    """The record as it is: what is made of its strength depends on the others' (`strength.by_strength`)."""
+    assert order.rules
+    strength_of(c, order.rules.of)
+    return c
+
+
 def _tuples(values_NN: np.ndarray) -> tuple[tuple[float, ...], ...]:
     return tuple(map(tuple, values_NN.tolist()))
 
@@ -167,6 +178,7 @@ _APPLY: dict[str, Callable[[Order, Comparison], Comparison]] = {
     "ranks": _from_ranks,
     "votes": _from_votes,
     "targets": _given,
+    "strength": _from_strength,
 }
 
 RANKS = Order()

@@ -12,7 +12,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
 
 from rmjax.data.packing import ForestShape
 from rmjax.data.pipeline import Source
@@ -22,7 +21,7 @@ from rmjax.evaluate.scorers import OfMembers
 from rmjax.losses.reduction import total
 from rmjax.methods.method import Build, Method, Rewards, Wrapped
 from rmjax.models.forest import Forest
-from rmjax.models.members import Ensemble, combined, member_pattern, repeated, spread
+from rmjax.models.members import Ensemble, combined, learned, member_pattern, repeated, spread
 from rmjax.models.parameters import merge
 from rmjax.sections import choice, number
 from rmjax.settings import Config
@@ -75,7 +74,7 @@ def together(build: Build, ensemble: Ensemble, seen: float) -> Objective:
 
     def objective(params: Any, forest: Forest, rng: jax.Array) -> Terms:
         def of_member(own: Any, k: jax.Array) -> tuple[Terms, Any]:
-            kept_RG = _kept(forest.record_RG, k, seen)
+            kept_RG = learned(forest.record_RG, k, seen)
             kept = forest.replace(weight_RG=forest.weight_RG * kept_RG)
             terms = one(own, kept, jax.random.fold_in(rng, k))
             return terms, heard.rewards
@@ -88,14 +87,6 @@ def together(build: Build, ensemble: Ensemble, seen: float) -> Objective:
         return jax.tree.map(lambda x: jnp.mean(x, axis=0), each) | {"disagreement": total(spread_RGN, present_RGN)}
 
     return objective
-
-
-def _kept(record_RG: Array, member: jax.Array, seen: float) -> Float[Array, "R G"]:
-    if seen == 1:
-        return jnp.ones(record_RG.shape, jnp.float32)
-    key = jax.random.fold_in(jax.random.key(0), member)
-    draws = jax.vmap(jax.vmap(lambda record: jax.random.uniform(jax.random.fold_in(key, record))))(record_RG)
-    return (draws < seen).astype(jnp.float32)
 
 
 # --- from a config -----------------------------------------------------------------------------------------------------

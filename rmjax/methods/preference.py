@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from rmjax.data import votes
+from rmjax.data import strength, votes
 from rmjax.data.sources import Records, comparisons
 from rmjax.losses import ranking
 from rmjax.methods.method import Method
@@ -26,13 +26,31 @@ class Loss:
     regression_weight: float = number(0.0, low=0)  # factor of (reward − score)² beside a loss on the order
     order: str = choice(
         "ranks", *votes.ORDERS
-    )  # votes: the fraction of voters is a soft label | targets: `pair_target`
+    )  # votes: the fraction of voters is a soft label | targets: `pair_target` | strength: `config.strength`
     strength: str = choice("none", *votes.STRENGTHS)  # votes: what the strength of a pair's preference becomes
     strength_measure: str = choice("fraction", *votes.MEASURES)  # fraction: 2p − 1 | values: mean difference of votes
     strength_scale: float = number(1.0, low=0)  # factor of the strength: of a margin in units of reward, or of a weight
     without_votes: str = choice("refuse", *votes.WITHOUT_VOTES)  # records without votes; their ranks count as unanimous
     penalty: str = choice("", "", *ranking.PENALTIES)  # on the rewards themselves; none when empty
     penalty_weight: float = number(0.01, low=0)  # factor of the penalty
+
+
+@dataclasses.dataclass(frozen=True)
+class StrengthSection:
+    """`config.strength`: what vote models' strengths of the records are used for, with loss.order=strength."""
+
+    of: str = choice(
+        strength.IN_SAMPLE, *strength.KINDS
+    )  # of models that learned from a record | of those that did not
+    below: float = number(0.0)  # a record or pair is suspect below this strength, in units of reward
+    flip: float = number(0.0, low=0, high=1)  # so many of the records, the weakest suspects, are turned round
+    filter: float = number(0.0, low=0, high=1)  # so many are left out
+    smooth: float = number(
+        0.0, low=0, below=0.5
+    )  # suspect pairs that are not flipped: probability that the label is wrong
+    soft: str = choice("none", *strength.SOFT)  # all targets: the models' votes | the sigmoid of the strength
+    margin: float = number(0.0, low=0)  # factor of the strength, which makes it a margin
+    margin_limit: float = number(0.0, low=0)  # largest margin, in units of reward; 0 = none
 
 
 def preference(model: Any, loss: str = "bradley_terry", **options: Any) -> Ranked:
@@ -52,6 +70,8 @@ def _check(config: Config, mesh: Any, rules: Any) -> None:
     del mesh, rules
     check_loss(config.sections["loss"])
     _order(config)
+    if config.sections["loss"].order == "strength":
+        strength.check(_rules(config))
 
 
 def _objective(config: Config, model: Any) -> Objective:
@@ -62,13 +82,19 @@ def _order(config: Config) -> votes.Order:
     return votes.Order.of(config.sections["loss"])
 
 
+def _rules(config: Config) -> strength.Rules:
+    return strength.Rules(**dataclasses.asdict(config.sections["strength"]))
+
+
 def _ranked(config: Config) -> Records:
-    return comparisons(config.data, _order(config))
+    order = _order(config)
+    rules = _rules(config) if order.kind == "strength" else None
+    return comparisons(config.data, dataclasses.replace(order, rules=rules))
 
 
 METHOD = Method(
     "preference",
-    sections={"loss": Loss},
+    sections={"loss": Loss, "strength": StrengthSection},
     active=lambda config: config.objective == "preference",
     check=_check,
     columns=lambda config: _order(config).columns,

@@ -120,3 +120,12 @@ def centered(rewards_KRGN: Float[Array, "K R G N"], present_RGN: Array) -> Float
 def spread(rewards_KRGN: Any, present_RGN: Any) -> Float[Array, "R G N"]:
     """The members' disagreement on each candidate of a group: the standard deviation of their centered rewards."""
     return jnp.std(centered(rewards_KRGN, present_RGN), axis=0)
+
+
+def learned(record_RG: Array, member: jax.Array, seen: float) -> Float[Array, "R G"]:
+    """1 where a member learns from the record of this index, else 0; record and member alone decide, for a fraction `seen`."""
+    if seen == 1:
+        return jnp.ones(record_RG.shape, jnp.float32)
+    key = jax.random.fold_in(jax.random.key(0), member)
+    draws = jax.vmap(jax.vmap(lambda record: jax.random.uniform(jax.random.fold_in(key, record))))(record_RG)
+    return (draws < seen).astype(jnp.float32)

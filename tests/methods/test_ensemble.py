@@ -18,10 +18,10 @@ from rmjax.evaluate.scorers import OfMembers, RewardScorer
 from rmjax.losses.balance import Balance
 from rmjax.losses.reduction import mean
 from rmjax.methods.adapters import balanced
-from rmjax.methods.ensemble import METHOD, _kept, together
+from rmjax.methods.ensemble import METHOD, together
 from rmjax.methods.preference import preference
 from rmjax.models.lora import AdapterConfig
-from rmjax.models.members import Ensemble, centered, combined, member_pattern, spread
+from rmjax.models.members import Ensemble, centered, combined, learned, member_pattern, spread
 from rmjax.models.parameters import flat
 from rmjax.models.reward import RewardTransformer
 from rmjax.train.state import initial_params
@@ -29,7 +29,7 @@ from rmjax.train.state import initial_params
 KEY = jax.random.key(0)
 
 
-@pytest.fixture(scope="module", params=["head", "adapter", "trainable"])
+@pytest.fixture(scope="module", params=["head", "adapter", pytest.param("trainable", marks=pytest.mark.slow)])
 def ensemble(request, tiny_config):
     """(ensemble of three, its parameters)."""
     adapter = AdapterConfig("lora", rank=2) if request.param == "adapter" else None
@@ -89,11 +89,11 @@ def test_the_loss_is_the_mean_of_the_members_and_each_gets_its_own_gradient(ense
 
 def test_each_member_sees_its_part_of_the_records_again_and_again():
     records = jnp.arange(400).reshape(20, 20)
-    kept = np.array([_kept(records, jnp.int32(k), 0.6) for k in range(3)])
-    assert np.array_equal(kept[1], _kept(records, jnp.int32(1), 0.6))
+    kept = np.array([learned(records, jnp.int32(k), 0.6) for k in range(3)])
+    assert np.array_equal(kept[1], learned(records, jnp.int32(1), 0.6))
     assert np.all(np.abs(kept.mean(axis=(1, 2)) - 0.6) < 0.1)
     assert not np.array_equal(kept[0], kept[1])
-    assert np.all(np.asarray(_kept(records, jnp.int32(0), 1)) == 1)
+    assert np.all(np.asarray(learned(records, jnp.int32(0), 1)) == 1)
 
 
 def test_scores_by_hand():
