@@ -1,7 +1,7 @@
 """Writes the records of a run with what its members say of them: `python -m experiments.strength --run=DIR --output=FILE`.
 
-The run is an ensemble's (`ensemble.members` above 1, or `crm.review`). Its members are the vote models: of every pair their votes,
-mean difference and deviation are written into the fields `pair_votes`, `pair_strength`, `pair_deviation`, and `pair_cross_…` where
+The run has several members (`ensemble.members` above 1, or `crm.review`): the vote models. Of every pair their votes,
+mean difference and deviation go into the fields `pair_votes`, `pair_strength`, `pair_deviation`, and `pair_cross_…` where
 `ensemble.seen` let some of them not learn from the record. `--onto=FILE` puts them onto the records of another file, by id.
 Train on the output with `loss.order=strength`.
 """
