@@ -19,6 +19,7 @@ from rmjax.losses.balance import Balance
 from rmjax.losses.reduction import mean
 from rmjax.methods.adapters import balanced
 from rmjax.methods.ensemble import METHOD, together
+from rmjax.methods.method import MAIN
 from rmjax.methods.preference import preference
 from rmjax.models.lora import AdapterConfig
 from rmjax.models.members import Ensemble, centered, combined, learned, member_pattern, spread
@@ -85,6 +86,19 @@ def test_the_loss_is_the_mean_of_the_members_and_each_gets_its_own_gradient(ense
     assert mean(terms["disagreement"]) > 0
     gradient = jax.jit(jax.grad(lambda p: objective(p, batch, KEY)["loss"][0]))(params)
     np.testing.assert_allclose(gradient["head"]["kernel"][1], found[1][0]["head"]["kernel"] / 3, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_members_with_batches_of_their_own_learn_from_these(ensemble, forest):
+    made, params = ensemble
+    batches = {MAIN: forest([2, 1], seed=1), "member1": forest([1, 2], seed=2), "member2": forest([1, 1], seed=3)}
+    objective = together(preference, made, seen=1.0)
+    gradient = jax.jit(jax.grad(lambda p: objective(p, batches, KEY)["loss"][0]))(params)
+    for k, batch in enumerate(batches.values()):
+        own = jax.jit(jax.grad(lambda p, f: preference(made.bare)(p, f, KEY)["loss"][0]))(
+            member(made, params, k), batch
+        )
+        np.testing.assert_allclose(gradient["head"]["kernel"][k], own["head"]["kernel"] / 3, atol=1e-6)
 
 
 def test_each_member_sees_its_part_of_the_records_again_and_again():
