@@ -18,11 +18,9 @@ from ml_collections import ConfigDict
 
 from experiments import train as training_command
 from experiments.studies import shared
-from experiments.studies.noise import config
+from experiments.studies.noise import config, data
 from experiments.studies.noise.config import DAMAGED, HARMLESS, training
 from rmjax.data.readers import write_records
-from rmjax.data.record import Comparison
-from rmjax.data.sources import pool_rows, records
 from rmjax.evaluate.comparisons import CREDIT, preference_rows
 from rmjax.evaluate.plots import STYLE, WIDTH
 from rmjax.evaluate.rows import Row, of_metric
@@ -39,41 +37,6 @@ DIAGNOSTICS = {
     "discard_recall": "flipped pairs that are left out", "discard_precision": "flipped among those left out",
     "jaccard": "pairs in common (Jaccard)", "estimate": "noise that the margins suggest",
 }  # fmt: skip
-INTACT, BROKEN = ("base", "decoding"), ("noise", "depth")  # kinds of policies
-
-
-def pairs(grid: Any, test: bool) -> list[Comparison]:
-    """To learn from, or held out: of other prompts."""
-    if grid.data == HARMLESS:
-        return list(records("hh_harmless", grid.root, "test" if test else "train"))
-    rows = pool_rows("shipped:policy_pool", "all", "unseen" if test else "seen")
-    good: dict[str, list[Any]] = {}
-    for row in rows:
-        if row.kind in INTACT and row.output.strip():
-            good.setdefault(row.prompt_id, []).append(row)
-    bad = [row for row in rows if row.kind in BROKEN and row.output.strip() and row.prompt_id in good]
-    found = [(row, good[row.prompt_id][number % len(good[row.prompt_id])]) for number, row in enumerate(bad)]
-    return [
-        Comparison(b.prompt, (g.output, b.output), ranks=(0.0, 1.0), id=f"{b.prompt_id}/{number}")
-        for number, (b, g) in enumerate(found)
-        if g.output != b.output
-    ]
-
-
-def held_out(grid: Any) -> list[Comparison]:
-    """The pairs that every arm is tested on; their labels are as they are."""
-    return shared.spread(pairs(grid, test=True), grid.tested)
-
-
-def make_data(grid: Any, workdir: Path) -> None:
-    """A file of clean pairs for each seed."""
-    everything = pairs(grid, test=False)
-    (workdir / "data").mkdir(parents=True, exist_ok=True)
-    for seed in grid.seeds:
-        path = workdir / "data" / f"pairs-seed{seed}.jsonl"
-        if not path.exists():
-            order = np.random.default_rng(seed).permutation(len(everything))[: grid.pairs]
-            write_records(path, [everything[i] for i in order])
 
 
 def cells(grid: Any) -> Iterator[Cell]:
@@ -112,7 +75,7 @@ def train(cell: ConfigDict, folder: Path) -> None:
 def measure(cell: Cell, workdir: Path) -> Iterator[Row]:
     """The credit of every held-out pair; of two models, what they left out in the end, and the noise that margins suggest."""
     folder = workdir / cell.name
-    model, tests = RewardModel.load(folder, mesh="all"), held_out(cell.config)
+    model, tests = RewardModel.load(folder, mesh="all"), data.held_out(cell.config)
     yield from of_metric(preference_rows(tests, model.scorer.score(tests)), CREDIT)
     logged = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     for name in list(DIAGNOSTICS)[:3]:
@@ -185,8 +148,8 @@ def get_claim(grid: ConfigDict) -> Claim:
         )
     name = "noise" if grid.data == HARMLESS else f"noise_{DAMAGED}"
     study = Study(
-        name, tuple(cells(grid)), train, measure, functools.partial(make_data, grid), discards=not grid.keep_checkpoints,
-        code=(shared, config),
+        name, tuple(cells(grid)), train, measure, functools.partial(data.make_data, grid), discards=not grid.keep_checkpoints,
+        code=(shared, config, data),
     )  # fmt: skip
     page = Path("docs/claims/noise.md")
     return Claim(study, page, lambda results: summarize(grid, results), parts, lambda lines: {name: figure(lines)})
