@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 
 import flax.linen as nn
 import jax
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from rmjax import config as base
+from rmjax.data.readers import open_records
 from rmjax.losses.reduction import mean
 from rmjax.methods import crm, dpo
 from rmjax.methods.crm import METHOD, collaborative, member_rewards, scored
@@ -17,7 +19,11 @@ from rmjax.methods.preference import preference
 from rmjax.models.members import Ensemble
 from rmjax.models.parameters import flat
 from rmjax.models.reward import RewardTransformer
+from rmjax.reward_model import RewardModel
 from rmjax.train.state import initial_params
+from rmjax.trainer import Trainer
+from tests.experiments.running import ranked_rows
+from tests.experiments.starting import save_start
 
 KEY = jax.random.key(0)
 TRAINED = "/layers/|head"
@@ -112,6 +118,28 @@ def test_policies_share_the_reference_and_start_with_its_rewards(tiny_config, fo
     moving = flat(gradient["policy"]["backbone"]["layers"])
     assert all(np.abs(leaf[k]).max() > 0 for leaf in moving.values() for k in range(2))
     assert not any(np.any(leaf) for leaf in flat(gradient["reference"]).values())
+
+
+@pytest.mark.slow
+def test_two_policies_from_a_config_to_scores(tmp_path):
+    save_start(tmp_path / "start")
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ranked_rows()))
+    config = base.get_config()
+    config.update_from_flattened_dict({
+        "model.init": str(tmp_path / "start"), "objective": "dpo", "format.kind": "plain", "data.kind": "comparisons",
+        "data.path": str(tmp_path / "pairs.jsonl"), "data.flip": 0.34, "data.rows": 4, "data.row_tokens": 128,
+        "crm.review": "peer", "crm.apart": 0.05, "crm.window": 2, "crm.estimate": True, "run.steps": 3, "run.save_every": 3,
+        "run.log_every": 1, "optimizer.learning_rate": 1e-2,
+    })  # fmt: skip
+    Trainer(config, tmp_path / "run").run()
+    logged = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    last = logged[-1]
+    assert {"train/jaccard", "train/discard", "train/flipped"} <= set(last) and 0 < last["train/flipped"] < 1
+    model, found = RewardModel.load(tmp_path / "run"), list(open_records(tmp_path / "pairs.jsonl"))
+    scores = model.score_groups(found)
+    assert len({round(a - b, 6) for a, b in scores}) > 1
+    apart = model.measures["disagreement"].score(found)
+    assert max(map(max, apart)) > 0
 
 
 def test_scores_of_two():

@@ -1,5 +1,5 @@
-"""The arms and sizes of the study. `noise` learns from people's choices (hh_harmless, docs/data.md), `noise:damaged` from answers
-of intact and of damaged models, where which is which is known."""
+"""The arms and sizes of the study. `noise` learns from people's choices (hh_harmless, docs/data.md), `noise:rule` from answers
+of the shipped pool's policies, of which the one with a digit is better."""
 
 from typing import Any
 
@@ -7,13 +7,13 @@ from ml_collections import ConfigDict
 
 from rmjax import config as base
 
-HARMLESS, DAMAGED = "harmless", "damaged"
+HARMLESS, RULE = "harmless", "rule"
 
 
 def get_config(data: str = HARMLESS) -> ConfigDict:
-    """With `harmless` or `damaged` pairs."""
-    if data not in (HARMLESS, DAMAGED):
-        raise ValueError(f"noise:{data} is unknown; choose {HARMLESS} or {DAMAGED}")
+    """With `harmless` or `rule` pairs."""
+    if data not in (HARMLESS, RULE):
+        raise ValueError(f"noise:{data} is unknown; choose {HARMLESS} or {RULE}")
     config = ConfigDict()
     config.data = data
     config.root = "../shared/data"  # where the real sets lie

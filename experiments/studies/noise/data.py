@@ -1,5 +1,6 @@
-"""The pairs of the study: people's choices, or answers of intact and of damaged models to one prompt."""
+"""The pairs of the study: people's choices, or two answers of the shipped pool's policies, ordered by a rule."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,24 +12,24 @@ from rmjax.data.readers import write_records
 from rmjax.data.record import Comparison
 from rmjax.data.sources import pool_rows, records
 
-INTACT, BROKEN = ("base", "decoding"), ("noise", "depth")  # kinds of policies
+READ = 80  # characters of an answer that are used of the shipped pool
+_DIGIT = re.compile(r"\d")
 
 
 def pairs(grid: Any, test: bool) -> list[Comparison]:
-    """To learn from, or held out: of other prompts."""
+    """To learn from, or held out: of other prompts. By the rule an answer with a digit is better than one without."""
     if grid.data == HARMLESS:
         return list(records("hh_harmless", grid.root, "test" if test else "train"))
-    rows = pool_rows("shipped:policy_pool", "all", "unseen" if test else "seen")
-    good: dict[str, list[Any]] = {}
-    for row in rows:
-        if row.kind in INTACT and row.output.strip():
-            good.setdefault(row.prompt_id, []).append(row)
-    bad = [row for row in rows if row.kind in BROKEN and row.output.strip() and row.prompt_id in good]
-    found = [(row, good[row.prompt_id][number % len(good[row.prompt_id])]) for number, row in enumerate(bad)]
+    with_digit: dict[str, list[Any]] = {}
+    without: dict[str, list[Any]] = {}
+    for row in pool_rows("shipped:policy_pool", "all", "unseen" if test else "seen"):
+        if row.output.strip() and not row.output.startswith(row.prompt):
+            kept = with_digit if _DIGIT.search(row.output[:READ]) else without
+            kept.setdefault(row.prompt_id, []).append(row)
     return [
-        Comparison(b.prompt, (g.output, b.output), ranks=(0.0, 1.0), id=f"{b.prompt_id}/{number}")
-        for number, (b, g) in enumerate(found)
-        if g.output != b.output
+        Comparison(good.prompt, (good.output[:READ], bad.output[:READ]), ranks=(0.0, 1.0), id=f"{name}/{number}")
+        for name, found in with_digit.items()
+        for number, (good, bad) in enumerate(zip(found, without.get(name, []), strict=False))
     ]
 
 

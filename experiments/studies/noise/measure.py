@@ -1,4 +1,4 @@
-"""Which reward model learns best from mislabeled pairs? `python -m experiments.study noise`, and `noise:damaged`.
+"""Which reward model learns best from mislabeled pairs? `python -m experiments.study noise`, and `noise:rule`.
 
 A part of the training labels is flipped. CRM's two models review each other's pairs; its controls are one model, one of double
 budget, two averaged ones, two that review themselves, two with pairs left out by chance, and losses that know of noise: label
@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from experiments import train as training_command
 from experiments.studies import shared
 from experiments.studies.noise import config, data
-from experiments.studies.noise.config import DAMAGED, HARMLESS, training
+from experiments.studies.noise.config import HARMLESS, RULE, training
 from rmjax.data.readers import write_records
 from rmjax.evaluate.comparisons import CREDIT, preference_rows
 from rmjax.evaluate.plots import STYLE, WIDTH
@@ -146,7 +146,7 @@ def get_claim(grid: ConfigDict) -> Claim:
         raise ValueError(
             f"config.chosen is {grid.chosen!r}: the arm margin takes its strengths from two; choose that too"
         )
-    name = "noise" if grid.data == HARMLESS else f"noise_{DAMAGED}"
+    name = "noise" if grid.data == HARMLESS else f"noise_{RULE}"
     study = Study(
         name, tuple(cells(grid)), train, measure, functools.partial(data.make_data, grid), discards=not grid.keep_checkpoints,
         code=(shared, config, data),

@@ -16,7 +16,7 @@ from tests.experiments.starting import save_start
 
 
 def tiny(start="", **changes):
-    config = grids.get_config("damaged")
+    config = grids.get_config("rule")
     values = {
         "init": str(start),
         "layers": 2,
@@ -30,7 +30,7 @@ def tiny(start="", **changes):
     return config.lock()
 
 
-def test_damaged_answers_are_of_other_prompts_where_they_are_tested():
+def test_pairs_by_the_rule_are_of_other_prompts_where_they_are_tested():
     learned, tested = (data.pairs(tiny(), test) for test in (False, True))
     assert len(learned) > 800 and len(tested) > 150
     assert not {c.prompt for c in learned} & {c.prompt for c in tested}
@@ -53,7 +53,7 @@ def test_cells_that_would_be_the_same_are_left_out():
 
 
 def test_grids_that_cannot_be_run():
-    with pytest.raises(ValueError, match="noise:law is unknown; choose harmless or damaged"):
+    with pytest.raises(ValueError, match="noise:law is unknown; choose harmless or rule"):
         grids.get_config("law")
     with pytest.raises(ValueError, match="the arm margin takes its strengths from two; choose that too"):
         measure.get_claim(tiny(chosen="margin|crm", compared=()))
@@ -76,7 +76,7 @@ def test_the_summary_and_its_tables():
     parts = claim.parts(lines)
     assert "| crm − two | +0.250" in parts["difference"] and "25 % flipped" in parts["accuracy"]
     assert "| crm | 25 % flipped | 0.50 | 0.50 | 0.50 | 0.50 |" in parts["review"]
-    assert set(claim.figures(lines)) == {"noise_damaged"}
+    assert set(claim.figures(lines)) == {"noise_rule"}
 
 
 @pytest.mark.slow
