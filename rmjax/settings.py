@@ -89,6 +89,8 @@ class Data:
     wrapper: str = choice("sft", *WRAPPERS)  # pool: POLAR wrapper
     reference: str = choice("required", "required", "optional")  # comparisons: whether each record needs a reference
     on_error: str = choice("raise", "raise", "skip")  # records that cannot be used: an error | left out and counted
+    flip: float = number(0.0, low=0, high=0.5)  # comparisons: fraction whose order is turned round, marked in `flipped`
+    flip_seed: int = number(0, low=0)  # of the choice of these records
     rows: int = number(8, low=1)  # rows a batch (over all devices)
     row_tokens: int = number(512, low=1)  # tokens a row; short rows are fast, a dense mask costs T per token
     groups: int = number(8, low=1)  # groups a row at most

@@ -59,8 +59,10 @@ def open_stream(chosen: Chosen, tokenizer: Tokenizer, form: Format, share: Shard
     forests, identify, encoders, records = {MAIN: (trees, shapes[MAIN])}, {MAIN: main.identify}, [encoder], {MAIN: main}
     for name, side in chosen.side_streams(main).items():
         encoders.append(Encoder(tokenizer, form, side.row_tokens))
-        forests[name] = _trees(side.records, encoders[-1].trees, side.seed), side.shape
-        identify[name], records[name] = side.records.identify, side.records
+        found = side.records or main
+        forests[name] = _trees(found, encoders[-1].trees, side.seed), side.shape
+        identify[name] = found.identify
+        records |= {name: side.records} if side.records else {}
     return Stream(batches_together(forests, config.data.prefetch, share), identify, encoders, records)
 
 

@@ -53,13 +53,13 @@ def require_arms(grid: Any) -> None:
 def train_as_long_as(config: ConfigDict, folder: Path) -> None:
     """Trains `config.training` in as many steps as its passes over the file `config.as_long_as` take."""
     run = config.training
-    run.run.steps = run.run.save_every = _steps(run, config.as_long_as)
+    run.run.steps = run.run.save_every = steps_of(run, config.as_long_as)
     if config.as_long_as != run.data.path:
         run.data.epochs = 0
     train.run(run, folder)
 
 
-def _steps(run: ConfigDict, path: str) -> int:
+def steps_of(run: ConfigDict, path: str) -> int:
     """Batches in `config.data.epochs` passes over a file."""
     config = run.copy_and_resolve_references()
     config.data.path = path

@@ -192,6 +192,8 @@ class Encoder:
             columns = tree_columns(
                 kept.columns, sequences, functools.partial(self._layout.answer_tokens, kept), c.place
             )
+            if kept.scores is not None:
+                columns["score_RGN"] = kept.scores
             found.append(
                 Tree.from_sequences(
                     sequences,

@@ -17,6 +17,7 @@ from rmjax.data.again import Found, prepared
 from rmjax.data.column_map import AS_THEY_ARE, ColumnMap, column_map
 from rmjax.data.columns import of_single
 from rmjax.data.errors import RecordError
+from rmjax.data.flips import flips
 from rmjax.data.layouts import RECORDS
 from rmjax.data.messages import as_value
 from rmjax.data.pool import PolicyPool
@@ -25,6 +26,7 @@ from rmjax.data.readers import RandomAccessSource, listed, open_records, read_al
 from rmjax.data.record import Comparison, known_fields, parse, parse_text, require_reference, to_row
 from rmjax.data.samplerows import Sample, parse_sample, sample_fields
 from rmjax.data.samples import Form, form, from_pool, require_several, telling_apart
+from rmjax.data.strength import by_strength
 from rmjax.data.votes import RANKS, Order
 
 SHIPPED = "shipped:"
@@ -164,6 +166,7 @@ def is_test(prompt: str) -> bool:
 
 def pool_groups(data: Any) -> Records:
     """POLAR's groups, drawn from the pool that `config.data` names."""
+    _refuse_flips(data)
     if data.columns or data.layout != RECORDS:
         raise ValueError(
             "config.data.columns and config.data.layout are for comparisons and texts, and data.kind is pool; leave them alone"
@@ -206,7 +209,10 @@ def comparisons(data: Any, order: Order = RANKS) -> Records:
     )
     if isinstance(read, RandomAccessSource):
         skipped.update(read.skipped)
-    found = _all_usable(read, data, order, skipped)
+    found = flips(_all_usable(read, data, order, skipped), data.flip, data.flip_seed)
+    if order.rules:
+        found, taken = by_strength(order.rules, found, data.path)
+        skipped.update({"a strength among the weakest (config.strength.filter)": taken} if taken else {})
     _look_at_weights(data.path, found, order)
     _look_at_sizes(data, found)
     return dataclasses.replace(_fixed(found), skipped=dict(skipped))
@@ -214,6 +220,7 @@ def comparisons(data: Any, order: Order = RANKS) -> Records:
 
 def texts(data: Any) -> Records:
     """The texts that `config.data` names: records of one output."""
+    _refuse_flips(data)
     columns = column_map(data.columns)
     read = open_records(located(data.path), data.on_error, data.layout, columns, parse_text)
     found, _ = prepared(read, lambda c: c)
@@ -231,6 +238,7 @@ def samples(data: Any, prepare: Callable[[Comparison], Comparison | str]) -> Rec
       RecordError: the first record that cannot be used; with `data.on_error=skip` they are counted.
       ValueError: none is left, or all have weight 0.
     """
+    _refuse_flips(data)
     skipped: Counter[str] = Counter()
     parser = functools.partial(parse, blank=True)
     kept = []
@@ -253,6 +261,13 @@ def samples(data: Any, prepare: Callable[[Comparison], Comparison | str]) -> Rec
         _log.warning("%s: left out %s", data.path, listed(skipped))
     _look_at_weights(data.path, kept)
     return dataclasses.replace(_fixed(kept), forms=set, skipped=dict(skipped))
+
+
+def _refuse_flips(data: Any) -> None:
+    if data.flip:
+        raise ValueError(
+            f"config.data.flip is {data.flip}, and config.data.kind is {data.kind}; only comparisons are flipped"
+        )
 
 
 def sample_groups(entry: Any, kind: str, section: str, dropped: Counter[str] | None = None) -> list[Comparison]:

@@ -13,11 +13,14 @@ from typing import Any
 import numpy as np
 
 from rmjax.data.record import Comparison, RecordError, require_order
+from rmjax.data.strength import Rules, strength_of
 
-ORDERS = ("ranks", "votes", "targets")
+ORDERS = ("ranks", "votes", "targets", "strength")
 STRENGTHS = ("none", "margin", "weight")
 MEASURES = ("fraction", "values")
 WITHOUT_VOTES = ("refuse", "ranks")
+TIED = ("rao_kupper", "davidson")
+"""Losses to which equal ranks say something."""
 _PAIRS = ("pair_target", "pair_weight", "pair_margin")
 
 
@@ -25,11 +28,16 @@ _PAIRS = ("pair_target", "pair_weight", "pair_margin")
 class Order:
     """What the order of a record's outputs is taken from."""
 
-    kind: str = "ranks"  # ranks | votes: the fraction of voters | targets: the field `pair_target`
+    kind: str = (
+        "ranks"  # ranks | votes: the fraction of voters | targets: the field `pair_target` | strength: see `rules`
+    )
     strength: str = "none"  # votes: what a pair's strength becomes: none | margin | weight
     measure: str = "fraction"  # of strength: fraction, 2p − 1 | values, the mean difference of the voters' values
     scale: float = 1.0  # factor of margin (in units of reward) or weight
     without_votes: str = "refuse"  # records without votes: refuse | ranks, which then count as unanimous
+    rules: Rules | None = None  # what strengths are used for, with their thresholds
+    ties: bool = False  # whether a record of equal ranks alone can be learned from
+    scores: str = ""  # of its outputs: empty, not read | beside the order | alone, and no order is needed
 
     @classmethod
     def of(cls, loss: Any) -> Order:
@@ -42,16 +50,32 @@ class Order:
             raise ValueError(
                 "config.loss.strength_scale is 0, which gives every pair the weight 0; make it larger, or loss.strength=none"
             )
-        return cls(loss.order, loss.strength, loss.strength_measure, loss.strength_scale, loss.without_votes)
+        scores = "alone" if loss.name == "regression" else "beside" if loss.regression_weight else ""
+        if scores == "alone" and loss.order != "ranks":
+            raise ValueError(
+                f"config.loss.order is {loss.order!r}, but loss.name is regression; leave the order at ranks"
+            )
+        return cls(
+            loss.order,
+            loss.strength,
+            loss.strength_measure,
+            loss.strength_scale,
+            loss.without_votes,
+            ties=loss.name in TIED,
+            scores=scores,
+        )
 
     @property
     def columns(self) -> tuple[str, ...]:
         """The on-demand columns that a batch needs for it, by full name (`packing.ForestShape.columns`)."""
+        scores = ("score_RGN",) if self.scores else ()
         if self.kind == "ranks":
-            return ()
-        if self.kind == "targets":
-            return ("target_RGNN", "weight_RGNN", "margin_RGNN")
-        return ("target_RGNN",) if self.strength == "none" else ("target_RGNN", f"{self.strength}_RGNN")
+            return scores
+        if self.kind in ("targets", "strength"):
+            return ("target_RGNN", "weight_RGNN", "margin_RGNN", *scores)
+        return (
+            ("target_RGNN", *scores) if self.strength == "none" else ("target_RGNN", f"{self.strength}_RGNN", *scores)
+        )
 
     def apply(self, c: Comparison) -> Comparison:
         """The record with the columns of its pairs.
@@ -75,7 +99,11 @@ def _differences(votes: tuple[tuple[float, ...], ...]) -> np.ndarray:
 
 
 def _from_ranks(order: Order, c: Comparison) -> Comparison:
-    require_order(c)
+    if order.scores == "alone" and c.scores is None:
+        remedy = "give one number per output, or set config.loss.name to a loss on the order"
+        raise RecordError(c.place, "scores", "missing, and config.loss.name is regression", remedy)
+    if order.scores != "alone" and not (order.ties and c.ranks is not None and len(c.outputs) > 1):
+        require_order(c)
     if order.kind == "ranks":  # a soft order is then not read, and must not stand beside ranks
         return dataclasses.replace(c, columns={n: v for n, v in c.columns.items() if n not in _PAIRS})
     ranks = np.asarray(c.ranks)
@@ -135,6 +163,13 @@ def _given(order: Order, c: Comparison) -> Comparison:
     return c
 
 
+def _from_strength(order: Order, c: Comparison) -> Comparison:
+    """The record as it is: what is made of its strength depends on the others' (`strength.by_strength`)."""
+    assert order.rules
+    strength_of(c, order.rules.of)
+    return c
+
+
 def _tuples(values_NN: np.ndarray) -> tuple[tuple[float, ...], ...]:
     return tuple(map(tuple, values_NN.tolist()))
 
@@ -143,6 +178,7 @@ _APPLY: dict[str, Callable[[Order, Comparison], Comparison]] = {
     "ranks": _from_ranks,
     "votes": _from_votes,
     "targets": _given,
+    "strength": _from_strength,
 }
 
 RANKS = Order()

@@ -54,11 +54,12 @@ def labels(columns: Mapping[str, Array]) -> Labels:
         margin = margin[..., None, None] + columns["margin_RGNN"]
     if "weight_RGNN" in columns:
         soft["weight_RGNN"] = columns["weight_RGNN"]
-        weight_RG = weight_RG * _pair_mean(columns["weight_RGNN"], pairs_RGNN)
+        weight_RG = weight_RG * average(columns["weight_RGNN"], pairs_RGNN)
     return Labels(target_RGNN > 0.5, pairs_RGNN, margin, weight_RG, soft)
 
 
-def _pair_mean(values_RGNN: Array, order_RGNN: Array, weight_RGNN: Array | None = None) -> PerGroup:
+def average(values_RGNN: Array, order_RGNN: Array, weight_RGNN: Array | None = None) -> PerGroup:
+    """Mean over a group's ordered pairs, weighted where weights are given; 0 where there are none."""
     if weight_RGNN is not None:
         return _mean(values_RGNN, jnp.where(order_RGNN, weight_RGNN, 0.0), (-1, -2))
     pairs_RG = jnp.sum(order_RGNN, axis=(-1, -2))
@@ -71,7 +72,8 @@ def _mean(values: Array, weights: Array, axis: int | tuple[int, ...]) -> Array:
     return jnp.sum(jnp.where(weights > 0, values, 0.0) * weights, axis=axis) / jnp.where(total > 0, total, 1.0)
 
 
-def _differences(rewards_RGN: Rewards, margin: Array) -> Float[Array, "R G N N"]:
+def differences(rewards_RGN: Rewards, margin: Array) -> Float[Array, "R G N N"]:
+    """r_i − r_j − m in fp32; m of a group, [R, G], or of a pair."""
     rewards = rewards_RGN.astype(jnp.float32)
     return rewards[..., :, None] - rewards[..., None, :] - (margin[..., None, None] if margin.ndim == 2 else margin)
 
@@ -91,15 +93,15 @@ def bradley_terry(
         smoothing makes t + α (1 − 2t) of it. None: 1.
       weight_RGNN: factors of the average over pairs. None: 1.
     """
-    d_RGNN = _differences(rewards_RGN, margin)
+    d_RGNN = differences(rewards_RGN, margin)
     if target_RGNN is not None:
         t = target_RGNN + label_smoothing * (1 - 2 * target_RGNN)
         # log σ(−Δ) = log σ(Δ) − Δ; exact where t is 1.
-        return _pair_mean((1 - t) * d_RGNN - jax.nn.log_sigmoid(d_RGNN), order_RGNN, weight_RGNN)
+        return average((1 - t) * d_RGNN - jax.nn.log_sigmoid(d_RGNN), order_RGNN, weight_RGNN)
     values = -(1 - label_smoothing) * jax.nn.log_sigmoid(d_RGNN)
     if label_smoothing:
         values = values - label_smoothing * jax.nn.log_sigmoid(-d_RGNN)
-    return _pair_mean(values, order_RGNN, weight_RGNN)
+    return average(values, order_RGNN, weight_RGNN)
 
 
 def focal(
@@ -115,9 +117,9 @@ def focal(
         easy = jax.nn.relu(jax.nn.sigmoid(d_RGNN) - 0.5)
         return (1 - 2 * easy) ** gamma * -jax.nn.log_sigmoid(d_RGNN)
 
-    d_RGNN = _differences(rewards_RGN, margin)
+    d_RGNN = differences(rewards_RGN, margin)
     values = of(d_RGNN) if target_RGNN is None else target_RGNN * of(d_RGNN) + (1 - target_RGNN) * of(-d_RGNN)
-    return _pair_mean(values, order_RGNN, weight_RGNN)
+    return average(values, order_RGNN, weight_RGNN)
 
 
 def listwise(
@@ -130,7 +132,7 @@ def listwise(
     With targets, each choice is a cross entropy with the probabilities that Luce's axiom gives from them: those below it are
     chosen with odds (1−t) : t against branch i. Weights average over pairs, then over choices.
     """
-    below_RGNN = -_differences(rewards_RGN, margin)  # r_j − r_i + m
+    below_RGNN = -differences(rewards_RGN, margin)  # r_j − r_i + m
     competing = jnp.where(order_RGNN, below_RGNN, -jnp.inf)
     # log(1 + Σ_j exp(r_j − r_i + m)) in a form whose gradient is finite where nothing competes.
     beaten_RGN = jnp.any(order_RGNN, axis=-1)
@@ -145,7 +147,30 @@ def listwise(
     return jnp.sum(jnp.where(beaten_RGN, values_RGN, 0.0), axis=-1) / jnp.maximum(jnp.sum(beaten_RGN, axis=-1), 1)
 
 
-LOSSES = {"bradley_terry": bradley_terry, "focal": focal, "listwise": listwise}
+def k_way(
+    rewards_RGN: Rewards, order_RGNN: Bool[Array, "R G N N"], margin: Array,
+    *, target_RGNN: Array | None = None, weight_RGNN: Array | None = None,
+) -> PerGroup:  # fmt: skip
+    """The first choice of `listwise` alone: the branch that none is better than, against all below it, −log softmax.
+
+    How the others are ordered among themselves says nothing. Of several first branches each makes its choice, averaged.
+    """
+    first_RGN = ~jnp.any(order_RGNN, axis=-2)
+    order_RGNN = order_RGNN & first_RGN[..., :, None]
+    return listwise(rewards_RGN, order_RGNN, margin, target_RGNN=target_RGNN, weight_RGNN=weight_RGNN)
+
+
+LOSSES = {"bradley_terry": bradley_terry, "focal": focal, "listwise": listwise, "k_way": k_way}
+
+
+def smoothed(found: Labels, label_smoothing: float) -> Labels:
+    """Labels of which a fraction α is assumed to be flipped: a target t becomes t + α (1 − 2t), for any loss of `LOSSES`."""
+    if not label_smoothing:
+        return found
+    hard_RGNN = found.order_RGNN.astype(jnp.float32)
+    target_RGNN = found.soft.get("target_RGNN", hard_RGNN)
+    soft_RGNN = jnp.where(target_RGNN >= 0, target_RGNN + label_smoothing * (1 - 2 * target_RGNN), target_RGNN)
+    return found._replace(soft={**found.soft, "target_RGNN": soft_RGNN})
 
 
 def log_barrier(rewards_RGN: Rewards, present_RGN: Bool[Array, "R G N"], bound: float = 5.0) -> PerGroup:
@@ -162,8 +187,16 @@ def squared(rewards_RGN: Rewards, present_RGN: Bool[Array, "R G N"]) -> PerGroup
     return _branch_mean(jnp.square(rewards_RGN.astype(jnp.float32)), present_RGN)
 
 
+def centering(rewards_RGN: Rewards, present_RGN: Bool[Array, "R G N"]) -> PerGroup:
+    """(2 · the mean reward of the group)²: with two branches the (r_i + r_j)² of TRL's `center_rewards_coefficient`.
+
+    Source: Eisenstein et al. 2023 (arXiv 2312.09244), section 3.
+    """
+    return jnp.square(2 * _branch_mean(rewards_RGN.astype(jnp.float32), present_RGN))
+
+
 def _branch_mean(values_RGN: Array, present_RGN: Array) -> PerGroup:
     return jnp.sum(jnp.where(present_RGN, values_RGN, 0.0), axis=-1) / jnp.maximum(jnp.sum(present_RGN, axis=-1), 1)
 
 
-PENALTIES = {"log_barrier": log_barrier, "squared": squared}
+PENALTIES = {"log_barrier": log_barrier, "squared": squared, "centering": centering}

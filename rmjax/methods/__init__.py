@@ -15,7 +15,7 @@ from rmjax.data.formats import Encoder
 from rmjax.data.packing import ForestShape, Tree
 from rmjax.data.pipeline import Source
 from rmjax.data.sources import Records
-from rmjax.methods import adapters, dpo, ensemble, language_model, metarm, polar, policy_gradient, preference
+from rmjax.methods import adapters, crm, dpo, ensemble, language_model, metarm, polar, policy_gradient, preference
 from rmjax.methods.method import MAIN, Method, Rewards, Scene, Setting, SideStream, Wrapped, own_rewards
 from rmjax.models.transformer import TransformerConfig
 from rmjax.parallel.mesh import Rules
@@ -39,6 +39,7 @@ METHODS: dict[str, Method] = {
         policy_gradient.METHOD,
         adapters.METHOD,
         ensemble.METHOD,
+        crm.METHOD,
         metarm.METHOD,
     )
 }

@@ -23,11 +23,11 @@ from rmjax.models.forest import Forest
 from rmjax.roles import Role, Roles
 from rmjax.sections import choice, number
 from rmjax.settings import Config
-from rmjax.train.objective import Objective, Terms, reward_terms
+from rmjax.train.objective import Objective, Ranked, Terms, check_loss, preference_terms, reward_terms, terms_of
 
 REFERENCE = "reference"
-UNREAD = ("name", "label_smoothing", "penalty", "penalty_weight")
-"""Keys of `config.loss` that are about reward heads."""
+UNREAD = ("name", "label_smoothing", "tie", "regression_weight", "penalty", "penalty_weight")
+"""Keys of `config.loss` that only `dpo.loss=rewards` reads."""
 ROLES = Roles("policy", {REFERENCE: Role(anchor=True)})
 
 
@@ -36,7 +36,9 @@ class Section:
     """`config.dpo`."""
 
     beta: float = number(0.1, above=0)  # strength of the pull to the reference: a reward is beta times a log-ratio
-    loss: str = choice("sigmoid", "sigmoid", "ipo")  # sigmoid: DPO | ipo: a squared distance to a gap of 1 / 2 beta
+    loss: str = choice(
+        "sigmoid", "sigmoid", "ipo", "rewards"
+    )  # sigmoid: DPO | ipo: a squared distance to a gap of 1 / 2 beta | rewards: config.loss on implicit rewards
     label_smoothing: float = number(0.0, low=0, below=0.5)  # sigmoid: fraction of flipped labels assumed
 
 
@@ -64,23 +66,23 @@ def implicit_rewards(model: Any, beta: float) -> Callable[..., jax.Array]:
     return rewards
 
 
-def dpo(model: Any, section: Section) -> Objective:
-    """−log σ of the difference of implicit rewards over the ordered pairs of a group, or IPO's square."""
-    implicit = implicit_rewards(model, section.beta)
+def dpo(model: Any, section: Section, terms: Callable[[jax.Array, Forest], Terms] | None = None) -> Ranked:
+    """−log σ of the difference of implicit rewards over the ordered pairs of a group, IPO's square, or any loss of rewards.
 
-    def objective(params: Any, forest: Forest, rng: jax.Array) -> Terms:
-        rewards_RGN = implicit(params, forest, rng)
+    Args:
+      terms: with `loss=rewards`, what is made of the implicit rewards (`preference_terms`).
+    """
+
+    def squared(rewards_RGN: jax.Array, forest: Forest) -> Terms:
         labels = ranking.labels(forest.columns)
-        if section.loss == "ipo":
-            loss_RG = ipo(rewards_RGN, labels.order_RGNN, labels.margin, section.beta)
-        else:
-            smoothing = section.label_smoothing
-            loss_RG = ranking.bradley_terry(rewards_RGN, labels.pairs_RGNN, labels.margin, smoothing, **labels.soft)
+        loss_RG = ipo(rewards_RGN, labels.order_RGNN, labels.margin, section.beta)
         ranked_RG = jnp.any(labels.pairs_RGNN, axis=(-1, -2))
-        terms = reward_terms(rewards_RGN, labels.order_RGNN, forest)
-        return terms | {"loss": total(loss_RG, ranked_RG * labels.weight_RG)}
+        found = reward_terms(rewards_RGN, labels.order_RGNN, forest)
+        return found | {"loss": total(loss_RG, ranked_RG * labels.weight_RG)}
 
-    return objective
+    sigmoid = preference_terms(label_smoothing=section.label_smoothing)
+    chosen = {"sigmoid": sigmoid, "ipo": squared, "rewards": terms or sigmoid}
+    return Ranked(implicit_rewards(model, section.beta), chosen[section.loss])
 
 
 def _section(config: Config) -> Section:
@@ -96,12 +98,14 @@ def _check(config: Config, mesh: Any, rules: Any) -> None:
             "config.format.kind is 'polar', which a policy does not write in; choose chat or plain for dpo"
         )
     unread = [name for name in UNREAD if getattr(loss, name) != type(loss).__dataclass_fields__[name].default]
-    if unread:
+    if unread and section.loss != "rewards":
         raise ValueError(
-            f"config.loss.{unread[0]} is {getattr(loss, unread[0])!r}, which dpo does not read; see config.dpo for its own"
+            f"config.loss.{unread[0]} is {getattr(loss, unread[0])!r}, which dpo reads with dpo.loss=rewards only; see "
+            "config.dpo for its own"
         )
+    check_loss(loss)
     Order.of(loss)
-    if section.loss == "ipo" and section.label_smoothing:
+    if section.loss != "sigmoid" and section.label_smoothing:
         raise ValueError(
             f"config.dpo.label_smoothing is {section.label_smoothing}, but only dpo.loss=sigmoid has it; make it 0"
         )
@@ -117,6 +121,10 @@ def _wrapped(saved: Mapping[str, Any], model: Any) -> Wrapped:
     return Wrapped(model, implicit_rewards(model, saved["beta"]))
 
 
+def _objective(config: Config, model: Any) -> Objective:
+    return dpo(model, _section(config), terms_of(config.sections["loss"]))
+
+
 METHOD = Method(
     "dpo",
     sections={"dpo": Section},
@@ -126,7 +134,7 @@ METHOD = Method(
     data=("comparisons", "pool"),
     language_model=True,
     roles=lambda config: ROLES,
-    objective=lambda config, model: dpo(model, _section(config)),
+    objective=_objective,
     rewards=_rewards,
     saved=lambda config: {"beta": _section(config).beta},
     wrapped=_wrapped,

@@ -334,7 +334,9 @@ def _streams(config: Config) -> dict[str, SideStream]:
 def _same_form(config: Config, main: Any, sides: Mapping[str, SideStream]) -> None:
     """RecordError where the samples have another form than the preference records: J would be about another input."""
     known, references = main.forms(), _sections(config)[1].references
-    for group in sides[META].records.each():
+    records = sides[META].records
+    assert records
+    for group in records.each():
         require_form(dataclasses.replace(group, references=("",) if references else group.references), known)
 
 

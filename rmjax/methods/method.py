@@ -69,13 +69,13 @@ class SideStream:
     """Trees that stand beside the main stream in every batch.
 
     Attributes:
-      records: what they are drawn from.
+      records: what they are drawn from; None = the main stream's, in an order of its own.
       shape: of their forest.
       row_tokens: tokens that a group may take.
       seed: of their order.
     """
 
-    records: Records
+    records: Records | None
     shape: ForestShape
     row_tokens: int
     seed: int

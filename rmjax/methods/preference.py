@@ -1,31 +1,32 @@
 """Preference learning: Bradley–Terry (1952) and its kin on ranked answers; POLAR's equations 7 and 8 are this objective."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from rmjax.data import votes
+from rmjax.data import strength, votes
 from rmjax.data.sources import Records, comparisons
 from rmjax.losses import ranking
-from rmjax.losses.reduction import total
 from rmjax.methods.method import Method
 from rmjax.models.forest import Forest
 from rmjax.sections import choice, number
 from rmjax.settings import Config
-from rmjax.train.objective import Objective, Terms, reward_terms
+from rmjax.train.objective import LOSSES, Objective, Ranked, check_loss, preference_terms, terms_of
 
 
 @dataclasses.dataclass(frozen=True)
 class Loss:
     """`config.loss`."""
 
-    name: str = choice("bradley_terry", *ranking.LOSSES)  # what a group's rewards are ranked by
-    label_smoothing: float = number(0.0, low=0, below=0.5)  # fraction of flipped labels assumed (bradley_terry only)
+    name: str = choice("bradley_terry", *LOSSES)  # what a group's rewards are ranked by; regression: fitted to `scores`
+    label_smoothing: float = number(0.0, low=0, below=0.5)  # fraction of flipped labels assumed (not of regression)
+    tie: float = number(0.5, above=0)  # rao_kupper: the log of its θ, in units of reward | davidson: its ν
+    regression_weight: float = number(0.0, low=0)  # factor of (reward − score)² beside a loss on the order
     order: str = choice(
         "ranks", *votes.ORDERS
-    )  # votes: the fraction of voters is a soft label | targets: `pair_target`
+    )  # votes: the fraction of voters is a soft label | targets: `pair_target` | strength: `config.strength`
     strength: str = choice("none", *votes.STRENGTHS)  # votes: what the strength of a pair's preference becomes
     strength_measure: str = choice("fraction", *votes.MEASURES)  # fraction: 2p − 1 | values: mean difference of votes
     strength_scale: float = number(1.0, low=0)  # factor of the strength: of a margin in units of reward, or of a weight
@@ -34,70 +35,66 @@ class Loss:
     penalty_weight: float = number(0.01, low=0)  # factor of the penalty
 
 
-def preference(
-    model: Any,
-    loss: str = "bradley_terry",
-    *,
-    label_smoothing: float = 0.0,
-    penalty: str = "",
-    penalty_weight: float = 0.0,
-) -> Objective:
-    """Ranks the branches of each group: Bradley–Terry, POLAR (eq. 7 and 8), listwise. `loss` and `penalty` name functions of
-    `losses.ranking`."""
-    ranking_loss = ranking.LOSSES[loss]
-    extra: dict[str, Any] = {"label_smoothing": label_smoothing} if label_smoothing else {}
-    penalize = ranking.PENALTIES[penalty] if penalty else None
+@dataclasses.dataclass(frozen=True)
+class StrengthSection:
+    """`config.strength`: what vote models' strengths of the records are used for, with loss.order=strength."""
 
-    def objective(params: Any, forest: Forest, rng: jax.Array) -> Terms:
-        rewards_RGN: Any = model.apply({"params": params}, forest, rngs={"dropout": rng})
-        labels = ranking.labels(forest.columns)
-        loss_RG = ranking_loss(rewards_RGN, labels.pairs_RGNN, labels.margin, **labels.soft, **extra)
-        ranked_RG = jnp.any(labels.pairs_RGNN, axis=(-1, -2))
-        terms = reward_terms(rewards_RGN, labels.order_RGNN, forest)
-        preference_loss = total(loss_RG, ranked_RG * labels.weight_RG)
-        terms["loss"] = preference_loss
-        if penalize is not None:
-            penalty_RG = penalize(rewards_RGN, forest.readout_RGN >= 0)
-            terms["penalty"] = total(penalty_RG, ranked_RG * labels.weight_RG)
-            terms["loss"] = (preference_loss[0] + penalty_weight * terms["penalty"][0], preference_loss[1])
-        return terms
+    of: str = choice(
+        strength.IN_SAMPLE, *strength.KINDS
+    )  # of models that learned from a record | of those that did not
+    below: float = number(0.0)  # a record or pair is suspect below this strength, in units of reward
+    flip: float = number(0.0, low=0, high=1)  # so many of the records, the weakest suspects, are turned round
+    filter: float = number(0.0, low=0, high=1)  # so many are left out
+    smooth: float = number(
+        0.0, low=0, below=0.5
+    )  # suspect pairs that are not flipped: probability that the label is wrong
+    soft: str = choice("none", *strength.SOFT)  # all targets: the models' votes | the sigmoid of the strength
+    margin: float = number(0.0, low=0)  # factor of the strength, which makes it a margin
+    margin_limit: float = number(0.0, low=0)  # largest margin, in units of reward; 0 = none
 
-    return objective
+
+def preference(model: Any, loss: str = "bradley_terry", **options: Any) -> Ranked:
+    """Ranks the branches of each group: Bradley–Terry, POLAR (eq. 7 and 8), listwise; arguments as `preference_terms`."""
+    return Ranked(_rewards(model), preference_terms(loss, **options))
+
+
+def _rewards(model: Any) -> Callable[[Any, Forest, jax.Array], jax.Array]:
+    def rewards(params: Any, forest: Forest, rng: jax.Array) -> jax.Array:
+        found: jax.Array = model.apply({"params": params}, forest, rngs={"dropout": rng})
+        return found
+
+    return rewards
 
 
 def _check(config: Config, mesh: Any, rules: Any) -> None:
     del mesh, rules
-    loss: Loss = config.sections["loss"]
-    if loss.label_smoothing and loss.name != "bradley_terry":
-        raise ValueError(
-            f"config.loss.label_smoothing is {loss.label_smoothing}, but only the loss bradley_terry has it, not {loss.name}; "
-            "make it 0"
-        )
+    check_loss(config.sections["loss"])
     _order(config)
+    if config.sections["loss"].order == "strength":
+        strength.check(_rules(config))
 
 
 def _objective(config: Config, model: Any) -> Objective:
-    return preference(model, **_arguments(config.sections["loss"]))
-
-
-def _arguments(loss: Loss) -> dict[str, Any]:
-    return {
-        "loss": loss.name, "label_smoothing": loss.label_smoothing, "penalty": loss.penalty,
-        "penalty_weight": loss.penalty_weight,
-    }  # fmt: skip
+    return Ranked(_rewards(model), terms_of(config.sections["loss"]))
 
 
 def _order(config: Config) -> votes.Order:
     return votes.Order.of(config.sections["loss"])
 
 
+def _rules(config: Config) -> strength.Rules:
+    return strength.Rules(**dataclasses.asdict(config.sections["strength"]))
+
+
 def _ranked(config: Config) -> Records:
-    return comparisons(config.data, _order(config))
+    order = _order(config)
+    rules = _rules(config) if order.kind == "strength" else None
+    return comparisons(config.data, dataclasses.replace(order, rules=rules))
 
 
 METHOD = Method(
     "preference",
-    sections={"loss": Loss},
+    sections={"loss": Loss, "strength": StrengthSection},
     active=lambda config: config.objective == "preference",
     check=_check,
     columns=lambda config: _order(config).columns,

@@ -181,6 +181,21 @@ _COLUMNS = (
         "margin", "RGNN", field="pair_margin", on_demand=True,
         doc="of pair i better than j, beside that of the group; −(that of j better than i)",
     ),
+    Column(
+        "flipped", "RG", fill=-1.0, low=0.0, high=1.0, on_demand=True,
+        doc="1 where the order was turned round on purpose, −1 = unknown",
+    ),
+    Column("discard", "RG", field="", on_demand=True, doc="fraction of a batch's pairs that are to be left out, 0 to 0.5"),
+    Column("score", "RGN", fill=math.inf, field="scores", on_demand=True, doc="as annotated, any unit; inf = unknown or absent"),
+    *(
+        Column(name, "RGNN", fill=fill, field=f"pair_{name}", on_demand=True, doc=f"{doc}, by vote models {how}")
+        for prefix, how in (("", "that learned from the record"), ("cross_", "that did not"))
+        for name, fill, doc in (
+            (f"{prefix}votes", 0.5, "fraction that prefers candidate i to j"),
+            (f"{prefix}strength", 0.0, "mean difference of rewards of i and j"),
+            (f"{prefix}deviation", 0.0, "standard deviation of these differences"),
+        )
+    ),
     Column("reward", "RGN", field="rewards", on_demand=True, doc="of a policy's answer, in any unit"),
     Column("advantage", "RGN", field="advantages", on_demand=True, doc="of a policy's answer, in any unit"),
     Column("truncated", "RGN", low=0.0, high=1.0, on_demand=True, doc="1 where an answer was cut off before its end"),

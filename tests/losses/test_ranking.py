@@ -14,12 +14,15 @@ from rmjax.losses.ranking import (
     LOSSES,
     PENALTIES,
     bradley_terry,
+    centering,
     focal,
+    k_way,
     labels,
     listwise,
     log_barrier,
     order,
     pairs,
+    smoothed,
     squared,
 )
 from rmjax.losses.reduction import mean, total
@@ -177,6 +180,17 @@ def test_listwise_of_a_pair_is_bradley_terry(d, margin):
     np.testing.assert_allclose(gradient(listwise, *pair), gradient(bradley_terry, *pair), rtol=1e-5)
 
 
+def test_k_way_is_the_first_choice_of_listwise():
+    e = math.e
+    first = -math.log(e**2 / (e**2 + e + 1))
+    assert one_group(k_way, [2, 1, 0], [0, 1, 2]) == pytest.approx(first, rel=1e-6)  # as with ranks 0 1 1
+    assert one_group(k_way, [2, 1, 0], [0, 1, 1]) == one_group(listwise, [2, 1, 0], [0, 1, 1])
+    assert gradient(k_way, [5, 1, 3], [0, 1, 2])[1] > 0 > gradient(k_way, [5, 1, 3], [0, 1, 2])[0]
+    assert one_group(k_way, [0, 0, 0], [0, 0, 1]) == pytest.approx(
+        math.log(2)
+    )  # two first ones, each against the third
+
+
 # --- what holds of all ------------------------------------------------------------------------------------------------
 
 groups = st.tuples(
@@ -298,7 +312,7 @@ def old_listwise(rewards, order, margin):
 OLD = {"bradley_terry": old_pairs(old_bradley_terry), "focal": old_pairs(old_focal), "listwise": old_listwise}
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", OLD)
 @settings(deadline=None, max_examples=30)
 @given(group=groups)
 def test_a_plain_order_is_the_case_of_probability_1_bit_for_bit(name, group):
@@ -365,11 +379,23 @@ def test_label_smoothing_is_a_target():
 
 
 @every_loss
+@pytest.mark.parametrize("ranks", [[0, 1], [1, 0]])
+def test_smoothing_mixes_a_pair_s_two_losses(loss, ranks):
+    columns = {"ranks_RGN": floats([[ranks]]), "margin_RG": floats([[0.5]]), "weight_RG": floats([[1]])}
+    found, rewards = smoothed(labels(columns), 0.2), floats([[[1, -0.5]]])
+    value = float(loss(rewards, found.pairs_RGNN, found.margin, **found.soft)[0, 0])
+    d = (1.5 if ranks == [0, 1] else -1.5) - 0.5
+    hard = one_group(loss, [d, 0], [0, 1]), one_group(loss, [-d, 0], [0, 1])
+    assert value == pytest.approx(0.8 * hard[0] + 0.2 * hard[1], rel=1e-5)
+    assert smoothed(labels(columns), 0.0).soft == {}
+
+
+@every_loss
 def test_margins_and_weights_of_pairs(loss):
     """A pair that weighs nothing is not there; a pair's margin is one of its rewards' difference."""
     target = [[-1, 1, 0.8], [0, -1, -1], [0.2, -1, -1]]
     weight = floats([[[[0, 2, 0], [2, 0, 0], [0, 0, 0]]]])
-    if loss is not listwise:  # its choice is against both
+    if loss not in (listwise, k_way):  # their choice is against both
         assert soft_group(loss, [1, 0.5, 9], target, weight_RGNN=weight) == pytest.approx(
             soft_group(loss, [1, 0.5], pair(1))
         )
@@ -420,6 +446,13 @@ def test_squared_by_hand():
     value, slopes = penalty_of(squared, [3.0, -1.0])
     assert value == pytest.approx(5)
     np.testing.assert_allclose(slopes, [3, -1])
+
+
+def test_centering_of_a_pair_is_its_squared_sum():
+    value, slopes = penalty_of(centering, [3.0, -1.0])
+    assert value == pytest.approx(4)
+    np.testing.assert_allclose(slopes, [4, 4])
+    assert penalty_of(centering, [2.0, -2.0])[0] == 0
 
 
 @every_penalty

@@ -206,7 +206,7 @@ def test_eight_devices_take_the_same_step(losses_of_eight, home, method):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["preference", "dpo", "ensemble"])
+@pytest.mark.parametrize("name", ["preference", "dpo", "ensemble", "crm"])
 def test_a_saved_model_scores_as_the_trainer_does_and_starts_another_run(home, name, tmp_path):
     method = methods.METHODS[name]
     config = configured(home, method)
@@ -215,7 +215,7 @@ def test_a_saved_model_scores_as_the_trainer_does_and_starts_another_run(home, n
     trainer.run()
     found = trainer.evaluate()
     assert {"ranked/accuracy", "ranked/low"} <= set(found)
-    assert ("ranked/disagreement" in found) == (name == "ensemble")
+    assert ("ranked/disagreement" in found) == (name in ("ensemble", "crm"))
     model, records = RewardModel.load(tmp_path / "run"), list(open_records(home / "comparisons.jsonl"))
     scores = model.score_groups(records)
     assert np.mean([a > b for a, b in scores]) == found["ranked/accuracy"]

@@ -139,8 +139,8 @@ def test_one_model_is_not_a_level_deeper():
     ("key", "value", "message"),
     [
         ("format.kind", "polar", "config.format.kind is 'polar', which a policy does not write in"),
-        ("loss.label_smoothing", 0.3, "config.loss.label_smoothing is 0.3, which dpo does not read"),
-        ("loss.name", "focal", "config.loss.name is 'focal', which dpo does not read"),
+        ("loss.label_smoothing", 0.3, "config.loss.label_smoothing is 0.3, which dpo reads with dpo.loss=rewards only"),
+        ("loss.name", "focal", "config.loss.name is 'focal', which dpo reads with dpo.loss=rewards only"),
         ("loss.strength", "margin", "config.loss.strength is 'margin', which votes give"),
         ("dpo.loss", "ipo", None),
     ],

@@ -18,9 +18,11 @@ from rmjax.evaluate.scorers import OfMembers, RewardScorer
 from rmjax.losses.balance import Balance
 from rmjax.losses.reduction import mean
 from rmjax.methods.adapters import balanced
-from rmjax.methods.ensemble import METHOD, Ensemble, _kept, centered, combined, member_pattern, spread, together
+from rmjax.methods.ensemble import METHOD, together
+from rmjax.methods.method import MAIN
 from rmjax.methods.preference import preference
 from rmjax.models.lora import AdapterConfig
+from rmjax.models.members import Ensemble, centered, combined, learned, member_pattern, spread
 from rmjax.models.parameters import flat
 from rmjax.models.reward import RewardTransformer
 from rmjax.train.state import initial_params
@@ -28,12 +30,13 @@ from rmjax.train.state import initial_params
 KEY = jax.random.key(0)
 
 
-@pytest.fixture(scope="module", params=["head", "adapter"])
+@pytest.fixture(scope="module", params=["head", "adapter", pytest.param("trainable", marks=pytest.mark.slow)])
 def ensemble(request, tiny_config):
     """(ensemble of three, its parameters)."""
     adapter = AdapterConfig("lora", rank=2) if request.param == "adapter" else None
-    model = RewardTransformer(dataclasses.replace(tiny_config, adapter=adapter))
-    made = Ensemble(model, 3, member_pattern(request.param), 1.0)
+    frozen = int(request.param == "trainable")
+    model = RewardTransformer(dataclasses.replace(tiny_config, adapter=adapter, frozen_layers=frozen))
+    made = Ensemble(model, 3, member_pattern(request.param, "/layers/|head"), 1.0)
     boxed = jax.jit(lambda: initial_params(made, 0))()
     assert all(
         len(x.names) == x.value.ndim for x in jax.tree.leaves(boxed, is_leaf=lambda x: isinstance(x, nn.Partitioned))
@@ -48,9 +51,12 @@ def member(ensemble, params, k):
 
 def test_members_start_apart_and_share_the_rest(ensemble):
     made, params = ensemble
-    own = {path: leaf for path, leaf in flat(params).items() if made._is_own(path)}
+    own = {path: leaf for path, leaf in flat(params).items() if made.is_own(path)}
     assert own["head/kernel"].shape == (3, 32, 1)
     assert not np.array_equal(own["head/kernel"][0], own["head/kernel"][1])
+    if made.pattern == "/layers/|head":
+        assert "backbone/layers/mlp/up/kernel" in own and not any("frozen_layers" in path for path in own)
+        return
     assert all("/lora_" in path or path == "head/kernel" for path in own)
     assert ("backbone/layers/mlp/up/lora_a" in own) == (made.pattern != "^head/")
 
@@ -82,13 +88,26 @@ def test_the_loss_is_the_mean_of_the_members_and_each_gets_its_own_gradient(ense
     np.testing.assert_allclose(gradient["head"]["kernel"][1], found[1][0]["head"]["kernel"] / 3, atol=1e-6)
 
 
+@pytest.mark.slow
+def test_members_with_batches_of_their_own_learn_from_these(ensemble, forest):
+    made, params = ensemble
+    batches = {MAIN: forest([2, 1], seed=1), "member1": forest([1, 2], seed=2), "member2": forest([1, 1], seed=3)}
+    objective = together(preference, made, seen=1.0)
+    gradient = jax.jit(jax.grad(lambda p: objective(p, batches, KEY)["loss"][0]))(params)
+    for k, batch in enumerate(batches.values()):
+        own = jax.jit(jax.grad(lambda p, f: preference(made.bare)(p, f, KEY)["loss"][0]))(
+            member(made, params, k), batch
+        )
+        np.testing.assert_allclose(gradient["head"]["kernel"][k], own["head"]["kernel"] / 3, atol=1e-6)
+
+
 def test_each_member_sees_its_part_of_the_records_again_and_again():
     records = jnp.arange(400).reshape(20, 20)
-    kept = np.array([_kept(records, jnp.int32(k), 0.6) for k in range(3)])
-    assert np.array_equal(kept[1], _kept(records, jnp.int32(1), 0.6))
+    kept = np.array([learned(records, jnp.int32(k), 0.6) for k in range(3)])
+    assert np.array_equal(kept[1], learned(records, jnp.int32(1), 0.6))
     assert np.all(np.abs(kept.mean(axis=(1, 2)) - 0.6) < 0.1)
     assert not np.array_equal(kept[0], kept[1])
-    assert np.all(np.asarray(_kept(records, jnp.int32(0), 1)) == 1)
+    assert np.all(np.asarray(learned(records, jnp.int32(0), 1)) == 1)
 
 
 def test_scores_by_hand():

@@ -1,0 +1,1 @@
+"""Who learns best from preferences of which a part is mislabeled?"""
