@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from rmjax.losses.policy.tokens import token_statistics
+from rmjax.models.tiles import capped
 
 V, D = 13, 5
 
