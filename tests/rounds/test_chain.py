@@ -138,7 +138,10 @@ def test_answers_are_drawn_once(home, tmp_path, monkeypatch):
         (lambda c: c.reward.update(objective="dpo"), "config.reward is no run of a reward model"),
         (lambda c: c.policy.gold.update(parts=()), "config.policy.gold.parts is empty"),
         (lambda c: c.meta.update(samples=1), "config.meta.samples is 1; it must be 2 or more"),
-        (lambda c: c.rounds.update(reward_update="other"), "config.rounds.reward_update is 'other'; choose meta, plain or none"),
+        (
+            lambda c: c.rounds.update(reward_update="other"),
+            "config.rounds.reward_update is 'other'; choose meta, plain or none",
+        ),
     ],
 )
 def test_what_a_config_may_not_say(home, tmp_path, change, message):
