@@ -16,12 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from rmjax.data import rollouts
+from rmjax.data.chat import TemplateError
 from rmjax.data.formats import Encoder
 from rmjax.data.packing import ForestShape, Tree, arrange_sizes
 from rmjax.data.pipeline import Source
 from rmjax.data.questions import questions
 from rmjax.data.record import Comparison
 from rmjax.data.sources import Records, samples
+from rmjax.data.turns import refused
 from rmjax.losses.direct import predecessors
 from rmjax.losses.policy.advantages import gae
 from rmjax.losses.policy.kl import kl
@@ -192,13 +194,21 @@ def _own_source(config: Config, scene: Scene) -> Source | None:
 def _that_fit(config: Config, encoder: Encoder, records: Records) -> list[int]:
     """Indices of the prompts that leave room for an answer in a row."""
     section, room = _rollouts(config), config.data.row_tokens
-    long = [len(encoder.begun(c.prompt)) + section.max_new_tokens > room for c in records.source]
+    long = [_prompt_tokens(encoder, c) + section.max_new_tokens > room for c in records.source]
     if any(long):
         _log.warning(
             "%s: left out %d of %d prompts, with which an answer of %d tokens may exceed a row of %d (data.row_tokens)",
             config.data.path, sum(long), len(long), section.max_new_tokens, room,
         )  # fmt: skip
     return [i for i, too_long in enumerate(long) if not too_long]
+
+
+def _prompt_tokens(encoder: Encoder, c: Comparison) -> int:
+    """RecordError where the template refuses the prompt."""
+    try:
+        return len(encoder.begun(c.prompt))
+    except TemplateError as error:
+        raise refused(c, error) from error
 
 
 def _check_rows(config: Config, longest: int) -> None:

@@ -84,7 +84,7 @@ def numbers(
         columns = np.asarray(rows, np.float64).T
         found |= {of: float(column.mean()) for of, column in zip(flat, columns, strict=True)}
         if len(columns) == 2 and len(rows) > 1 and columns.std(axis=1).all():
-            found["agreement"] = float(np.corrcoef(*columns)[0, 1])
+            found["agreement"] = float(np.asarray(np.corrcoef(columns))[0, 1])
     if whole:
         tokens = [len(ids) for c in records for ids in c.columns["token_ids"]]
         found |= {

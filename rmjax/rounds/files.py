@@ -1,4 +1,5 @@
-"""A round's files: `round-00007.jsonl`, its answers as records, and `round-00007.json`, what they were drawn with.
+"""A round's files: `round-00007.jsonl`, its answers as records, and `round-00007.json`, what they were drawn with, what was
+measured of them, and which had no reward, with the reason.
 
 The second is written last and has the SHA-256 of the first: a round without it was never finished, and is drawn again.
 """
@@ -65,12 +66,11 @@ class RoundFiles:
         path = self.path(number)
         self.folder.mkdir(parents=True, exist_ok=True)
         path.with_suffix(".json").unlink(missing_ok=True)  # of a file that is replaced now
-        write_lines(path, (_row(found, i) for i in range(len(found.records))))
-        metrics = dict(found.metrics)
-        write_json(
-            path.with_suffix(".json"),
-            {_SAID: {**self.settings, **own}, "sha256": _digest(path), "metrics": metrics},
-        )
+        write_lines(path, map(to_row, found.records))
+        told = {"metrics": dict(found.metrics), "questions": list(found.questions)}
+        failed = {str(i): list(outputs) for i, outputs in found.failed.items()}
+        said = {_SAID: {**self.settings, **own}, "sha256": _digest(path), **told, "failed": failed}
+        write_json(path.with_suffix(".json"), said)
         again = self.read(number, own)
         assert again is not None
         return again
@@ -87,8 +87,9 @@ class RoundFiles:
             return None
         try:
             known = json.loads(beside.read_text(encoding="utf-8"))
-            then, digest, metrics = known[_SAID], known["sha256"], known["metrics"]
-        except (ValueError, TypeError, LookupError) as error:
+            then, digest, metrics, asked = (known[name] for name in (_SAID, "sha256", "metrics", "questions"))
+            failed = {int(i): outputs for i, outputs in known["failed"].items()}
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
             raise ValueError(f"{beside}: not what a run writes ({error!r}); {_REMEDY}") from error
         now = json.loads(json.dumps({**self.settings, **own}))
         if other := [name for name in now.keys() | then.keys() if then.get(name) != now.get(name)]:
@@ -96,8 +97,8 @@ class RoundFiles:
         if digest != _digest(path):
             raise ValueError(f"{path} is not as it was written (another SHA-256 than in {beside.name}); {_REMEDY}")
         rows = [json.loads(line) for line in path.read_bytes().split(b"\n") if line]
-        records = [parse(_without_own(row), f"{path}:{i}", blank=True) for i, row in enumerate(rows, 1)]
-        return Round(records, [row["question"] for row in rows], metrics, {})
+        records = [parse(row, f"{path}:{i}", blank=True) for i, row in enumerate(rows, 1)]
+        return Round(records, asked, metrics, failed)
 
     # --- the reference of later rounds ------------------------------------------------------------------------------------
 
@@ -126,15 +127,6 @@ class RoundFiles:
 
 
 _REMEDY = "bring it back, or use a new workdir"
-
-
-def _row(found: Round, i: int) -> dict[str, Any]:
-    failed = {"failed": list(found.failed[i])} if i in found.failed else {}
-    return to_row(found.records[i]) | {"question": found.questions[i]} | failed
-
-
-def _without_own(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in row.items() if name not in ("question", "failed")}
 
 
 def _digest(path: Path) -> str:

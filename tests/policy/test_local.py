@@ -116,12 +116,6 @@ def assert_trainer_s(config, params, records, temperature=1.0):
             np.testing.assert_allclose(mine, theirs, rtol=0, atol=1e-5)
 
 
-@pytest.mark.slow
-def test_log_probabilities_are_the_trainer_s_under_a_soft_cap(generator, config, params):
-    capped = changed(config, logit_softcap=2.0)
-    assert_trainer_s(capped, params, changed(generator, config=capped)(RECORDS[:2], 2, 0).records, 0.9)
-
-
 # --- what an answer depends on ---------------------------------------------------------------------------------------
 
 

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from rmjax.losses.policy.tokens import token_statistics
-from rmjax.models.tiles import capped
 
 V, D = 13, 5
 
