@@ -143,7 +143,8 @@ def test_a_shard_goes_on_behind_its_last_whole_batch(config, tmp_path, lost):
         assert len(asked) == PROMPTS - len(kept)
         assert not {f"why {name[1:]}?" for name in kept} & asked_for(asked).keys()
         again = (folder / grid.SAMPLES).read_bytes()
-        study.train(cell.config, folder)
+        study.train(cell.config, folder)  # as where it is killed before the cell is measured
+        assert len(asked) == PROMPTS - len(kept)
         assert (folder / grid.SAMPLES).read_bytes() == again and not (folder / grid.BATCHES).exists()
         assert [json.loads(line)["id"] for line in again.splitlines()] == [f"p{i}" for i in range(PROMPTS)]
 

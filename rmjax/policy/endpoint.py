@@ -114,8 +114,8 @@ class Endpoint:
                 _log.warning(message, self.name, len(rest))
             found |= zip(rest, session.each(ask, rest), strict=True)
         outcomes: list[list[Answer | Missing]] = [[] for _ in records]
-        for part in sorted(found):
-            outcomes[part.record] += found[part]
+        for part, ones in found.items():
+            outcomes[part.record] += ones
         return self._generated(records, outcomes)
 
     @property

@@ -16,7 +16,7 @@ from rmjax.policy.transport import Session, Transport, retry_after
 from tests.policy.stub import chat, choice, echo, serving
 
 RECORDS = [
-    Comparison("Why?", ("old", "older"), ("Because.",), ranks=(0.0, 1.0), id="a", columns={"truncated": (0.0, 1.0)}),
+    Comparison("Why?", ("old", "older"), ("Because.",), ranks=(0.0, 1.0), id="a", columns={"rewards": (0.0, 1.0)}),
     Comparison(Conversation((Message("system", "Be kind."), Message("user", "Who?"))), (), id="b", category="people"),
 ]
 REFUSAL = {"error": {"message": "too long: 5000 tokens", "type": "BadRequestError", "code": "context_length_exceeded"}}
