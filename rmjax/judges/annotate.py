@@ -8,11 +8,11 @@ from typing import Any
 
 import jax
 
+from rmjax.data.packing import ForestShape
 from rmjax.data.record import Comparison, to_row
 from rmjax.evaluate.comparisons import evaluate_comparisons, known_ranks
 from rmjax.evaluate.language import LanguageModel, score_texts
 from rmjax.evaluate.report import environment
-from rmjax.evaluate.scorers import fitting_shape
 from rmjax.evaluate.suites import load_comparisons
 from rmjax.files import refuse_unwritable, write_json, write_lines
 from rmjax.judges.forms import EQUAL, Unread
@@ -72,9 +72,15 @@ def likelihood_of(generator: LocalGenerator) -> Likelihood:
             return []
         records = [Comparison(prompt, (reply,)) for prompt, reply in texts]
         trees = [tree for c in records for tree in model.encoder(model.form.max_length).language_model_trees(c)]
-        return [-found.loss for found in score_texts(model, records, fitting_shape(trees, batch_tokens=1))]
+        return [-found.loss for found in score_texts(model, records, _one_row([tree.size for tree in trees]))]
 
     return remembered(of_texts)
+
+
+def _one_row(sizes: Sequence[int]) -> ForestShape:
+    """A row as long as the longest text needs: logits of every token are held at once."""
+    tokens = -(-max(sizes) // 64) * 64
+    return ForestShape(rows=1, row_tokens=tokens, groups=tokens // min(sizes), branches=1)
 
 
 def remembered(likelihood: Likelihood) -> Likelihood:
