@@ -8,11 +8,11 @@ from typing import Any
 
 import jax
 
+from rmjax.data.packing import ForestShape
 from rmjax.data.record import Comparison, to_row
 from rmjax.evaluate.comparisons import evaluate_comparisons, known_ranks
 from rmjax.evaluate.language import LanguageModel, score_texts
 from rmjax.evaluate.report import environment
-from rmjax.evaluate.scorers import fitting_shape
 from rmjax.evaluate.suites import load_comparisons
 from rmjax.files import refuse_unwritable, write_json, write_lines
 from rmjax.judges.forms import EQUAL, Unread
@@ -72,9 +72,15 @@ def likelihood_of(generator: LocalGenerator) -> Likelihood:
             return []
         records = [Comparison(prompt, (reply,)) for prompt, reply in texts]
         trees = [tree for c in records for tree in model.encoder(model.form.max_length).language_model_trees(c)]
-        return [-found.loss for found in score_texts(model, records, fitting_shape(trees, batch_tokens=1))]
+        return [-found.loss for found in score_texts(model, records, _one_row([tree.size for tree in trees]))]
 
     return remembered(of_texts)
+
+
+def _one_row(sizes: Sequence[int]) -> ForestShape:
+    """A row as long as the longest text needs: logits of every token are held at once."""
+    tokens = -(-max(sizes) // 64) * 64
+    return ForestShape(rows=1, row_tokens=tokens, groups=tokens // min(sizes), branches=1)
 
 
 def remembered(likelihood: Likelihood) -> Likelihood:
@@ -114,7 +120,7 @@ def annotate(options: Options) -> dict[str, Any]:
         "model": named.name, "data": options.data, "prompts": options.prompts,
         "rules": dataclasses.asdict(options.rules), "records": len(records), "labeled": len(kept), "dropped": dict(dropped),
         "unreadable_rows": dict(loaded.unreadable), "failures": dict(failures),
-        **_of_rounds(records, rounds, options.seed), **_gold(records, kept, options.seed), **environment(),
+        **_of_rounds(records, rounds, options.seed), **_gold(records, kept, strength, options.seed), **environment(),
     }  # fmt: skip
     write_json(options.report, report)
     if not kept:
@@ -163,17 +169,20 @@ def _readings(rounds: Sequence[Round]) -> dict[Place, list[Reading]]:
     return found
 
 
-def _gold(records: Sequence[Comparison], kept: Sequence[Comparison], seed: int) -> dict[str, Any]:
-    """How often the majority agrees with the order that a record came with, beside baselines; nothing where none had one."""
-    before = {id_of(c): c for c in records}
-    gold = [before[id_of(c)] for c in kept]
+def _gold(
+    records: Sequence[Comparison], kept: Sequence[Comparison], strength: Sequence[float], seed: int
+) -> dict[str, Any]:
+    """How often the majority, and the sign of the strength, agree with the order that records came with, beside baselines;
+    nothing where none had one."""
+    before = {id_of(c): (c, gap) for c, gap in zip(records, strength, strict=True)}
+    gold = [before[id_of(c)][0] for c in kept]
     if not any(len(set(known_ranks(c) or ())) > 1 for c in gold):
         return {}
-    scores = [[-rank for rank in c.ranks or ()] for c in kept]
-    found = evaluate_comparisons(gold, scores, seed)
-    return {
-        "gold": {"overall": found["overall"], "baselines": {k: v["overall"] for k, v in found["baselines"].items()}}
-    }
+    found = evaluate_comparisons(gold, [[-rank for rank in c.ranks or ()] for c in kept], seed)
+    pairs = [(c, [gap, 0.0]) for c, gap in before.values() if len(c.outputs) == 2]
+    by_strength = evaluate_comparisons([c for c, _ in pairs], [scores for _, scores in pairs], seed)
+    baselines = {name: each["overall"] for name, each in found["baselines"].items()}
+    return {"gold": {"overall": found["overall"], "strength": by_strength["overall"], "baselines": baselines}}
 
 
 def id_of(c: Comparison) -> tuple[str, ...]:
@@ -198,7 +207,12 @@ def notes(report: Mapping[str, Any]) -> Iterator[str]:
             f"{name.replace('_', ' ')} {each['accuracy']:.3f}" for name, each in gold["baselines"].items()
         )
         found = gold["overall"]
-        yield f"agreement with the given order: {_shown({**found, 'value': found['accuracy']})}, n = {found['n']}; {beside}"
+        yield f"agreement with the given order: {_accuracy(found)}; {beside}"
+        yield f"agreement of the strength's sign, all pairs: {_accuracy(gold['strength'])}"
+
+
+def _accuracy(found: Mapping[str, Any]) -> str:
+    return f"{_shown({**found, 'value': found['accuracy']})}, n = {found['n']}"
 
 
 def _shown(mean: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from tokenizers import pre_tokenizers
 
+from rmjax import Trainer, methods
 from rmjax.data.formats import Encoder, Format
 from rmjax.data.messages import messages_of
 from rmjax.data.readers import open_records
@@ -22,6 +23,7 @@ from rmjax.judges.self_reference import Prompts, Round, Rules, labeled, rounds_o
 from rmjax.policy.local import LocalGenerator
 from rmjax.policy.sampling import Decoding
 from tests.judges.scripted import Scripted
+from tests.methods.test_contract import configured, home  # noqa: F401
 
 PROMPTS = Prompts.load()
 PAIR = Comparison("Name a color.", ("good", "bad"), ranks=(0.0, 1.0), id="r0")
@@ -163,6 +165,16 @@ def test_the_command_writes_records_and_a_report(options, monkeypatch):
     asked = len(generator.asked)
     annotate(options)
     assert len(generator.asked) == asked + 4  # what failed, and nothing else
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("order", ["votes", "targets"])
+def test_the_trainer_takes_the_records(options, monkeypatch, home, tmp_path, order):  # noqa: F811
+    monkeypatch.setattr(generators, "open_generator", lambda model, how: scripted(fair))
+    annotate(options)
+    changes = {"data__path": str(options.out), "data__reference": "optional", "loss__order": order, "run__steps": 2}
+    Trainer(configured(home, methods.METHODS["preference"], **changes), tmp_path / order).run()
+    assert (tmp_path / order / "metrics.jsonl").read_text()
 
 
 def test_a_server_cannot_give_likelihoods(options, monkeypatch):

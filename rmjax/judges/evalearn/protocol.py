@@ -38,17 +38,21 @@ class Graded:
 class Paradigm:
     """What a context shows of the problems before: no more than these fields reach its template."""
 
+    template: str
     history: tuple[str, ...] = ()
     examples: bool = False
+    moved: tuple[str, ...] = ()  # fields that come from the next problem of the history, the last one's from the first
 
 
+_TOLD = ("question", "answer", "rubric", "evaluation")
 PARADIGMS: Mapping[str, Paradigm] = {
-    "zero_shot": Paradigm(),
-    "few_shot": Paradigm(examples=True),
-    "demonstration": Paradigm(("question", "standard")),
-    "feedback": Paradigm(("question", "answer", "rubric", "evaluation")),
+    "zero_shot": Paradigm("zero_shot"),
+    "few_shot": Paradigm("few_shot", examples=True),
+    "demonstration": Paradigm("demonstration", ("question", "standard")),
+    "feedback": Paradigm("feedback", _TOLD),
+    "moved_feedback": Paradigm("feedback", _TOLD, moved=("rubric", "evaluation")),
 }
-"""The four context builders by name. Their texts are templates of the same names."""
+"""The four context builders by name, and a control of ours: as much text, from which nothing can be learned but its form."""
 Grader = Callable[[Sequence[tuple[Problem, str]]], list[tuple[bool | Unread, str]]]
 """Problems and answers → whether each is right, and what is said of it."""
 
@@ -75,7 +79,7 @@ class Prompts:
             text_at(tables, "question", place).checked(["turns"], ["turns"]),
             {
                 key: text_at(tables, key, place).checked(["task", "question", "history", "examples"], ["question"])
-                for key in PARADIGMS
+                for key in sorted({paradigm.template for paradigm in PARADIGMS.values()})
             },
             text_at(tables, "judge_system", place, "").checked(of_judge),
             text_at(tables, "judge", place).checked(of_judge, ["rubric", "answer"]),
@@ -89,13 +93,18 @@ def context(
 ) -> str:
     """What is asked next of a sequence of which these problems are done."""
     shown, problem = PARADIGMS[paradigm], series.problems[len(done)]
-    history = [{name: _FIELDS[name](prompts, one) for name in shown.history} for one in done] if shown.history else []
+    history = [_shown(prompts, shown, done, n) for n in range(len(done))] if shown.history else []
     chosen = [each for each in examples if each.id != problem.id][:EXAMPLES] if shown.examples else []
     fields = {
         "task": series.type, "question": _question(prompts, problem), "history": history,
         "examples": [{"question": _question(prompts, each), "standard": standard(each)} for each in chosen],
     }  # fmt: skip
-    return conversation(prompts.system.render(task=series.type), prompts.paradigms[paradigm].render(**fields))
+    return conversation(prompts.system.render(task=series.type), prompts.paradigms[shown.template].render(**fields))
+
+
+def _shown(prompts: Prompts, paradigm: Paradigm, done: Sequence[Graded], n: int) -> dict[str, str]:
+    after = done[(n + 1) % len(done)]
+    return {name: _FIELDS[name](prompts, after if name in paradigm.moved else done[n]) for name in paradigm.history}
 
 
 def _question(prompts: Prompts, problem: Problem) -> str:

@@ -50,9 +50,11 @@ def test_what_a_paradigm_shows(paradigm):
         [THREE, Series("o", "kind", tuple(OTHERS[:3]))], Replies(student), by_verifier(says_it, SAID), PROMPTS, paradigm
     )
     third = next(p for p in student.asked if p.count("question 2") and p.rstrip().endswith("question 2"))
-    assert ("question 0" in third) == (paradigm in ("demonstration", "feedback")) or paradigm == "few_shot"
+    assert ("question 0" in third) == (paradigm not in ("zero_shot", "few_shot")) or paradigm == "few_shot"
     assert ("standard 0" in third.replace("other standard 0", "")) <= (paradigm in ("demonstration", "few_shot"))
-    assert ("my answer" in third and "rubric 1" in third and "wrong" in third) == (paradigm == "feedback")
+    assert ("my answer" in third and "rubric 1" in third and "wrong" in third) == (
+        paradigm in ("feedback", "moved_feedback")
+    )
     assert "rubric 2" not in third and "standard 2" not in third.replace("other standard 2", "")  # never its own
     if paradigm == "few_shot":
         assert third.count("[Its answer]") == 3
@@ -73,6 +75,7 @@ def test_a_student_that_reads_its_feedback_learns():
     assert found["slope"]["macro"]["above_shuffled"]["low"] > 0.05
     assert found["offset"]["macro"]["value"] > 1
     assert summarize(Outcomes(outcomes["demonstration"], types))["figures"]["slope"]["macro"]["value"] > 0.05
+    assert outcomes["moved_feedback"].sum() < outcomes["feedback"].sum() / 10
     assert abs(summarize(Outcomes(outcomes["zero_shot"], types))["figures"]["slope"]["macro"]["value"]) < 0.05
 
 
@@ -107,5 +110,7 @@ def test_a_problem_is_never_its_own_example():
 
 
 def test_an_unknown_paradigm():
-    with pytest.raises(ValueError, match="'none' does not exist; choose zero_shot, few_shot, demonstration, feedback"):
+    with pytest.raises(
+        ValueError, match="'none' does not exist; choose zero_shot, few_shot, demonstration, feedback, moved"
+    ):
         run([THREE], Replies(Scripted(lambda prompt, n: "")), by_verifier(says_it, SAID), PROMPTS, "none")
