@@ -85,7 +85,7 @@ class Curriculum:
         return self._batches[self._given - 1]
 
     def _draw(self, state: Any, step: int, count: int) -> list[Forest]:
-        drawn = []
+        drawn: list[Forest] = []
         while len(drawn) < count and (forest := self._source.next(state, step)) is not None:
             drawn.append(forest)
         self._drawn = len(drawn)
