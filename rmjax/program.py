@@ -177,8 +177,8 @@ def refuse_dead_head(chosen: Chosen, state: State) -> None:
 def _placed(array: jax.Array | np.ndarray | Stored, sharding: jax.sharding.Sharding) -> jax.Array:
     """A process has its own copy of what it loaded, on the host, and gives of it what lies on its devices: no device needs
     memory for all of it."""
-    if isinstance(array, jax.Array):
-        return jax.device_put(array, sharding)
+    if isinstance(array, jax.Array):  # a copy: an anchor may hold the same one, and a step gives both away
+        return jax.device_put(array, sharding, may_alias=False)
     if isinstance(array, Stored):
         return stored.placed(array, sharding)
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])

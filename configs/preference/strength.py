@@ -1,7 +1,7 @@
 """Vote models for preference strength: `--config=configs/preference/strength.py`; `…strength.py:use` trains on what they say.
 
-Secrets of RLHF II takes ten models that differ in order only, and their strengths in-sample. Here each of five learns from half of the
-records, so that the others give cross-fitted strengths; `ensemble.seen=1.0` and `ensemble.members=10` is the paper's.
+Secrets of RLHF II takes ten models that differ in order only, and their strengths in-sample. Here each of five learns from half
+of the records, so that the others give cross-fitted strengths; `ensemble.seen=1.0` and `ensemble.members=10` is the paper's.
 """
 
 from ml_collections import ConfigDict

@@ -35,6 +35,9 @@ class Schedule:
 class Curriculum:
     """Gives another source's batches with the column discard_RG filled; windows of them sorted by the model's margins.
 
+    In sorted batches errors are not evenly spread: what is left out is a fraction of the window, so nothing of its first batches
+    and most of its last ones.
+
     Which order that is depends on the state, so the first step of a window waits for the one before, and the order is a part of
     this source's state: a run that goes on from a checkpoint within a window gives the same batches.
 
@@ -58,13 +61,12 @@ class Curriculum:
 
     def next(self, state: Any, step: int) -> Any:
         """See `Source`."""
-        if self._schedule.window == 1 or step <= self._schedule.start:
-            forest = self._source.next(state, step)
-        else:
-            forest = self._of_window(state, step)
+        is_sorted = self._schedule.window > 1 and step > self._schedule.start
+        forest = self._of_window(state, step) if is_sorted else self._source.next(state, step)
         if forest is None:
             return None
         discard = self._schedule.discard(self._noise, step)
+        discard = self._of_hardest(discard) if is_sorted else discard
         return forest.replace(discard_RG=np.full(forest.record_RG.shape, discard, np.float32))
 
     def _of_window(self, state: Any, step: int) -> Forest | None:
@@ -84,8 +86,15 @@ class Curriculum:
         self._given += 1
         return self._batches[self._given - 1]
 
+    def _of_hardest(self, discard: float) -> float:
+        """The fraction of the given batch that is among the hardest `discard` of its window."""
+        counts = np.asarray([np.sum(forest.record_RG >= 0) for forest in self._batches])
+        end, count = int(np.sum(counts[: self._given])), int(counts[self._given - 1])
+        first = round((1 - discard) * int(np.sum(counts)))  # position of the first that is left out
+        return min(1.0, max(0, end - first) / max(count, 1))
+
     def _draw(self, state: Any, step: int, count: int) -> list[Forest]:
-        drawn = []
+        drawn: list[Forest] = []
         while len(drawn) < count and (forest := self._source.next(state, step)) is not None:
             drawn.append(forest)
         self._drawn = len(drawn)

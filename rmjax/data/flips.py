@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import SupportsIndex
+from typing import SupportsIndex, cast
 
 import numpy as np
 
@@ -52,7 +52,7 @@ def flips(records: Found, fraction: float, seed: int) -> Found:
         return records
     count = int(np.floor(fraction * len(records) + 1e-9))
     found = Flips(records, frozenset(np.random.default_rng(seed).permutation(len(records))[:count].tolist()))
-    return list(found) if isinstance(records, list) else found
+    return list(found) if isinstance(records, list) else cast(Found, found)
 
 
 def marked(c: Comparison, is_flipped: bool) -> Comparison:

@@ -19,10 +19,10 @@ Masks = Bool[Array, "K R G"]
 
 
 def smallest(losses_RG: Float[Array, "R G"], usable_RG: Bool[Array, "R G"], discard: Array) -> Bool[Array, "R G"]:
-    """The round((1 − discard) · n) of the n usable groups with the smallest loss, at least one; of equal ones the first."""
+    """The round((1 − discard) · n) of the n usable groups with the smallest loss; of equal ones the first."""
     flat = jnp.where(usable_RG, losses_RG.astype(jnp.float32), jnp.inf).reshape(-1)
     place = jnp.argsort(jnp.argsort(flat))  # stable
-    count = jnp.maximum(jnp.round((1 - discard) * jnp.sum(usable_RG)), 1)
+    count = jnp.round((1 - discard) * jnp.sum(usable_RG))
     return (place < count).reshape(losses_RG.shape) & usable_RG
 
 

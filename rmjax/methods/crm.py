@@ -101,7 +101,10 @@ def _reviewed(rewards_KRGN: jax.Array, forest: Forest) -> tuple[jax.Array, jax.A
     labels = ranking.labels(forest.columns)
     usable_RG = jnp.any(labels.pairs_RGNN, axis=(-1, -2)) & (labels.weight_RG > 0)
     no_margin = jnp.zeros_like(forest.weight_RG)
-    loss = functools.partial(ranking.bradley_terry, order_RGNN=labels.pairs_RGNN, margin=no_margin, **labels.soft)
+
+    def loss(rewards_RGN: jax.Array) -> jax.Array:
+        return ranking.bradley_terry(rewards_RGN, labels.pairs_RGNN, no_margin, 0.0, **labels.soft)
+
     return usable_RG, jax.vmap(loss)(jax.lax.stop_gradient(rewards_KRGN))
 
 

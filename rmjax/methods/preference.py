@@ -42,7 +42,7 @@ class StrengthSection:
     of: str = choice(
         strength.IN_SAMPLE, *strength.KINDS
     )  # of models that learned from a record | of those that did not
-    below: float = number(0.0)  # a record or pair is suspect below this strength, in units of reward
+    below: float = number(0.0, low=0)  # a record or pair is suspect below this strength, in units of reward
     flip: float = number(0.0, low=0, high=1)  # so many of the records, the weakest suspects, are turned round
     filter: float = number(0.0, low=0, high=1)  # so many are left out
     smooth: float = number(

@@ -77,8 +77,13 @@ def test_a_source_that_goes_on_gives_the_same_batches(stop):
             np.testing.assert_array_equal(found.discard_RG, batch.discard_RG)
 
 
+def test_of_a_sorted_window_the_hardest_are_left_out():
+    found = source(window=4)  # 40 % of 8 pairs: 3 of them, one in the third batch, both of the last
+    assert [float(found.next(1.0, step).discard_RG[0, 0]) for step in range(1, 5)] == [0, 0, 0.5, 1]
+
+
 def test_the_fraction_grows_and_follows_the_estimate():
     found = source(ramp=4)
     assert [round(float(found.next(1.0, step).discard_RG[0, 0]), 6) for step in (1, 2, 4)] == [0.1, 0.2, 0.4]
     guessed = source(lambda m: 0.25, window=2)
-    assert guessed.next(1.0, 1).discard_RG.tolist() == [[0.25, 0.25]]
+    assert [guessed.next(1.0, step).discard_RG.tolist() for step in (1, 2)] == [[[0, 0]], [[0.5, 0.5]]]

@@ -42,17 +42,21 @@ def get_config(data: str = HARMLESS) -> ConfigDict:
     arms.self = arm(review="self")
     arms.random = arm(review="random")
     arms.crm = arm(review="peer")
+    arms.curriculum = arm(review="peer", curriculum=True)
     config.compared = tuple(("crm", name) for name in arms if name != "crm")  # first − second
     return config
 
 
-def arm(review: str = "", smoothing: bool = False, margin: bool = False, budget: int = 1) -> ConfigDict:
+def arm(
+    review: str = "", smoothing: bool = False, margin: bool = False, budget: int = 1, curriculum: bool = False
+) -> ConfigDict:
     """An arm: Bradley–Terry on all pairs, but for what is said."""
     entry = ConfigDict()
     entry.review = review  # as crm.review; empty = one model
     entry.smoothing = smoothing  # label smoothing at the true rate
     entry.margin = margin  # by the strength that the arm `two` gives each pair
     entry.budget = budget  # factor of the passes
+    entry.curriculum = curriculum  # easy pairs first in the passes after the first one
     return entry
 
 

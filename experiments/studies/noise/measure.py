@@ -45,12 +45,12 @@ def cells(grid: Any) -> Iterator[Cell]:
         for noise in grid.noise:
             for name in shared.chosen_arms(grid):
                 arm = grid.arms[name]
-                if not noise and (arm.smoothing or arm.review in ("self", "random")):
+                if not noise and (arm.smoothing or arm.review in ("self", "random", "peer")) and not arm.curriculum:
                     continue
                 place = f"noise{round(100 * noise)}-seed{seed}"
                 run = training(grid, name, noise, seed, f"work:data/pairs-seed{seed}.jsonl")
                 whole = {
-                    "training": run, "passes": run.data.epochs, "votes": f"cell:two-{place}" if arm.margin else "",
+                    "training": run, "passes": run.data.epochs, "curriculum": arm.curriculum, "votes": f"cell:two-{place}" if arm.margin else "",
                     "data": grid.data, "tested": grid.tested, "root": grid.root,
                 }  # fmt: skip
                 yield Cell(f"{name}-{place}", {"arm": name, "noise": noise, "seed": seed}, ConfigDict(whole))
@@ -66,8 +66,10 @@ def train(cell: ConfigDict, folder: Path) -> None:
             write_records(run.data.path, voted(Path(cell.votes)))
     run.run.steps = run.run.save_every = shared.steps_of(run, run.data.path)
     each = max(1, run.run.steps // cell.passes)
-    if run.crm.review in ("peer", "self"):
-        run.crm.ramp, run.crm.start, run.crm.window = each, each, each
+    if run.crm.review in ("peer", "self", "random"):
+        run.crm.ramp = each
+    if cell.curriculum:
+        run.crm.start = run.crm.window = each
     run.data.epochs = 0
     training_command.run(run, folder)
 
