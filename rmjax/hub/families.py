@@ -185,3 +185,10 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
 """`model_type` → family. SmolLM2 is `llama`."""
 NESTED = {"gemma3": "text_config"}
 """`model_type` of a model around a decoder → the key that holds the decoder's config."""
+EMPTY_SYSTEM = (
+    "{% if messages and messages[0]['role'] != 'system' %}"
+    "{% set messages = [{'role': 'system', 'content': ''}] + messages %}{% endif %}"
+)
+"""Before a chat template: conversations without a system turn get an empty one, not the template's own text."""
+BEFORE_TEMPLATE: Mapping[str, str] = MappingProxyType({"WorldPM": EMPTY_SYSTEM})
+"""How a model's name begins → what stands before its template, where its README asks for what its files do not."""

@@ -325,6 +325,25 @@ def test_tokenizer_template_and_tokens(folder):
         read_tokenizer(folder, read_config(folder))
 
 
+@pytest.mark.parametrize(
+    ("where", "system"),
+    [("WorldPM-72B", ""), ("models--Qwen--WorldPM-72B-HelpSteer2/snapshots/0308f93", ""), ("Qwen2.5-Math-RM", "Help.")],
+)
+def test_worldpm_reads_an_empty_system_turn_and_its_templates_last_token(tmp_path, where, system):
+    default = "{% if messages[0].role != 'system' %}<|im_start|>system\nHelp.<|im_end|>\n{% endif %}"
+    (tmp_path / where).parent.mkdir(parents=True, exist_ok=True)
+    model = RewardModel.load(copied("qwen2_reward_mlp", tmp_path / where, default + CHATML + "{{ '</s>' }}"))
+    encoder = model.scorer.encoder
+    ids = encoder.scored(_parsed({"prompt": "ab", "output": "c"}))[0][0].ids
+    turns = (("system", system), ("user", "ab"), ("assistant", "c"))
+    wanted = "".join(f"<|im_start|>{role}\n{text}<|im_end|>\n" for role, text in turns) + "</s>"
+    assert ids == model.tokenizer.encode_marked(wanted)
+    own = [{"role": "system", "content": "d"}, {"role": "user", "content": "ab"}]
+    assert encoder.scored(_parsed({"messages": own, "output": "c"}))[0][0].ids == model.tokenizer.encode_marked(
+        wanted.replace(f"system\n{system}", "system\nd", 1)
+    )
+
+
 def test_polar_reads_what_its_client_writes(tmp_path):
     model = RewardModel.load(copied("polar", tmp_path / "polar"), dtype="float32")
     assert (model.format.kind, model.format.bos_token, model.config.dtype) == ("polar", "<s>", "float32")
