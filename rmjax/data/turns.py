@@ -85,7 +85,7 @@ class Turns:
 
     @functools.cached_property
     def _between(self) -> set[str]:
-        """Special tokens that the template writes before a conversation's end; its BOS, which others have, too, if there is no other."""
+        """Special tokens that the template writes before the end; its BOS, which others have, too, if it is alone."""
         before = set(self._shown[: len(self._shown) - len(self._ending)])
         found = {token for token in self.tokenizer.special if self.tokenizer.id(token) in before}
         return found - {self.form.bos_token} or {self.form.bos_token, self.form.end_token} - {""}
