@@ -42,18 +42,31 @@ def trl_reward(client: Client, reference: str = "", strict: bool = True) -> Call
     return rmjax_reward
 
 
-def verl_compute_score(client: Client, prompt: str = "prompt") -> Callable[..., float]:
+_PROMPTS = ("prompt", "question")  # the second of verl's own preparation of GSM8K
+
+
+def _prompt(extra_info: Mapping[str, Any], name: str) -> Any:
+    found = next((key for key in ([name] if name else _PROMPTS) if key in extra_info), None)
+    if found is None:
+        raise KeyError(
+            f"extra_info has no {name or ' and no '.join(_PROMPTS)}; name the key of the prompt, verl_compute_score(client, "
+            f"prompt=…), of those that it has: {', '.join(extra_info) or 'none'}"
+        )
+    return extra_info[found]
+
+
+def verl_compute_score(client: Client, prompt: str = "") -> Callable[..., float]:
     """For verl's `custom_reward_function`: `compute_score = verl_compute_score(Client(URL))` in the file that it names.
 
     Args:
-      prompt: the key of `extra_info` with the prompt, a text or messages.
+      prompt: the key of `extra_info` with the prompt, a text or messages; "" = `prompt`, or else `question`.
     """
 
     def compute_score(
-        data_source: str, solution_str: str, ground_truth: Any, extra_info: Mapping[str, Any], **_: Any
+        data_source: str, solution_str: str, ground_truth: Any, extra_info: Mapping[str, Any] | None, **_: Any
     ) -> float:
         del data_source
-        return client.rewards([record(extra_info[prompt], solution_str, ground_truth)])[0]
+        return client.rewards([record(_prompt(extra_info or {}, prompt), solution_str, ground_truth)])[0]
 
     return compute_score
 

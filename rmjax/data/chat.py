@@ -71,6 +71,17 @@ def end_of_turn(source: str, tokenizer: Tokenizer) -> str:
     return next((part for part in behind if part in tokenizer.special), "")
 
 
+def between_turns(source: str, tokenizer: Tokenizer) -> list[str]:
+    """Added tokens, special or not, that the template writes around turns: what a user could forge a turn with. What it writes
+    for the assistant's last answer alone, as `<think>`, is the model's own to write, and no part of them."""
+    rows = [Message(role, "q").as_row() for role in (USER, ASSISTANT, USER)]
+    try:
+        text = _render(source, rows, bos_token=tokenizer.bos_token, eos_token=tokenizer.eos_token)
+    except TemplateError:
+        return []
+    return [token for token in tokenizer.added if len(token) > 1 and token in text]
+
+
 class Chat:
     """A template with the tokens that it needs, for one tokenizer.
 

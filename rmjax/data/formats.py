@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from rmjax.data.chat import TemplateError, end_of_turn, template_text
+from rmjax.data.chat import TemplateError, between_turns, end_of_turn, template_text
 from rmjax.data.columns import tree_columns, uncut
 from rmjax.data.joined import SPECIALS, Joined, tree_tokens
 from rmjax.data.messages import USER, Conversation, Message, messages_of, text_of
@@ -169,7 +169,8 @@ class Encoder:
 
     def __init__(self, tokenizer: Tokenizer, form: Format, row_tokens: int):
         self.form, self.row_tokens = completed(form, tokenizer), row_tokens
-        self.tokenizer = tokenizer.guarding(own_tokens(self.form))
+        forged = between_turns(self.form.template, tokenizer) if form.kind == "chat" else []
+        self.tokenizer = tokenizer.guarding([*own_tokens(self.form), *forged])
         self.counts: Counter[str] = Counter()
         kind = Turns if form.kind == "chat" else Joined
         self._layout: Layout = kind(self.tokenizer, self.form, row_tokens)

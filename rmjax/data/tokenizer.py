@@ -77,7 +77,7 @@ class Tokenizer:
         """From the JSON object of a Hugging Face `tokenizer.json`; its added tokens that are special, and `named`, are ours.
 
         Raises:
-          TokenizerError: the object is not such a one.
+          TokenizerError: the object is not such a one, or does not find its special tokens in every text.
         """
         try:
             special = [
@@ -86,10 +86,11 @@ class Tokenizer:
             marks = _marks(special)
             plain = tokenizers.Tokenizer.from_str(json.dumps(renamed(described, marks), ensure_ascii=False))
         except Exception as error:  # the Rust binding raises bare Exception
-            raise TokenizerError(f"not a tokenizer file ({error})") from error
+            raise TokenizerError(f"not a tokenizer file ({error}); get the file again") from error
         plain.no_padding()
         plain.no_truncation()
         made = cls(plain, marks)
+        made._require_found()
         made.adds_bos = adds_bos(described)
         return made
 
@@ -106,7 +107,7 @@ class Tokenizer:
         try:
             made = cls.from_description(files.described, files.named)
         except TokenizerError as error:
-            raise TokenizerError(f"{Path(path) / 'tokenizer.json'}: {error}; get the file again") from error
+            raise TokenizerError(f"{Path(path) / 'tokenizer.json'}: {error}") from error
         made.chat_template, made.adds_bos = files.chat_template, files.adds_bos
         made.bos_token, made.eos_token, made.pad_token = files.bos_token, files.eos_token, files.pad_token
         return made
@@ -127,6 +128,21 @@ class Tokenizer:
     def save(self, path: str | Path) -> None:
         """Writes `to_json` to a file."""
         Path(path).write_text(self.to_json(), encoding="utf-8")
+
+    def _require_found(self) -> None:
+        """Every mark has to become its token, wherever it stands: one that does not is text, and another one in each process."""
+        found = set(self._plain.encode("x".join(["", *self._marks.values(), ""]), add_special_tokens=False).ids)
+        if lost := [token for token, number in self._ids.items() if number not in found]:
+            raise TokenizerError(
+                f"its special tokens {', '.join(lost[:5])} are not found between letters; set `single_word` and `normalized` of "
+                "these added tokens to false there"
+            )
+
+    @property
+    def added(self) -> tuple[str, ...]:
+        """Added tokens that are not special: a text that spells one has it."""
+        hidden = set(self._marks.values())
+        return tuple(t.content for t in self._plain.get_added_tokens_decoder().values() if t.content not in hidden)
 
     def _described(self) -> dict[str, Any]:
         return renamed(json.loads(self._plain.to_str()), {mark: token for token, mark in self._marks.items()})

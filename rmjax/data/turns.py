@@ -58,12 +58,11 @@ class Turns:
         """Ids of a conversation that a template has written, its special tokens spelled: a user who types one is obeyed.
 
         Raises:
-          ValueError: no special token is in it, so that no template has written it.
+          ValueError: no special token of the template's turns is in it, so that another template has written it, or none.
         """
-        special = self.tokenizer.special
-        if not any(part in special for part in self.tokenizer.split(text)):
+        if self._between.isdisjoint(self.tokenizer.split(text)):
             raise ValueError(
-                f"the text has none of the special tokens of the model's chat template, such as {self.form.end_token!r}; send "
+                f"the text has none of the special tokens of the model's chat template, such as {min(self._between)!r}; send "
                 "prompt and answer as messages"
             )
         before, end, behind = text.rpartition(self.form.end_token)
@@ -83,6 +82,13 @@ class Turns:
     def _shown(self) -> list[int]:
         """A conversation of one word each."""
         return self.chat.ended((Message(USER, "q"), Message(ASSISTANT, "a")), self.form.read_out == "last")
+
+    @functools.cached_property
+    def _between(self) -> set[str]:
+        """Special tokens that the template writes before the end; its BOS, which others have, too, if it is alone."""
+        before = set(self._shown[: len(self._shown) - len(self._ending)])
+        found = {token for token in self.tokenizer.special if self.tokenizer.id(token) in before}
+        return found - {self.form.bos_token} or {self.form.bos_token, self.form.end_token} - {""}
 
     @functools.cached_property
     def _bos(self) -> int:

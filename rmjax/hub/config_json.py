@@ -184,7 +184,7 @@ def _layers(file: Keys, kind: Kind, fields: Keys, given: Any) -> dict[str, Any]:
     """Windows and layers without rotary positions."""
     rotary = _rotary(file, fields["depth"], given) if kind.windows == "rotary_free" else ()
     size = file["sliding_window"] if "sliding_window" in file else given("sliding_window")
-    switched = kind.windows in ("all", "pattern") or (kind.windows != "none" and given("use_sliding_window"))
+    switched = kind.windows in ("all", "pattern", "in_turn") or (kind.windows != "none" and given("use_sliding_window"))
     windowed = _windowed(file, kind, fields["depth"], rotary, given) if size and switched else ()
     if not any(windowed):
         return {"window": 0, "windowed": (), "rotary": rotary}
@@ -211,7 +211,8 @@ def _windowed(file: Keys, kind: Kind, depth: int, rotary: tuple[bool, ...], give
         return tuple(i >= given("max_window_layers") for i in range(depth))
     if kind.windows == "rotary_free":
         return tuple(not turned for turned in rotary)
-    return tuple((i + 1) % given("sliding_window_pattern") != 0 for i in range(depth))
+    period = 2 if kind.windows == "in_turn" else given("sliding_window_pattern")
+    return tuple((i + 1) % period != 0 for i in range(depth))
 
 
 def written_config(config: TransformerConfig, model_type: str) -> dict[str, Any]:

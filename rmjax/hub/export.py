@@ -6,7 +6,9 @@ that is not it. What came from InternLM2 stays `InternLM2ForRewardModel`, and tw
 """
 
 import dataclasses
+import datetime
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from rmjax.models.parameters import first_layers, flat
 from rmjax.models.stored import Stored
 from rmjax.models.transformer import TransformerConfig
 
+_TODAY = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 SHARD = 5_000_000_000  # bytes of a file at most, unless one tensor is larger
 _ORDER = ("llama", "qwen2", "qwen3", "mistral", "smollm3", "gemma2", "gemma3_text", "phi3")
 _PADS = ("<pad>", "[PAD]", "<|pad|>", "<|finetune_right_pad_id|>", "<|endoftext|>", "<unk>", "<|unk|>")
@@ -61,7 +64,7 @@ def export_hugging_face(
       HubError: no family can say the architecture or the head; the message says why.
       FileExistsError: the folder has a config.json.
       TokenizerError: no such pad token.
-      ValueError: there is an adapter, or no token to pad with.
+      ValueError: there is an adapter, no token to pad with, or a template whose day cannot be fixed.
     """
     if config.adapter is not None:
         raise ValueError("the model has an adapter; merge it first, or write it for PEFT: --to=peft")
@@ -79,6 +82,7 @@ def export_hugging_face(
     ids = {name: tokenizer.id(token) for name, token in names.items() if token}
     if rewards and ids.get("pad") == ids.get("eos"):
         raise ValueError(f"the pad token is {pad!r}, which ends texts too; name another one")
+    template = template_of(form)
     folder.mkdir(parents=True, exist_ok=True)
     where = layout(config, kind.names, head)
     stored = dtype or str(np.dtype(leaves["backbone/final_norm/scale"].dtype))
@@ -86,7 +90,7 @@ def export_hugging_face(
     file |= _classes(found, head, stored) | {f"{name}_token_id": number for name, number in ids.items()}
     if head == "v_head":
         file["reward_token_id"] = tokenizer.id(form.reward_token or form.end_token)
-    _write_tokenizer(folder, tokenizer, form, names)
+    _write_tokenizer(folder, tokenizer, form, template, names)
     write_json(folder / FORMAT, {"format": dataclasses.asdict(form)})
     write_json(folder / CONFIG, file)  # last: a folder without it is none
     return Written(file["architectures"][0], len(where.wanted), files, pad)
@@ -198,14 +202,13 @@ def _tensor(pieces: list[tuple[str, int, Place]], where: Layout, leaves: Mapping
     return out
 
 
-def _write_tokenizer(folder: Path, tokenizer: Tokenizer, form: Format, names: Mapping[str, str]) -> None:
+def _write_tokenizer(folder: Path, tokenizer: Tokenizer, form: Format, template: str, names: Mapping[str, str]) -> None:
     file = json.loads(tokenizer.to_json())
     # A chat template writes its own; a family's tokenizer may put one before texts without a template all the same.
     begins = form.bos_token if form.kind != "chat" else names["bos"] if tokenizer.adds_bos else ""
     if begins:
         file["post_processor"] = _begins_with(begins, tokenizer.id(begins))
     write_text(folder / TOKENIZER, json.dumps(file, ensure_ascii=False, indent=2))
-    template = template_of(form)
     described: dict[str, Any] = {f"{name}_token": token for name, token in names.items() if token}
     described |= {
         "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": form.max_length, "padding_side": "right",
@@ -243,12 +246,28 @@ def _ended(form: Format) -> str:
     )
 
 
+def _dated(form: Format) -> Format:
+    """The template with the format's day where it asks for today's: a score must not depend on the day."""
+    day = datetime.date.fromisoformat(form.date)
+    source = _TODAY.sub(lambda found: json.dumps(day.strftime(found[2])), form.template)
+    if "strftime_now(" in source:
+        raise ValueError(
+            "format.template calls strftime_now with something else than a text, so that an exported one would tell another day "
+            "than format.date; write the pattern of the day there"
+        )
+    return dataclasses.replace(form, template=source)
+
+
 def template_of(form: Format) -> str:
-    """A chat template whose text ends with the token that is read, as transformers and others read it.
+    """A chat template whose text ends with the token that is read, as transformers and others read it, on `format.date`.
 
     Of POLAR's format and the plain one: contents joined by newlines; with `reference=` the half before the separator.
+
+    Raises:
+      ValueError: the template asks for the day in a way that cannot be replaced.
     """
     if form.kind == "chat":
+        form = _dated(form) if form.date else form
         return _own_eos(form) + (form.template if form.read_out == "last" or not form.end_token else _ended(form))
     if not form.reward_token:
         return ""

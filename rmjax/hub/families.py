@@ -64,8 +64,8 @@ class Kind:
       defaults: key → what its absence means; sizes that every file has are not among them.
       fixed: fields of `TransformerConfig` that are the same in all of it.
       switches: key → the fields of biases that it turns on.
-      windows: which layers have a sliding window: none | all | upper (of Qwen) | pattern (every n-th has none) | rotary_free
-        (of SmolLM3).
+      windows: which layers have a sliding window: none | all | upper (of Qwen) | pattern (every n-th has none) | in_turn (every
+        second has none) | rotary_free (of SmolLM3).
       gemma: scales, softcaps and activation are by Gemma's keys.
       neutral: more of `NEUTRAL`.
       rope_keys: more keys of the rotary positions.
@@ -95,6 +95,7 @@ _OF_WINDOWS: Mapping[str, frozenset[str]] = {
     "all": frozenset({"sliding_window"}),
     "upper": frozenset({"sliding_window", "use_sliding_window", "max_window_layers", "layer_types"}),
     "pattern": frozenset({"sliding_window", "sliding_window_pattern", "layer_types"}),
+    "in_turn": frozenset({"sliding_window", "layer_types"}),
     "rotary_free": frozenset(
         {"sliding_window", "use_sliding_window", "layer_types", "no_rope_layers", "no_rope_layer_interval"}
         | {"max_window_layers"}  # which stands in its files, and its code does not read
@@ -142,11 +143,12 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
             decoder="SmolLM3ForCausalLM", reward="SmolLM3ForSequenceClassification",
         ),
         "gemma2": Kind(
-            names=GEMMA, windows="pattern", gemma=True, fixed=_GEMMA_FIXED, switches=_ALL_BIASES,
-            neutral=_GEMMA_NEUTRAL | {"sliding_window_size": (4096,)},  # a second name in its files
+            names=GEMMA, windows="in_turn", gemma=True, fixed=_GEMMA_FIXED, switches=_ALL_BIASES,
+            neutral=_GEMMA_NEUTRAL
+            | {"sliding_window_size": (4096,), "sliding_window_pattern": (2,)},  # in files, and its code reads neither
             defaults=_GEMMA
             | {
-                "sliding_window_pattern": 2, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0,
+                "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0,
                 "max_position_embeddings": 8192, "vocab_size": 256_000,
             },
             decoder="Gemma2ForCausalLM", reward="Gemma2ForSequenceClassification",
@@ -185,3 +187,10 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
 """`model_type` → family. SmolLM2 is `llama`."""
 NESTED = {"gemma3": "text_config"}
 """`model_type` of a model around a decoder → the key that holds the decoder's config."""
+EMPTY_SYSTEM = (
+    "{% if messages and messages[0]['role'] != 'system' %}"
+    "{% set messages = [{'role': 'system', 'content': ''}] + messages %}{% endif %}"
+)
+"""Before a chat template: conversations without a system turn get an empty one, not the template's own text."""
+BEFORE_TEMPLATE: Mapping[str, str] = MappingProxyType({"WorldPM": EMPTY_SYSTEM})
+"""How a model's name begins → what stands before its template, where its README asks for what its files do not."""

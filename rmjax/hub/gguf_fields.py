@@ -79,6 +79,7 @@ _NEUTRAL_GEMMA3: dict[str, tuple[Any, ...]] = {
 }
 GEMMA3_PERIOD = 6  # layers: five with a window, then one without (llama.cpp, where the file does not say)
 GEMMA3_LOCAL_THETA = 10_000.0  # of layers with a window, likewise
+GEMMA3_27B_DEPTH = 62  # layers: that model alone scales attention by its width a head (llama.cpp)
 # Field → whether a value changes nothing beside this architecture, and what would be right, in words.
 _FITTING: dict[str, tuple[Callable[[Any, TransformerConfig], bool], str]] = {
     "*.vocab_size": (lambda x, c: x == c.vocab_size, "the number of tokens"),
@@ -143,11 +144,13 @@ def architecture(fields: Fields, tied_embeddings: bool) -> TransformerConfig:
 def _gemma3(fields: Fields, width: int) -> dict[str, Any]:
     """What Gemma 3 has beside Llama's: norms with an offset, of queries and keys and behind each part too, windows."""
     depth, period = _size(fields, "*.block_count"), _size(fields, "*.attention.sliding_window_pattern", GEMMA3_PERIOD)
+    by_width = width // _size(fields, "*.attention.head_count") if depth == GEMMA3_27B_DEPTH else 0
     local = _positive(fields, "*.rope.freq_base_swa") if _named(fields, "*.rope.freq_base_swa") in fields else 0.0
     return {
         "norm_offset": True, "post_norms": True, "qk_norm": True, "activation": "gelu_tanh", "embedding_scale": width**0.5,
         "window": _size(fields, "*.attention.sliding_window"), "local_rope": Rope(local or GEMMA3_LOCAL_THETA),
         "windowed": tuple((layer + 1) % period > 0 for layer in range(depth)),
+        "attention_scale": by_width**-0.5 if by_width else 0.0,
     }  # fmt: skip
 
 

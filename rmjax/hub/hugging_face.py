@@ -18,6 +18,7 @@ from typing import Any
 from rmjax.data.formats import Format, completed, stored
 from rmjax.data.tokenizer import Tokenizer, TokenizerError
 from rmjax.hub.config_json import CONFIG, Described, read_config
+from rmjax.hub.families import BEFORE_TEMPLATE
 from rmjax.hub.names import HEADS
 from rmjax.hub.tensors import DTYPES, HubError, Tensors, check, layout, parameters
 from rmjax.models.rope import longest_text
@@ -198,7 +199,8 @@ def assumed_format(model: HubModel, tokenizer: Tokenizer) -> Format:
     }
     if not (reward := model.described.tokens["reward"]):
         _needs_template(model, tokenizer)
-        return completed(Format(kind="chat", template=tokenizer.chat_template, read_out="last", **sizes), tokenizer)
+        template = _before(model.folder) + tokenizer.chat_template
+        return completed(Format(kind="chat", template=template, read_out="last", **sizes), tokenizer)
     token = tokenizer.token(reward[0])
     if tokenizer.has(_SPLIT) and token != _SPLIT:
         return Format(
@@ -207,6 +209,17 @@ def assumed_format(model: HubModel, tokenizer: Tokenizer) -> Format:
         )  # fmt: skip
     _needs_template(model, tokenizer)
     return completed(Format(kind="chat", template=tokenizer.chat_template + token, end_token=token, **sizes), tokenizer)
+
+
+def _before(folder: Path) -> str:
+    """Of `BEFORE_TEMPLATE`, by the folder's name or that of its repository in the cache."""
+    cached = (part.rpartition("--")[2] for part in folder.parts if part.startswith("models--"))
+    for name in (folder.name, *cached):
+        for begins, before in BEFORE_TEMPLATE.items():
+            if name.startswith(begins):
+                _log.info("%s: %s is read as its README says, not by its template alone", folder, name)
+                return before
+    return ""
 
 
 def _needs_template(model: HubModel, tokenizer: Tokenizer) -> None:

@@ -62,7 +62,11 @@ def read_ropes(file: Block, kind: Kind, given: Callable[[str], Any]) -> tuple[Ro
         raise RopeError(
             f"rope_parameters is by kind of layer, {', '.join(sorted(blocks))}, which this family does not have"
         )
-    now = {name: _merged(blocks.get(name) or {} if nested else blocks, before[name]) for name in (FULL, SLIDING)}
+    if local and not nested:
+        raise RopeError(
+            f"rope_parameters has no {FULL} and {SLIDING}, by which this family reads it; put it into these, or take it out"
+        )
+    now = {name: _merged((blocks.get(name) or {}) if nested else blocks, before[name]) for name in (FULL, SLIDING)}
     ropes = {name: _read(now[name], file, kind, given) for name in ((FULL, SLIDING) if local else (FULL,))}
     _refuse_disagreement(file, before, ropes, kind, given)
     return ropes[FULL], ropes.get(SLIDING)
@@ -110,14 +114,16 @@ def _read(block: Block, file: Block, kind: Kind, given: Callable[[str], Any]) ->
         raise RopeError(f"rope_type is {found!r}; supported: {', '.join(_KINDS)}")
     name = _KINDS[found]
     _check_keys(block, name)
+    partial = block.get("partial_rotary_factor")
+    if partial not in (None, 1) and "partial_rotary_factor" not in kind.rope_keys:
+        raise RopeError(f"partial_rotary_factor is {partial}, which this family's code does not read; take it out")
     fields = {field: block[key] for key, field in _READ[name].items() if block.get(key) is not None}
     if name in _BY_LENGTH:
         fields["original_max_positions"] = file.get(_LENGTH) or block.get(_LENGTH) or _default_length(kind, given)
         fields.setdefault("factor", given("max_position_embeddings") / fields["original_max_positions"])
     fields = {field: tuple(value) if isinstance(value, list) else value for field, value in fields.items()}
     try:
-        partial = float(block.get("partial_rotary_factor") or 1.0)
-        return Rope(theta=float(block["rope_theta"]), kind=name, partial=partial, **fields)
+        return Rope(theta=float(block["rope_theta"]), kind=name, partial=float(partial or 1.0), **fields)
     except (TypeError, ValueError) as error:
         raise RopeError(f"rotary positions cannot be {dict(block)} ({error})") from error
 

@@ -110,6 +110,10 @@ def _beside(body: Body, name: str, count: int) -> list[Any]:
 def _query(text: str, prompt: str | None, label: Any, place: str, context: Context) -> Item:
     for ending in context.strip:
         text = text.removesuffix(ending)
+    if prompt == "":  # it says nothing of the query but that all of it is the policy's
+        if context.split_token and context.split_token in text:
+            raise wrong(place, "has the separator, and its prompt is empty", "send the prompt, or no `prompts`")
+        prompt = None
     references = references_of(label, place, context)
     if context.kind == "chat" or (prompt is None and not references):
         return Text(text, place)
@@ -131,11 +135,11 @@ def references_of(label: Any, place: str, context: Context) -> dict[str, Any]:
     """The fields of a record that a label is. Formats without a place for references read none."""
     if not context.reads_references or label in (None, "", []):
         return {}
-    if isinstance(label, str):
-        return {"reference": label}
+    if isinstance(label, str | int | float) and not isinstance(label, bool):  # the answer 72 of a data set is its text
+        return {"reference": str(label)}
     if isinstance(label, list) and all(isinstance(each, str) for each in label):
         return {"references": label}
-    raise wrong(place, "has a label that is no text", "send POLAR's reference answer, or null")
+    raise wrong(place, "has a label that is neither text nor number", "send POLAR's reference answer as text, or null")
 
 
 def slime(body: Body, context: Context) -> Asked:

@@ -18,14 +18,24 @@ CHANGING = {
     "apply_softmax": "leave it out; rewards are raw",
     "label_token_ids": "leave it out; the model has one reward and no labels",
     "dimensions": "leave it out; a reward is one number",
+    "use_activation": "send false; rewards are raw",
+    "activation": "send false; rewards are raw",
+    "softmax": "send false; rewards are raw",
 }
 """Fields that ask for other numbers than the model's; their absence, null and false are fine."""
+RAW = "raw_scores"
+"""TEI's: false asks for a sigmoid, and absent is what clients send that know of none."""
+
+
+_OTHER = "asks for other numbers than the model's rewards"
 
 
 def _refuse_changes(body: Body) -> None:
     for name, remedy in CHANGING.items():
         if body.get(name):
-            raise wrong(f"`{name}`", "asks for other numbers than the model's rewards", remedy)
+            raise wrong(f"`{name}`", _OTHER, remedy)
+    if body.get(RAW) is False:
+        raise wrong(f"`{RAW}`", _OTHER, "send true; rewards are raw")
 
 
 def given(value: Any, where: str) -> list[Item]:
@@ -193,6 +203,7 @@ def _document(value: Any) -> Any:
 
 def rerank(body: Body, context: Context) -> Asked:
     """Jina's and Cohere's `query` and `documents`, or TEI's `query` and `texts`: best first."""
+    _refuse_changes(body)
     if "texts" in body:
         return _tei_rerank(body)
     if "documents" not in body:
@@ -233,6 +244,7 @@ def _tei_rerank(body: Body) -> Asked:
 def predict(body: Body, context: Context) -> Asked:
     """TEI's `inputs`: a text, a pair [prompt, answer], or a list of [text] and [prompt, answer]."""
     del context
+    _refuse_changes(body)
     value = body.get("inputs")
     single = isinstance(value, str) or _is_strings(value)
     entries = [value] if single else value

@@ -152,6 +152,19 @@ def test_blanks_that_a_special_token_takes_along(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("scheme", "flags"),
+    [("first", {"single_word": True}), ("normalizer", {"single_word": True}), ("normalizer", {"normalized": True})],
+)
+def test_special_tokens_that_are_found_in_some_texts_alone_are_refused(tmp_path, scheme, flags):
+    plain = pieces(scheme)
+    plain.add_special_tokens([AddedToken("<|im_end|>", **{"normalized": False, **flags})])
+    with pytest.raises(
+        TokenizerError, match=r"its special tokens <\|im_end\|> are not found between letters; set `single"
+    ):
+        Tokenizer.from_folder(folder(tmp_path, plain, {}))
+
+
+@pytest.mark.parametrize(
     ("name", "text", "said"),
     [
         ("tokenizer.json", "{}", r"tokenizer\.json: not a tokenizer file"),

@@ -219,6 +219,17 @@ def test_templates_end_with_what_is_read():
     assert render(POLAR, messages=turns, reference="R") == f"<s>Q\nR<|reward|>Q\nA{READ}"
 
 
+@pytest.mark.parametrize("call", ["strftime_now('%d %b %Y')", 'strftime_now( "%d %b %Y" )'])
+def test_templates_tell_the_formats_day(call):
+    source = (
+        "{% if strftime_now is defined %}{% set day = " + call + " %}{% else %}{% set day = '?' %}{% endif %}{{ day }}"
+    )
+    form = Format(kind="chat", template=source, end_token="<|im_end|>", read_out="last", date="2024-07-26")
+    assert render(form, messages=[], strftime_now=lambda pattern: "today") == "26 Jul 2024"
+    with pytest.raises(ValueError, match="strftime_now with something else than a text"):
+        template_of(dataclasses.replace(form, template="{{ strftime_now(pattern) }}"))
+
+
 def test_on_devices_and_on_the_host_alike(tmp_path):
     _, _, files = written("gemma2", tmp_path)
     model = open_folder(tmp_path / "in")

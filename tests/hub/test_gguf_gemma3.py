@@ -16,6 +16,7 @@ from rmjax.data.pieces import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, Piec
 from rmjax.data.tokenizer import Tokenizer
 from rmjax.hub import gguf
 from rmjax.hub.gguf import GGUFError, load_gguf
+from rmjax.hub.gguf_fields import architecture
 from rmjax.models.rope import Rope
 from rmjax.models.transformer import Transformer, causal_mask
 from tests.hub.test_gguf import _write
@@ -131,6 +132,18 @@ def test_reads_back_what_was_written(config, random_params, tmp_path):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), got, params)
     assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.adds_bos) == ("<bos>", "<eos>", True)
     assert tokenizer.encode("abc") == [TOKENS.index("abc")]
+
+
+@pytest.mark.parametrize(("depth", "scale"), [(62, 168**-0.5), (48, 0.0)])  # 0 = by the head's width
+def test_the_largest_one_scales_attention_by_its_width_a_head(depth, scale):
+    fields = {
+        "block_count": depth, "context_length": 131_072, "embedding_length": 5376, "feed_forward_length": 21_504,
+        "attention.head_count": 32, "attention.head_count_kv": 16, "attention.key_length": 128, "attention.value_length": 128,
+        "attention.layer_norm_rms_epsilon": 1e-6, "rope.freq_base": 1e6, "attention.sliding_window": 1024,
+    }  # fmt: skip
+    fields = {f"gemma3.{name}": value for name, value in fields.items()}
+    fields |= {"general.architecture": "gemma3", "tokenizer.ggml.tokens": TOKENS}
+    assert architecture(fields, tied_embeddings=True).attention_scale == scale
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,7 @@ def test_a_config_is_the_same_written_and_read(name, tmp_path):
         ({"rope_parameters": ..., "rope_scaling": {"type": "linear", "rope_type": "yarn"}}, "rope_type and type differ"),
         ({"rope_parameters": {"rope_type": "linear", "factor": 2, "beta": 3}}, "beta is 3, which is not read"),
         ({"rope_parameters": {"full_attention": {}, "sliding_attention": {}}}, "which this family does not have"),
+        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor is 0.5, which this family's code does not"),
     ],
 )  # fmt: skip
 def test_a_key_that_would_be_ignored(folder, keys, said):
@@ -116,6 +117,24 @@ def test_a_published_config_is_read(name, tmp_path):
 def test_what_a_published_config_has_is_refused_at_other_values(folder, keys):
     with pytest.raises(HubError, match=f"{next(iter(keys))} is"):
         read_config(change(folder, **keys))
+
+
+@pytest.mark.parametrize(
+    ("name", "keys", "said"),
+    [
+        ("gemma2", {"sliding_window_pattern": 3}, "sliding_window_pattern is 3, supported: 2"),
+        (
+            "gemma3",
+            {"rope_parameters": {"rope_type": "linear", "factor": 8.0}},
+            "rope_parameters has no full_attention and sl",
+        ),
+    ],
+)
+def test_what_transformers_would_ignore_is_refused(name, keys, said, tmp_path):
+    (tmp_path / "config.json").write_text((FOLDER / name / "config.json").read_text())
+    with pytest.raises(HubError, match=said):
+        read_config(change(tmp_path, **keys))
+    assert name != "gemma2" or read_config(change(tmp_path, sliding_window_pattern=2)).transformer.window == 5
 
 
 def test_rewards_that_openrlhf_would_standardize(tmp_path, caplog):
@@ -323,6 +342,25 @@ def test_tokenizer_template_and_tokens(folder):
     (folder / "tokenizer.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"tokenizer\.json: not there.*save_pretrained"):
         read_tokenizer(folder, read_config(folder))
+
+
+@pytest.mark.parametrize(
+    ("where", "system"),
+    [("WorldPM-72B", ""), ("models--Qwen--WorldPM-72B-HelpSteer2/snapshots/0308f93", ""), ("Qwen2.5-Math-RM", "Help.")],
+)
+def test_worldpm_reads_an_empty_system_turn_and_its_templates_last_token(tmp_path, where, system):
+    default = "{% if messages[0].role != 'system' %}<|im_start|>system\nHelp.<|im_end|>\n{% endif %}"
+    (tmp_path / where).parent.mkdir(parents=True, exist_ok=True)
+    model = RewardModel.load(copied("qwen2_reward_mlp", tmp_path / where, default + CHATML + "{{ '</s>' }}"))
+    encoder = model.scorer.encoder
+    ids = encoder.scored(_parsed({"prompt": "ab", "output": "c"}))[0][0].ids
+    turns = (("system", system), ("user", "ab"), ("assistant", "c"))
+    wanted = "".join(f"<|im_start|>{role}\n{text}<|im_end|>\n" for role, text in turns) + "</s>"
+    assert ids == model.tokenizer.encode_marked(wanted)
+    own = [{"role": "system", "content": "d"}, {"role": "user", "content": "ab"}]
+    assert encoder.scored(_parsed({"messages": own, "output": "c"}))[0][0].ids == model.tokenizer.encode_marked(
+        wanted.replace(f"system\n{system}", "system\nd", 1)
+    )
 
 
 def test_polar_reads_what_its_client_writes(tmp_path):

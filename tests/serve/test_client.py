@@ -175,6 +175,10 @@ def test_trainers_functions(engines, models):
         each = [score(data_source="d", solution_str=o, ground_truth=r, extra_info={"prompt": p}, reward_router_address=None)
                 for p, o, r in zip(prompts, outputs, references, strict=True)]  # fmt: skip
         assert each == wanted
+        row = {"split": "train", "index": 0, "answer": "4", "question": prompts[0]}  # verl's own of GSM8K
+        assert score("d", outputs[0], references[0], row) == pytest.approx(each[0], abs=1e-5)
+        with pytest.raises(KeyError, match=r"no prompt and no question; .*prompt=….*: split, index"):
+            score("d", outputs[0], references[0], {"split": "train", "index": 0})
 
 
 def test_trl_may_go_on_without_a_reward(polar):

@@ -62,6 +62,7 @@ def test_token_ids_are_taken_as_they_are(encode, engines, kind):
     [
         ("polar", Text(f"a{SPLIT}b{SPLIT}c", "it"), 400, "it: the text has 2 separators '<file_sep>'"),
         ("chat", Text("2 + 2? 4", "it"), 400, "it: the text has none of the special tokens"),
+        ("chat", Text("<s>[INST] 2 + 2? [/INST] 4", "it"), 400, "it: the text has none of the special tokens"),
         ("polar", Text("  ", "it"), 400, "it is empty"),
         ("polar", Text("x" * 200, "it"), 413, "it has 201 tokens, and the server takes 128"),
         ("polar", record(output="x" * 60), 413, "it has 68 tokens with one of its answers"),
