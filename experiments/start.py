@@ -25,9 +25,11 @@ def _check_config_file(argv: list[str]) -> None:
 
 
 def _refuse_urls() -> None:
-    """One line, exit code 1, where a flag names a bucket: no command reads or writes there. Servers may be named by flags."""
+    """One line, exit code 1, where a flag names a bucket: no command reads or writes there. Servers may be named by flags, and so
+    may a Ray cluster."""
     for name, value in flags.FLAGS.flag_values_dict().items():
-        if isinstance(value, str) and not value.startswith(("http://", "https://")):
+        servers = ("http://", "https://", "ray://") if name == "ray_address" else ("http://", "https://")
+        if isinstance(value, str) and not value.startswith(servers):
             try:
                 refuse_url(value, f"--{name}=")
             except ValueError as error:
