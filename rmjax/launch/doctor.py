@@ -175,8 +175,12 @@ def unwritable(around: Surroundings) -> str | None:
     workdir = around.workdir
     if workdir is None:
         return None
-    if workdir.is_absolute() and not workdir.parent.exists():  # to make it would put it on the disk below the missing mount
-        return f"the workdir {workdir} has no folder {workdir.parent} to lie in: mount that, make it, or name another one"
+    if (
+        workdir.is_absolute() and not workdir.parent.exists()
+    ):  # to make it would put it on the disk below the missing mount
+        return (
+            f"the workdir {workdir} has no folder {workdir.parent} to lie in: mount that, make it, or name another one"
+        )
     nearest = next(folder for folder in (workdir, *workdir.parents) if folder.exists())
     try:
         with tempfile.NamedTemporaryFile(dir=nearest, prefix=".doctor."):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -10,6 +11,8 @@ import time
 import pytest
 
 from experiments import sweep as command
+from rmjax.recipe import read_config
+from rmjax.study import sweeps
 from rmjax.study.study import RESULT
 from tests.experiments.running import ROOT, configured, lines_written
 
@@ -43,6 +46,14 @@ def write_sweep(home, name, text):
 def test_what_is_refused_before_anything_starts(home, text, message):
     with pytest.raises(ValueError, match=message):
         command.study_of(configured(home), command.load_sweep(write_sweep(home, "bad", text)), "s", "train")
+
+
+def test_the_page_s_example_of_a_random_search_can_be_run():
+    text = (ROOT / "docs/sweeps.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"^\| `(sample\(.*\))` \|", text, re.MULTILINE)
+    members = eval(example, vars(sweeps))
+    made = command.study_of(read_config("configs/polar/pretrain.py"), members, "s", "train")
+    assert len(made.cells) == 16
 
 
 @pytest.mark.parametrize(
