@@ -7,12 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
+from experiments import engines
 from experiments import sweep as command
 from rmjax.recipe import read_config
-from rmjax.study import sweeps
+from rmjax.study import study, sweeps
 from rmjax.study.study import RESULT
 from tests.experiments.running import ROOT, configured, lines_written
 
@@ -76,6 +78,15 @@ def test_a_sweep_file_that_is_none(tmp_path):
         command.load_sweep(tmp_path / "empty.py")
 
 
+@pytest.mark.parametrize(
+    "spelling", ["configs/polar/pretrain.py", "./configs/polar/pretrain.py", ROOT / "configs/polar/pretrain.py"]
+)
+def test_however_a_path_is_spelled_it_is_the_same_study(spelling, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert command._spelled(f"{spelling}:x") == "configs/polar/pretrain.py:x"
+    assert command._spelled("/elsewhere/../rates.py") == "/rates.py"
+
+
 @pytest.fixture(scope="module")
 def config_file(home):
     values = json.loads(configured(home, run__steps=12, run__save_every=2).to_json())
@@ -96,6 +107,17 @@ def test_the_commands_are_printed_and_nothing_starts(home, config_file, tmp_path
     said, _ = start(config_file, write_sweep(home, "two", "seeds(2)"), tmp_path / "s", "--engine=print").communicate()
     assert [line.split()[-1] for line in said.splitlines()] == ["--cell=seed=0", "--cell=seed=1"]
     assert "--engine" not in said and not list((tmp_path / "s").glob("*/"))
+
+
+def test_the_tables_of_a_folder_that_holds_no_study(tmp_path, monkeypatch):
+    given = SimpleNamespace(cell="", engine="none", stop="")
+    monkeypatch.setattr(engines.flags, "FLAGS", given)
+    (tmp_path / "thesis.txt").touch()
+    made = study.Study("s", (), lambda *_: None, lambda *_: [])
+    for folder in (tmp_path, tmp_path / "absent"):
+        with pytest.raises(ValueError, match=f"--workdir={folder} is not there, or holds no study; give the folder"):
+            engines.execute(made, folder, "experiments.sweep")
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
 @pytest.mark.slow
