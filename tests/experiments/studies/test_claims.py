@@ -102,6 +102,18 @@ def test_a_claim_needs_cells_that_were_stopped_early_too():
         engines.refuse_unfinished(found, every=True)
 
 
+@pytest.mark.parametrize("flag", ["--help", "-h", "--helpfull"])
+def test_help_needs_no_study(flag, capsys):
+    with pytest.raises(SystemExit) as ended:
+        study._named(["study", flag])
+    said = capsys.readouterr().out
+    assert (
+        ended.value.code == 0
+        and "python -m experiments.study NAME" in said
+        and "There are adapter_cost, drift," in said
+    )
+
+
 def test_a_study_that_is_none():
     with pytest.raises(
         ValueError,
