@@ -24,7 +24,7 @@ from rmjax.files import write_json, write_lines, write_text
 from rmjax.recipe import call_in
 from rmjax.study import table
 from rmjax.study.cells import Cell, members
-from rmjax.study.members import last_metrics
+from rmjax.study.members import last_metrics, refuse_unlogged
 from rmjax.study.study import Result, Study, plain
 
 
@@ -110,6 +110,9 @@ def run(config: ConfigDict, name: str, sweep: Path, workdir: Path, kind: str, me
     """
     name = f"experiments.{kind} of {_spelled(name)} over {_spelled(str(sweep))}"
     study = study_of(config, load_sweep(sweep), name, kind)
+    if kind == "train":
+        refuse_unlogged("--metric", metrics, study.cells)
+        refuse_unlogged("--stop_metric", [flags.FLAGS.stop_metric] if flags.FLAGS.stop else [], study.cells)
     found = engines.execute(study, workdir, "experiments.sweep")
     if found is not None:
         write_results(study, found, workdir, metrics)

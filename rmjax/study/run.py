@@ -152,6 +152,7 @@ class _Running(contextlib.AbstractContextManager):
         why, _ = self.stopping.pop(name, ("", 0.0))
         if result_of(self.study, cell, self.workdir).status == "done":
             self.ended.add(name)
+            self._say_unlogged(name)
         elif why:
             assert self.options.early_stop is not None
             leave_word(self.workdir / name, STOPPED, why, rule=self.options.early_stop.name)
@@ -164,6 +165,12 @@ class _Running(contextlib.AbstractContextManager):
             self.waiting.append(cell)
         else:
             self._fail(cell, self._said(name, code))
+
+    def _say_unlogged(self, name: str) -> None:
+        """Once a cell has logged all that it does, rather than after the last one."""
+        early = self.options.early_stop
+        if early and not histories([name], self.workdir, early)[name]:
+            self.bar.say(f"{name} is done and has logged no {early.metric}, by which cells are to be stopped early")
 
     def _said(self, name: str, code: int) -> str:
         how = f"ended by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"

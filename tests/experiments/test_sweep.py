@@ -59,6 +59,29 @@ def test_the_page_s_example_of_a_random_search_can_be_run():
 
 
 @pytest.mark.parametrize(
+    ("metrics", "stop", "message"),
+    [
+        (
+            ["train/loss", "eval/sen/accuracy"],
+            "",
+            "--metric=eval/sen/accuracy: no member logs that; there are steps, train/…, eval",
+        ),
+        (["loss"], "", "--metric=loss: no member logs that"),
+        ([], "median", "--stop_metric=tran/loss: no member logs that"),
+        (["steps", "eval/seen/accuracy"], "", "nothing is run"),
+    ],
+)
+def test_a_metric_that_no_member_can_log_is_refused_before_anything_starts(home, monkeypatch, metrics, stop, message):
+    def execute(*_):
+        raise ValueError("nothing is run")
+
+    monkeypatch.setattr(engines, "execute", execute)
+    monkeypatch.setattr(command.flags, "FLAGS", SimpleNamespace(stop=stop, stop_metric="tran/loss"))
+    with pytest.raises(ValueError, match=message):
+        command.run(configured(home), "c.py", write_sweep(home, "two", "seeds(2)"), home / "m", "train", metrics)
+
+
+@pytest.mark.parametrize(
     ("name", "message"),
     [("nothing", "there is no experiments/nothing.py"), ("start", "has no run"), ("study", "has no run")],
 )

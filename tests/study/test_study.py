@@ -360,6 +360,19 @@ def test_a_cell_that_falls_behind_is_stopped(tmp_path):
     assert local(made, tmp_path, scripted(made, tmp_path))["behind"].status == "done"  # without the rule it goes on
 
 
+def test_a_metric_of_early_stopping_that_is_not_logged_is_said_when_the_first_cell_ends(tmp_path, capsys):
+    made = study(cell("a"), cell("b", 2.0))
+    logging = 'echo \'{"step": 1, "eval/x": 0.5}\' > metrics.jsonl; FINISH'
+    local(
+        made,
+        tmp_path,
+        scripted(made, tmp_path, b=logging),
+        early_stop=EarlyStop(stopping.median(1), "eval/x", name="m"),
+    )
+    said = capsys.readouterr().err
+    assert "a is done and has logged no eval/x, by which cells" in said and "b is done" not in said
+
+
 def test_a_cell_that_another_process_is_at_is_asked_again_and_one_that_a_signal_ends_is_named(tmp_path):
     made = study(cell("busy"), cell("shot", 2.0))
     busy = f"if [ -e tried ]; then FINISH; else touch tried; exit {engines.BUSY}; fi"
