@@ -12,7 +12,7 @@ from rmjax.locks import InUseError, locked
 from rmjax.study import engines, stopping
 from rmjax.study.run import EarlyStop, Options, results, run, unfinished
 from rmjax.study.slurm import write_scripts
-from rmjax.study.study import Result, Study, check_data, claim_folder, in_order, run_cell
+from rmjax.study.study import Result, Study, check_data, claim_folder, holds, in_order, run_cell
 from rmjax.train.loop import Preempted
 
 _OF_THE_PARENT = (
@@ -56,9 +56,10 @@ def execute(study: Study, workdir: Path, module: str) -> dict[str, Result] | Non
         return None
     command, early_stop = _command(study, module), _early_stop()
     if given.engine == "none":
-        if not workdir.is_dir():
-            raise ValueError(f"--workdir={workdir} is not there; give the folder of a run")
-        claim_folder(study, workdir)
+        if not holds(study, workdir):
+            raise ValueError(
+                f"--workdir={workdir} is not there, or holds no study; give the folder that an engine ran it in"
+            )
         return results(study, workdir)
     if given.engine in ("print", "slurm"):
         _write_down(study, workdir, command)
@@ -73,10 +74,11 @@ def execute(study: Study, workdir: Path, module: str) -> dict[str, Result] | Non
 def _write_down(study: Study, workdir: Path, command: Callable[[str], Sequence[str]]) -> None:
     """The commands, or Slurm's scripts, once the data are there that they need."""
     given = flags.FLAGS
+    holds(study, workdir)
+    check_data(study, workdir)
     claim_folder(study, workdir)
     with locked(workdir):
         study.prepare(workdir)
-        check_data(study, workdir)
     if given.engine == "print":
         print("\n".join(shlex.join(command(cell.name)) for cell in in_order(study.cells)))
         return

@@ -47,7 +47,7 @@ def dry_run(target: Target, spec: JobSpec, stored: Stored) -> str:
     parts = [f"=== {name}\n{text}" for name, text in target.files(spec, stored).items()]
     asked = (
         ("submit", tools.commands(target, spec, stored)),
-        ("status", (target.find(spec),)),
+        ("status", (target.find(spec), *([target.ended(spec)] if target.ended else []))),
         ("cancel", target.cancel(spec)),
     )
     return "\n".join([*parts, *(f"=== to {action}\n{tools.shown(commands)}" for action, commands in asked)])
@@ -91,7 +91,7 @@ def status(target: Target, spec: JobSpec) -> str:
     """The job's state, and how far it is where the workdir can be seen from here."""
     if problem := tools.missing(target):
         raise FileNotFoundError(problem)
-    found = tools.state(target, spec)
+    found = tools.state(target, spec) or tools.outcome(target, spec)
     lines = [f"{spec.name}: {found or f'no job of this name on {target.name}'}", progress(Path(spec.workdir))]
     return "\n".join(line for line in [*lines, f"output: {target.logs(spec, '')}"] if line)
 

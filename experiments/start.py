@@ -25,10 +25,11 @@ def _check_config_file(argv: list[str]) -> None:
 
 
 def _refuse_urls() -> None:
-    """One line, exit code 1, where a flag names a bucket: no command reads or writes there. Servers may be named by flags; those
-    called url say themselves what they take."""
+    """One line, exit code 1, where a flag names a bucket: no command reads or writes there. Servers may be named by flags, and so
+    may a Ray cluster; those called url say themselves what they take."""
     for name, value in flags.FLAGS.flag_values_dict().items():
-        is_address = name.rsplit(".", 1)[-1] == "url" or str(value).startswith(("http://", "https://"))
+        servers = ("http://", "https://", "ray://") if name == "ray_address" else ("http://", "https://")
+        is_address = name.rsplit(".", 1)[-1] == "url" or str(value).startswith(servers)
         if isinstance(value, str) and not is_address:
             try:
                 refuse_url(value, f"--{name}=")

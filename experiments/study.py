@@ -28,6 +28,11 @@ from rmjax.study.summary import write_summary
 STUDIES = Path(__file__).parent / "studies"
 
 
+def names() -> list[str]:
+    """Of the studies of this package."""
+    return sorted(path.parent.name for path in STUDIES.glob("*/measure.py"))
+
+
 def folder_of(name: str) -> Path:
     """The folder of a study.
 
@@ -36,9 +41,8 @@ def folder_of(name: str) -> Path:
     """
     folder = Path(name) if "/" in name else STUDIES / name
     if not (folder / "measure.py").is_file():
-        known = sorted(path.parent.name for path in STUDIES.glob("*/measure.py"))
         raise ValueError(
-            f"{name}: there is no such study; there are {', '.join(known)}, or give a folder with measure.py"
+            f"{name}: there is no such study; there are {', '.join(names())}, or give a folder with measure.py"
         )
     return folder
 
@@ -105,11 +109,16 @@ def check(claim: Claim) -> None:
 
 
 def _named(argv: Sequence[str]) -> str:
-    """The study in the command line, before its flags are read: they depend on it.
+    """The study in the command line, before its flags are read: they depend on it. Asked for help, it gives it and exits.
 
     Raises:
       ValueError: a flag stands first.
     """
+    if argv[1:2] and argv[1] in ("-h", "--help", "-help", "--helpfull", "--helpshort"):
+        print(
+            f"{__doc__}\nThere are {', '.join(names())}; `NAME --help` lists the flags, `NAME --helpfull` those of the config."
+        )
+        sys.exit(0)
     if len(argv) < 2 or argv[1].startswith("-"):
         raise ValueError("give the study's name first: python -m experiments.study NAME --workdir=DIR")
     return argv[1].rstrip("/")

@@ -24,7 +24,7 @@ from rmjax.files import write_json, write_lines, write_text
 from rmjax.recipe import call_in
 from rmjax.study import table
 from rmjax.study.cells import Cell, members
-from rmjax.study.members import last_metrics
+from rmjax.study.members import last_metrics, refuse_unlogged
 from rmjax.study.study import Result, Study, plain
 
 
@@ -108,12 +108,22 @@ def run(config: ConfigDict, name: str, sweep: Path, workdir: Path, kind: str, me
       ValueError: what no sweep can have; nothing is started.
       RuntimeError: members failed; the tables of the others are written.
     """
-    name = f"experiments.{kind} of {name} over {sweep}"
+    name = f"experiments.{kind} of {_spelled(name)} over {_spelled(str(sweep))}"
     study = study_of(config, load_sweep(sweep), name, kind)
+    if kind == "train":
+        refuse_unlogged("--metric", metrics, study.cells)
+        refuse_unlogged("--stop_metric", [flags.FLAGS.stop_metric] if flags.FLAGS.stop else [], study.cells)
     found = engines.execute(study, workdir, "experiments.sweep")
     if found is not None:
         write_results(study, found, workdir, metrics)
         engines.refuse_unfinished(found)
+
+
+def _spelled(path: str) -> str:
+    """One spelling of a path, with an argument behind a colon or without: from here where it lies below, absolute elsewhere."""
+    file, colon, argument = path.partition(":")
+    whole, here = Path(file).resolve(), Path.cwd().resolve()
+    return f"{whole.relative_to(here) if whole.is_relative_to(here) else whole}{colon}{argument}"
 
 
 def main(argv: Sequence[str]) -> None:

@@ -2,7 +2,7 @@
 # # Your own policies and preferences
 # Two files go in, a reward model and its report come out: *who wrote what* teaches the model to tell writers apart
 # (POLAR pre-training), *which answer is better* then teaches it what you want. With the files that come with the
-# package it trains about as long as `make demo`, which took seven minutes on two CPU cores.
+# package it trains longer than `make demo`, which took 510 s on two CPU cores: 18 layers and not 10.
 
 # %% [markdown]
 # ## Install

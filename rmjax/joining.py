@@ -28,8 +28,8 @@ def join_hosts(section: Any, environment: Mapping[str, str] = os.environ) -> Non
     where = _coordinator(section.coordinator, environment)
     known: tuple[Any, Any, Any] = (None, None, None)
     if where not in ("auto", "none"):
-        processes = section.processes or int(environment.get("RMJAX_PROCESSES", 0))
-        index = section.index if section.index >= 0 else int(environment.get("RMJAX_PROCESS", -1))
+        processes = section.processes or _number(environment, "RMJAX_PROCESSES", 0)
+        index = section.index if section.index >= 0 else _number(environment, "RMJAX_PROCESS", -1)
         if not 0 <= index < processes:
             raise ValueError(
                 f"process {index} of {processes} at {where}: set config.hosts.processes and config.hosts.index, or "
@@ -101,9 +101,18 @@ def _coordinator(configured: str, environment: Mapping[str, str]) -> str:
     if configured or "RMJAX_COORDINATOR" in environment:
         return configured or environment["RMJAX_COORDINATOR"]
     counts = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "MEGASCALE_NUM_SLICES")
-    several = any(int(environment.get(name) or 1) > 1 for name in counts)
+    several = any(_number(environment, name, 1) > 1 for name in counts)
     pod = any("," in environment.get(name, "") for name in ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES"))
     return "auto" if several or pod else "none"
+
+
+def _number(environment: Mapping[str, str], name: str, otherwise: int) -> int:
+    """A variable that has to be a number; `otherwise` where it is not set, or empty."""
+    value = environment.get(name, "").strip()
+    try:
+        return int(value or otherwise)
+    except ValueError:
+        raise ValueError(f"{name} is {value!r} in the environment; it must be a number") from None
 
 
 def leave(job: Callable[[], int]) -> NoReturn:

@@ -15,10 +15,10 @@ import optax
 from jax.sharding import Mesh
 
 from rmjax.methods import Chosen, Rewards
-from rmjax.models import parameters, stored
+from rmjax.models import parameters
 from rmjax.models.attention import PLATFORMS
 from rmjax.models.reward import READOUT, RewardTransformer
-from rmjax.models.stored import Stored
+from rmjax.models.stored import on_devices
 from rmjax.models.transformer import TransformerConfig
 from rmjax.parallel import hosts
 from rmjax.parallel.mesh import Rules, shards
@@ -157,7 +157,9 @@ def first_state(chosen: Chosen, program: Program, start: Start) -> State:
     own = program.roles.of(parameters.merge(state.trainable, state.frozen))
     params = program.roles.spread(parameters.warm_start(own, start.params, start.may_miss), chosen.trainable)
     moving, frozen = parameters.split(params, program.roles.selected(chosen.trainable))
-    placed = jax.tree.map(_placed, (moving, frozen), (program.shardings.trainable, program.shardings.frozen))
+    # Copies: an anchor may hold a leaf that is trained, and a step gives both away.
+    place = functools.partial(on_devices, may_alias=False)
+    placed = jax.tree.map(place, (moving, frozen), (program.shardings.trainable, program.shardings.frozen))
     return dataclasses.replace(state, trainable=placed[0], frozen=placed[1])
 
 
@@ -172,16 +174,6 @@ def refuse_dead_head(chosen: Chosen, state: State) -> None:
             f"config.trainable is {chosen.config.trainable!r} and leaves out the reward head, which is zero: every gradient "
             "would be 0; add `|^head/` to it, or start from a trained reward model (config.model.init)"
         )
-
-
-def _placed(array: jax.Array | np.ndarray | Stored, sharding: jax.sharding.Sharding) -> jax.Array:
-    """A process has its own copy of what it loaded, on the host, and gives of it what lies on its devices: no device needs
-    memory for all of it."""
-    if isinstance(array, jax.Array):  # a copy: an anchor may hold the same one, and a step gives both away
-        return jax.device_put(array, sharding, may_alias=False)
-    if isinstance(array, Stored):
-        return stored.placed(array, sharding)
-    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
 def check(chosen: Chosen, mesh: Mesh, rules: Rules) -> None:

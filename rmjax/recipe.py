@@ -24,7 +24,7 @@ from rmjax.config import chosen, get_config
 from rmjax.data.readers import listed, open_records, write_records
 from rmjax.data.record import Comparison, RecordError, require_order
 from rmjax.data.rows import check_readable
-from rmjax.data.sources import is_test, located
+from rmjax.data.sources import is_test, located, prompt_number
 from rmjax.data.tokenizer import Tokenizer
 from rmjax.files import write_json
 from rmjax.hub.gguf import load_gguf, smollm2_path
@@ -41,6 +41,7 @@ TRAIN, HELD_OUT = "train.jsonl", "held_out.jsonl"
 SPLIT = ".split.json"  # which files of a split this module wrote, and what they hold
 PASSES = 2  # over the records to train on
 FEWEST, LONGEST = 20, 300  # steps
+FEW = 20  # held-out prompts, below which a warning says that they are too few
 _SAMPLED = 20, 100  # batches, and records, of which it is counted how many a step holds
 DEPTH = 18  # layers of a language model at most
 
@@ -54,9 +55,10 @@ def fine_tuning(
 ) -> ConfigDict:
     """A config that fine-tunes a model on the preferences in a file, after a fifth of the prompts is laid aside.
 
-    Writes `workdir`/train.jsonl and held_out.jsonl, split by a hash of the prompt; no prompt is on both sides. Steps are what
-    `PASSES` passes over the records take, at least `FEWEST` and at most `LONGEST`; a step holds what fits into 2 rows of 1,024
-    tokens, and the log says how many records that is and how many passes. From a language model the last 2 of its first `DEPTH`
+    Writes `workdir`/train.jsonl and held_out.jsonl, split by a hash of the prompt; no prompt is on both sides, and of two or more
+    prompts each side has one at least. Steps are what `PASSES` passes over the records take, at least `FEWEST` and at most
+    `LONGEST`; a step holds what fits into 2 rows of 1,024 tokens, and the log says how many records that is and how many
+    passes. From a language model the last 2 of its first `DEPTH`
     layers are trained (Bradley–Terry on its chat template), with SmolLM2 in minutes on two CPU cores; from a reward model what
     was trained in it goes on, in its own format.
 
@@ -71,17 +73,13 @@ def fine_tuning(
       OSError, RecordError: the file, or one of its records, cannot be used.
       FileNotFoundError: there is no such `start`.
       InUseError: another run is in `workdir`.
-      ValueError: no prompt is left to train on, a key cannot be set, or a run on other preferences has begun in `workdir`.
-        Nothing is written then.
+      ValueError: a key cannot be set, or a run on other preferences has begun in `workdir`. Nothing is written then.
     """
     records = _ordered(path, on_error)
+    held = _held_out(path, records)
     sides = {
-        name: [c for c in records if is_test(c.prompt) == held] for name, held in ((TRAIN, False), (HELD_OUT, True))
+        name: [c for c in records if (c.prompt in held) == out] for name, out in ((TRAIN, False), (HELD_OUT, True))
     }
-    if not sides[TRAIN]:
-        raise ValueError(
-            f"{path}: all of its {len(records)} records are held out by the hash of their prompts; give more prompts"
-        )
     start = start or _start(records)
     config, (architecture, tokenizer) = get_config(), described(start)
     _begin(config, start, architecture.depth)
@@ -101,6 +99,21 @@ def fine_tuning(
         path, count, len(sides[HELD_OUT]), start, steps, in_a_step, steps * in_a_step / count,
     )  # fmt: skip
     return config
+
+
+def _held_out(path: str, records: Sequence[Comparison]) -> set[str]:
+    """The prompts to lay aside: those whose hash says so, one at least and all but one at most. A warning where they are too few
+    to judge a model by."""
+    prompts = sorted({c.prompt for c in records}, key=prompt_number)
+    held = {prompt for prompt in prompts if is_test(prompt)} or {prompts[0]}
+    if len(held) == len(prompts):
+        held.remove(prompts[-1])
+    if len(held) < FEW:
+        _log.warning(
+            "%s: %d of its %d prompts %s held out, too few to say how good the model is; give more prompts, or judge it on a "
+            "file of others", path, len(held), len(prompts), "is" if len(held) == 1 else "are",
+        )  # fmt: skip
+    return held
 
 
 def records_in_a_step(config: ConfigDict, tokenizer: Tokenizer, path: Path, records: Sequence[Comparison]) -> float:

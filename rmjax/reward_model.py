@@ -14,7 +14,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
+from jax.sharding import Mesh, SingleDeviceSharding
 
 from rmjax import methods
 from rmjax.data.formats import Encoder, Format, completed, refuse_longer, stored
@@ -33,9 +33,9 @@ from rmjax.models.lora import ADAPTER_PATH, AdapterConfig, merged
 from rmjax.models.parameters import ParameterError, check_same, first_layers, flat, merge, nested
 from rmjax.models.reward import RewardTransformer
 from rmjax.models.rope import longest_text
-from rmjax.models.stored import Stored, on_host, placed
+from rmjax.models.stored import Stored, on_devices, on_host, placed
 from rmjax.models.transformer import TransformerConfig
-from rmjax.parallel.mesh import RULES, Rules, make_mesh, parameter_shardings, replicated
+from rmjax.parallel.mesh import RULES, Rules, named_mesh, parameter_shardings, replicated
 from rmjax.train.checkpoint import Checkpoints
 from rmjax.train.state import initial_params
 
@@ -211,20 +211,6 @@ def abstract_params(config: TransformerConfig) -> dict[str, Any]:
     return nn.meta.unbox(jax.eval_shape(functools.partial(initial_params, RewardTransformer(config), 0)))
 
 
-def _on_mesh(mesh: Mesh | str | None) -> Mesh | None:
-    """A mesh, `"all"` (rows over all devices of this process; none where there is one) or None (the default device).
-
-    Raises:
-      ValueError: another string.
-    """
-    if not isinstance(mesh, str):
-        return mesh
-    if mesh != "all":
-        raise ValueError(f"mesh is {mesh!r}; give a jax Mesh, 'all' or None")
-    devices = jax.local_devices()
-    return make_mesh({"data": len(devices)}, devices) if len(devices) > 1 else None
-
-
 def _placed(config: TransformerConfig, params: Any, mesh: Mesh | None, rules: Rules = RULES) -> Any:
     """The parameters on a mesh, cut by its rules; on the default device without one.
 
@@ -235,16 +221,7 @@ def _placed(config: TransformerConfig, params: Any, mesh: Mesh | None, rules: Ru
         default = SingleDeviceSharding(jax.local_devices()[0])
         return jax.tree.map(lambda x: placed(x, default) if isinstance(x, Stored) else jax.device_put(x), params)
     boxed = jax.eval_shape(functools.partial(initial_params, RewardTransformer(config), 0))
-    shardings = parameter_shardings(boxed, mesh, rules)
-
-    def place(x: Any, sharding: NamedSharding) -> jax.Array:
-        if isinstance(x, jax.Array):
-            return jax.device_put(x, sharding)
-        if isinstance(x, Stored):
-            return placed(x, sharding)
-        return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
-
-    return jax.tree.map(place, params, shardings)
+    return jax.tree.map(on_devices, params, parameter_shardings(boxed, mesh, rules))
 
 
 class RewardModel:
@@ -271,7 +248,7 @@ class RewardModel:
         wrapped: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
     ):
         config.check_length(form.max_length, "the format's max_length")
-        self.config, self.format, self.tokenizer, self.mesh = config, form, tokenizer, _on_mesh(mesh)
+        self.config, self.format, self.tokenizer, self.mesh = config, form, tokenizer, named_mesh(mesh)
         self._wrapped = wrapped
         refuse_longer(form, longest_text(config.rope, config.max_positions))
         measures: Mapping[str, Rewards] = {}

@@ -186,11 +186,21 @@ def test_records_without_an_order_stop_or_are_counted(tmp_path, caplog):
     assert "left out 1 × outputs: only one candidate" in caplog.text
 
 
-def test_no_prompt_to_train_on(tmp_path):
-    held = next(i for i in range(99) if is_test(f"p{i}"))
-    path = write(tmp_path / "one.jsonl", {"prompt": f"p{held}", "chosen": "a", "rejected": "b"})
-    with pytest.raises(ValueError, match="one.jsonl: all of its 1 records are held out"):
-        fine_tuning(str(path), tmp_path / "w")
+@pytest.mark.parametrize("side", [True, False])
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_of_few_prompts_each_side_has_one(tmp_path, caplog, count, side):
+    """Wherever the hash puts them; a record more of a prompt is on its side."""
+    alike = [pair for pair in pairs(99) if is_test(pair["prompt"]) == side][:count]
+    path = write(tmp_path / "few.jsonl", *alike, alike[0] | {"rejected": "c"})
+    fine_tuning(str(path), tmp_path / "w")
+    found = [
+        {json.loads(line)["prompt"] for line in (tmp_path / "w" / name).read_text().splitlines()}
+        for name in (TRAIN, HELD_OUT) if (tmp_path / "w" / name).exists()
+    ]  # fmt: skip
+    assert [len(prompts) for prompts in found] == {1: [1], 2: [1, 1], 3: [1, 2] if side else [2, 1]}[count]
+    assert len(set.union(*found)) == count
+    held = [f"0 of its {count} prompts are", f"1 of its {count} prompts is", f"2 of its {count} prompts are"]
+    assert f"few.jsonl: {held[len(found[1]) if len(found) > 1 else 0]} held out, too few" in caplog.text
 
 
 def test_a_config_file_gets_its_argument(tmp_path):

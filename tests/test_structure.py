@@ -74,6 +74,17 @@ def test_configs_are_data():
         assert not [m for m in imports(path.read_text(encoding="utf-8")) if m.startswith("experiments")], path
 
 
+LONGEST = 450  # lines of a file
+FOLDERS = ("rmjax", "rmjax_client", "experiments", "configs", "launch", "notebooks", "tools")
+
+
+def test_no_file_is_longer_than_can_be_read_at_once():
+    """Tests are lists of cases and may be."""
+    lines = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8").count("\n") for folder in FOLDERS
+             for path in (ROOT / folder).rglob("*.py")}  # fmt: skip
+    assert len(lines) > 200 and {path: count for path, count in lines.items() if count > LONGEST} == {}
+
+
 OWN = {
     "metarm": {"methods/metarm.py", "losses/difference.py", "methods/__init__.py"},
     "loramoe": {

@@ -158,7 +158,12 @@ def records(
 
 def is_test(prompt: str) -> bool:
     """Whether a prompt is in the test split, a fifth of all by a hash of the text."""
-    return int.from_bytes(hashlib.sha256(prompt.encode()).digest()) % TEST_FRACTION == 0
+    return prompt_number(prompt) % TEST_FRACTION == 0
+
+
+def prompt_number(prompt: str) -> int:
+    """The hash of a prompt's text that decides where it goes."""
+    return int.from_bytes(hashlib.sha256(prompt.encode()).digest())
 
 
 # --- what a config trains on -----------------------------------------------------------------------------------------

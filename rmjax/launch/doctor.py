@@ -171,15 +171,22 @@ def stale_megascale(around: Surroundings) -> str | None:
 
 
 def unwritable(around: Surroundings) -> str | None:
-    """A workdir in which no file can be made."""
-    if around.workdir is None:
+    """A workdir in which no file can be made, or one on a disk that is not mounted. Nothing is left behind."""
+    workdir = around.workdir
+    if workdir is None:
         return None
+    if (
+        workdir.is_absolute() and not workdir.parent.exists()
+    ):  # to make it would put it on the disk below the missing mount
+        return (
+            f"the workdir {workdir} has no folder {workdir.parent} to lie in: mount that, make it, or name another one"
+        )
+    nearest = next(folder for folder in (workdir, *workdir.parents) if folder.exists())
     try:
-        around.workdir.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=around.workdir, prefix=".doctor."):
+        with tempfile.NamedTemporaryFile(dir=nearest, prefix=".doctor."):
             return None
     except OSError as error:
-        return f"the workdir {around.workdir} cannot be written ({error.strerror}): mount it, or name another one"
+        return f"the workdir {workdir} cannot be written ({error.strerror}): mount it, or name another one"
 
 
 def versions(around: Surroundings) -> str | None:

@@ -78,11 +78,25 @@ def _find(spec: JobSpec) -> Command:
     return ("sky", "jobs", "queue", "--skip-finished", "--output", "json")
 
 
-def _state(output: str, name: str) -> str:
+def _ended(spec: JobSpec) -> Command:
+    return ("sky", "jobs", "queue", "--output", "json")
+
+
+def _jobs(output: str, name: str) -> list[Mapping[str, Any]]:
     """From the JSON list of jobs; a line of another kind may come before it."""
     start = re.search(r"^\[", output, re.MULTILINE)
     jobs = json.loads(output[start.start() :]) if start else []
-    return next((str(job.get("status", "there")) for job in jobs if job.get("job_name") == name), "")
+    return [job for job in jobs if job.get("job_name") == name]
+
+
+def _state(output: str, name: str) -> str:
+    return next((str(job.get("status", "there")) for job in _jobs(output, name)), "")
+
+
+def _outcome(output: str, name: str) -> str:
+    newest = max(_jobs(output, name), key=lambda job: job.get("job_id") or 0, default={})
+    parts = (newest.get("status"), newest.get("job_id") and f"job {newest['job_id']}", newest.get("failure_reason"))
+    return ", ".join(str(part) for part in parts if part)
 
 
 def _cancel(spec: JobSpec) -> tuple[Command, ...]:
@@ -101,5 +115,7 @@ SKY = Target(
     logs=lambda spec, id: f"sky jobs logs --name {spec.name}",
     check=_check,
     state=_state,
+    ended=_ended,
+    outcome=_outcome,
     uploads=True,
 )

@@ -8,6 +8,7 @@ from rmjax.launch.spec import JobSpec
 from rmjax.launch.target import STOPPED, Command, Stored, Target
 
 SCRIPT, TASK = "slurm.sh", "task.sh"
+_REMEMBERED = "14days"  # how far back an ended job is looked for
 
 
 def _files(spec: JobSpec, stored: Stored) -> Mapping[str, str]:
@@ -93,6 +94,23 @@ def _find(spec: JobSpec) -> Command:
     return ("squeue", "--me", "--noheader", f"--name={spec.name}", "--format=%j %T job %i, %M of %l, %R")
 
 
+def _ended(spec: JobSpec) -> Command:
+    fields = "JobName,State,JobID,ExitCode,End"
+    return (
+        "sacct", "--allocations", "--noheader", "--parsable2", f"--name={spec.name}", f"--starttime=now-{_REMEMBERED}",
+        f"--format={fields}",
+    )  # fmt: skip
+
+
+def _outcome(output: str, name: str) -> str:
+    """Of the last line, the newest job's."""
+    rows = [row for line in output.splitlines() if (row := line.strip().split("|"))[0] == name and len(row) == 5]
+    if not rows:
+        return ""
+    _, state, job, code, end = rows[-1]
+    return f"{state} job {job}, exit code {code}, ended {end}"
+
+
 def _cancel(spec: JobSpec) -> tuple[Command, ...]:
     return (("scancel", "--me", f"--name={spec.name}"),)
 
@@ -118,6 +136,8 @@ SLURM = Target(
     files=_files,
     submit=_submit,
     find=_find,
+    ended=_ended,
+    outcome=_outcome,
     cancel=_cancel,
     logs=lambda spec, id: f"tail -F {spec.workdir}/launch/{id or 'latest'}/slurm.log",
 )

@@ -39,6 +39,10 @@ class Target:
     logs: Callable[[JobSpec, str], str]  # (spec, id) → the command that shows the output
     check: Callable[[JobSpec], None] = lambda spec: None
     state: Callable[[str, str], str] | None = None  # (output of `find`, name) → state; None: lines of name and state
+    ended: Callable[[JobSpec], Command] | None = (
+        None  # prints what `outcome` reads, of jobs that `find` no longer shows
+    )
+    outcome: Callable[[str, str], str] = lambda output, name: ""  # (output of `ended`, name) → how the newest one ended
     over: frozenset[str] = frozenset()  # states of a job that has ended and whose name is still taken
     uploads: bool = False  # whether the folder goes to the bucket, because the job does not see this machine's disk
 

@@ -61,6 +61,17 @@ def state(target: Target, spec: JobSpec, answer: float = ANSWER) -> str:
     return state_of(target, run(target.find(spec), answer), spec.name)
 
 
+def outcome(target: Target, spec: JobSpec, answer: float = ANSWER) -> str:
+    """How the newest job of this name ended, where its scheduler no longer shows it; what kept that from being asked, where it
+    keeps no accounts, say; empty where there was none."""
+    if target.ended is None:
+        return ""
+    try:
+        return target.outcome(run(target.ended(spec), answer), spec.name)
+    except OSError as error:
+        return f"no job of this name waits or runs on {target.name}; how it ended is not known: {error}"
+
+
 def place(target: Target, spec: JobSpec, snapshot: Snapshot, records: Path) -> Stored:
     """Where the files of a submission belong: below the workdir, or in `records` where they go to a bucket from there."""
     id = snapshot.id(spec)

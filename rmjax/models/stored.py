@@ -70,6 +70,20 @@ def on_host(tree: Any) -> Any:
     return jax.tree.map(lambda x: np.asarray(x) if isinstance(x, Stored) else x, tree)
 
 
+def on_devices(leaf: Any, sharding: Sharding, may_alias: bool = True) -> jax.Array:
+    """An array, in files, on the host or on devices, with this sharding. A process has its own copy of what it loaded, on the
+    host, and gives of it what lies on its devices: no device needs memory for all of it.
+
+    Args:
+      may_alias: whether an array that lies there already may be given back itself, and not a copy.
+    """
+    if isinstance(leaf, jax.Array):
+        return jax.device_put(leaf, sharding, may_alias=may_alias)
+    if isinstance(leaf, Stored):
+        return placed(leaf, sharding)
+    return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
+
+
 def placed(leaf: Stored, sharding: Sharding) -> jax.Array:
     """The array with this sharding. Beside it, the host holds one layer at most of what lies on its devices."""
     if leaf.layers is None or not leaf.layers:

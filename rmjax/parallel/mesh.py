@@ -75,6 +75,20 @@ def make_mesh(sizes: Mapping[str, int], among: Sequence[jax.Device] | None = Non
     return Mesh(_across_slices(inner, outer, devices), AXES, axis_types=types)
 
 
+def named_mesh(mesh: Mesh | str | None) -> Mesh | None:
+    """A mesh, `"all"` (rows over all devices of this process; none where there is one) or None (the default device).
+
+    Raises:
+      ValueError: another string.
+    """
+    if not isinstance(mesh, str):
+        return mesh
+    if mesh != "all":
+        raise ValueError(f"mesh is {mesh!r}; give a jax Mesh, 'all' or None")
+    devices = jax.local_devices()
+    return make_mesh({"data": len(devices)}, devices) if len(devices) > 1 else None
+
+
 def _check(sizes: Mapping[str, int]) -> None:
     if unknown := set(sizes) - {*AXES, *SLOW_AXES}:
         known = ", ".join((*AXES, *SLOW_AXES))

@@ -90,10 +90,15 @@ def members(
       complete: gives a config its defaults and refuses one that cannot run.
 
     Raises:
-      ValueError: an unknown key, a value of another type, a member that occurs twice, no member at all.
+      ValueError: a key that is unknown or no text, a value of another type, a member that occurs twice, no member at all.
     """
     if not sweep:
         raise ValueError("the sweep has no members; give one at least")
+    for number, overrides in enumerate(sweep):
+        if odd := [key for key in overrides if not isinstance(key, str)]:
+            raise ValueError(
+                f"member {number}: the key {odd[0]!r} is no text; write a key of the config, such as run.seed"
+            )
     varied = varying(sweep)
     found: dict[str, Cell] = {}
     for number, overrides in enumerate(sweep):

@@ -16,7 +16,18 @@ from rmjax.locks import locked
 from rmjax.study.cells import Cell
 from rmjax.study.engines import BUSY, Engine, Handle
 from rmjax.study.stopping import History, Rule
-from rmjax.study.study import FAILED, STOPPED, Result, Study, check_data, claim_folder, in_order, leave_word, result_of
+from rmjax.study.study import (
+    FAILED,
+    STOPPED,
+    Result,
+    Study,
+    check_data,
+    claim_folder,
+    holds,
+    in_order,
+    leave_word,
+    result_of,
+)
 from rmjax.terminal import printable
 
 _SAVING = 120.0  # seconds that a cell may take to save when it is asked to end; then it is killed
@@ -65,10 +76,11 @@ def run(study: Study, workdir: Path, engine: Engine, options: Options) -> dict[s
       ValueError: `workdir` holds another study or a file that is no result, or a cell's data are not there; nothing is started.
       InUseError: another process runs the study there.
     """
-    claim_folder(study, workdir)
+    holds(study, workdir)
+    check_data(study, workdir)
+    claim_folder(study, workdir)  # what was refused leaves nothing there
     with locked(workdir):
         study.prepare(workdir)
-        check_data(study, workdir)
         _say_what_changed(study, workdir)
         with _Running(study, workdir, engine, options) as running:
             running.all()
@@ -140,6 +152,7 @@ class _Running(contextlib.AbstractContextManager):
         why, _ = self.stopping.pop(name, ("", 0.0))
         if result_of(self.study, cell, self.workdir).status == "done":
             self.ended.add(name)
+            self._say_unlogged(name)
         elif why:
             assert self.options.early_stop is not None
             leave_word(self.workdir / name, STOPPED, why, rule=self.options.early_stop.name)
@@ -152,6 +165,12 @@ class _Running(contextlib.AbstractContextManager):
             self.waiting.append(cell)
         else:
             self._fail(cell, self._said(name, code))
+
+    def _say_unlogged(self, name: str) -> None:
+        """Once a cell has logged all that it does, rather than after the last one."""
+        early = self.options.early_stop
+        if early and not histories([name], self.workdir, early)[name]:
+            self.bar.say(f"{name} is done and has logged no {early.metric}, by which cells are to be stopped early")
 
     def _said(self, name: str, code: int) -> str:
         how = f"ended by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"

@@ -99,11 +99,11 @@ class Result:
     where: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def claim_folder(study: Study, workdir: Path) -> None:
-    """Writes down which study a folder holds.
+def holds(study: Study, workdir: Path) -> bool:
+    """Whether a folder is this study's; False where it may become so.
 
     Raises:
-      ValueError: it holds another one, or something else.
+      ValueError: it holds another study, or a run.
     """
     path = workdir / IDENTITY
     found = _read(path) if path.exists() else None
@@ -111,9 +111,14 @@ def claim_folder(study: Study, workdir: Path) -> None:
         raise ValueError(f"{workdir} holds the study {found.get('name')!r}, not {study.name!r}; use another workdir")
     if found is None and (workdir / "model.json").exists():
         raise ValueError(f"{workdir} holds a run, not a study; use another workdir")
-    workdir.mkdir(parents=True, exist_ok=True)
-    if found is None:
-        write_json(path, {"name": study.name})
+    return found is not None
+
+
+def claim_folder(study: Study, workdir: Path) -> None:
+    """Writes down which study a folder holds; errors as `holds`."""
+    if not holds(study, workdir):
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_json(workdir / IDENTITY, {"name": study.name})
 
 
 def check_data(study: Study, workdir: Path) -> None:

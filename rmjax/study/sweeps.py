@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+_DRAWS = 100  # for each member that `sample` is to find, at most
 Overrides = dict[str, Any]
 Sweep = list[Overrides]
 
@@ -101,18 +102,27 @@ def log(low: float, high: float, whole: bool = False) -> Scale:
 def sample(count: int, scales: Mapping[str, Scale | Sequence[Any]], seed: int = 0) -> Sweep:
     """Random search: `count` members, each key drawn from its scale or from its list of choices.
 
-    A member depends on `seed` and its number only, so that a larger `count` goes on where a smaller one ended.
+    All members differ: a draw that came before is left out, and the next one taken. A draw depends on `seed` and its number only,
+    so that a larger `count` goes on where a smaller one ended.
 
     Raises:
-      ValueError: a choice is empty.
+      ValueError: a choice is empty, or there are not as many different members.
     """
     for key, scale in scales.items():
         if not isinstance(scale, Scale) and not len(scale):
             raise ValueError(f"sample: {key} has no choice; give one at least")
-    return [
-        {key: _drawn(scale, np.random.default_rng([seed, number, place])) for place, (key, scale) in enumerate(scales.items())}
-        for number in range(count)
-    ]  # fmt: skip
+    found: dict[str, Overrides] = {}
+    for number in range(_DRAWS * count):
+        if len(found) == count:
+            break
+        member = {
+            key: _drawn(scale, np.random.default_rng([seed, number, place]))
+            for place, (key, scale) in enumerate(scales.items())
+        }
+        found.setdefault(repr(member), member)
+    if len(found) < count:
+        raise ValueError(f"sample: {len(found)} different members in {_DRAWS * count} draws; ask for at most as many")
+    return list(found.values())
 
 
 def _drawn(scale: Scale | Sequence[Any], random: np.random.Generator) -> Any:

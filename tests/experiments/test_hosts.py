@@ -235,6 +235,20 @@ def test_config_goes_before_environment(monkeypatch, environment, section, wante
 
 
 @pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        (HERE | {"RMJAX_PROCESSES": "two"}, "RMJAX_PROCESSES is 'two' in the environment; it must be a number"),
+        (HERE | {"RMJAX_PROCESS": "one"}, "RMJAX_PROCESS is 'one' in the environment; it must be a number"),
+        (HERE | {"RMJAX_PROCESSES": ""}, "process 3 of 0 at a:1: set config.hosts.processes"),
+        ({"SLURM_STEP_NUM_TASKS": "x"}, "SLURM_STEP_NUM_TASKS is 'x' in the environment; it must be a number"),
+    ],
+)
+def test_a_variable_that_is_no_number_is_named(monkeypatch, environment, message):
+    with pytest.raises(ValueError, match=message):
+        joined(monkeypatch, environment)
+
+
+@pytest.mark.parametrize(
     ("section", "message"),
     [
         (

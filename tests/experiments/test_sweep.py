@@ -2,14 +2,19 @@
 
 import csv
 import json
+import re
 import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
+from experiments import engines
 from experiments import sweep as command
+from rmjax.recipe import read_config
+from rmjax.study import study, sweeps
 from rmjax.study.study import RESULT
 from tests.experiments.running import ROOT, configured, lines_written
 
@@ -45,6 +50,37 @@ def test_what_is_refused_before_anything_starts(home, text, message):
         command.study_of(configured(home), command.load_sweep(write_sweep(home, "bad", text)), "s", "train")
 
 
+def test_the_page_s_example_of_a_random_search_can_be_run():
+    text = (ROOT / "docs/sweeps.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"^\| `(sample\(.*\))` \|", text, re.MULTILINE)
+    members = eval(example, vars(sweeps))
+    made = command.study_of(read_config("configs/polar/pretrain.py"), members, "s", "train")
+    assert len(made.cells) == 16
+
+
+@pytest.mark.parametrize(
+    ("metrics", "stop", "message"),
+    [
+        (
+            ["train/loss", "eval/sen/accuracy"],
+            "",
+            "--metric=eval/sen/accuracy: no member logs that; there are steps, train/…, eval",
+        ),
+        (["loss"], "", "--metric=loss: no member logs that"),
+        ([], "median", "--stop_metric=tran/loss: no member logs that"),
+        (["steps", "eval/seen/accuracy"], "", "nothing is run"),
+    ],
+)
+def test_a_metric_that_no_member_can_log_is_refused_before_anything_starts(home, monkeypatch, metrics, stop, message):
+    def execute(*_):
+        raise ValueError("nothing is run")
+
+    monkeypatch.setattr(engines, "execute", execute)
+    monkeypatch.setattr(command.flags, "FLAGS", SimpleNamespace(stop=stop, stop_metric="tran/loss"))
+    with pytest.raises(ValueError, match=message):
+        command.run(configured(home), "c.py", write_sweep(home, "two", "seeds(2)"), home / "m", "train", metrics)
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [("nothing", "there is no experiments/nothing.py"), ("start", "has no run"), ("study", "has no run")],
@@ -63,6 +99,15 @@ def test_a_sweep_file_that_is_none(tmp_path):
         command.load_sweep(tmp_path / "x.txt")
     with pytest.raises(ValueError, match="has no function get_sweep"):
         command.load_sweep(tmp_path / "empty.py")
+
+
+@pytest.mark.parametrize(
+    "spelling", ["configs/polar/pretrain.py", "./configs/polar/pretrain.py", ROOT / "configs/polar/pretrain.py"]
+)
+def test_however_a_path_is_spelled_it_is_the_same_study(spelling, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert command._spelled(f"{spelling}:x") == "configs/polar/pretrain.py:x"
+    assert command._spelled("/elsewhere/../rates.py") == "/rates.py"
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +130,17 @@ def test_the_commands_are_printed_and_nothing_starts(home, config_file, tmp_path
     said, _ = start(config_file, write_sweep(home, "two", "seeds(2)"), tmp_path / "s", "--engine=print").communicate()
     assert [line.split()[-1] for line in said.splitlines()] == ["--cell=seed=0", "--cell=seed=1"]
     assert "--engine" not in said and not list((tmp_path / "s").glob("*/"))
+
+
+def test_the_tables_of_a_folder_that_holds_no_study(tmp_path, monkeypatch):
+    given = SimpleNamespace(cell="", engine="none", stop="")
+    monkeypatch.setattr(engines.flags, "FLAGS", given)
+    (tmp_path / "thesis.txt").touch()
+    made = study.Study("s", (), lambda *_: None, lambda *_: [])
+    for folder in (tmp_path, tmp_path / "absent"):
+        with pytest.raises(ValueError, match=f"--workdir={folder} is not there, or holds no study; give the folder"):
+            engines.execute(made, folder, "experiments.sweep")
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
 @pytest.mark.slow

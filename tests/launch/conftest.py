@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-PROGRAMS = ("gcloud", "sbatch", "squeue", "scancel", "scontrol", "srun", "kubectl", "sky")
+PROGRAMS = ("gcloud", "sbatch", "squeue", "sacct", "scancel", "scontrol", "srun", "kubectl", "sky")
 
 
 @dataclasses.dataclass(frozen=True)

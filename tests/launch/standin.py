@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Stands in for gcloud, sbatch, squeue, scancel, srun, scontrol, kubectl and sky, by the name it is called with.
+"""Stands in for gcloud, sbatch, squeue, sacct, scancel, srun, scontrol, kubectl and sky, by the name it is called with.
 
 It writes each call to $STANDIN/calls.jsonl, keeps what exists in $STANDIN/state.json, "KIND/NAME" → state, which a test may
 change to play the service, and refuses as the real ones do: a name that is taken, a name that is not there. $STANDIN/sleep makes
@@ -59,6 +59,17 @@ def squeue(state, arguments):
     key = f"slurm/{flag(arguments, 'name')}"
     if key in state:
         print(f"{key.partition('/')[2]} {state[key]} job 1, 0:00 of 1-00:00:00, None")
+
+
+def sacct(state, arguments):
+    """Knows the jobs that have ended: "ended/NAME" → state."""
+    if (HOME / "no-accounts").exists():
+        return fail("Slurm accounting storage is disabled")
+    name = flag(arguments, "name")
+    for number, value in enumerate(
+        [*state.get("earlier", []), *([state[f"ended/{name}"]] if f"ended/{name}" in state else [])]
+    ):
+        print(f"{name}|{value}|{number + 1}|1:0|2026-11-28T12:00:00")
 
 
 def scancel(state, arguments):
@@ -125,14 +136,14 @@ def sky(state, arguments):
         return delete(state, f"sky/{name}")
     else:
         jobs = [
-            {"job_name": key.partition("/")[2], "status": value}
-            for key, value in state.items()
-            if key.startswith("sky/")
+            {"job_id": number, "job_name": key.partition("/")[2], "status": value}
+            for number, (key, value) in enumerate(state.items())
+            if key.startswith("sky/") and not ("--skip-finished" in arguments and value in ("FAILED", "SUCCEEDED"))
         ]
         print("Fetching managed job statuses...\n" + json.dumps(jobs, indent=2))
 
 
-PROGRAMS = {f.__name__: f for f in (sbatch, squeue, scancel, scontrol, srun, kubectl, gcloud, sky)}
+PROGRAMS = {f.__name__: f for f in (sbatch, squeue, sacct, scancel, scontrol, srun, kubectl, gcloud, sky)}
 
 if __name__ == "__main__":
     sys.exit(main(Path(sys.argv[0]).name, sys.argv[1:]))

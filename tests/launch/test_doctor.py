@@ -1,6 +1,7 @@
 """Each cause of a start that hangs or goes wrong has a message, and what is right has none."""
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -81,9 +82,18 @@ def test_each_cause_has_its_message(check, bad, message):
 
 
 def test_a_workdir_that_cannot_be_written_is_said(tmp_path):
+    assert doctor.unwritable(around(workdir=tmp_path)) is None
     assert doctor.unwritable(around(workdir=tmp_path / "new")) is None
     (tmp_path / "file").touch()
     assert "cannot be written" in doctor.unwritable(around(workdir=tmp_path / "file"))
+
+
+def test_a_workdir_is_not_made_where_its_disk_may_not_be_mounted(tmp_path, monkeypatch):
+    missing = tmp_path / "mnt/bucket"
+    assert f"has no folder {missing} to lie in: mount that" in doctor.unwritable(around(workdir=missing / "run"))
+    monkeypatch.chdir(tmp_path)
+    assert doctor.unwritable(around(workdir=Path("runs/new"))) is None  # in a fresh checkout
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_variable_that_is_no_number_is_named():

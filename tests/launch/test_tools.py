@@ -76,6 +76,34 @@ def test_a_job_that_has_ended_is_replaced(service, job, name, ended):
     assert tools.state(target, spec).split()[0] not in target.over
 
 
+@pytest.mark.parametrize(
+    ("name", "state", "said"),
+    [
+        (
+            "slurm",
+            {"ended/ada-x": "FAILED", "earlier": ["COMPLETED"]},
+            "ada-x: FAILED job 2, exit code 1:0, ended 2026-11-28",
+        ),
+        ("slurm", {"ended/ada-x": "FAILED", "slurm/ada-x": "PENDING"}, "ada-x: PENDING"),  # submitted again
+        ("slurm", {"ended/ada-x2": "FAILED"}, "ada-x: no job of this name on slurm"),
+        ("sky", {"sky/ada-x": "FAILED"}, "ada-x: FAILED"),
+        ("sky", {"sky/ada-x2": "FAILED"}, "ada-x: no job of this name on sky"),
+    ],
+)
+def test_the_status_says_how_a_job_ended_that_is_no_longer_queued(service, job, name, state, said):
+    target, spec, _ = job(name)
+    service.write(state)
+    assert launch.status(target, spec).startswith(said)
+
+
+def test_a_cluster_that_keeps_no_accounts_says_so(service, job):
+    target, spec, _ = job("slurm")
+    (service.home / "no-accounts").touch()
+    assert "no job of this name waits or runs on slurm; how it ended is not known: `sacct" in launch.status(
+        target, spec
+    )
+
+
 @pytest.mark.parametrize("name", REMOTE)
 def test_only_the_job_of_exactly_this_name_is_touched(service, job, name):
     target, spec, stored = job(name)

@@ -177,7 +177,7 @@ def test_a_cell_alone_names_data_that_nothing_makes(tmp_path, path, said):
     made = study(cell("a", path=path), prepare=lambda workdir: (workdir / "plan.json").touch())
     with pytest.raises(ValueError, match=f"a: config.path={path} is {said}"):
         run_cell(made, "a", tmp_path)
-    assert not (tmp_path / "a").exists()
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["failed.json"]  # for those who look later
 
 
 # --- a study -----------------------------------------------------------------------------------------------------------
@@ -256,7 +256,7 @@ def test_a_cell_that_is_busy_or_was_asked_to_stop_has_not_failed(tmp_path, stop)
 def test_data_that_are_not_there_are_refused_before_anything_starts(tmp_path, path, message):
     with pytest.raises(ValueError, match=message):
         in_process(study(cell("a"), cell("b", 2.0, path=path)), tmp_path)
-    assert not (tmp_path / "a").exists()
+    assert not list(tmp_path.iterdir())  # nor is the folder the study's now
 
 
 def test_results_stay_where_their_data_are_gone(tmp_path):
@@ -358,6 +358,19 @@ def test_a_cell_that_falls_behind_is_stopped(tmp_path):
         == "stopped"
     )
     assert local(made, tmp_path, scripted(made, tmp_path))["behind"].status == "done"  # without the rule it goes on
+
+
+def test_a_metric_of_early_stopping_that_is_not_logged_is_said_when_the_first_cell_ends(tmp_path, capsys):
+    made = study(cell("a"), cell("b", 2.0))
+    logging = 'echo \'{"step": 1, "eval/x": 0.5}\' > metrics.jsonl; FINISH'
+    local(
+        made,
+        tmp_path,
+        scripted(made, tmp_path, b=logging),
+        early_stop=EarlyStop(stopping.median(1), "eval/x", name="m"),
+    )
+    said = capsys.readouterr().err
+    assert "a is done and has logged no eval/x, by which cells" in said and "b is done" not in said
 
 
 def test_a_cell_that_another_process_is_at_is_asked_again_and_one_that_a_signal_ends_is_named(tmp_path):

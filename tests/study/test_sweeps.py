@@ -35,6 +35,17 @@ def test_samples_stay_on_their_scale_and_more_of_them_begin_alike(seed, low, fac
         assert member["size"] in range(2, 10) and isinstance(member["size"], int) and member["kind"] in ("a", "b")
 
 
+def test_samples_of_few_choices_are_all_different():
+    """Of 2 × 3 members; draws collide from the third on."""
+    scales = {"kind": ("a", "b"), "size": linear(1, 3, whole=True)}
+    for seed in range(5):
+        found = sample(6, scales, seed)
+        assert len({tuple(member.values()) for member in found}) == 6
+        assert sample(4, scales, seed) == found[:4]
+    with pytest.raises(ValueError, match="sample: 6 different members in 700 draws; ask for at most as many"):
+        sample(7, scales)
+
+
 def test_a_log_scale_is_even_in_the_logarithm():
     found = [member["rate"] for member in sample(2000, {"rate": log(1e-4, 1.0)})]
     for low in (1e-4, 1e-3, 1e-2, 1e-1):

@@ -102,6 +102,26 @@ def test_a_claim_needs_cells_that_were_stopped_early_too():
         engines.refuse_unfinished(found, every=True)
 
 
+def test_the_index_of_papers_names_studies_that_there_are():
+    rows = [
+        line.split(" | ") for line in (ROOT / "docs/papers.md").read_text(encoding="utf-8").splitlines() if "](" in line
+    ]
+    named = {name for row in rows if len(row) == 5 for name in re.findall("`([^`]+)`", row[3])}
+    assert len(named) > 8 and named <= set(PUBLISHED)
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h", "--helpfull"])
+def test_help_needs_no_study(flag, capsys):
+    with pytest.raises(SystemExit) as ended:
+        study._named(["study", flag])
+    said = capsys.readouterr().out
+    assert (
+        ended.value.code == 0
+        and "python -m experiments.study NAME" in said
+        and "There are adapter_cost, drift," in said
+    )
+
+
 def test_a_study_that_is_none():
     with pytest.raises(
         ValueError,

@@ -50,7 +50,7 @@ def prepared(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("page", PYTHON, ids=shown)
-def test_python_runs(page, prepared, monkeypatch):
+def test_python_runs(page, prepared, monkeypatch, capsys):
     monkeypatch.chdir(prepared)
     monkeypatch.setattr(shipped, "FOLDER", prepared / "models")  # `make test-wheel` has the real one
     monkeypatch.setattr(columns, "_declared", dict(columns._declared))  # a page may declare some
@@ -60,6 +60,8 @@ def test_python_runs(page, prepared, monkeypatch):
             code = compile("\n" * (block.line - 1) + block.text, shown(page), "exec")
             if block.mark != "not run":
                 exec(code, names)
+    if shown(page) == "README.md":
+        assert len(json.loads(capsys.readouterr().out)) == 2, "the first thing that anybody runs shows its two rewards"
 
 
 @pytest.mark.parametrize("block", [b for b in ALL if b.language == "json"], ids=lambda block: block.place)

@@ -1,4 +1,4 @@
-"""The commands of the first hour, as the page has them, with a tiny model."""
+"""The files and commands of the first hour, as the page has them, with a tiny model."""
 
 import json
 import os
@@ -8,14 +8,12 @@ import sys
 import pytest
 
 from tests.experiments.starting import save_start
-from tests.tools.docs.saying import write
 from tools.docs.pages import ROOT, blocks
 
 SMALL = (
     "model.init=start model.layers=0 model.frozen_layers=0 format.template=chatml data.row_tokens=128 run.steps=3 "
     "run.save_every=3"
 )
-PAIRS = [{"prompt": f"What is {i} + {i}?", "chosen": f"It is {2 * i}.", "rejected": "No."} for i in range(12)]
 
 
 @pytest.mark.slow
@@ -23,8 +21,9 @@ def test_from_two_files_to_scores_and_a_report(tmp_path):
     save_start(tmp_path / "start", objective="language_model")
     mine = tmp_path / "runs/mine"
     mine.mkdir(parents=True)
-    write(mine / "preferences.jsonl", *PAIRS)
-    write(mine / "answers.jsonl", *({"prompt": pair["prompt"], "output": pair["chosen"]} for pair in PAIRS))
+    preferences, answers = (block.text for block in blocks(ROOT / "docs/first-hour.md") if block.language == "json")
+    (mine / "preferences.jsonl").write_text(preferences)
+    (mine / "answers.jsonl").write_text(answers)
     environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     for block in blocks(ROOT / "docs/first-hour.md"):
         if block.language not in ("bash", "python"):
@@ -38,5 +37,5 @@ def test_from_two_files_to_scores_and_a_report(tmp_path):
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, (block.place, done.stderr)
     scored = [json.loads(line) for line in (mine / "scored.jsonl").read_text().splitlines()]
-    assert len(scored) == len(PAIRS) and all(isinstance(row["reward"], float) for row in scored)
+    assert len(scored) == len(answers.splitlines()) and all(isinstance(row["reward"], float) for row in scored)
     assert (mine / "report/report.html").is_file() and (mine / "report/scores.jsonl").is_file()
