@@ -50,7 +50,8 @@ def cells(grid: Any) -> Iterator[Cell]:
                 place = f"noise{round(100 * noise)}-seed{seed}"
                 run = training(grid, name, noise, seed, f"work:data/pairs-seed{seed}.jsonl")
                 whole = {
-                    "training": run, "passes": run.data.epochs, "curriculum": arm.curriculum, "votes": f"cell:two-{place}" if arm.margin else "",
+                    "training": run, "passes": run.data.epochs, "curriculum": arm.curriculum,
+                    "votes": f"cell:two-{place}" if arm.margin else "",
                     "data": grid.data, "tested": grid.tested, "root": grid.root,
                 }  # fmt: skip
                 yield Cell(f"{name}-{place}", {"arm": name, "noise": noise, "seed": seed}, ConfigDict(whole))
@@ -84,7 +85,7 @@ def measure(cell: Cell, workdir: Path) -> Iterator[Row]:
         found = [row[f"train/{name}"] for row in logged if f"train/{name}" in row]
         if found:
             yield Row("run", "run", name, float(np.mean(found[len(found) // 2 :])))
-    if cell.values["arm"] == "crm":
+    if cell.values["arm"] in ("crm", "curriculum"):
         learned = voted(folder)
         margins = [
             c.columns["pair_strength"][0][1] * (1 if c.ranks and c.ranks[0] < c.ranks[1] else -1) for c in learned
