@@ -22,8 +22,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from rmjax.data.chat import TemplateError
 from rmjax.data.formats import Encoder
 from rmjax.data.record import Comparison
+from rmjax.data.turns import refused
 from rmjax.models import columns
 from rmjax.models.rope import longest_text
 from rmjax.models.transformer import Past, Transformer, TransformerConfig, causal_mask
@@ -66,13 +68,13 @@ class LocalGenerator:
     """
 
     config: TransformerConfig
-    params: Any
+    params: Any = dataclasses.field(repr=False)
     encoder: Encoder
     decoding: Decoding
     max_new_tokens: int  # of an answer, the end token included
     name: str = "policy"
     stop: tuple[str | int, ...] = ()  # beside the format's end token: special tokens, ids of tokens, strings
-    rule: Rule | None = None  # on logits, before the temperature
+    rule: Rule | None = None  # on logits, before the temperature; another object is compiled anew
     mesh: Mesh | None = None  # of this process; prompts over data and fsdp, weights by the table of `parallel.mesh`
     rules: Rules = RULES
     slots: int = 64  # answers drawn at once, at most (at least one on each part of the mesh's rows)
@@ -106,13 +108,14 @@ class LocalGenerator:
         """See `Generator`.
 
         Raises:
+          RecordError: the template refuses a prompt.
           ValueError: no sample is asked for, or a log-probability is not finite.
         """
         if samples < 1:
             raise ValueError(f"samples is {samples}; it must be 1 or more")
         asked, dropped = {}, Counter[str]()
         for i, c in enumerate(records):
-            ids = self.encoder.begun(c.prompt)
+            ids = self._begun(c)
             if why := self._refused(ids):
                 dropped[why] += samples
             else:
@@ -140,6 +143,12 @@ class LocalGenerator:
         if self.mesh is None:
             return jax.tree.map(jnp.asarray, self.params)
         return jax.device_put(self.params, parameter_shardings(_boxed(self.config), self.mesh, self.rules))
+
+    def _begun(self, c: Comparison) -> list[int]:
+        try:
+            return self.encoder.begun(c.prompt)
+        except TemplateError as error:
+            raise refused(c, error) from error
 
     def _refused(self, ids: Sequence[int]) -> str:
         """Why a prompt cannot be answered, or nothing."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import heapq
 import itertools
 import json
 import os
@@ -18,7 +19,7 @@ from tokenizers import pre_tokenizers
 from rmjax.data import rollouts
 from rmjax.data.formats import Encoder, Format
 from rmjax.data.packing import ForestShape, fill
-from rmjax.data.record import Comparison, parse, select, to_row
+from rmjax.data.record import Comparison, RecordError, parse, select, to_row
 from rmjax.data.tokenizer import Tokenizer
 from rmjax.losses.policy.parts import Parts
 from rmjax.methods.policy_gradient import statistics
@@ -52,8 +53,10 @@ def params(config, random_params):
 
 
 def weights(config, random_params):
+    """Less wild than the fixture's: rounding grows with the size of what is added up."""
     found = random_params(config, 3)
-    found["output"]["kernel"] *= 0.7
+    found["layers"] = jax.tree.map(lambda x: x * (0.6 if x.ndim > 2 else 1.0), found["layers"])
+    found["output"]["kernel"] *= 0.6
     found["output"]["kernel"][:, 0] *= 3  # the end token comes after a few others
     return found
 
@@ -94,8 +97,8 @@ def assert_same(some, others):
 
 def forest_of(answers):
     """A tree a row."""
-    trees = [rollouts.trees(said, {}, {}, 96, N) for said in answers]
-    return fill(ForestShape(len(trees), 96, 1, N), trees)
+    trees = [rollouts.trees(said, {}, {}, 128, N) for said in answers]
+    return fill(ForestShape(len(trees), 128, 1, N), trees)
 
 
 def trainer_s(config, params, records, temperature):
@@ -125,20 +128,38 @@ def test_an_answer_does_not_depend_on_slots_or_order(generator, drawn):
     assert_same(changed(generator, slots=3)(RECORDS[::-1], N, 0).records, drawn)
 
 
-def test_a_common_beginning_changes_nothing(generator):
-    """It is read once for both; alone, with the prompt."""
-    long = [dataclasses.replace(c, prompt="you are told what to say; now say it. " + c.prompt) for c in RECORDS[:2]]
+def test_a_row_goes_on_with_the_next_sample_at_once(generator, drawn, monkeypatch):
+    """Three rows for a prompt's five samples: no more steps than three writers need who take one after the other."""
+    seen = []
+    kept = lambda *args, **more: seen.append(decode(*args, **more)) or seen[-1]  # noqa: E731
+    monkeypatch.setattr(local.decoding_slots, "decode", kept)
+    changed(generator, slots=3)(RECORDS, N, 0)
+    wanted = 0
+    for c in drawn:
+        writers = [0] * 3
+        for ids in c.columns["token_ids"]:
+            heapq.heappush(writers, heapq.heappop(writers) + len(ids))
+        wanted += max(writers)
+    assert int(seen[-1].step) == wanted
+
+
+@pytest.mark.slow
+def test_what_all_prompts_begin_with_is_read_once(config, params, generator, monkeypatch):
+    long = [changed(c, prompt="you are told what to say; now say it. " + c.prompt) for c in RECORDS]
     ids = [ENCODER.begun(c.prompt) for c in long]
-    assert local._common(ids) == ids[0][:32]
-    assert_same(generator(long, N, 0).records, generator(long[:1], N, 0).records)
+    assert local._common(ids) == ids[0][:32] and local._common(ids[:1]) == []
+    widths = []
+    kept = lambda *args, **more: widths.append(args[3][0].shape[1]) or admit(*args, **more)  # noqa: E731
+    monkeypatch.setattr(local.decoding_slots, "admit", kept)
+    assert_trainer_s(config, params, generator(long, N, 0).records, 0.9)
+    assert max(widths) <= 32 < min(map(len, ids))
 
 
 def test_seed_id_prompt_and_sample_all_matter(generator, drawn):
-    first = drawn[0].columns["token_ids"]
-    assert len({*first}) == N
-    others = [dataclasses.replace(RECORDS[0], id=c.id) for c in RECORDS]
-    same, *found = [c.columns["token_ids"] for c in generator(others, N, 0).records]
-    assert same == first and len({*found, first}) == len(RECORDS)
+    c = next(c for c in drawn if len({*c.columns["token_ids"]}) == N)
+    others = [changed(c, id=other.id) for other in (c, *(other for other in RECORDS if other.id != c.id))]
+    first, *found = [one.columns["token_ids"] for one in generator(others, N, 0).records]
+    assert first == c.columns["token_ids"] and len({*found, first}) == len(RECORDS)
     assert generator(others, N, 1).records[0].columns["token_ids"] != first
     keys = {
         tuple(local._key(0, Comparison(prompt, (), id=name), n)) for prompt in "ab" for name in "ab" for n in (0, 1)
@@ -199,9 +220,9 @@ def test_log_probabilities_are_the_trainer_s(config, params, drawn):
 
 
 @pytest.mark.slow
-def test_under_windows_too(config, params, generator):
+def test_under_windows_and_a_softcap_too(config, params, generator):
     """Shorter than a prompt; the second layer sees all, without rotary positions."""
-    config = dataclasses.replace(config, window=4, windowed=(True, False), rotary=(True, False))
+    config = changed(config, window=4, windowed=(True, False), rotary=(True, False), logit_softcap=4.0)
     found = changed(generator, config=config)(RECORDS, N, 0)
     assert_trainer_s(config, params, found.records, 0.9)
 
@@ -245,7 +266,9 @@ def test_bf16(config, params, generator):
 
 def test_several_tokens_end_an_answer_and_truncation_is_exact(generator, drawn):
     """The end token is the id 0, with which others pad."""
-    other = drawn[0].columns["token_ids"][0][1]
+    other = next(ids for c in drawn for ids in c.columns["token_ids"] if len(ids) == M and ids.index(ids[-1]) == M - 1)[
+        -1
+    ]
     found = changed(generator, stop=("<f>", other))(RECORDS, N, 0).records
     ends, seen = {0, 1, other}, set()
     for before, c in zip(drawn, found, strict=True):
@@ -254,9 +277,9 @@ def test_several_tokens_end_an_answer_and_truncation_is_exact(generator, drawn):
         ):
             first = next((i for i, token in enumerate(whole) if token in ends), M)
             assert (ids, cut) == (whole[: first + 1], float(first == M))
-            seen.add(ids[-1] if ids[-1] in ends else -1)
-    assert {0, other, -1} <= seen
-    assert all("<" not in text for c in found for text in c.outputs)
+            seen.add((ids[-1] if ids[-1] in ends else -1, len(ids)))
+    assert {(other, M), (-1, M)} <= seen and 0 in {token for token, _ in seen}
+    assert not [text for c in found for text in c.outputs if "<e>" in text or "<f>" in text]
 
 
 def test_a_stop_string_may_straddle_tokens(generator, drawn):
@@ -357,6 +380,12 @@ def test_broken_weights_are_an_error(generator, params):
     broken = jax.tree.map(lambda x: x * np.nan, params)
     with pytest.raises(ValueError, match="p0: a log-probability of policy is not finite; its weights are broken"):
         changed(generator, params=broken)(RECORDS, N, 0)
+
+
+def test_a_prompt_that_the_template_refuses_is_named(generator):
+    refusing = Format(kind="chat", template="{{ raise_exception('no such turn') }}", end_token="<e>")
+    with pytest.raises(RecordError, match=r"file:7: the chat template refuses the conversation \(no such turn\)"):
+        changed(generator, encoder=Encoder(TOKENIZER, refusing, 512))([Comparison("a", (), place="file:7")], 1, 0)
 
 
 @pytest.mark.parametrize(

@@ -170,6 +170,12 @@ def test_draws_follow_the_exact_distribution(rule):
     assert stats.chisquare(counts[kept], n * want[kept]).pvalue > 1e-3
 
 
+def test_draws_that_sort_nothing_follow_the_exact_distribution():
+    n, rule = 20_000, Decoding(0.8)
+    drawn_R = DRAW(jnp.tile(LOGITS, (n, 1)), jax.random.split(jax.random.key(5), n), rules([rule] * n, 8)[0], 0)
+    assert stats.chisquare(np.bincount(drawn_R, minlength=8), n * exact(LOGITS, rule)).pvalue > 1e-3
+
+
 @settings(deadline=None, max_examples=60)
 # All of them are in the nucleus, by less than rounding.
 @example(logits_V=[0, 1, 2, 3, 5, 6, 7, 35], rule=Decoding(1.0, 0.9999999999999999, 0))
