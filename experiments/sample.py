@@ -43,7 +43,7 @@ def run_grid(config: ConfigDict, name: str, workdir: Path, shards: int) -> None:
 
 def show(counts: Mapping[str, Mapping[str, Any]]) -> None:
     """Prints a line for each policy, and what was dropped for which reason."""
-    numbers = ("prompts", "answered", "samples", "truncated")
+    numbers = ("prompts", "answered", "samples", "distinct", "truncated")
     rows = [[policy, *(str(found[name]) for name in numbers)] for policy, found in counts.items()]
     dropped = [str(sum(found["dropped"].values())) for found in counts.values()]
     print(aligned([["policy", *numbers, "dropped"], *([*row, lost] for row, lost in zip(rows, dropped, strict=True))]))

@@ -231,7 +231,10 @@ def _finish(folder: Path) -> None:
 def _counts(prompts: int, rows: Sequence[Mapping[str, Any]], dropped: Mapping[str, int]) -> dict[str, Any]:
     outputs = sum(len(row["outputs"]) for row in rows)
     truncated = int(sum(sum(row.get("truncated", ())) for row in rows))
-    known = {"prompts": prompts, "answered": len(rows), "samples": outputs, "truncated": truncated}
+    different = sum(len({json.dumps(output) for output in row["outputs"]}) for row in rows)  # of a prompt
+    known = {
+        "prompts": prompts, "answered": len(rows), "samples": outputs, "distinct": different, "truncated": truncated
+    }  # fmt: skip
     return known | {"dropped": dict(dropped)}
 
 
@@ -253,7 +256,8 @@ def gather(study: Study, workdir: Path, form: str) -> dict[str, dict[str, Any]]:
       form: of `FORMS`.
 
     Returns:
-      policy → {"prompts", "answered", "samples", "truncated", "dropped": {reason: samples}}.
+      policy → {"prompts", "answered", "samples", "distinct", "truncated", "dropped": {reason: samples}}; `distinct` counts the
+      different answers to each prompt.
     """
     found: dict[str, dict[str, Any]] = {}
     for policy in dict.fromkeys(cell.values["policy"] for cell in study.cells):

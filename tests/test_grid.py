@@ -75,7 +75,7 @@ def test_the_answers_are_the_same_in_any_number_of_shards(config, whole, tmp_pat
         _, counts = answered(config, tmp_path / "run", 3)
     assert (tmp_path / "run/m.jsonl").read_bytes() == whole
     assert set(asked_for(asked).values()) == {1}
-    expected = {"prompts": PROMPTS, "answered": PROMPTS, "samples": 2 * PROMPTS, "truncated": 0, "dropped": {}}
+    expected = {"prompts": PROMPTS, "answered": PROMPTS, "samples": 20, "distinct": 20, "truncated": 0, "dropped": {}}
     assert counts == {"m": expected}
     assert json.loads((tmp_path / "run/samples.json").read_text())["policies"] == counts
     records = list(open_records(tmp_path / "run/m.jsonl"))
@@ -143,7 +143,8 @@ def test_a_shard_goes_on_behind_its_last_whole_batch(config, tmp_path, lost):
         assert len(asked) == PROMPTS - len(kept)
         assert not {f"why {name[1:]}?" for name in kept} & asked_for(asked).keys()
         again = (folder / grid.SAMPLES).read_bytes()
-        study.train(cell.config, folder)
+        study.train(cell.config, folder)  # as where it is killed before the cell is measured
+        assert len(asked) == PROMPTS - len(kept)
         assert (folder / grid.SAMPLES).read_bytes() == again and not (folder / grid.BATCHES).exists()
         assert [json.loads(line)["id"] for line in again.splitlines()] == [f"p{i}" for i in range(PROMPTS)]
 
@@ -169,7 +170,7 @@ def test_what_is_dropped_is_counted_over_all_shards(config, tmp_path):
     with serving(answer) as (config.asking.url, _):
         found, counts = answered(config, tmp_path / "run", 2)
     dropped = {"HTTP 400 (too_long)": 2, "null content": 1}
-    expected = {"prompts": 10, "answered": 9, "samples": 17, "truncated": 1, "dropped": dropped}
+    expected = {"prompts": 10, "answered": 9, "samples": 17, "distinct": 17, "truncated": 1, "dropped": dropped}
     assert counts == {"m": expected}
     assert "p3" not in {json.loads(line)["id"] for line in (tmp_path / "run/m.jsonl").read_bytes().splitlines()}
     metrics = Counter()
@@ -208,7 +209,11 @@ def tokens():
 def test_ids_by_a_format_and_plain_text(config, tokens, tmp_path, monkeypatch):
     monkeypatch.setattr(Tokenizer, "from_folder", lambda path: Tokenizer.from_bpe(tokens, [], tokens[:3]))
     (tmp_path / "tokenizer").mkdir()
-    of_ids = {"endpoint.prompt": "ids", "endpoint.tokenizer": str(tmp_path / "tokenizer"), "endpoint.template": "chatml"}
+    of_ids = {
+        "endpoint.prompt": "ids",
+        "endpoint.tokenizer": str(tmp_path / "tokenizer"),
+        "endpoint.template": "chatml",
+    }
     config.policies = ({"name": "ids", **of_ids}, {"name": "text", "endpoint.prompt": "text"})
     with serving(lambda *_: (200, {"choices": [{"text": "a"}, {"text": "b"}]})) as (config.asking.url, asked):
         answered(config, tmp_path / "run")
@@ -323,10 +328,10 @@ def test_answers_of_outputs_before_do_not_count(config):
 
 
 def test_what_was_dropped_is_on_the_terminal(capsys):
-    known = {"prompts": 10, "answered": 9, "samples": 17, "truncated": 1}
+    known = {"prompts": 10, "answered": 9, "samples": 17, "distinct": 8, "truncated": 1}
     sample.show({"a": {**known, "dropped": {"null content": 1, "HTTP 400": 2}}, "b": {**known, "dropped": {}}})
     lines = capsys.readouterr().out.splitlines()
-    assert lines[1].split() == ["a", "10", "9", "17", "1", "3"] and lines[2].split()[-1] == "0"
+    assert lines[1].split() == ["a", "10", "9", "17", "8", "1", "3"] and lines[2].split()[-1] == "0"
     assert lines[3:] == ["a dropped 2 × HTTP 400, 1 × null content"]
 
 
@@ -372,7 +377,7 @@ def test_a_shard_that_is_killed_goes_on(config_file, whole, tmp_path, waits):
         ]
         before = len(asked)
         output, errors = _command(config_file, tmp_path / "run", *flags, "--engine=local").communicate(timeout=120)
-        assert "10        10       20" in output, errors
+        assert "10        10       20        20" in output, errors
         assert set(asked_for(asked).values()) <= {1, 2}
         assert not set(kept) & asked_for(asked[before:]).keys()
     assert (tmp_path / "run/m.jsonl").read_bytes() == whole

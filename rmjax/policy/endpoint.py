@@ -114,8 +114,8 @@ class Endpoint:
                 _log.warning(message, self.name, len(rest))
             found |= zip(rest, session.each(ask, rest), strict=True)
         outcomes: list[list[Answer | Missing]] = [[] for _ in records]
-        for part in sorted(found):
-            outcomes[part.record] += found[part]
+        for part, ones in found.items():
+            outcomes[part.record] += ones
         return self._generated(records, outcomes)
 
     @property
@@ -205,6 +205,12 @@ class Endpoint:
                 columns, whole = _columns(answers, self.log_probs)
                 without += 0 if whole else len(answers)
                 made.append(answered(record, [one.text for one in answers], self.name, columns))
+        several = [record.outputs for record in made if len(record.outputs) > 1]
+        if self.temperature > 0 and len(several) > 1 and all(len(set(outputs)) == 1 for outputs in several):
+            message = (
+                "%s: a prompt's answers are all the same, for %d prompts, at temperature %g: the server may not draw"
+            )
+            _log.warning(message, self.name, len(several), self.temperature)
         if without:
             message = "%s: %d answers have no `token_ids` and `log_probs`: the server did not give both for every token"
             _log.warning(message, self.name, without)

@@ -16,7 +16,7 @@ from rmjax.policy.transport import Session, Transport, retry_after
 from tests.policy.stub import chat, choice, echo, serving
 
 RECORDS = [
-    Comparison("Why?", ("old", "older"), ("Because.",), ranks=(0.0, 1.0), id="a", columns={"truncated": (0.0, 1.0)}),
+    Comparison("Why?", ("old", "older"), ("Because.",), ranks=(0.0, 1.0), id="a", columns={"rewards": (0.0, 1.0)}),
     Comparison(Conversation((Message("system", "Be kind."), Message("user", "Who?"))), (), id="b", category="people"),
 ]
 REFUSAL = {"error": {"message": "too long: 5000 tokens", "type": "BadRequestError", "code": "context_length_exceeded"}}
@@ -123,6 +123,16 @@ def test_what_does_not_come_by_n_is_asked_for_singly(given):
     assert not found.dropped and len(asked) == 1 + 4 - given
     assert record.outputs[:given] == tuple(map(str, range(given)))
     assert len(set(record.outputs)) == 4 and all(text.startswith("single") for text in record.outputs[given:])
+
+
+@pytest.mark.parametrize(("temperature", "is_said"), [(1.0, True), (0.0, False)])
+def test_a_server_that_does_not_draw_is_told_of(temperature, is_said, caplog):
+    """Some take a temperature and stay greedy."""
+    asked_once(chat("same", "same"), RECORDS, 2, temperature=temperature)
+    assert ("the server may not draw" in caplog.text) == is_said
+    caplog.clear()
+    asked_once(lambda body, n: chat("same", str(n)), RECORDS, 2)
+    assert "the server may not draw" not in caplog.text
 
 
 def test_more_answers_than_asked_for_are_left():
