@@ -22,8 +22,8 @@ from rmjax.serve.prefixes import Prefixes
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
 """jax's event for a program that XLA has compiled."""
-BLOCK = 128
-"""Tokens along the side of a tile."""
+BLOCK, CPU_BLOCK = 128, 64
+"""Tokens along the side of a tile. On a CPU small ones take a fifth less time: less of them is masked."""
 AT_ONCE = 2
 """Batches at the same time on a CPU: what of a batch is no large product, its tiles and its planning, leaves cores idle."""
 LONGEST = 2048
@@ -73,7 +73,7 @@ class Engine:
         longest = max_tokens or min(most, LONGEST)
         form = dataclasses.replace(model.format, max_length=longest)
         encoder = Encoder(model.tokenizer, form, row_tokens=2 * longest)
-        rewards, tiled = model.in_tiles(BLOCK)
+        rewards, tiled = model.in_tiles(_block())
         rows = shards(model.mesh, RULES, "rows") if model.mesh else 1
         shapes = ladder(longest, batch_tokens or model.scorer.batch_tokens, tiled, rows)
         quadratic = (
@@ -127,6 +127,10 @@ class Engine:
         return [float(x) for x in found]
 
 
+def _block() -> int:
+    return CPU_BLOCK if jax.default_backend() == "cpu" else BLOCK
+
+
 def _at_once(model: RewardModel, prefixes: Prefixes | None) -> int:
     """More than one where nothing is kept from one to the next, no two programs could wait for each other's devices, and there is
     no second memory to run out of."""
@@ -135,7 +139,7 @@ def _at_once(model: RewardModel, prefixes: Prefixes | None) -> int:
 
 
 def _prefixes(model: RewardModel, tokens: int, longest: int) -> Prefixes:
-    config = model.config_in_tiles(BLOCK)
+    config = model.config_in_tiles(_block())
     if config is None:
         raise ValueError(
             "--prefix_cache_tokens is for a single model, and this one has several members; leave the option out"
