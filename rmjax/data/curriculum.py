@@ -1,7 +1,7 @@
 """A source that gives a window of batches in order, easy pairs first, and says with each how much of it is to be left out."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -106,6 +106,10 @@ class Curriculum:
             return {"source": self._source.get_state(), "noise": self._noise}
         window = {"drawn": self._drawn, "order": self._order, "given": self._given}
         return {"source": self._begin, "noise": self._noise, "window": window}
+
+    def metrics(self, step: int) -> Mapping[str, float]:
+        """See `Source`."""
+        return self._source.metrics(step)
 
     def set_state(self, state: Any) -> None:
         """See `Source`."""
