@@ -1,4 +1,4 @@
-"""A reward model at a port: `python -m experiments.serve --model=DIR|shipped:NAME --port=8000`.
+"""A reward model at a port: `python -m experiments.serve --model=DIR|shipped:NAME|ORG/MODEL --port=8000`.
 
 Trainers and scoring clients ask it in their own dialects; docs/serving.md lists them. `rmjax serve` is the short form.
 """
@@ -15,7 +15,9 @@ from experiments.start import guarded, parse_flags, prepare
 
 def define_flags() -> None:
     """Flags are defined when run, not when imported, so that they cannot clash."""
-    flags.DEFINE_string("model", None, "reward model: folder of a checkpoint, or shipped:NAME", required=True)
+    flags.DEFINE_string(
+        "model", None, "reward model: a run's folder, one of the hub's form, shipped:NAME, or ORG/MODEL", required=True
+    )
     flags.DEFINE_string("host", "127.0.0.1", "address to listen at; 0.0.0.0 is every one")
     flags.DEFINE_integer("port", 8000, "0 = a free one", 0, 65535)
     flags.DEFINE_string("name", "", "the model's name in replies; empty = its folder's")
@@ -42,6 +44,15 @@ def define_flags() -> None:
     flags.DEFINE_integer("drain_seconds", 60, "that requests at hand get after SIGTERM", 1)
     flags.DEFINE_string("log", None, "file that gets a JSON line for each request, without its texts")
     flags.DEFINE_string("token_file", None, "file with a bearer token that clients must send; or RMJAX_SERVE_TOKEN")
+    flags.DEFINE_enum(
+        "dtype",
+        "",
+        ["", "float32", "bfloat16", "float16"],
+        "of a hub model's weights and activations; empty = its files'",
+    )
+    flags.DEFINE_string(
+        "template", "", "chat template of a hub model, a .jinja file or chatml; empty = the model's own"
+    )
     flags.DEFINE_enum("mesh", "all", ["one", "all"], "run the model on one device, or a batch's rows on all of them")
 
 
@@ -59,7 +70,7 @@ def run(values: flags.FlagValues) -> None:
             values.model, values.host, values.port, values.name, values.truncate, values.max_tokens, values.batch_tokens,
             values.prefix_cache_tokens, values.queue, values.wait_ms, tuple(values.strip), values.scalar_pooling,
             values.body_mb, values.drain_seconds, values.log and Path(values.log),
-            values.token_file and Path(values.token_file), values.mesh,
+            values.token_file and Path(values.token_file), values.mesh, values.dtype, values.template,
         )
     )  # fmt: skip
 

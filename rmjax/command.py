@@ -12,7 +12,7 @@ from typing import Any
 from rmjax import __version__
 from rmjax.hub.shipped import DEFAULT
 
-MODEL = "folder of a reward model, or shipped:NAME"
+MODEL = "folder of a reward model, shipped:NAME, or ORG/MODEL of the hub"
 EXAMPLES = {
     "score": "rmjax score answers.jsonl --out=scored.csv",
     "evaluate": "rmjax evaluate preferences.jsonl --model=runs/mine --out=runs/mine/evaluation",
@@ -89,6 +89,8 @@ def parser() -> argparse.ArgumentParser:
         "--truncate", choices=["refuse", "format"], default="refuse", help="too long records: 413, or cut (refuse)"
     )
     serve.add_argument("--max_tokens", type=int, default=0, help="longest text (the format's, 2048 at most)")
+    serve.add_argument("--dtype", default="", help="float32 or bfloat16 for a model of the hub (that of its files)")
+    serve.add_argument("--template", default="", help="chat template of a model of the hub, a file (its own)")
     serve.add_argument("--token_file", type=Path, help="file with a bearer token that clients must send")
     return whole
 
@@ -216,7 +218,7 @@ def _serve(options: argparse.Namespace) -> None:
     serve(
         Options(
             options.model, options.host, options.port, truncate=options.truncate, max_tokens=options.max_tokens,
-            token_file=options.token_file,
+            token_file=options.token_file, dtype=options.dtype, template=options.template,
         )
     )  # fmt: skip
 

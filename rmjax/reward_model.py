@@ -17,6 +17,7 @@ import numpy as np
 from jax.sharding import Mesh, SingleDeviceSharding
 
 from rmjax import methods
+from rmjax.data.chat import template_text
 from rmjax.data.formats import Encoder, Format, completed, refuse_longer, stored
 from rmjax.data.messages import as_value
 from rmjax.data.record import Comparison, RecordError, parse, unknown_fields
@@ -80,9 +81,9 @@ def load_description(directory: Path) -> tuple[TransformerConfig, Format, Tokeni
     if is_hub_folder(directory):
         return _hub_description(open_folder(directory))
     if not path.is_file():
-        raise FileNotFoundError(
-            f"{path}: not there; a model is a directory that experiments.train has written{fetching(directory)}"
-        )
+        if of_hub := fetching(directory):
+            raise FileNotFoundError(f"{directory}: no such directory of a model{of_hub}")
+        raise FileNotFoundError(f"{path}: not there; a model is a directory that experiments.train has written")
     try:
         described = json.loads(path.read_text())
         config = TransformerConfig.parse(described["transformer"])
@@ -98,9 +99,12 @@ def load_description(directory: Path) -> tuple[TransformerConfig, Format, Tokeni
     return *parts, tokenizer
 
 
-def _hub_description(model: HubModel, form: Format | None = None) -> tuple[TransformerConfig, Format, Tokenizer]:
+def _hub_description(
+    model: HubModel, form: Format | None = None, template: str = ""
+) -> tuple[TransformerConfig, Format, Tokenizer]:
     """A language model's format is its chat template, or none yet."""
     tokenizer = read_tokenizer(model.folder, model.described)
+    tokenizer.chat_template = template_text(template) if template else tokenizer.chat_template
     if form is None and not model.head:
         form = Format(kind="chat" if tokenizer.chat_template else "plain", template=tokenizer.chat_template)
     return model.config, form or assumed_format(model, tokenizer), tokenizer
@@ -297,8 +301,9 @@ class RewardModel:
 
     @classmethod
     def load(
-        cls, path: str | Path, mesh: Mesh | str | None = None, dtype: str = "", form: Format | None = None
-    ) -> "RewardModel":
+        cls, path: str | Path, mesh: Mesh | str | None = None, dtype: str = "", form: Format | None = None,
+        template: str = "",
+    ) -> "RewardModel":  # fmt: skip
         """From a directory that training wrote (its newest intact checkpoint) or `rmjax.light` (an adapter and head on a base
         that lies elsewhere), `shipped:NAME`, one of the latter that comes with the package, or a model of the hub: a folder, or
         `org/model[@revision]` that is in the cache.
@@ -307,6 +312,7 @@ class RewardModel:
           mesh: as of the class.
           dtype: of a hub model's activations and weights; "" = of its files.
           form: how a hub model reads texts; None = as `hub.hugging_face.assumed_format` says.
+          template: the chat template of a hub model whose folder has none, or another one: Jinja text, a file, or one that ships.
 
         Raises:
           FileNotFoundError, ValueError: not such a directory, a damaged file, or a language model; the message names it.
@@ -315,10 +321,10 @@ class RewardModel:
         """
         directory = model_folder(path)
         if is_hub_folder(directory):
-            return cls._of_hub(open_folder(directory), mesh, dtype, form)
-        if dtype or form:
+            return cls._of_hub(open_folder(directory), mesh, dtype, form, template)
+        if dtype or form or template:
             raise ValueError(
-                f"{directory} is no folder of the hub's form, and has dtype and format of its own; give neither"
+                f"{directory} is no folder of the hub's form, and has dtype and format of its own; give neither, and no template"
             )
         described, wrapped = load_description(directory), _described(directory).get("methods", {})
         if is_language_model(directory) and not wrapped:
@@ -329,13 +335,15 @@ class RewardModel:
         return cls(*described, load_params(directory, every_role=bool(wrapped)), mesh, wrapped)
 
     @classmethod
-    def _of_hub(cls, model: HubModel, mesh: Mesh | str | None, dtype: str, form: Format | None) -> "RewardModel":
+    def _of_hub(
+        cls, model: HubModel, mesh: Mesh | str | None, dtype: str, form: Format | None, template: str
+    ) -> "RewardModel":
         if not model.head:
             raise ValueError(
                 f"{model.folder} is a language model ({model.described.architecture or 'without head'}), not a reward model; to "
                 "make one of it, train with --config.model.init and objective=preference"
             )
-        config, form, tokenizer = _hub_description(model, form)
+        config, form, tokenizer = _hub_description(model, form, template)
         # These models are made for long texts, whose scores of every token with every other take more memory than the model.
         config, params = dataclasses.replace(config, attention="blockwise"), model.params
         if dtype:

@@ -1,8 +1,8 @@
 """Sets of several files: folders of shards, and data sets of the hub by name, from `huggingface_hub`'s cache.
 
-`hf:ORG/NAME[/CONFIG][:SPLIT][@REVISION]` names one. Nothing is downloaded: what the cache lacks is an error with the command that
-fetches it. Which files make a split is said by the set's card (`configs` in README.md), else by their names, as the hub's own
-library takes them.
+`hf:ORG/NAME[/CONFIG][:SPLIT][@REVISION]` names one. What the cache lacks is an error with the command that fetches it, unless
+`RMJAX_DOWNLOAD` asks for it (`fetch.py`). Which files make a split is said by the set's card (`configs` in README.md), else by
+their names, as the hub's own library takes them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,11 @@ from typing import Any
 
 import yaml
 
+from rmjax.fetch import DOWNLOAD, included, snapshot
+
 HUB = "hf:"
+FILES = ("*.parquet", "README.md")
+"""Of a data set, what is read."""
 DEFAULT = "default"
 _NAME = re.compile(
     r"hf:(?P<repo>[\w.-]+/[\w.-]+)(/(?P<config>[\w.-]+))?(:(?P<split>[\w.-]+))?(@(?P<revision>[\w./-]+))?"
@@ -43,7 +47,7 @@ class HubName:
     def command(self) -> str:
         """What fetches it into the cache."""
         revision = f" --revision {self.revision}" if self.revision else ""
-        return f"hf download --repo-type dataset {self.repo}{revision} --include '*.parquet' --include README.md"
+        return f"hf download --repo-type dataset {self.repo}{revision} {included(FILES)}"
 
 
 def hub_name(name: str) -> HubName:
@@ -81,15 +85,10 @@ def hub_shards(name: str) -> list[Path]:
 
 
 def _snapshot(name: str, parts: HubName) -> Path:
-    from huggingface_hub import snapshot_download  # slow to import, needed only here
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        return Path(
-            snapshot_download(parts.repo, repo_type="dataset", revision=parts.revision or None, local_files_only=True)
-        )
-    except LocalEntryNotFoundError:
-        raise FileNotFoundError(f"{name}: not in huggingface_hub's cache; run `{parts.command()}`") from None
+    found = snapshot(parts.repo, parts.revision or None, FILES, "dataset")
+    if found is None:
+        raise FileNotFoundError(f"{name}: not in huggingface_hub's cache; run `{parts.command()}`, or set {DOWNLOAD}=1")
+    return found
 
 
 def _chosen(name: str, kind: str, found: Mapping[str, Any], wanted: str, usual: Sequence[str]) -> Any:

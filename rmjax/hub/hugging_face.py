@@ -226,5 +226,5 @@ def _needs_template(model: HubModel, tokenizer: Tokenizer) -> None:
     if not tokenizer.chat_template:
         raise HubError(
             f"{model.folder}: has no chat template, which a {model.described.architecture or 'reward model'} reads; put one "
-            f"there as {TEMPLATE}, or give RewardModel.load a `form`"
+            f"there as {TEMPLATE}, or name one: `template` of RewardModel.load, --template of experiments.serve"
         )

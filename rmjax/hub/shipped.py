@@ -4,6 +4,8 @@ import re
 from importlib import resources
 from pathlib import Path
 
+from rmjax.fetch import DOWNLOAD, included, snapshot
+
 SHIPPED = "shipped:"
 DEFAULT = "shipped:polar-smollm2"
 FOLDER = Path(str(resources.files("rmjax.hub"))) / "models"
@@ -16,10 +18,10 @@ def shipped_models() -> list[str]:
 
 def model_folder(path: str | Path) -> Path:
     """The folder of a model: that of a shipped one; of one of the hub, if nothing here has that name and the cache has it; any
-    other path as it is. Nothing is fetched.
+    other path as it is. Nothing is fetched but where RMJAX_DOWNLOAD asks for it.
 
     Raises:
-      FileNotFoundError: there is no shipped model of that name; the message lists those that exist.
+      FileNotFoundError: there is no shipped model of that name, and the message lists those that exist; or the hub refuses it.
     """
     name = str(path).removeprefix(SHIPPED)
     if name == str(path):
@@ -30,20 +32,15 @@ def model_folder(path: str | Path) -> Path:
     return FOLDER / name
 
 
+FILES = ("*.json", "model*.safetensors", "*.jinja", "tokenizer.model")
+"""Of a repository, what is read."""
 _HUB_NAME = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?")
 
 
 def cached(name: str) -> Path | None:
     """The folder of `org/model[@revision]` in huggingface_hub's cache; None where it is not there, or the name is none."""
-    if not (found := _HUB_NAME.fullmatch(name)):
-        return None
-    from huggingface_hub import snapshot_download  # slow to import, needed only here
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(found["repo"], revision=found["revision"], local_files_only=True))
-    except LocalEntryNotFoundError:
-        return None
+    found = _HUB_NAME.fullmatch(name)
+    return snapshot(found["repo"], found["revision"], FILES) if found else None
 
 
 def fetching(name: str | Path) -> str:
@@ -51,4 +48,5 @@ def fetching(name: str | Path) -> str:
     if not (found := _HUB_NAME.fullmatch(str(name))) or Path(name).exists():
         return ""
     revision = f" --revision {found['revision']}" if found["revision"] else ""
-    return f"; where it is a model of the hub, `hf download {found['repo']}{revision}` fetches it"
+    command = f"hf download {found['repo']}{revision} {included(FILES)}"
+    return f"; as a model of the hub it is not in huggingface_hub's cache: run `{command}`, or set {DOWNLOAD}=1"

@@ -50,6 +50,8 @@ class Options:
     log: Path | None = None
     token_file: Path | None = None
     mesh: str = "all"
+    dtype: str = ""  # of a hub model; "" = of its files
+    template: str = ""  # chat template of a hub model; "" = its own
 
 
 def serve(options: Options) -> None:
@@ -83,7 +85,8 @@ def serve(options: Options) -> None:
 
 def application(options: Options, limits: Limits, metrics: Metrics, log: Log) -> Starlette:
     """The application of a model that is loaded and compiled."""
-    model = RewardModel.load(options.model, mesh=None if options.mesh == "one" else "all")
+    mesh = None if options.mesh == "one" else "all"
+    model = RewardModel.load(options.model, mesh, options.dtype, template=options.template)
     engine = Engine.of(model, options.max_tokens, options.batch_tokens, options.prefix_cache_tokens)
     if kept := engine.prefixes:
         _log.info("the prefix cache takes %.0f MiB", kept.size / 2**20)

@@ -7,10 +7,13 @@ import logging
 
 import numpy as np
 import pytest
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from safetensors.numpy import load_file, save_file
 
+from rmjax.data.chat import template_text
 from rmjax.data.formats import Format
 from rmjax.evaluate.evaluation import Options, evaluate, notes
+from rmjax.fetch import DOWNLOAD
 from rmjax.hub import shipped
 from rmjax.hub.config_json import read_config, written_config
 from rmjax.hub.families import KINDS
@@ -388,6 +391,45 @@ def test_no_template_asks_for_a_format(tmp_path):
         RewardModel.load(folder)
     form = Format(kind="plain", reward_token="</s>", max_length=64, max_response_length=32)
     assert RewardModel.load(folder, form=form).format == form
+    named = RewardModel.load(folder, template="chatml").format
+    assert (named.kind, named.template, named.read_out) == ("chat", template_text("chatml"), "last")
+
+
+@pytest.mark.parametrize(("asked", "online"), [("1", True), ("0", False), ("", False)])
+def test_the_network_is_asked_only_where_the_environment_says_so(tmp_path, monkeypatch, asked, online):
+    given = {}
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda repo, **options: given.update(options) or tmp_path)
+    monkeypatch.setenv(DOWNLOAD, asked)
+    assert shipped.cached("org/tiny@v2") == tmp_path
+    assert (given["local_files_only"], given["revision"]) == (not online, "v2")
+    assert given["allow_patterns"] == (list(shipped.FILES) if online else None)
+
+
+class Answer(HfHubHTTPError):
+    """One without a response, which the libraries below make differently from version to version."""
+
+    def __init__(self, text: str):
+        Exception.__init__(self, text)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            Answer("401 Client Error.\n\nRepository Not Found"),
+            r"the hub does not give it \(401 Client Error. Repository Not",
+        ),
+        (LocalEntryNotFoundError("no network"), "not in huggingface_hub's cache, and the hub is out of reach"),
+    ],
+)
+def test_what_the_hub_answers_is_said(monkeypatch, error, said):
+    def refuse(repo, **_):
+        raise error
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
+    monkeypatch.setenv(DOWNLOAD, "1")
+    with pytest.raises(FileNotFoundError, match=f"org/tiny: {said}"):
+        shipped.cached("org/tiny")
 
 
 def test_a_run_starts_from_a_folder(folder, tmp_path):
@@ -407,8 +449,12 @@ def test_a_name_of_the_hub_comes_from_the_cache(tmp_path, monkeypatch):
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"`hf download org/tiny --revision v2` fetches it"):
+    with pytest.raises(
+        FileNotFoundError, match=r"`hf download org/tiny --revision v2 --include '\*.json' .*RMJAX_DOWNLOAD=1"
+    ):
         load_start(Model(init="org/tiny@v2"))
+    with pytest.raises(FileNotFoundError, match=r"^org/tiny: no such directory of a model; as a model of the hub"):
+        RewardModel.load("org/tiny")
     repository = tmp_path / "models--org--tiny"
     copied("llama", repository / "snapshots" / ("a" * 40))
     (repository / "refs").mkdir()
