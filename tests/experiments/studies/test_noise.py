@@ -81,7 +81,7 @@ def test_the_summary_and_its_tables():
 
 @pytest.mark.slow
 def test_a_tiny_grid(tmp_path):
-    grid = tiny(save_start(tmp_path / "start"), seeds=(0,), noise=(0.25,))
+    grid = tiny(save_start(tmp_path / "start", objective="language_model"), seeds=(0,), noise=(0.25,))
     claim, workdir = measure.get_claim(grid), tmp_path / "grid"
     engine = engines.InProcess(lambda name: run_cell(claim.study, name, workdir))
     found = run(claim.study, workdir, engine, Options(lambda name: []))
