@@ -68,7 +68,9 @@ class InProcess:
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8"
         )
-        weakref.finalize(self, self._process.kill)  # else it would outlive this object: the thread below holds its pipes
+        weakref.finalize(
+            self, self._process.kill
+        )  # else it would outlive this object: the thread below holds its pipes
         self._lines = queue.Queue()
         threading.Thread(target=_read, args=(self._process, self._lines), daemon=True).start()
         ready = self._say(None, START_SECONDS)
