@@ -91,7 +91,10 @@ def statistics(model: Any, params: Any, forest: Forest, parts: Parts, rng: Any =
     hidden_RTD, table_VD = model.apply(
         {"params": params}, forest, jnp.maximum(columns_RT, 0), rngs=rngs, method="projection_at"
     )
-    return token_statistics(hidden_RTD, table_VD, forest.tokens_RT, parts.temperature, parts.vocabulary_chunk)
+    softcap = getattr(
+        getattr(model, "config", None), "logit_softcap", 0.0
+    )  # a model without a decoder's config has none
+    return token_statistics(hidden_RTD, table_VD, forest.tokens_RT, parts.temperature, parts.vocabulary_chunk, softcap)
 
 
 def critic_values(model: Any, params: Any, forest: Forest, rng: Any = None) -> jax.Array:

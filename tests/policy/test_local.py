@@ -220,9 +220,9 @@ def test_log_probabilities_are_the_trainer_s(config, params, drawn):
 
 
 @pytest.mark.slow
-def test_under_windows_too(config, params, generator):
+def test_under_windows_and_a_softcap_too(config, params, generator):
     """Shorter than a prompt; the second layer sees all, without rotary positions."""
-    config = dataclasses.replace(config, window=4, windowed=(True, False), rotary=(True, False))
+    config = changed(config, window=4, windowed=(True, False), rotary=(True, False), logit_softcap=4.0)
     found = changed(generator, config=config)(RECORDS, N, 0)
     assert_trainer_s(config, params, found.records, 0.9)
 

@@ -23,6 +23,7 @@ def token_statistics(
     tokens_RT: Int[Array, "R T"],
     temperature: float = 1.0,
     chunk: int = 8192,
+    softcap: float = 0.0,
 ) -> TokenStatistics:
     """log softmax(h · Eᵀ / temperature) at each token, and the entropy there, in fp32.
 
@@ -33,6 +34,7 @@ def token_statistics(
       hidden_RTD: the hidden states that predict the tokens.
       table_VD: the vocabulary's projection.
       temperature: that of the samples, above 0.
+      softcap: c of a model whose logits x become c · tanh(x / c) (`TransformerConfig.logit_softcap`); 0 = they stay.
 
     Raises:
       ValueError: a temperature that is not above 0: greedy samples have no policy gradient.
@@ -49,7 +51,8 @@ def token_statistics(
     def add(carry: Any, part: Any) -> tuple[Any, None]:
         highest_RT, sum_RT, weighted_RT, own_RT = carry
         table_vD, start = part
-        logits_RTv = jnp.dot(hidden, table_vD.astype(jnp.float32).T) / temperature
+        logits_RTv = jnp.dot(hidden, table_vD.astype(jnp.float32).T)
+        logits_RTv = (softcap * jnp.tanh(logits_RTv / softcap) if softcap else logits_RTv) / temperature
         logits_RTv = jnp.where(start + jnp.arange(chunk) < V, logits_RTv, _FLOOR)
         new_RT = jnp.maximum(highest_RT, jax.lax.stop_gradient(jnp.max(logits_RTv, axis=-1)))
         shrunk_RT = jnp.exp(highest_RT - new_RT)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from rmjax.losses.policy.tokens import token_statistics
+from rmjax.models.tiles import capped
 
 V, D = 13, 5
 
@@ -18,15 +19,16 @@ def given():
     return hidden, 2 * table, random.integers(0, V, (2, 4)).astype(np.int32)
 
 
-def plain(hidden, table, tokens, temperature=1.0):
-    log_p = jax.nn.log_softmax(jnp.dot(hidden, table.T) / temperature, axis=-1)
+def plain(hidden, table, tokens, temperature=1.0, softcap=0.0):
+    logits = capped(jnp.dot(hidden, table.T), softcap)
+    log_p = jax.nn.log_softmax(logits / temperature, axis=-1)
     entropy = -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)
     return jnp.take_along_axis(log_p, tokens[..., None], axis=-1)[..., 0], entropy
 
 
 @pytest.mark.parametrize("chunk", [1, 4, 5, 13, 64])
-@pytest.mark.parametrize("temperature", [1.0, 0.7, 3.0])
-def test_values_and_gradients_are_those_of_the_plain_form(given, chunk, temperature):
+@pytest.mark.parametrize(("temperature", "softcap"), [(1.0, 0.0), (0.7, 0.0), (3.0, 0.0), (0.7, 2.0)])
+def test_values_and_gradients_are_those_of_the_plain_form(given, chunk, temperature, softcap):
     hidden, table, tokens = given
     weights = np.random.default_rng(1).standard_normal((2, 2, 4)).astype(np.float32)
 
@@ -37,8 +39,8 @@ def test_values_and_gradients_are_those_of_the_plain_form(given, chunk, temperat
 
         return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(hidden, table)
 
-    (_, found), found_gradients = weighed(lambda h, t: token_statistics(h, t, tokens, temperature, chunk))
-    (_, wanted), wanted_gradients = weighed(lambda h, t: plain(h, t, tokens, temperature))
+    (_, found), found_gradients = weighed(lambda h, t: token_statistics(h, t, tokens, temperature, chunk, softcap))
+    (_, wanted), wanted_gradients = weighed(lambda h, t: plain(h, t, tokens, temperature, softcap))
     for a, b in zip((*found, *found_gradients), (*wanted, *wanted_gradients), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5)
 
