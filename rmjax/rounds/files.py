@@ -67,10 +67,10 @@ class RoundFiles:
         self.folder.mkdir(parents=True, exist_ok=True)
         path.with_suffix(".json").unlink(missing_ok=True)  # of a file that is replaced now
         write_lines(path, map(to_row, found.records))
-        told = {"metrics": dict(found.metrics), "questions": list(found.questions)}
+        told: dict[str, Any] = {"metrics": dict(found.metrics), "questions": list(found.questions)}
         failed = {str(i): list(outputs) for i, outputs in found.failed.items()}
-        said = {_SAID: {**self.settings, **own}, "sha256": _digest(path), **told, "failed": failed}
-        write_json(path.with_suffix(".json"), said)
+        settings = dict(self.settings) | dict(own)
+        write_json(path.with_suffix(".json"), {_SAID: settings, "sha256": _digest(path), **told, "failed": failed})
         again = self.read(number, own)
         assert again is not None
         return again
