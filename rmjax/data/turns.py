@@ -52,7 +52,8 @@ class Turns:
         except TemplateError as error:
             raise refused(c, error) from error
         whole = self._laid_out(c, *self._messages(c))
-        return [len(ids) - len(before) - 1 if ids[: len(before)] == before else -1 for ids in whole]
+        behind = len(before) + len(self._ending)
+        return [len(ids) - behind if ids[: len(before)] == before else -1 for ids in whole]
 
     def whole(self, text: str) -> list[int]:
         """Ids of a conversation that a template has written, its special tokens spelled: a user who types one is obeyed.

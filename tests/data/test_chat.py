@@ -64,8 +64,8 @@ def turn(role: str, content: str) -> str:
 
 
 def repr_of(tail: str) -> str:
-    """It as a template writes it."""
-    return "{{ " + json.dumps(tail) + " }}"
+    """It as a template writes it behind a whole conversation."""
+    return "{% if not add_generation_prompt %}{{ " + json.dumps(tail) + " }}{% endif %}"
 
 
 PARTS = [{"type": "text", "text": text} for text in "ab"]
@@ -149,6 +149,8 @@ def test_the_last_token_is_the_templates_own_whatever_it_is(tokenizer, tail):
     text = found.replace("{", "").replace("}", "")
     encoder = Encoder(tokenizer, form, 500)
     assert spelled(tokenizer, encoder.whole(text)) == wanted and encoder.closes(encoder.whole(text))
+    if "<|im_end|>" not in tail:
+        assert encoder._layout.answer_tokens(Comparison("a", ("bc",))) == [2]
 
 
 def test_tokens_around_turns_that_are_not_special_cannot_be_forged(tokenizer):
