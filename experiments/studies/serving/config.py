@@ -4,7 +4,7 @@ from ml_collections import ConfigDict
 
 
 def get_config(machine: str = "here") -> ConfigDict:
-    """The published sizes: half an hour of 2 cores, half of it the clients that must lose nothing."""
+    """The published sizes: a quarter of an hour of 2 cores."""
     config = ConfigDict()
     config.machine = machine  # of the results and of the page's section
     config.peer = ".venv-bench/bin/python"  # interpreter of an environment with torch and transformers
@@ -26,7 +26,7 @@ def get_config(machine: str = "here") -> ConfigDict:
     config.rounds = 5  # of the comparison; in each both sides answer each kind of requests, in an order that turns
     config.prompts = 32  # a round where prompts are shared; where not, as many texts
 
-    config.requests = 10_000  # of each client that must lose nothing; of one text
+    config.requests = 1_000  # of each client that must lose nothing; of one text
     config.known = 256  # different texts that they ask for
     config.small = ConfigDict()  # what they ask: whether a request is lost does not depend on the model's size
     config.small.model = ConfigDict({**config.model.to_dict(), "width": 32, "depth": 1, "mlp_width": 32})
