@@ -8,12 +8,13 @@ import pytest
 ROOT = Path(__file__).parents[1]
 BELOW = {
     "files": set(),
+    "fetch": set(),
     "terminal": set(),
     "losses": {"sections"},
     "models": set(),
     "parallel": set(),
-    "data": {"files", "models", "parallel"},
-    "hub": {"files", "models", "data"},
+    "data": {"files", "fetch", "models", "parallel"},
+    "hub": {"files", "fetch", "models", "data"},
     "train": {"files", "terminal", "models", "losses", "parallel", "data"},
     "policy": {"files", "models", "parallel", "data", "hub"},
     "launch": {"files", "sections"},
