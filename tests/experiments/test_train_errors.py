@@ -38,7 +38,7 @@ def refused(home, workdir, capsys, **changes) -> str:
         ),
         ({"loss__name": "bradley"}, "config.loss.name is 'bradley'; choose bradley_terry, focal, listwise, k_way, "),
         ({"loss__penalty": "log"}, "config.loss.penalty is 'log'; choose '', log_barrier, squared or centering"),
-        ({"data__kind": "pools"}, "config.data.kind is 'pools'; choose comparisons, pool, texts or samples"),
+        ({"data__kind": "pools"}, "config.data.kind is 'pools'; choose comparisons, pool, texts, samples or rollouts"),
         ({"data__policies": "sen"}, "config.data.policies is 'sen'; choose seen, unseen or all"),
         ({"data__candidates": 2}, "config.data.candidates is 2; 3 negatives need 4"),
         ({"data__rows": 0}, "config.data.rows is 0; it must be 1 or more"),
@@ -55,7 +55,7 @@ def refused(home, workdir, capsys, **changes) -> str:
         ({"format__reward_token": "<|reward|>"}, "<|reward|>"),
         ({"data__path": ""}, "is a directory"),
         ({"data__path": "shipped:nothing"}, "shipped:nothing: no such part of the shipped corpus"),
-        ({"evals__seen__kind": "pol"}, "config.evals.seen.kind is 'pol'; choose pool, comparisons, samples or suite"),
+        ({"evals__seen__kind": "pol"}, "config.evals.seen.kind is 'pol'; choose pool, comparisons, samples, suite or answers"),
     ],
     ids=lambda value: "-".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else "",
 )

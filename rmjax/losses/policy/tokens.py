@@ -6,8 +6,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from rmjax.models.tiles import capped
-
 _FLOOR = -1e30
 """Logit of a column that is no token: of probability 0, and finite, so that 0 times it is 0."""
 
@@ -53,7 +51,8 @@ def token_statistics(
     def add(carry: Any, part: Any) -> tuple[Any, None]:
         highest_RT, sum_RT, weighted_RT, own_RT = carry
         table_vD, start = part
-        logits_RTv = capped(jnp.dot(hidden, table_vD.astype(jnp.float32).T), softcap) / temperature
+        logits_RTv = jnp.dot(hidden, table_vD.astype(jnp.float32).T)
+        logits_RTv = (softcap * jnp.tanh(logits_RTv / softcap) if softcap else logits_RTv) / temperature
         logits_RTv = jnp.where(start + jnp.arange(chunk) < V, logits_RTv, _FLOOR)
         new_RT = jnp.maximum(highest_RT, jax.lax.stop_gradient(jnp.max(logits_RTv, axis=-1)))
         shrunk_RT = jnp.exp(highest_RT - new_RT)
