@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import resource
 import socket
 import time
 
@@ -138,6 +139,21 @@ def test_many_idle_connections(server):
     assert server.ask("/v1/reward", ASK)[0] == 200
     for each in idle:
         each.close()
+
+
+@pytest.mark.slow
+def test_ten_thousand_idle_connections(server):
+    """As many as the limit of open files leaves: client and server are one process here."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (before[1], before[1]))
+    count, idle = min(10_000, before[1] // 2 - 500), []
+    try:
+        idle += [raw(server, b"POST / HTTP/1.1\r\n" if i % 2 else b"") for i in range(count)]
+        assert server.ask("/v1/reward", ASK)[0] == 200
+    finally:
+        for each in idle:
+            each.close()
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 def test_a_reward_that_is_not_finite(engines):
