@@ -55,7 +55,10 @@ def refused(home, workdir, capsys, **changes) -> str:
         ({"format__reward_token": "<|reward|>"}, "<|reward|>"),
         ({"data__path": ""}, "is a directory"),
         ({"data__path": "shipped:nothing"}, "shipped:nothing: no such part of the shipped corpus"),
-        ({"evals__seen__kind": "pol"}, "config.evals.seen.kind is 'pol'; choose pool, comparisons, samples, suite or answers"),
+        (
+            {"evals__seen__kind": "pol"},
+            "config.evals.seen.kind is 'pol'; choose pool, comparisons, samples, suite or answers",
+        ),
     ],
     ids=lambda value: "-".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else "",
 )

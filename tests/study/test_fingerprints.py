@@ -58,7 +58,9 @@ def test_a_set_of_the_hub_that_is_not_named_whole_is_refused(hub, tmp_path):
 def test_a_model_of_the_hub_counts_by_its_folder(hub, tmp_path):
     made = of(model={"init": "acme/rm"})
     (said,) = absent(made, tmp_path)
-    assert said.startswith("config.model.init=acme/rm is not there; correct the path; as a model of the hub it is not in")
+    assert said.startswith(
+        "config.model.init=acme/rm is not there; correct the path; as a model of the hub it is not in"
+    )
     assert "`hf download acme/rm" in said
     hub("models", "rm", "config.json", "{}")
     assert absent(made, tmp_path) == []
