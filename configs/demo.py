@@ -18,7 +18,7 @@ def get_config(run: str = "pretrain") -> ConfigDict:
 
 def _small(config: ConfigDict) -> ConfigDict:
     # The lowest layers do not compare two texts. With two layers trained on eight frozen ones the loss is that of 18 layers, for
-    # two thirds of the FLOPs (docs/claims/polar.md, scaling law).
+    # two thirds of the FLOPs (docs/claims/polar/details.md, scaling law).
     config.model.layers = 10
     config.model.frozen_layers = 8
     config.mesh.data = 1

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 
 _ABSENT = object()
+_FIGURE = re.compile(r"\]\(([^)]+\.svg)\)")
 
 
 def _no_report(results: Mapping[str, Result]) -> dict[str, Any]:
@@ -64,6 +65,12 @@ class Claim:
     shown: Collection[str] | None = None
 
     @property
+    def details(self) -> Path:
+        """A page for what its own, of one screen, has no room for, as docs/claims/polar/details.md. There need not be one; where
+        it has the marker of a part, the part stands there."""
+        return self.page.with_suffix("") / "details.md"
+
+    @property
     def results(self) -> Path:
         """The committed file: docs/claims/polar/NAME.json for the page docs/claims/polar.md."""
         return self.page.with_suffix("") / f"{self.study.name}.json"
@@ -100,6 +107,7 @@ def refuse_unready(claim: Claim, root: Path) -> None:
         return
     for page in (claim.page, *claim.elsewhere.values()):
         there = marked(_page(root, page), page, claim.study.name)
+        there += _in_details(claim, root) if page == claim.page else []
         known = [
             name for name in (*(claim.shown or ()), *claim.elsewhere) if claim.elsewhere.get(name, claim.page) == page
         ]
@@ -124,18 +132,29 @@ def _committed(claim: Claim, root: Path) -> list[Line]:
     return read_summary(root / claim.results, claim.study.name)[1]
 
 
-def made_parts(claim: Claim, lines: Sequence[Line]) -> dict[Path, dict[str, str]]:
+def made_parts(claim: Claim, root: Path, lines: Sequence[Line]) -> dict[Path, dict[str, str]]:
     """Page → marker's name → Markdown."""
-    made: dict[Path, dict[str, str]] = {page: {} for page in (claim.page, *claim.elsewhere.values())}
+    detailed = _in_details(claim, root)
+    here = marked(_page(root, claim.page), claim.page, claim.study.name)
+    rest = claim.details if detailed and not here else claim.page  # where a part without a marker is missed
+    pages = (claim.page, *([claim.details] if detailed else []), *claim.elsewhere.values())
+    made: dict[Path, dict[str, str]] = {page: {} for page in pages}
     for name, text in claim.parts(lines).items():
-        made[claim.elsewhere.get(name, claim.page)][f"{claim.study.name}/{name}"] = text
+        marker = f"{claim.study.name}/{name}"
+        made[claim.details if marker in detailed else claim.elsewhere.get(name, rest)][marker] = text
     return made
+
+
+def _in_details(claim: Claim, root: Path) -> list[str]:
+    """Markers' names on its page of details."""
+    path = root / claim.details
+    return marked(_text(path), claim.details, claim.study.name) if path.is_file() else []
 
 
 def _pages(claim: Claim, root: Path, lines: Sequence[Line]) -> dict[Path, str]:
     """Page → its text with these lines' parts; ValueError where one has no place for what it has to show."""
     texts = {}
-    for page, parts in made_parts(claim, lines).items():
+    for page, parts in made_parts(claim, root, lines).items():
         texts[page] = filled(_page(root, page), parts, page, claim.study.name)
         name_of = {name: name.removeprefix(f"{claim.study.name}/") for name in left_out(texts[page], parts)}
         if missing := [name for name, own in name_of.items() if claim.shown is None or own in claim.shown]:
@@ -163,7 +182,7 @@ def write_page(claim: Claim, root: Path) -> dict[str, str]:
       FileNotFoundError: there are no results, or there is no page.
     """
     lines = _committed(claim, root)
-    made, texts = made_parts(claim, lines).items(), _pages(claim, root, lines)
+    made, texts = made_parts(claim, root, lines).items(), _pages(claim, root, lines)
     for path, drawing in _drawings(claim, root).items():
         write_text(path, drawing)
     for page, text in texts.items():
@@ -181,7 +200,7 @@ def check_parts(claim: Claim, root: Path) -> list[str]:
     """The markers of `check_page`."""
     lines = _committed(claim, root)
     _pages(claim, root, lines)
-    made = made_parts(claim, lines).items()
+    made = made_parts(claim, root, lines).items()
     found = [differing(_text(root / page), parts, page, claim.study.name) for page, parts in made]
     return [name for each in found for name in each]
 
@@ -190,10 +209,15 @@ def check_figures(claim: Claim, root: Path) -> list[str]:
     """The figures of `check_page`, by the names of their files: those that show other numbers, or have no link on the page."""
     from rmjax.study.figures import alike
 
-    made, page = _drawings(claim, root).items(), _page(root, claim.page)
+    made, linked = _drawings(claim, root).items(), _linked_figures(claim, root)
     wrong = [path.name for path, drawing in made if not path.is_file() or not alike(_text(path), drawing)]
-    folder = claim.page.with_suffix("").name
-    return wrong + [f"{path.name} (no link)" for path, _ in made if f"]({folder}/{path.name})" not in page]
+    return wrong + [f"{path.name} (no link)" for path, _ in made if claim.results.parent / path.name not in linked]
+
+
+def _linked_figures(claim: Claim, root: Path) -> set[Path]:
+    """The figures that its page and its page of details link."""
+    pages = [claim.page, *([claim.details] if (root / claim.details).is_file() else [])]
+    return {page.parent / link for page in pages for link in _FIGURE.findall(_page(root, page))}
 
 
 def _drawings(claim: Claim, root: Path) -> dict[Path, str]:

@@ -43,6 +43,17 @@ def test_parts_stand_on_two_pages(root):
     assert write_page(made("table", "more", "line", shown=("table", "line")), root) == {"s/more": "more 1.5"}
 
 
+def test_a_page_of_details_takes_the_parts_and_figures_that_it_has_a_place_for(root):
+    claim, details = made("table", "more", "line", figures=("drawn",)), root / "docs/speed/details.md"
+    details.write_text(MARKERS.format("more", "") + "![drawn](drawn.svg)\n")
+    assert check_page(claim, root) == ["s/table", "s/more", "s/line", "drawn.svg"]
+    write_page(claim, root)
+    assert check_page(claim, root) == []
+    assert "more 1.5" in details.read_text() and (root / PAGE).read_text() == MARKERS.format("table", "table 1.5")
+    (root / claim.results).unlink()
+    refuse_unready(made("table", "more", "line", shown=("more",)), root)
+
+
 @pytest.mark.parametrize("shown", [None, ("table", "more", "line")])
 def test_a_part_without_its_markers_is_missed(root, shown):
     claim = made("table", "more", "line", shown=shown)

@@ -55,7 +55,8 @@ def test_a_figure_that_shows_other_numbers_is_named(tmp_path):
     folder.mkdir(parents=True)
     for path in (ROOT / claim.results).parent.glob("scaling*"):
         (folder / path.name).write_bytes(path.read_bytes())
-    (tmp_path / claim.page).write_bytes((ROOT / claim.page).read_bytes())
+    for page in (claim.page, claim.details):
+        (tmp_path / page).write_bytes((ROOT / page).read_bytes())
     assert check_figures(claim, tmp_path) == []
     results = tmp_path / claim.results
     text = results.read_text()
@@ -132,18 +133,18 @@ def test_a_study_that_is_none():
 
 def test_a_page_that_was_edited_by_hand_is_refused_and_written_again(tmp_path, monkeypatch, capsys):
     claim = study.claim_of("interference", read_config(study._config_file("interference")))
-    for path in (claim.page, claim.results):
+    for path in (claim.page, claim.details, claim.results):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_bytes((ROOT / path).read_bytes())
     monkeypatch.chdir(tmp_path)
     study.check(claim)
-    text = claim.page.read_text()
-    claim.page.write_text(
+    text = claim.details.read_text()
+    claim.details.write_text(
         text.replace("<!-- made: interference/joint -->", "").replace("<!-- end: interference/joint -->", "")
     )
     with pytest.raises(ValueError, match="loramoe.md has no place for .*interference/joint"):
         study.check(claim)
-    claim.page.write_text(text.replace("| full | correct | 0.831", "| full | correct | 0.931"))
+    claim.details.write_text(text.replace("| full | correct | 0.831", "| full | correct | 0.931"))
     with pytest.raises(
         RuntimeError, match="does not say what .*interference.json says at interference/joint; write it again"
     ):
