@@ -40,7 +40,7 @@ def _quick_compilation(config: pytest.Config) -> None:
     config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
     _set(RMJAX_CACHE=folder, JAX_COMPILATION_CACHE_DIR=folder, JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.1)
     _set(JAX_DISABLE_MOST_OPTIMIZATIONS=True)
-    if jax.__version_info__ < (0, 12):  # whose XLA still has the older emitters, which compile faster
+    if jax.__version_info__ < (0, 11):  # whose XLA still has the older emitters, which compile faster
         os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_use_fusion_emitters=false"
 
 
