@@ -10,13 +10,12 @@ from pathlib import Path
 
 from absl import app, flags
 
-from experiments.start import guarded, parse_flags, prepare
+from experiments.start import guarded, parse_flags, prepare, say
 from rmjax.data.layouts import NAMES
 from rmjax.data.sources import RECORD_SPLITS
 from rmjax.judges.annotate import Options, annotate, notes
 from rmjax.judges.self_reference import STRENGTHS, Rules
 from rmjax.sections import read
-from rmjax.terminal import printable
 
 _OF_RULES = ("rounds", "reference", "decision", "strength", "scale", "limit", "ties")
 
@@ -52,10 +51,10 @@ def run() -> None:
     v = flags.FLAGS
     rules = read(Rules, {name: v[name].value for name in _OF_RULES}, "-")
     options = Options(
-        v.model, v.data, Path(v.out), rules, v.prompts, v.records, v.root, v.split, v.layout, v.on_error, v.seed
-    )
-    lines = [*notes(annotate(options)), f"wrote {options.out} and {options.report}"]
-    print(printable("\n".join(lines), keep="\n"))
+        model=v.model, data=v.data, out=Path(v.out), rules=rules, prompts=v.prompts, limit=v.records, root=v.root,
+        split=v.split, layout=v.layout, on_error=v.on_error, seed=v.seed,
+    )  # fmt: skip
+    say([*notes(annotate(options)), f"wrote {options.out} and {options.report}"])
 
 
 def main(_: list[str]) -> None:

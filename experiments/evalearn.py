@@ -11,11 +11,10 @@ from pathlib import Path
 
 from absl import app, flags
 
-from experiments.start import guarded, parse_flags, prepare
+from experiments.start import guarded, parse_flags, prepare, say
 from rmjax.judges.evalearn.protocol import PARADIGMS
 from rmjax.judges.evalearn.run import Options, evaluate, notes
 from rmjax.judges.generators import Generation
-from rmjax.terminal import printable
 
 
 def define_flags() -> None:
@@ -42,10 +41,12 @@ def run() -> None:
     """Runs by the flags and prints the figures."""
     v = flags.FLAGS
     options = Options(
-        v.model, Path(v.out), v.judge, v.problems, v.sequences, v.toy, tuple(dict.fromkeys(v.paradigm)), v.prompts,
-        Generation(v.temperature, max_new_tokens=v.max_new_tokens), v.rubric, v.limit, v.late, v.seed,
+        model=v.model, out=Path(v.out), judge=v.judge, problems=v.problems, sequences=v.sequences, toy=v.toy,
+        paradigms=tuple(dict.fromkeys(v.paradigm)), prompts=v.prompts,
+        how=Generation(v.temperature, max_new_tokens=v.max_new_tokens), rubric=v.rubric, limit=v.limit, late=v.late,
+        seed=v.seed,
     )  # fmt: skip
-    print(printable("\n".join([*notes(evaluate(options)), f"wrote {options.out / 'result.json'}"]), keep="\n"))
+    say([*notes(evaluate(options)), f"wrote {options.out / 'result.json'}"])
 
 
 def main(_: list[str]) -> None:

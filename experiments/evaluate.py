@@ -15,14 +15,13 @@ from pathlib import Path
 
 from absl import app, flags
 
-from experiments.start import error_text, parse_flags, prepare
+from experiments.start import error_text, parse_flags, prepare, say
 from rmjax.data.layouts import NAMES
 from rmjax.data.preferences import PREFERENCE_SETS
 from rmjax.data.sources import RECORD_SPLITS
 from rmjax.evaluate.evaluation import FURTHER, Options, evaluate, notes
 from rmjax.evaluate.table import print_table
 from rmjax.settings import BENCHMARKS
-from rmjax.terminal import printable
 
 
 def define_flags() -> None:
@@ -98,7 +97,7 @@ def main(_: list[str]) -> None:
     print_table(result)
     files = [options.out, options.scores, options.routing and options.routing / "report.html"]
     written = f"wrote {' and '.join(str(path) for path in files if path)}"
-    print(printable("\n".join([*notes(result), written]), keep="\n"))
+    say([*notes(result), written])
 
 
 if __name__ == "__main__":

@@ -11,10 +11,9 @@ from pathlib import Path
 
 from absl import app, flags
 
-from experiments.start import guarded, parse_flags, prepare
+from experiments.start import guarded, parse_flags, prepare, say
 from rmjax.judges.generators import Generation
 from rmjax.judges.llmeval_med.run import Options, evaluate, notes
-from rmjax.terminal import printable
 
 
 def define_flags() -> None:
@@ -38,9 +37,10 @@ def run() -> None:
     v = flags.FLAGS
     how = Generation(v.temperature, 0.9, v.max_new_tokens)
     options = Options(
-        v.model, v.judge, Path(v.out), v.data, v.human, v.library, v.rounds, v.runs, v.prompts, how, v.seed
-    )
-    print(printable("\n".join([*notes(evaluate(options)), f"wrote {options.out / 'result.json'}"]), keep="\n"))
+        model=v.model, judge=v.judge, out=Path(v.out), data=v.data, human=v.human, library=v.library, rounds=v.rounds,
+        runs=v.runs, prompts=v.prompts, how=how, seed=v.seed,
+    )  # fmt: skip
+    say([*notes(evaluate(options)), f"wrote {options.out / 'result.json'}"])
 
 
 def main(_: list[str]) -> None:

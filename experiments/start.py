@@ -2,6 +2,7 @@
 
 import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from absl import flags
@@ -11,6 +12,12 @@ from rmjax.files import refuse_url
 from rmjax.guard import error_text, log_to_terminal
 from rmjax.guard import guarded as guarded  # the commands' one door to what they do first
 from rmjax.guard import prepare as prepare
+from rmjax.terminal import printable
+
+
+def say(lines: Iterable[str]) -> None:
+    """Lines on the terminal, what it cannot show escaped."""
+    print(printable("\n".join(lines), keep="\n"))
 
 
 def _check_config_file(argv: list[str]) -> None:

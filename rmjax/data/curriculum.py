@@ -78,7 +78,7 @@ class Curriculum:
                     trees.append(tree)
                     margins.append(float(margins_RG[r, g]))
             self._order = sorted(range(len(trees)), key=lambda i: -margins[i])  # stable: of equal ones the first drawn
-            self._batches, self._given = packed([trees[i] for i in self._order], self._shape), 0
+            self._batches, self._given = in_order([trees[i] for i in self._order], self._shape), 0
             if self._estimate and margins:
                 self._noise = self._estimate(np.asarray(margins))
         if not self._batches:
@@ -118,11 +118,11 @@ class Curriculum:
         if window := state.get("window"):
             self._begin, self._order = state["source"], list(window["order"])
             trees = [tree for forest in self._draw(None, 0, window["drawn"]) for _, _, tree in unpack(forest)]
-            self._batches = packed([trees[i] for i in self._order], self._shape)
+            self._batches = in_order([trees[i] for i in self._order], self._shape)
             self._given = window["given"]
 
 
-def packed(trees: list[Tree], shape: ForestShape) -> list[Forest]:
+def in_order(trees: list[Tree], shape: ForestShape) -> list[Forest]:
     """Batches of trees in their order: a new one begins with the first that the last has no room for."""
     packers: list[Packer] = []
     for tree in trees:

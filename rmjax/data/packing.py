@@ -262,6 +262,14 @@ def arrange_sizes(sizes: Sequence[int], row_tokens: int, groups: int) -> list[li
     return rows
 
 
+def _arranged(trees: Sequence[Tree], shape: ForestShape) -> list[list[int]]:
+    """`arrange` for a shape; ValueError for a tree that fits no row of it."""
+    for tree in trees:
+        if reason := shape.refuse(tree):
+            raise ValueError(f"record {tree.record}: {reason}")
+    return arrange(trees, shape.row_tokens, shape.groups)
+
+
 def packed(trees: Sequence[Tree], shape: ForestShape, unit: int = 1) -> Forest:
     """All trees in one batch, in as few rows as best fit needs. Their number is `unit` times 1, 2, 3, 4, 6, 8, 12, …, so that few
     shapes are ever compiled, whatever `shape.rows` is.
@@ -269,10 +277,7 @@ def packed(trees: Sequence[Tree], shape: ForestShape, unit: int = 1) -> Forest:
     Raises:
       ValueError: a tree that fits no row.
     """
-    for tree in trees:
-        if reason := shape.refuse(tree):
-            raise ValueError(f"record {tree.record}: {reason}")
-    rows = arrange(trees, shape.row_tokens, shape.groups)
+    rows = _arranged(trees, shape)
     whole = dataclasses.replace(shape, rows=unit * at_most_two_digits(max(1, -(-len(rows) // unit))))
     return fill(whole, [[trees[i] for i in row] for row in rows])
 
@@ -289,10 +294,7 @@ def pack(trees: Sequence[Tree], shape: ForestShape) -> Iterator[tuple[Forest, li
     Raises:
       ValueError: a tree that fits no row.
     """
-    for tree in trees:
-        if reason := shape.refuse(tree):
-            raise ValueError(f"record {tree.record}: {reason}")
-    rows = arrange(trees, shape.row_tokens, shape.groups)
+    rows = _arranged(trees, shape)
     for first in range(0, len(rows), shape.rows):
         places = [rows[r] if r < len(rows) else [] for r in range(first, first + shape.rows)]
         yield fill(shape, [[trees[i] for i in row] for row in places]), places
