@@ -34,7 +34,7 @@ def define_flags() -> None:
     )
     flags.DEFINE_integer("queue", 4096, "texts that may wait; more get 503", 1)
     flags.DEFINE_float(
-        "wait_ms", 3.0, "the first text of a batch waits so long for others while the model is idle", 0.0
+        "wait_ms", 3.0, "the first text of a batch waits so long for others while nothing else waits", 0.0
     )
     flags.DEFINE_multi_string(
         "strip", [], "text at the end of an OpenRLHF query that is not the answer's, such as </s>"

@@ -23,20 +23,20 @@ def snapshot(
     from huggingface_hub import snapshot_download  # slow to import, needed only here
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    asked = os.environ.get(DOWNLOAD, "") not in ("", "0")
-    patterns = list(files) if asked else None
     try:
-        return Path(
-            snapshot_download(
-                repo, repo_type=kind, revision=revision, local_files_only=not asked, allow_patterns=patterns
-            )
-        )
+        here = Path(snapshot_download(repo, repo_type=kind, revision=revision, local_files_only=True))
     except LocalEntryNotFoundError:
-        if asked:
-            raise FileNotFoundError(
-                f"{repo}: not in huggingface_hub's cache, and the hub is out of reach; try again with a network"
-            ) from None
-        return None
+        here = None
+    if os.environ.get(DOWNLOAD, "") in ("", "0"):
+        return here
+    # Of what is there, the commit (its folder's name): a later one would be another model, and nobody asked for it.
+    commit = here.name if here else revision
+    try:
+        return Path(snapshot_download(repo, repo_type=kind, revision=commit, allow_patterns=list(files)))
+    except LocalEntryNotFoundError:
+        raise FileNotFoundError(
+            f"{repo}: not in huggingface_hub's cache, and the hub is out of reach; try again with a network"
+        ) from None
     except HfHubHTTPError as error:
         said = " ".join(str(error).split())[:200]
         raise FileNotFoundError(

@@ -10,10 +10,12 @@ from rmjax_client import Client
 
 
 def record(prompt: Any, output: Any, reference: Any = None) -> dict[str, Any]:
-    """A record as the server reads it; `output` may be messages, too, and `reference` a list of texts."""
+    """A record as the server reads it; `output` may be messages, too, and `reference` a number or a list of texts."""
     field = "prompt" if isinstance(prompt, str) else "messages"
     if reference is None or reference == "" or reference == []:
         return {field: prompt, "output": output}
+    if isinstance(reference, int | float) and not isinstance(reference, bool):
+        reference = str(reference)  # the answer to a sum, as data sets of mathematics have it
     several = "references" if isinstance(reference, list) else "reference"
     return {field: prompt, "output": output, several: reference}
 

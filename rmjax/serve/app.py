@@ -178,7 +178,7 @@ def parsed(text: bytes) -> Body:
     try:
         decoded = text.decode(json.detect_encoding(text))  # json itself would take bytes of lone surrogates
         found = json.loads(decoded, parse_constant=_no_constant)
-        if b"\\u" in text:
+        if "\\u" in decoded:
             json.dumps(found, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         raise Refused(400, "a text has half of a surrogate pair; remove the half of a \\ud800-\\udfff escape") from None

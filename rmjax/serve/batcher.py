@@ -33,7 +33,7 @@ class Batcher:
       plan: keys of waiting sequences → the next batch; never called twice at the same time.
       run: batch → key → reward.
       limit: sequences that may wait; more are refused with 503.
-      wait: seconds that the first of a batch waits for others while the model is idle.
+      wait: seconds that the first of a batch waits for others while nothing else waits.
       ran: told of each batch with its seconds.
       at_once: batches that run at the same time, so that one is planned, filled and read while the other computes. With 1,
         `plan` and `run` are called in one thread.
@@ -49,10 +49,11 @@ class Batcher:
         at_once: int = 1,
     ):
         self._plan, self._run, self.limit, self._wait, self._ran = plan, run, limit, wait, ran
+        self._at_once = at_once
         self._waiting: list[Waiting] = []
         self._running: set[Waiting] = set()
         self._some, self._slots = asyncio.Event(), asyncio.Semaphore(at_once)
-        self._rate = 0.0  # sequences a second, lately
+        self._rate = 0.0  # sequences a second of one batch, lately
         self._model = ThreadPoolExecutor(at_once, thread_name_prefix="model")
         self._planner = self._model if at_once == 1 else ThreadPoolExecutor(1, thread_name_prefix="planner")
 
@@ -121,7 +122,7 @@ class Batcher:
             batch = await loop.run_in_executor(self._planner, self._plan, [each.key for each in window])
         except Exception as error:  # a mistake of ours: those who asked are told, and the server lives on
             _log.exception("no batch could be planned of %d texts", len(window))
-            self._fail(window, error)
+            self._fail(window, error, "the server could not make a batch of the waiting texts")
             return None
         keys = set(batch.keys)
         return batch, [each for each in window if each.key in keys]
@@ -138,18 +139,18 @@ class Batcher:
                     each.reward.set_result(found[each.key])
         except Exception as error:  # whatever XLA raises: those who asked are told, and the next batch is run
             _log.exception("a batch of %d texts failed", len(mine))
-            self._fail(mine, error)
+            self._fail(mine, error, "the model failed on the batch of this text")
         finally:
             self._running.difference_update(mine)
             self._slots.release()
 
     @staticmethod
-    def _fail(these: Sequence[Waiting], error: Exception) -> None:
-        reason = f"the model failed on the batch of this text ({type(error).__name__}); the server's log has more"
+    def _fail(these: Sequence[Waiting], error: Exception, what: str) -> None:
+        reason = f"{what} ({type(error).__name__}); the server's log has more"
         for each in these:
             if not each.reward.done():
                 each.reward.set_result(Refused(500, reason))
 
     def _soon(self) -> int:
         """Seconds until what waits is done, as it goes lately; 1 to 60."""
-        return min(60, max(1, math.ceil(self.waiting / self._rate))) if self._rate else 1
+        return min(60, max(1, math.ceil(self.waiting / (self._rate * self._at_once)))) if self._rate else 1

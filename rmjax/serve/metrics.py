@@ -34,7 +34,9 @@ class Metrics:
         self.padded = counter("row_tokens", "tokens of the batches, padding included")
         self.recompiles = counter("recompiles", "programs that were compiled after the start")
         self.log_errors = counter("log_errors", "lines that the request log did not take")
-        self.model_seconds = counter("model_seconds", "seconds in the model")
+        self.model_seconds = counter(
+            "model_seconds", "seconds of batches in the model, those at the same time each with its own"
+        )
         self.seconds = Histogram(
             "rmjax_request_seconds", "seconds from a request's last byte to its reply", ["route"], buckets=_SECONDS,
             registry=self.registry,

@@ -42,7 +42,7 @@ class Options:
     batch_tokens: int = 0  # of a call of the model; 0 = as for scoring files
     prefix_cache_tokens: int = 0  # whose keys and values are kept from batch to batch; 0 = none
     queue: int = 4096  # texts that may wait
-    wait_ms: float = 3.0  # that the first text of a batch waits for others while the model is idle
+    wait_ms: float = 3.0  # that the first text of a batch waits for others while nothing else waits
     strip: tuple[str, ...] = ()  # texts at the end of an OpenRLHF query that are not of the answer
     scalar_pooling: bool = False
     body_mb: float = 16.0

@@ -27,7 +27,7 @@ class Service:
     Args:
       truncate: cut too long records by the format's rule; otherwise they are refused.
       queue: texts that may wait.
-      wait: seconds that the first text of a batch waits for others while the model is idle.
+      wait: seconds that the first text of a batch waits for others while nothing else waits.
     """
 
     def __init__(

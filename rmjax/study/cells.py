@@ -97,7 +97,7 @@ def members(
     for number, overrides in enumerate(sweep):
         if odd := [key for key in overrides if not isinstance(key, str)]:
             raise ValueError(
-                f"member {number}: the key {odd[0]!r} is no text; write a key of the config, such as run.seed"
+                f"member {number}: the key {odd[0]!r} is not a string; write a key of the config, such as run.seed"
             )
     varied = varying(sweep)
     found: dict[str, Cell] = {}

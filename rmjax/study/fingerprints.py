@@ -77,8 +77,15 @@ def paths_of(key: str, value: Any, config: Mapping[str, Any], workdir: Path) -> 
         return (set_path(value, root),) if root else ()
     if not re.fullmatch(_DATA, key) or re.match(r"(cell|tfds):", value) or re.search(r"{[{%]", value):
         return ()  # braces: a template's own text
-    path = model_folder(value) if key.endswith("init") else Path(value)
+    path = _of_model(value) if key.endswith("init") else Path(value)
     return (path,) if "/" in value or path.suffix or path.exists() else ()
+
+
+def _of_model(name: str) -> Path:
+    try:
+        return model_folder(name)
+    except FileNotFoundError:  # not there, and the hub does not give it: a result that was made of it stays
+        return Path(name)
 
 
 def _of_hub(name: str) -> Sequence[Path]:

@@ -396,13 +396,15 @@ def test_no_template_asks_for_a_format(tmp_path):
 
 
 @pytest.mark.parametrize(("asked", "online"), [("1", True), ("0", False), ("", False)])
-def test_the_network_is_asked_only_where_the_environment_says_so(tmp_path, monkeypatch, asked, online):
-    given = {}
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda repo, **options: given.update(options) or tmp_path)
+@pytest.mark.parametrize("revision", ["v2", None])
+def test_the_network_is_asked_only_where_the_environment_says_so(tmp_path, monkeypatch, asked, online, revision):
+    given, commit = [], tmp_path / "c0ffee"
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda repo, **options: given.append(options) or commit)
     monkeypatch.setenv(DOWNLOAD, asked)
-    assert shipped.cached("org/tiny@v2") == tmp_path
-    assert (given["local_files_only"], given["revision"]) == (not online, "v2")
-    assert given["allow_patterns"] == (list(shipped.FILES) if online else None)
+    assert shipped.cached("org/tiny" + (f"@{revision}" if revision else "")) == commit
+    assert given[0] == {"repo_type": "model", "revision": revision, "local_files_only": True}
+    fetched = {"repo_type": "model", "revision": "c0ffee", "allow_patterns": list(shipped.FILES)}
+    assert given[1:] == ([fetched] if online else [])  # what is there, and not a later commit
 
 
 class Answer(HfHubHTTPError):
@@ -423,8 +425,8 @@ class Answer(HfHubHTTPError):
     ],
 )
 def test_what_the_hub_answers_is_said(monkeypatch, error, said):
-    def refuse(repo, **_):
-        raise error
+    def refuse(repo, local_files_only=False, **_):
+        raise LocalEntryNotFoundError("not cached") if local_files_only else error
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
     monkeypatch.setenv(DOWNLOAD, "1")

@@ -129,7 +129,8 @@ def test_what_a_client_cannot_be():
     ("reference", "fields"),
     [
         ("r", {"reference": "r"}), (b"r", {"reference": "r"}), (["r", b"s"], {"references": ["r", "s"]}),
-        (np.array(["r", "s"]), {"references": ["r", "s"]}), (None, {}), ("", {}), ([], {}), (7, {"reference": 7}),
+        (np.array(["r", "s"]), {"references": ["r", "s"]}), (None, {}), ("", {}), ([], {}), (7, {"reference": "7"}),
+        ({"gt": 7}, {"reference": {"gt": 7}}),
     ],
 )  # fmt: skip
 def test_a_reference_is_sent_as_it_is(scripted, reference, fields):

@@ -47,7 +47,7 @@ def test_a_member_without_a_key_has_the_base_s_value():
     [
         ([], "the sweep has no members"),
         ([{"run.sed": 1}], "member 0: the config has no key run.sed; did you mean `seed`?"),
-        ([{"rate": 0.2}, {3: 1}], "member 1: the key 3 is no text; write a key of the config, such as run.seed"),
+        ([{"rate": 0.2}, {3: 1}], "member 1: the key 3 is not a string; write a key of the config, such as run.seed"),
         ([{"run.seed.x": 1}], "member 0: the config has no key run.seed.x"),
         (
             [{"rate": 0.2}, {"rate": "high"}],

@@ -32,6 +32,10 @@ def get_config(machine: str = "here") -> ConfigDict:
     config.small.model = ConfigDict({**config.model.to_dict(), "width": 32, "depth": 1, "mlp_width": 32})
     config.small.texts = ConfigDict({"prompt": 16, "answer": (4, 12), "answers": 16})
 
-    config.loads = (0.25, 0.5, 0.75)  # open loop: fractions of the rate that the clients above had
+    config.loads = (
+        0.25,
+        0.5,
+        0.75,
+    )  # open loop, the large model: fractions of the rate that closed clients reach with it
     config.seconds = 60.0  # of each
     return config
