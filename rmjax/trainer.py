@@ -284,6 +284,10 @@ class Trainer:
         }
         if not entries:
             return None
+        if len(entries) > 1:
+            raise ValueError(
+                f"config.evals has patience in {' and '.join(entries)}, and best/ holds the best state of one; keep it in one"
+            )
         assert self.workdir
         watch = Watch(entries, functools.partial(self._keep, self.workdir / "best"))
         watch.recall(read_metrics(self.workdir / "metrics.jsonl"))

@@ -9,7 +9,7 @@ N outputs of a record, M models.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -110,11 +110,10 @@ def by_strength(rules: Rules, records: Found, place: str) -> tuple[Found, int]:
         raise ValueError(
             f"{place}: every {rules.of} strength is 0: the vote models tell nothing apart; train them longer"
         )
-    filtered, flipped = (_threshold(strengths, part, rules.below) for part in (rules.filter, rules.flip))
-    kept = np.flatnonzero(strengths > filtered)
+    kept = np.flatnonzero(strengths > _threshold(strengths, rules.filter, rules.below))
     if not len(kept):
         raise ValueError(f"{place}: config.strength.filter leaves no record; lower it, or strength.below")
-    rules = dataclasses.replace(rules, flipped=flipped)
+    rules = dataclasses.replace(rules, flipped=_threshold(strengths[kept], rules.flip, rules.below))
     taken = len(strengths) - len(kept)
     if isinstance(records, Again):
         before = records.prepare
@@ -137,11 +136,12 @@ def applied(rules: Rules, c: Comparison) -> Comparison:
     A record of a strength up to `rules.flipped` is turned round, and its margin with it. `smooth` is the paper's: only pairs of
     a strength below `below` are softened. `soft` takes every target from the models instead.
     """
-    if strength_of(c, rules.of) <= rules.flipped:
+    is_flipped = strength_of(c, rules.of) <= rules.flipped
+    if is_flipped:
         c = reverse(c)
     strength_NN, better_NN = _pairs(c, rules.of), _better(c)
     known_NN = better_NN | better_NN.T
-    sure_NN = 1 - rules.smooth * (strength_NN < rules.below)
+    sure_NN = 1 - (0.0 if is_flipped else rules.smooth) * (strength_NN < rules.below)
     target_NN = np.where(better_NN, sure_NN, 0.0) + np.where(better_NN.T, 1 - sure_NN.T, 0.0)
     if rules.soft == "votes":
         target_NN = np.asarray(c.columns[f"{_PREFIX[rules.of]}votes"], np.float64)
@@ -159,20 +159,29 @@ def applied(rules: Rules, c: Comparison) -> Comparison:
 
 
 def carried(records: Sequence[Comparison], onto: Sequence[Comparison], place: str) -> list[Comparison]:
-    """Records with the strengths of others of the same ids and outputs.
+    """Records with the strengths of others of the same ids, prompts and outputs.
 
     Raises:
-      ValueError: strengths of another data set: ids that are missing, or stand for other outputs.
+      ValueError: strengths of another data set: records that are missing; or a record that is there twice with two strengths.
     """
-    known: Mapping[str, Comparison] = {c.id: c for c in records}
-    missing = [c.id or c.place for c in onto if c.id not in known or known[c.id].outputs != c.outputs]
+    known: dict[tuple[Any, ...], Comparison] = {}
+    for c in records:
+        there = known.setdefault(_same(c), c)
+        if any(there.columns.get(name) != c.columns.get(name) for name in FIELDS):
+            raise ValueError(f"{place} has record {c.id or c.place} twice, with two strengths; keep one of them")
+    missing = [c.id or c.place for c in onto if _same(c) not in known]
     if missing:
         raise ValueError(
             f"{place} has the strengths of another data set: {len(missing)} of {len(onto)} records are not in it, the first is "
             f"{missing[0]}; measure them on these records"
         )
-    found = [{name: value for name, value in known[c.id].columns.items() if name in FIELDS} for c in onto]
+    found = [{name: value for name, value in known[_same(c)].columns.items() if name in FIELDS} for c in onto]
     return [dataclasses.replace(c, columns={**c.columns, **more}) for c, more in zip(onto, found, strict=True)]
+
+
+def _same(c: Comparison) -> tuple[Any, ...]:
+    """What two records have in common that are one."""
+    return c.id, c.prompt, c.outputs
 
 
 def check(rules: Rules) -> None:
@@ -180,6 +189,10 @@ def check(rules: Rules) -> None:
     if rules.smooth and rules.soft != "none":
         raise ValueError(
             f"config.strength.soft is {rules.soft!r}, which gives every target, and strength.smooth is {rules.smooth}; drop one"
+        )
+    if rules.flip and rules.soft != "none":
+        raise ValueError(
+            f"config.strength.soft is {rules.soft!r}, which gives every target, and strength.flip is {rules.flip}; drop one"
         )
     if not any((rules.flip, rules.filter, rules.smooth, rules.margin, rules.soft != "none")):
         raise ValueError(

@@ -10,6 +10,7 @@ import jax
 
 from rmjax.data.packing import ForestShape
 from rmjax.data.record import Comparison, to_row
+from rmjax.data.sources import located
 from rmjax.evaluate.comparisons import evaluate_comparisons, known_ranks
 from rmjax.evaluate.language import LanguageModel, score_texts
 from rmjax.evaluate.report import environment
@@ -102,7 +103,10 @@ def annotate(options: Options) -> dict[str, Any]:
       OSError, ValueError: a file, a prompt or a model cannot be used, or no record got a label; says which and why.
       InUseError: another process writes the replies.
     """
-    for path in (options.out, options.report):
+    own = [options.out, options.report, options.replies]
+    if Path(located(options.data)).resolve() in [path.resolve() for path in own]:
+        raise OSError(f"--data={options.data} would be overwritten; name another --out")
+    for path in own[:2]:
         refuse_unwritable(path)
     loaded = load_comparisons(options.data, options.root, options.split, options.on_error, options.layout)  # type: ignore[arg-type]
     records, prompts = loaded.records[: options.limit or None], Prompts.load(options.prompts)
@@ -120,7 +124,7 @@ def annotate(options: Options) -> dict[str, Any]:
         "model": named.name, "data": options.data, "prompts": options.prompts,
         "rules": dataclasses.asdict(options.rules), "records": len(records), "labeled": len(kept), "dropped": dict(dropped),
         "unreadable_rows": dict(loaded.unreadable), "failures": dict(failures),
-        **_of_rounds(records, rounds, options.seed), **_gold(records, kept, strength, options.seed), **environment(),
+        **_of_rounds(records, rounds, options.seed), **_gold(records, kept, rounds, strength, options.seed), **environment(),
     }  # fmt: skip
     write_json(options.report, report)
     if not kept:
@@ -170,16 +174,21 @@ def _readings(rounds: Sequence[Round]) -> dict[Place, list[Reading]]:
 
 
 def _gold(
-    records: Sequence[Comparison], kept: Sequence[Comparison], strength: Sequence[float], seed: int
-) -> dict[str, Any]:
+    records: Sequence[Comparison], kept: Sequence[Comparison], rounds: Sequence[Sequence[Round]], strength: Sequence[float],
+    seed: int,
+) -> dict[str, Any]:  # fmt: skip
     """How often the majority, and the sign of the strength, agree with the order that records came with, beside baselines;
-    nothing where none had one."""
-    before = {id_of(c): (c, gap) for c, gap in zip(records, strength, strict=True)}
-    gold = [before[id_of(c)][0] for c in kept]
+    nothing where none had one. A strength is that of a record with a readable decision in each order."""
+    before = {id_of(c): c for c in records}
+    gold = [before[id_of(c)] for c in kept]
     if not any(len(set(known_ranks(c) or ())) > 1 for c in gold):
         return {}
     found = evaluate_comparisons(gold, [[-rank for rank in c.ranks or ()] for c in kept], seed)
-    pairs = [(c, [gap, 0.0]) for c, gap in before.values() if len(c.outputs) == 2]
+    pairs = [
+        (c, [gap, 0.0])
+        for c, of_record, gap in zip(records, rounds, strength, strict=True)
+        if len(c.outputs) == 2 and votes_of(of_record)
+    ]
     by_strength = evaluate_comparisons([c for c, _ in pairs], [scores for _, scores in pairs], seed)
     baselines = {name: each["overall"] for name, each in found["baselines"].items()}
     return {"gold": {"overall": found["overall"], "strength": by_strength["overall"], "baselines": baselines}}

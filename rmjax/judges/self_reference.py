@@ -253,16 +253,26 @@ def labeled(
         if len(c.outputs) != 2:
             dropped[NOT_TWO] += 1
             continue
-        votes = [(one.swapped, _VOTES[one.vote]) for one in of_record if isinstance(one.vote, str)]
-        if len({swapped for swapped, _ in votes}) < 2:
+        votes = votes_of(of_record)
+        if not votes:
             dropped[UNREAD_ORDER] += 1
             continue
-        fraction = float(np.mean([(1 + a - b) / 2 for _, (a, b) in votes]))
+        fraction = float(np.mean([(1 + a - b) / 2 for a, b in votes]))
         if fraction == 0.5 and rules.ties == "drop":
             dropped[NO_WINNER] += 1
             continue
-        kept.append(_labeled(c, tuple(vote for _, vote in votes), fraction, margin))
+        kept.append(_labeled(c, votes, fraction, margin))
     return kept, dropped
+
+
+def votes_of(of_record: Sequence[Round]) -> tuple[tuple[float, float], ...]:
+    """As many readable votes of one order as of the other, the first ones of each; otherwise who prefers a place would seem to
+    prefer an answer. None where an order has none."""
+    by_order: list[list[tuple[float, float]]] = [[], []]
+    for one in of_record:
+        if isinstance(one.vote, str):
+            by_order[one.swapped].append(_VOTES[one.vote])
+    return tuple(vote for pair in zip(*by_order, strict=False) for vote in pair)
 
 
 def _labeled(c: Comparison, votes: tuple[tuple[float, float], ...], fraction: float, margin: float) -> Comparison:

@@ -23,7 +23,7 @@ from rmjax.data.packing import ForestShape
 from rmjax.data.pipeline import Source
 from rmjax.data.votes import Order
 from rmjax.evaluate.scorers import OfMembers
-from rmjax.losses import ranking
+from rmjax.losses import ranking, ties
 from rmjax.losses.review import REVIEWS, diagnostics, flipped_fraction, selections
 from rmjax.methods import dpo
 from rmjax.methods.method import Build, Method, Rewards, Wrapped
@@ -151,6 +151,11 @@ def _check(config: Config, mesh: Any, rules: Any) -> None:
     if config.objective not in ("preference", "dpo"):
         raise ValueError(
             f"config.crm.review is {section.review!r}, and objective={config.objective} ranks no answers; use preference or dpo"
+        )
+    if (name := config.sections["loss"].name) in (*ties.TIES, "regression"):
+        raise ValueError(
+            f"config.loss.name is {name!r}, and crm.review compares ordered pairs only; use bradley_terry, focal, listwise or "
+            "k_way"
         )
     if config.objective == "dpo" and not section.apart:
         raise ValueError(

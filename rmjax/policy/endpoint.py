@@ -56,6 +56,13 @@ class _Part(NamedTuple):
     size: int
 
 
+_OWN = {
+    "model", "messages", "prompt", "n", "seed", "stream", "temperature", "top_p", "stop", "max_tokens", "max_completion_tokens",
+    "logprobs",
+}  # fmt: skip
+"""Keys of a request that have fields of their own."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Endpoint:
     """Answers of a model that a server has. Each call is a session of its own.
@@ -91,7 +98,7 @@ class Endpoint:
             )
         if self.reasoning not in REASONING:
             raise ValueError(f"reasoning is {self.reasoning!r}; choose {' or '.join(REASONING)}")
-        if taken := {"model", "messages", "prompt", "n", "seed", "stream"} & self.more.keys():
+        if taken := _OWN & self.more.keys():
             raise ValueError(f"more has {', '.join(sorted(taken))}, which the request has already; remove it")
 
     def __call__(self, records: Sequence[Comparison], samples: int, seed: int) -> Generated:

@@ -89,12 +89,12 @@ def run(config: ConfigDict, workdir: Path) -> list[dict[str, Any]]:
     """All rounds that are not there yet, and what came of each.
 
     Raises:
-      ValueError: a config that goes together with no round, or `workdir` holds rounds of another one.
+      ValueError: a config that cannot be run, or `workdir` holds rounds of another one.
       OSError, RecordError: files that cannot be used.
     """
     open_workdir(workdir)
-    _keep_config(config, workdir / "rounds_config.json")
     chain = _checked(config, workdir)
+    _keep_config(config, workdir / "rounds_config.json")
     found = [_first(chain)]
     for n in range(1, chain.rounds.count + 1):
         found.append(_round(chain, n))

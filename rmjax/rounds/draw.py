@@ -1,6 +1,7 @@
 """A round's answers: drawn by a generator, rewarded, and with what models say of their tokens recorded beside them."""
 
 import dataclasses
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +15,7 @@ from rmjax.policy.generator import Generated, Generator
 from rmjax.rewards.reward import Failure, Reward, Values, checked, rewarded
 from rmjax.rounds.files import Round
 
+_log = logging.getLogger(__name__)
 TokenMeasure = Callable[[Any, Any], Any]
 """(parameters of all roles, forest) → a number at every token, [R, T], on the host or a device."""
 SECONDS = ("sampling", "rewarding", "recording")
@@ -25,7 +27,7 @@ class Rewarded(NamedTuple):
     Attributes:
       records: those that have an answer with a reward, with the column `rewards`.
       places: of each, the index of what was asked.
-      failed: number of a record here → its outputs without a reward.
+      failed: index of what was asked → its outputs without a reward.
       dropped: reason → answers that could not be had or rewarded; and `records without a reward`.
     """
 
@@ -53,12 +55,12 @@ def with_rewards(asked: Sequence[Comparison], found: Generated, reward: Reward) 
     kept, dropped = rewarded(found.records, _Said(reward.name, values))
     able = [i for i, each in enumerate(values) if not all(isinstance(value, Failure) for value in each)]
     failed = {
-        number: [
+        place: [
             {"output": str(output), "reason": value.reason}
-            for output, value in zip(found.records[i].outputs, values[i], strict=True)
+            for output, value in zip(c.outputs, of_outputs, strict=True)
             if isinstance(value, Failure)
         ]
-        for number, i in enumerate(able)
+        for place, c, of_outputs in zip(places, found.records, values, strict=True)
     }
     return Rewarded(
         kept, [places[i] for i in able], {n: each for n, each in failed.items() if each}, found.dropped + dropped
@@ -138,6 +140,8 @@ class Drawing:
         if not found.records:
             reasons = ", ".join(f"{count} × {reason}" for reason, count in found.dropped.most_common(5))
             raise ValueError(f"no answer of a round has a reward ({reasons}); look at config.reward and what it asks")
+        if found.dropped:
+            _log.warning("a round: dropped %s", dict(found.dropped))
         times.append(time.perf_counter())
         records = self._recorded(measured, found.records)
         times.append(time.perf_counter())

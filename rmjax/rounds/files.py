@@ -21,7 +21,7 @@ from rmjax.files import replacing, write_json, write_lines
 
 _SAID = "drawn with"
 Failed = Mapping[int, Sequence[Mapping[str, str]]]
-"""Number of a record among those of its round → its outputs without a reward: `output`, `reason`."""
+"""Index of a prompt → its outputs without a reward: `output`, `reason`."""
 
 
 @dataclasses.dataclass(frozen=True)

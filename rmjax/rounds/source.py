@@ -117,13 +117,14 @@ class Rounds:
         if place:
             where = self._files.path(number) if self._files else "its answers"
             raise ValueError(
-                f"{where} is not there, and the run goes on inside round {number}, whose policy is no more; bring it back, or go "
-                f"on from a checkpoint of step {number * self.plan.steps} or before"
+                f"{where} is not there, and the run goes on inside round {number}, and the policy that gave them is gone; bring "
+                f"it back, or go on from a checkpoint of step {number * self.plan.steps} or before"
             )
         params = merge(state.trainable, state.frozen)
         measured = self._with_reference(state, params, number)
         drawn = self._draw(params, measured, [self._questions[i] for i in asked], seed)
-        placed = Round(drawn.records, [asked[i] for i in drawn.questions], drawn.metrics, drawn.failed)
+        failed = {asked[i]: outputs for i, outputs in drawn.failed.items()}
+        placed = Round(drawn.records, [asked[i] for i in drawn.questions], drawn.metrics, failed)
         return self._files.write(number, placed, own) if self._files else placed
 
     # --- the reference ----------------------------------------------------------------------------------------------------

@@ -43,8 +43,8 @@ class Watch:
         for name, entry in self.entries.items():
             if 0 < entry.patience <= self.below.get(name, 0):
                 return (
-                    f"evaluation {name}: the gold reward is below its best, {self.best[name]:.4g}, by more than {entry.drop:g} "
-                    f"for {self.below[name]} evaluations"
+                    f"evaluation {name}: gold, or the reward where there is none, has been more than {entry.drop:g} below its "
+                    f"best, {self.best[name]:.4g}, for {self.below[name]} evaluations"
                 )
         return ""
 

@@ -67,6 +67,7 @@ def pairs(c):
         (Rules(soft="sigmoid"), 2.0, (1 / (1 + np.exp(-2)), 0)),
         (Rules(soft="votes"), 2.0, (0.75, 0)),
         (Rules(margin=0.5, flipped=-1.0), -2.0, (0, -1)),  # as (j, i): target 1 and margin +1
+        (Rules(smooth=0.1, below=3.0, flipped=-1.0), -2.0, (0, 0)),  # what is flipped is no suspect any more
     ],
 )
 def test_what_strengths_are_used_for(rules, strength, wanted):
@@ -84,6 +85,8 @@ def test_the_weakest_are_flipped_or_left_out_where_they_are_suspect():
     assert [c.id for c in kept if c.ranks == (1, 0)] == ["r5"]  # the weakest but the one that is gone
     assert [c.ranks for c in by_strength(Rules(flip=1.0), found, "f")[0]].count((1, 0)) == 3  # only suspects
     assert [c.ranks for c in by_strength(Rules(flip=0.5, below=1.5), found, "f")[0]].count((1, 0)) == 5
+    equal, _ = by_strength(Rules(flip=0.1, filter=0.1), [*found, record(7, 10)], "f")
+    assert [c.id for c in equal if c.ranks == (1, 0)] == ["r5"]  # of those that the filter leaves
     again = Again(found, np.arange(10), lambda c: c)
     lazy, gone = by_strength(Rules(flip=0.2, filter=0.1), again, "f")
     assert gone == 1 and list(lazy) == kept
@@ -113,6 +116,10 @@ def test_all_ties_and_rules_that_leave_nothing():
         ValueError, match="config.strength.soft is 'votes', which gives every target, and strength.smooth"
     ):
         check(Rules(soft="votes", smooth=0.1))
+    with pytest.raises(
+        ValueError, match="strength.soft is 'sigmoid', which gives every target, and strength.flip is 0.1"
+    ):
+        check(Rules(soft="sigmoid", flip=0.1))
 
 
 def test_strengths_of_another_data_set():
@@ -125,6 +132,11 @@ def test_strengths_of_another_data_set():
     other = dataclasses.replace(record(2, 1), outputs=("else", "bad"))
     with pytest.raises(ValueError, match="1 of 2 records"):
         carried([record(1, 0), other], plain, "run")
+    without = [dataclasses.replace(record(x), id="", prompt=prompt) for x, prompt in ((5, "q1"), (-5, "q2"))]
+    found = carried(without, [dataclasses.replace(c, columns={}) for c in without], "run")
+    assert [strength_of(c, IN_SAMPLE) for c in found] == [5, -5]
+    with pytest.raises(ValueError, match="run has record r0 twice, with two strengths; keep one of them"):
+        carried([record(1, 0), record(2, 0)], plain[:1], "run")
 
 
 def test_from_a_file(tmp_path):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -89,7 +90,7 @@ def test_votes_become_soft_labels_of_the_trainer():
     strength = strengths(rounds, PROMPTS, Rules(strength="votes", scale=2.0), None)
     assert strength == [pytest.approx(2 * 0.5)]
     (record,), dropped = labeled([PAIR], rounds, strength, Rules())
-    assert not dropped and record.votes == ((1, 0), (1, 0), (1, 0), (0, 1)) and record.ranks == (0.0, 1.0)
+    assert not dropped and sorted(record.votes) == [(0, 1), (1, 0), (1, 0), (1, 0)] and record.ranks == (0.0, 1.0)
     by_votes = Order("votes").apply(record).columns["pair_target"]
     assert by_votes == record.columns["pair_target"] == ((-1.0, 0.75), (0.25, -1.0))
     assert Order("targets").apply(record).columns["pair_margin"] == ((0.0, strength[0]), (-strength[0], 0.0))
@@ -123,6 +124,8 @@ def test_strengths_by_probabilities():
         (("first", Unread("no verdict")), "an order without a readable decision"),
         (("first", "second"), "as many votes for each answer"),
         (("equal", "equal"), "as many votes for each answer"),
+        (("first", "second", "first"), "as many votes for each answer"),  # a judge of places
+        (("first", "second", Unread("no verdict"), "second"), "as many votes for each answer"),
     ],
 )
 def test_what_gets_no_label_is_counted(votes, reason):
@@ -142,6 +145,11 @@ def options(tmp_path):
     rows = [{"id": f"r{i}", "prompt": f"prompt {i}", "chosen": "good", "rejected": "bad"} for i in range(6)]
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return Options(MODEL, str(tmp_path / "data.jsonl"), tmp_path / "out.jsonl", Rules(strength="votes"))
+
+
+def test_the_data_are_not_overwritten(options):
+    with pytest.raises(OSError, match="data.jsonl would be overwritten; name another --out"):
+        annotate(dataclasses.replace(options, out=Path(options.data)))
 
 
 def test_the_command_writes_records_and_a_report(options, monkeypatch):

@@ -157,6 +157,8 @@ def test_scores_of_two():
         ({"ensemble.members": 2}, "goes with ensemble.members=1 and gradient.name=plain only"),
         ({"crm.estimate": True}, "config.crm.estimate needs the margins of a window; set config.crm.window to 8"),
         ({"crm.noise": 0.6}, "config.crm.noise is 0.6; it must be from 0 to 0.5"),
+        ({"loss.name": "davidson"}, "config.loss.name is 'davidson', and crm.review compares ordered pairs only"),
+        ({"loss.name": "regression"}, "config.loss.name is 'regression', and crm.review compares ordered pairs only"),
         ({"crm.review": "mine"}, "config.crm.review is 'mine'; choose '', peer, self, random or none"),
     ],
 )

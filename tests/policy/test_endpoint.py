@@ -135,6 +135,12 @@ def test_a_server_that_does_not_draw_is_told_of(temperature, is_said, caplog):
     assert "the server may not draw" not in caplog.text
 
 
+@pytest.mark.parametrize("key", ["temperature", "max_tokens", "n"])
+def test_a_further_key_that_has_a_field_of_its_own_is_refused(key):
+    with pytest.raises(ValueError, match=f"more has {key}, which the request has already; remove it"):
+        endpoint("http://127.0.0.1:1", more={key: 1})
+
+
 def test_more_answers_than_asked_for_are_left():
     assert asked_once(chat("a", "b", "c"), samples=2)[0].records[0].outputs == ("a", "b")
 

@@ -39,7 +39,8 @@ def test_what_has_no_reward_is_dropped_with_its_reason_and_found_again():
     assert [c.outputs for c in kept.records] == [("a", "ccc"), ("",)] and kept.places == [0, 3]
     assert [c.columns["rewards"] for c in kept.records] == [(1.0, 3.0), (0.0,)]
     assert [len(c.columns["token_ids"]) for c in kept.records] == [2, 1]
-    assert kept.failed[0] == [{"output": "bad", "reason": "hangs"}] and list(kept.failed) == [0, 1]
+    assert kept.failed[0] == [{"output": "bad", "reason": "hangs"}] and list(kept.failed) == [0, 2, 3]
+    assert [each["reason"] for each in kept.failed[2]] == ["hangs", "not finite"]  # of a prompt that is left out
     assert kept.dropped == Counter({"prompt too long": 3, "hangs": 2, "not finite": 2, "records without a reward": 1})
 
 

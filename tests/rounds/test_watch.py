@@ -40,7 +40,7 @@ def test_it_recalls_what_was_written():
     recalled.recall([{"step": 3, "train/loss": 1.0}, *lines[:6]])
     assert (recalled.best, recalled.below) == (seen.best, seen.below) and not recalled.stop
     recalled.recall(lines[6:7])
-    assert "gold reward is below its best, 0.5, by more than 0.1 for 2 evaluations" in recalled.stop
+    assert "more than 0.1 below its best, 0.5, for 2 evaluations" in recalled.stop
 
 
 def test_without_gold_it_looks_at_the_reward_and_at_its_own_evaluations_only():
