@@ -21,7 +21,7 @@ from rmjax.judges.generators import Named
 from rmjax.judges.judge import position
 from rmjax.judges.kinds import Place, Reading
 from rmjax.judges.replies import Replies
-from rmjax.judges.self_reference import Likelihood, Prompts, Round, Rules, labeled, rounds_of, strengths
+from rmjax.judges.self_reference import Likelihood, Prompts, Round, Rules, labeled, rounds_of, strengths, votes_of
 from rmjax.policy.local import LocalGenerator
 
 
