@@ -267,7 +267,7 @@ def labeled(
 
 def votes_of(of_record: Sequence[Round]) -> tuple[tuple[float, float], ...]:
     """As many readable votes of one order as of the other, the first ones of each; otherwise who prefers a place would seem to
-    prefer an answer. None where an order has none."""
+    prefer an answer. Empty where an order has none."""
     by_order: list[list[tuple[float, float]]] = [[], []]
     for one in of_record:
         if isinstance(one.vote, str):
